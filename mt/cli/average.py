@@ -1,0 +1,29 @@
+"""`mt average`: one model out of several checkpoints of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt average`."""
+    app.command()(average)
+
+
+def average(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new model folder.", show_default=False)],
+    last: Annotated[int | None, typer.Option(min=1, help="Average the last N checkpoints.")] = None,
+    best: Annotated[int | None, typer.Option(min=1, help="Average the best N checkpoints.")] = None,
+) -> None:
+    """Average the weights of the last or best N checkpoints into a model folder."""
+    from mt.errors import ConfigError
+
+    if (last is None) == (best is None):
+        raise ConfigError("give either --last N or --best N")
+    from mt.checkpoint import average_checkpoints, run_checkpoints
+
+    folders = run_checkpoints(run, last, best)
+    average_checkpoints(folders, output)
+    typer.echo(f"{output}: the mean of {', '.join(folder.name for folder in folders)}")

@@ -1,0 +1,24 @@
+"""`mt train`: from a configuration to a trained model; the same command goes on where it stopped."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt train`."""
+    app.command()(train)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False)] = None,
+) -> None:
+    """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
+    from mt.config import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mt.train.run import train as run
+
+    run(loaded)

@@ -1,0 +1,339 @@
+"""Every option of `mt`, typed, with its unit, its default and where the default comes from. Imports no torch.
+
+The file format, overrides, presets and error messages are `load.py`'s; this module only says what is allowed.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and values of another type are mistakes; nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class CorpusConfig(Section):
+    """One parallel corpus: two text files (`src`, `tgt`; `.gz` by name), or a `dataset` for `datasets.load_dataset`."""
+
+    name: str | None = Field(
+        default=None, description="Name in tables and reports (default: the file or dataset name).",
+    )
+    src: str | None = Field(
+        default=None, description="Source text, one sentence a line; plain or .gz. Relative to the working directory.",
+    )
+    tgt: str | None = Field(default=None, description="Target text; line N translates line N of `src`.")
+    dataset: str | None = Field(
+        default=None, description="Hub name or local folder, as `datasets.load_dataset` takes it.",
+    )
+    subset: str | None = Field(default=None, description="Configuration name of the dataset.")
+    split: str = Field(default="train", description="Split of the dataset.")
+    src_column: str | None = Field(
+        default=None,
+        description="Column with the source text; `translation.de` reaches into a column of dictionaries.",
+    )
+    tgt_column: str | None = Field(default=None, description="Column with the target text.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "CorpusConfig":
+        if self.dataset is None and (self.src is None or self.tgt is None):
+            raise ValueError(
+                "a corpus needs `src` and `tgt` (two text files) or `dataset`, `src_column` and `tgt_column`"
+            )
+        if self.dataset is not None and (self.src is not None or self.tgt is not None):
+            raise ValueError("a corpus is either text files (`src`, `tgt`) or a `dataset`, not both")
+        if self.dataset is not None and (self.src_column is None or self.tgt_column is None):
+            raise ValueError("a `dataset` needs `src_column` and `tgt_column`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What messages and tables call this corpus."""
+        if self.name is not None:
+            return self.name
+        return f"{self.dataset}:{self.split}" if self.dataset is not None else f"{self.src}"
+
+
+class FilterConfig(Section):
+    """Training pairs left out, each kind counted and shown. Validation and test text is never filtered."""
+
+    max_bytes: int = Field(default=16_384, ge=1, description="Drop a pair with a side of more bytes than this (UTF-8).")
+    max_len: int = Field(
+        default=256, ge=1, description="Drop a pair with a side of more subwords than this, end of sentence included.",
+    )
+    max_ratio: float | None = Field(
+        default=None, ge=1,
+        description="Drop a pair whose longer side has more than this many times the subwords of the other (1.5 in "
+        "fairseq's IWSLT14 recipe; null: keep all).",
+    )
+
+
+class DataConfig(Section):
+    """Where the text is and what happens to text that is not as it should be."""
+
+    src_lang: str | None = Field(default=None, description="Source language code; carried into the model folder.")
+    tgt_lang: str | None = Field(default=None, description="Target language code.")
+    train: list[CorpusConfig] = Field(default_factory=list, description="Training corpora, one after the other.")
+    valid: list[CorpusConfig] = Field(default_factory=list, description="Validation corpora, scored together.")
+    test: list[CorpusConfig] = Field(default_factory=list, description="Test sets of `mt evaluate`, scored one by one.")
+    on_invalid_utf8: Literal["error", "replace", "skip"] = Field(
+        default="error",
+        description="A line that is not UTF-8: stop, put U+FFFD in its place, or skip the pair; counted.",
+    )
+    on_one_sided_empty: Literal["error", "skip"] = Field(
+        default="error",
+        description="A training line empty on one side only: stop, or skip the pair; counted. Pairs empty on both "
+        "sides are always skipped and counted.",
+    )
+    filters: FilterConfig = Field(default_factory=FilterConfig)
+
+
+class TokenizerConfig(Section):
+    """SentencePiece, trained in the run unless `src_model` and `tgt_model` name trained ones."""
+
+    model_type: Literal["unigram", "bpe"] = Field(
+        default="unigram", description="Subword algorithm (Kudo 2018; Sennrich et al. 2016).",
+    )
+    vocab_size: int = Field(
+        default=8000, ge=8, description="Pieces, special ones included; per side where `joint` is false.",
+    )
+    joint: bool = Field(default=True, description="One model for both languages.")
+    src_model: str | None = Field(default=None, description="A trained SentencePiece model for the source.")
+    tgt_model: str | None = Field(
+        default=None,
+        description="A trained SentencePiece model for the target; the same file as `src_model` makes the vocabulary "
+        "joint.",
+    )
+    character_coverage: float = Field(
+        default=1.0, gt=0.9, le=1.0,
+        description="Share of characters that get pieces of their own; 0.9995 for Chinese or Japanese "
+        "(SentencePiece's advice).",
+    )
+    byte_fallback: bool = Field(
+        default=True, description="Spell characters without a piece in bytes, so that nothing is unknown.",
+    )
+    max_line_bytes: int = Field(
+        default=4192, ge=16,
+        description="Lines of more bytes are left out of the tokenizer's training, and counted (SentencePiece's own "
+        "default).",
+    )
+    max_lines: int = Field(
+        default=2_000_000, ge=1,
+        description="Lines a side that the tokenizer is trained on, spread evenly over the corpora.",
+    )
+    num_threads: int = Field(
+        default=4, ge=1,
+        description="Threads of SentencePiece's trainer. Part of the result: another number gives another model.",
+    )
+
+    @model_validator(mode="after")
+    def _both_models(self) -> "TokenizerConfig":
+        if (self.src_model is None) != (self.tgt_model is None):
+            raise ValueError("`src_model` and `tgt_model` go together (the same file twice for a joint vocabulary)")
+        return self
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether both sides use the same ids."""
+        return self.src_model == self.tgt_model if self.src_model is not None else self.joint
+
+
+class ModelConfig(Section):
+    """The Transformer (Vaswani et al. 2017). Defaults are the paper's base model."""
+
+    preset: Literal["tiny", "small", "base", "big"] | None = Field(
+        default=None, description="Sizes to start from; keys set beside it win.",
+    )
+    d_model: int = Field(default=512, ge=2, description="Width of embeddings and layers.")
+    d_ff: int = Field(default=2048, ge=1, description="Inner width of the feed-forward blocks.")
+    num_heads: int = Field(default=8, ge=1, description="Attention heads; divides d_model.")
+    encoder_layers: int = Field(default=6, ge=1, description="Layers of the encoder.")
+    decoder_layers: int = Field(default=6, ge=1, description="Layers of the decoder.")
+    norm: Literal["pre", "post"] = Field(
+        default="post",
+        description="Layer norm before each block (stable to train, Xiong et al. 2020) or after the residual sum (the "
+        "paper).",
+    )
+    activation: Literal["relu", "gelu", "silu"] = Field(default="relu", description="Of the feed-forward blocks.")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="On the output of each block, before the residual sum.")
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights.")
+    activation_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="After the activation of the feed-forward blocks.",
+    )
+    embedding_dropout: float | None = Field(
+        default=None, ge=0, lt=1,
+        description="On the sum of embeddings and positions (default: as `dropout`, as in the paper).",
+    )
+    tie_embeddings: Literal["all", "decoder", "none"] = Field(
+        default="all",
+        description="Share source, target and output matrices (Press and Wolf 2017), target and output only, or none. "
+        "`all` needs a joint vocabulary.",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ModelConfig":
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads: {self.num_heads} does not divide d_model {self.d_model}")
+        if self.d_model % 2:
+            raise ValueError(f"d_model: {self.d_model} is odd; sinusoidal positions need an even width")
+        return self
+
+
+class BatchingConfig(Section):
+    """How pairs become micro-batches: token buckets of similar length."""
+
+    max_tokens: int = Field(
+        default=4096, ge=1,
+        description="Rows x longest side (end of sentence included) of a micro-batch; padding counts.",
+    )
+    block_size: int = Field(
+        default=131_072, ge=1,
+        description="Pairs shuffled and sorted by length together; bounds memory and the cost of a resume.",
+    )
+    prefetch: int = Field(default=4, ge=1, description="Updates prepared ahead by a background thread.")
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=5e-4, gt=0, description="Peak learning rate (5e-4: fairseq's IWSLT14 recipe).")
+    betas: list[float] = Field(
+        default=[0.9, 0.98], min_length=2, max_length=2, description="Adam's decay rates (Vaswani et al. 2017).",
+    )
+    eps: float = Field(default=1e-9, gt=0, description="Adam's epsilon (Vaswani et al. 2017).")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices only.")
+    schedule: Literal["inverse_sqrt", "constant"] = Field(
+        default="inverse_sqrt", description="After the warm-up: lr x sqrt(warmup_steps / step), or lr.",
+    )
+    warmup_steps: int = Field(
+        default=4000, ge=0, description="Updates over which the learning rate rises linearly from 0 to `lr`.",
+    )
+    clip_norm: float = Field(default=1.0, ge=0, description="Largest norm of all gradients together; 0 clips nothing.")
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> "OptimConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: {self.betas} are not in [0, 1)")
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop: how long, how large an update, how often what."""
+
+    max_steps: int | None = Field(default=100_000, ge=1, description="Stop after this many updates.")
+    max_epochs: int | None = Field(default=None, ge=1, description="Stop after this many passes over the data.")
+    patience: int | None = Field(
+        default=None, ge=1, description="Stop after this many validations without a better `metric`.",
+    )
+    metric: Literal["bleu", "chrf", "loss"] = Field(
+        default="bleu", description="What makes a checkpoint the best, and what patience watches.",
+    )
+    label_smoothing: float = Field(
+        default=0.1, ge=0, lt=1,
+        description="Mass spread over the vocabulary (Szegedy et al. 2016; 0.1 in Vaswani et al. 2017).",
+    )
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="Decay of the moving average of the weights, which validation, checkpoints and translation then "
+        "use; 0 is off. The first updates use min(decay, (1 + step) / (10 + step)).",
+    )
+    grad_accum_steps: int = Field(default=1, ge=1, description="Micro-batches an update.")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="Target tokens an update, at most; sets the number of micro-batches by itself.",
+    )
+    log_every: int = Field(default=50, ge=1, description="Updates between log lines.")
+    valid_every: int = Field(default=1000, ge=1, description="Updates between validations.")
+    save_every: int = Field(default=1000, ge=1, description="Updates between checkpoints. A new best is saved at once.")
+    keep_last: int = Field(default=2, ge=1, description="Newest checkpoints kept.")
+    keep_best: int = Field(default=1, ge=0, description="Best checkpoints kept besides.")
+
+    @model_validator(mode="after")
+    def _one_update_size(self) -> "TrainConfig":
+        if self.batch_tokens is not None and self.grad_accum_steps != 1:
+            raise ValueError("`batch_tokens` derives the number of micro-batches; leave `grad_accum_steps` out")
+        if self.max_steps is None and self.max_epochs is None and self.patience is None:
+            raise ValueError("nothing would end this run: set `max_steps`, `max_epochs` or `patience`")
+        return self
+
+
+class ValidConfig(Section):
+    """Validation in training, by the same search and scorer as `mt translate` and `mt evaluate`."""
+
+    max_sentences: int = Field(
+        default=500, ge=1,
+        description="Sentences translated for BLEU and chrF: the first of the validation text. The loss is over all "
+        "of it.",
+    )
+    beam_size: int = Field(default=1, ge=1, description="Beam of these translations; 1 is greedy search.")
+    samples: int = Field(default=3, ge=0, description="Translations shown in the log.")
+
+
+class DecodeConfig(Section):
+    """The search and its limits; the defaults of `mt translate` and `mt evaluate`, carried in the model folder."""
+
+    beam_size: int = Field(default=5, ge=1, description="Hypotheses kept a sentence; 1 is greedy search.")
+    nbest: int = Field(default=1, ge=1, description="Translations a line; at most `beam_size`.")
+    length_penalty: float = Field(
+        default=1.0, ge=0,
+        description="a in score = log-probability / length**a, end of sentence counted (as in fairseq, Marian and "
+        "CTranslate2).",
+    )
+    max_len_a: float = Field(
+        default=1.2, ge=0, description="A translation has at most max_len_a x source subwords + max_len_b subwords.",
+    )
+    max_len_b: int = Field(default=10, ge=1, description="See `max_len_a`.")
+    batch_size: int = Field(default=64, ge=1, description="Sentences a batch, at most.")
+    max_tokens: int = Field(default=8192, ge=1, description="Source tokens a batch, padding counted, at most.")
+    max_src_len: int = Field(
+        default=512, ge=8,
+        description="Longer source lines (in subwords) are split, translated in parts and joined; each is reported.",
+    )
+
+    @model_validator(mode="after")
+    def _nbest_fits(self) -> "DecodeConfig":
+        if self.nbest > self.beam_size:
+            raise ValueError(f"nbest: {self.nbest} is more than beam_size {self.beam_size}")
+        return self
+
+
+class Config(Section):
+    """A whole run. A YAML file holds only what differs from these defaults."""
+
+    run_dir: str | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
+    cache_dir: str = Field(
+        default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.",
+    )
+    seed: int = Field(default=1, ge=0, lt=2**31, description="Of initial weights, order and dropout.")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Of matrix products; auto: bf16 where the hardware has it. Weights and optimizer stay in fp32.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads (default: all cores this process may use).",
+    )
+    data: DataConfig = Field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    batching: BatchingConfig = Field(default_factory=BatchingConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    valid: ValidConfig = Field(default_factory=ValidConfig)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig)
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> "Config":
+        if self.model.tie_embeddings == "all" and not self.tokenizer.shares_vocabulary:
+            raise ValueError(
+                "model.tie_embeddings: `all` needs a joint vocabulary; use `decoder`, or tokenizer.joint, "
+                "or one model as tokenizer.src_model and tokenizer.tgt_model"
+            )
+        if self.data.filters.max_len > self.batching.max_tokens:
+            raise ValueError(
+                f"batching.max_tokens: {self.batching.max_tokens} is below "
+                f"data.filters.max_len {self.data.filters.max_len}: one sentence may not fit a batch"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""From text to batches: corpora, filters, tokenizer, token cache, loader."""

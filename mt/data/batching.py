@@ -1,0 +1,81 @@
+"""Micro-batches: cutting length-sorted pairs into token buckets, and padding one bucket into tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+IntArray = npt.NDArray[np.int64]
+IdSequence = Sequence[int] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, padded on the right."""
+
+    src: Tensor       # [batch, src_len] ids, end of sentence last
+    src_mask: Tensor  # [batch, src_len] True where a source token stands
+    tgt_in: Tensor    # [batch, tgt_len] beginning of sentence first
+    tgt_out: Tensor   # [batch, tgt_len] end of sentence last; padding is `PAD_ID`
+    num_tokens: int   # target tokens, end of sentence included, padding not
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device; itself where it is there already."""
+        if device.type == self.src.device.type == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "num_tokens"}
+        return Batch(**moved, num_tokens=self.num_tokens)
+
+
+def collate(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> Batch:
+    """Pad pairs of ids (without special ids) into a `Batch`."""
+    src = pad_rows([src for src, _ in pairs], suffix=EOS_ID)
+    targets = [tgt for _, tgt in pairs]
+    return Batch(
+        src=src,
+        src_mask=src != PAD_ID,
+        tgt_in=pad_rows(targets, prefix=BOS_ID),
+        tgt_out=pad_rows(targets, suffix=EOS_ID),
+        num_tokens=sum(len(tgt) + 1 for tgt in targets),
+    )
+
+
+def pad_rows(rows: Sequence[IdSequence], prefix: int | None = None, suffix: int | None = None) -> Tensor:
+    """Rows of ids [batch, longest row], with an id before or after each, padded on the right."""
+    before, after = int(prefix is not None), int(suffix is not None)
+    padded = np.full((len(rows), max(map(len, rows)) + before + after), PAD_ID, np.int64)
+    for out, row in zip(padded, rows, strict=True):
+        end = before + len(row)
+        out[before:end] = row
+        if prefix is not None:
+            out[0] = prefix
+        if suffix is not None:
+            out[end] = suffix
+    return torch.from_numpy(padded)
+
+
+def token_buckets(src_lens: IntArray, tgt_lens: IntArray, max_tokens: int, tie_break: IntArray | None = None) -> list[IntArray]:
+    """Cut pairs into buckets of similar length with at most `max_tokens` = rows x longest side in each (a single row may have more).
+
+    Lengths count the end of sentence. Pairs are sorted by target, then source length, then `tie_break`; a bucket holds their positions.
+    Source lengths rise within one target length and fall within the next, so that a bucket across the two does not mix short and long.
+    """
+    ties = np.arange(len(src_lens)) if tie_break is None else tie_break
+    order = np.lexsort((ties, np.where(tgt_lens % 2, -src_lens, src_lens), tgt_lens))
+    longest = np.maximum(src_lens, tgt_lens)[order]
+    buckets, start, width = [], 0, 0
+    for end, length in enumerate(longest.tolist()):
+        width_with = max(width, length)
+        if end > start and width_with * (end - start + 1) > max_tokens:
+            buckets.append(order[start:end])
+            start, width_with = end, length
+        width = width_with
+    if start < len(order):
+        buckets.append(order[start:])
+    return buckets

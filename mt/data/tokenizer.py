@@ -1,0 +1,173 @@
+"""SentencePiece, one model for both sides or one per side: training with reproducible bytes, ids, and the folder it travels in.
+
+Special ids are the same in every model: padding 0, unknown 1, beginning 2, end of sentence 3.
+"""
+
+import io
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+
+from mt.config import TokenizerConfig
+from mt.errors import CheckpointError, ConfigError, DataError
+from mt.files import sha256_file
+
+logger = logging.getLogger(__name__)
+
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
+
+
+class Tokenizer:
+    """Text to ids and back, each side by its own model (the same one where the vocabulary is joint)."""
+
+    def __init__(self, src_model: Path, tgt_model: Path) -> None:
+        self.src_model, self.tgt_model = src_model, tgt_model
+        self._src = _load_model(src_model)
+        self._tgt = self._src if src_model == tgt_model else _load_model(tgt_model)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Open a tokenizer folder. Raises `CheckpointError` where a file is missing or is no SentencePiece model."""
+        joint = folder / JOINT_FILE
+        return cls(joint, joint) if joint.exists() else cls(folder / SRC_FILE, folder / TGT_FILE)
+
+    def save(self, folder: Path) -> None:
+        """Write the models into a folder that `load` opens."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.is_joint:
+            shutil.copyfile(self.src_model, folder / JOINT_FILE)
+        else:
+            shutil.copyfile(self.src_model, folder / SRC_FILE)
+            shutil.copyfile(self.tgt_model, folder / TGT_FILE)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether both sides share one model, and so their ids."""
+        return self._src is self._tgt
+
+    @property
+    def src_vocab_size(self) -> int:
+        """Number of source ids."""
+        return int(self._src.get_piece_size())
+
+    @property
+    def tgt_vocab_size(self) -> int:
+        """Number of target ids."""
+        return int(self._tgt.get_piece_size())
+
+    @cached_property
+    def hash(self) -> str:
+        """Names the models by their bytes."""
+        return f"{sha256_file(self.src_model)[:16]}-{sha256_file(self.tgt_model)[:16]}"
+
+    def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
+        """Source ids of each line, without an end of sentence."""
+        return list(self._src.encode(list(lines)))
+
+    def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
+        """Target ids of each line, without an end of sentence."""
+        return list(self._tgt.encode(list(lines)))
+
+    def decode_tgt(self, ids: Sequence[int]) -> str:
+        """The text of target ids, on one line; special ids give nothing."""
+        text = str(self._tgt.decode([i for i in ids if i not in (PAD_ID, BOS_ID, EOS_ID)]))
+        return text.replace("\n", " ").replace("\r", " ")  # byte pieces can spell a newline
+
+    def starts_word(self, src_id: int) -> bool:
+        """Whether a source piece begins a word, so that a line may be split before it."""
+        return str(self._src.id_to_piece(src_id)).startswith("\u2581")
+
+
+def _load_model(path: Path) -> sentencepiece.SentencePieceProcessor:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such SentencePiece model")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
+
+
+def open_trained(config: TokenizerConfig) -> Tokenizer:
+    """The models that the configuration names. Raises `ConfigError` where they lack our special ids."""
+    assert config.src_model is not None
+    assert config.tgt_model is not None
+    tokenizer = Tokenizer(Path(config.src_model), Path(config.tgt_model))
+    for path, model in ((config.src_model, tokenizer._src), (config.tgt_model, tokenizer._tgt)):
+        ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
+        if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
+            raise ConfigError(
+                f"{path}: pad, unk, bos, eos are {ids}, not {(PAD_ID, UNK_ID, BOS_ID, EOS_ID)}; "
+                "train it with --pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3, or let mt train it"
+            )
+    return tokenizer
+
+
+def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path) -> None:
+    """Train the models that `config` describes on pairs of text and write them into `folder`.
+
+    `lines` opens the text anew at each call. The same text and configuration give the same bytes on every machine: the text goes in
+    through an iterator, because a model file stores the paths it was trained from, and the number of threads is part of `config`.
+    Raises `DataError` for text that cannot give the vocabulary asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.joint:
+        (folder / JOINT_FILE).write_bytes(_train((side for pair in lines() for side in pair), config))
+    else:
+        (folder / SRC_FILE).write_bytes(_train((src for src, _ in lines()), config))
+        (folder / TGT_FILE).write_bytes(_train((tgt for _, tgt in lines()), config))
+
+
+def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_short_lines(text, config.max_line_bytes),
+            model_writer=model,
+            model_type=config.model_type,
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            max_sentence_length=config.max_line_bytes,
+            num_threads=config.num_threads,
+            pad_id=PAD_ID,
+            unk_id=UNK_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            train_extremely_large_corpus=False,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise DataError(_explain(str(error), config)) from error
+    return model.getvalue()
+
+
+def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:
+    too_long = 0
+    for line in text:
+        if len(line.encode()) > max_bytes:
+            too_long += 1
+        else:
+            yield line
+    if too_long:
+        logger.warning("tokenizer: %d lines of more than %d bytes left out of its training (tokenizer.max_line_bytes)", too_long, max_bytes)
+
+
+def _explain(error: str, config: TokenizerConfig) -> str:
+    """SentencePiece's complaint in terms of our options."""
+    asked = f"tokenizer.vocab_size: {config.vocab_size}"
+    if limit := re.search(r"value <= (\d+)", error):
+        return f"{asked} is more than this text can give; at most {limit[1]}"
+    if required := re.search(r"(\d+) vs (\d+)", error):
+        return (
+            f"{asked} is too small: the characters of this text and the special pieces alone need {required[2]} "
+            "(or lower tokenizer.character_coverage)"
+        )
+    if "!sentences_.empty()" in error:
+        return "the tokenizer has no text to be trained on"
+    return f"SentencePiece cannot train this tokenizer: {error}"

@@ -1,0 +1,1 @@
+"""From a model to translations: the search over its decoder state, and text in, text out."""

@@ -1,0 +1,75 @@
+"""Where and how precisely to compute: device, precision of matrix products, threads, and the memory allocator of the CPU."""
+
+import ctypes
+import logging
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mt.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the type of its matrix products; weights stay in fp32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the model runs."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
+
+
+def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
+    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16), and set the CPU threads.
+
+    Raises `ConfigError` for a GPU that is not there. bf16 on hardware without it is kept, slow as it is, with a warning.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)")
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    native = has_native_bf16(chosen)
+    if precision == "bf16" and not native:
+        logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
+    bf16 = precision == "bf16" or (precision == "auto" and native)
+    return Compute(chosen, torch.bfloat16 if bf16 else torch.float32)
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
+
+
+def keep_freed_memory() -> None:
+    """Stop glibc from giving large tensors back to the system after each use, which costs a page fault a page when they return.
+
+    Up to 1 GiB of freed memory at the end of the heap is kept.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 1 << 30)

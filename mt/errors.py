@@ -1,0 +1,41 @@
+"""What a user can fix: each error says where, what was found and what to do, and knows its exit code."""
+
+
+class MTError(Exception):
+    """Base of all errors shown to a user without a traceback; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class ConfigError(MTError):
+    """A mistake in a YAML file, an override, or a combination of options."""
+
+    exit_code = 2
+
+
+class DataError(MTError):
+    """Text that cannot be read, does not match its other side, or does not suffice."""
+
+    exit_code = 2
+
+
+class CheckpointError(MTError):
+    """A model folder or checkpoint that is missing, damaged or of another kind."""
+
+
+class ExportError(MTError):
+    """A model that a target format cannot express."""
+
+
+class DivergedError(MTError):
+    """Training left the numbers: the loss or the gradients are no longer finite."""
+
+    exit_code = 3
+
+
+class Interrupted(MTError):
+    """A signal asked the run to stop; 130 after SIGINT, 143 after SIGTERM, with everything saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""The Transformer encoder-decoder, its parts, and the state of its decoder."""

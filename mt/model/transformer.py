@@ -1,0 +1,194 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017), with layer norm before or after each block.
+
+What is unusual here: parameter names are those that fairseq and Hugging Face's Marian share, so an export is nearly a copy; positions are
+Marian's sinusoids; the output projection has no bias and stands apart from `forward`, so that the loss can fuse it.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mt.config import ModelConfig
+from mt.model.attention import KVCache, MultiHeadAttention
+from mt.model.layers import ACTIVATIONS, Dropout, Embedding
+from mt.model.state import DecoderState
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers share: self-attention at the start, the feed-forward block at the end, dropout, norms."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        self.self_attn = MultiHeadAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = nn.Linear(config.d_model, config.d_ff)
+        self.fc2 = nn.Linear(config.d_ff, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
+
+    def residual(self, x: Tensor, norm: nn.LayerNorm, block: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + dropout(block(x)), with the layer norm before the block or after the sum."""
+        if self.pre_norm:
+            return x + self.dropout(block(norm(x)))
+        return norm(x + self.dropout(block(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two linear layers with an activation between them (section 3.3 of the paper)."""
+        return self.fc2(self.activation_dropout(self.activation(self.fc1(x))))
+
+
+class EncoderLayer(Layer):
+    """Self-attention, then feed-forward."""
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x [batch, src_len, d_model]; `mask` True where attention is allowed."""
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, mask))
+        return self.residual(x, self.final_layer_norm, self.feed_forward)
+
+
+class DecoderLayer(Layer):
+    """Masked self-attention, attention to the source, then feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder_attn = MultiHeadAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x: Tensor, memory: Tensor, causal_mask: Tensor, src_mask: Tensor | None) -> Tensor:
+        """x [batch, tgt_len, d_model] over `memory` [batch, src_len, d_model]."""
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, causal_mask))
+        return self._to_source(x, self.encoder_attn.project(memory), src_mask)
+
+    def step(self, x: Tensor, cache: KVCache, memory: KVCache, src_mask: Tensor | None) -> Tensor:
+        """One position of every row: x [rows, 1, d_model], appended to `cache`; `memory` is per sentence."""
+
+        def attend(y: Tensor) -> Tensor:
+            new = self.self_attn.project(y)
+            cache.append(new.keys, new.values)
+            return self.self_attn.attend(y, cache)
+
+        x = self.residual(x, self.self_attn_layer_norm, attend)
+        # A sentence's rows attend together as the positions of one query, so its keys and values need no copies.
+        grouped = x.reshape(len(memory.keys), -1, x.shape[-1])  # [sentences, beam_size, d_model]
+        return self._to_source(grouped, memory, src_mask).reshape(x.shape)
+
+    def _to_source(self, x: Tensor, memory: KVCache, src_mask: Tensor | None) -> Tensor:
+        x = self.residual(x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn.attend(y, memory, src_mask))
+        return self.residual(x, self.final_layer_norm, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """Embeddings, then a stack of encoder layers."""
+
+    def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
+        super().__init__()
+        self.embed_tokens = embedding
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
+
+    def forward(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+        """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
+        x = self.embed_tokens(src)
+        for layer in self.layers:
+            x = layer(x, attention_mask(src_mask))
+        return self.layer_norm(x)
+
+
+class Decoder(nn.Module):
+    """Embeddings, then a stack of decoder layers."""
+
+    def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
+        super().__init__()
+        self.embed_tokens = embedding
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
+
+    def forward(self, tgt_in: Tensor, memory: Tensor, src_mask: Tensor | None) -> Tensor:
+        """Hidden states [batch, tgt_len, d_model] of ids `tgt_in` [batch, tgt_len]."""
+        x = self.embed_tokens(tgt_in)
+        # Targets are padded on the right, so a real position never sees padding behind this mask.
+        causal_mask = torch.ones(tgt_in.shape[1], tgt_in.shape[1], dtype=torch.bool, device=tgt_in.device).tril()
+        for layer in self.layers:
+            x = layer(x, memory, causal_mask, attention_mask(src_mask))
+        return self.layer_norm(x)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Hidden states [rows, d_model] after one token [rows] for each row; `state` moves on."""
+        x = self.embed_tokens(tokens[:, None], state.positions[:, None])
+        for layer, cache, memory in zip(self.layers, state.self_attn, state.cross_attn, strict=True):
+            x = layer.step(x, cache, memory, attention_mask(state.src_mask))  # type: ignore[operator]
+        state.positions = state.positions + 1
+        return self.layer_norm(x[:, 0])
+
+
+class Transformer(nn.Module):
+    """Encoder, decoder and output projection."""
+
+    def __init__(self, config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
+        super().__init__()
+        if config.tie_embeddings == "all" and src_vocab_size != tgt_vocab_size:
+            raise ValueError("tie_embeddings `all` needs one vocabulary for both sides")
+        dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        src_embedding = Embedding(src_vocab_size, config.d_model, dropout)
+        tgt_embedding = src_embedding if config.tie_embeddings == "all" else Embedding(tgt_vocab_size, config.d_model, dropout)
+        self.config = config
+        self.encoder = Encoder(config, src_embedding)
+        self.decoder = Decoder(config, tgt_embedding)
+        own_output = config.tie_embeddings == "none"
+        self.output_weight = nn.Parameter(torch.empty(tgt_vocab_size, config.d_model)) if own_output else tgt_embedding.weight
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Xavier for linear layers, N(0, 1/d_model) for embeddings (as in fairseq), zeros for biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Embedding):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.d_model))
+        if self.config.tie_embeddings == "none":
+            nn.init.normal_(self.output_weight, std=1 / math.sqrt(self.config.d_model))
+
+    def forward(self, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor) -> Tensor:
+        """Hidden states [batch, tgt_len, d_model] that `project` turns into logits.
+
+        `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is True where a token stands.
+        """
+        return self.decoder(tgt_in, self.encoder(src, src_mask), src_mask)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
+        return F.linear(hidden, self.output_weight)
+
+    def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> DecoderState:
+        """Encode `src` [sentences, src_len] and start `beam_size` rows for each sentence."""
+        memory = self.encoder(src, src_mask)
+        rows = len(src) * beam_size
+        empty = memory.new_empty(rows, self.config.num_heads, 0, self.config.d_model // self.config.num_heads)
+        return DecoderState(
+            self_attn=[KVCache(empty, empty) for _ in self.decoder.layers],
+            cross_attn=[layer.encoder_attn.project(memory) for layer in self.decoder.layers],  # type: ignore[union-attr, operator]
+            src_mask=src_mask,
+            positions=torch.zeros(rows, dtype=torch.int64, device=src.device),
+        )
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Logits [rows, tgt_vocab_size] after one more token [rows] of each row; `state` moves on."""
+        return self.project(self.decoder.step(tokens, state))
+
+
+def attention_mask(src_mask: Tensor | None) -> Tensor | None:
+    """A mask of source tokens [batch, src_len] as attention takes it: [batch, 1, 1, src_len]."""
+    return None if src_mask is None else src_mask[:, None, None, :]
+
+
+def build_model(config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int, seed: int) -> Transformer:
+    """A model with weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    return Transformer(config, src_vocab_size, tgt_vocab_size)

@@ -1,0 +1,1 @@
+"""Learning: loss, optimizer and schedule, and the loop."""

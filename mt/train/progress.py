@@ -1,0 +1,123 @@
+"""What a person sees of a training run: the progress bar or plain lines, metrics.jsonl, and where the time went."""
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from mt.config import TrainConfig
+from mt.log import MetricLogger, format_seconds
+from mt.metrics import TITLES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update did; means are over its target tokens."""
+
+    loss: float       # smoothed
+    nll: float        # nats a token, without smoothing
+    grad_norm: float  # before clipping
+    lr: float
+    num_tokens: int
+
+
+class TrainProgress:
+    """Adds up updates and times; reports every `log_every` updates."""
+
+    def __init__(self, config: TrainConfig, metrics: MetricLogger, step: int, seconds_before: float) -> None:
+        self.config, self.metrics = config, metrics
+        self._began, self._seconds_before, self._first_step = time.perf_counter(), seconds_before, step
+        self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
+        self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._step, self._epoch = step, 0
+        self._start_window()
+
+    def _start_window(self) -> None:
+        self._window: list[UpdateStats] = []
+        self._window_began, self._window_aside = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Time that this run has taken, its earlier starts included."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            self._shares[what] += took
+            if what != "data":  # waiting for data slows training down; validating and saving stand beside it
+                self._window_aside += took
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Counts a block as waiting for data."""
+        return self._timed("data")
+
+    def validating(self) -> contextlib.AbstractContextManager[None]:
+        """Counts a block as validation."""
+        return self._timed("valid")
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        """Counts a block as saving."""
+        return self._timed("save")
+
+    def add(self, step: int, epoch: int, stats: UpdateStats) -> None:
+        """Take in one update, and report where a report is due."""
+        self._step, self._epoch = step, epoch
+        self._window.append(stats)
+        self._bar.update(1)
+        if step % self.config.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report the updates since the last report."""
+        if not self._window:
+            return
+        tokens = sum(stats.num_tokens for stats in self._window)
+        seconds = max(time.perf_counter() - self._window_began - self._window_aside, 1e-9)
+        last = self._window[-1]
+        loss, nll = (sum(getattr(s, name) * s.num_tokens for s in self._window) / tokens for name in ("loss", "nll"))
+        rate, ppl = tokens / seconds, math.exp(min(nll, 50))
+        self.metrics.write(
+            "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=last.lr, grad_norm=last.grad_norm,
+            tokens_per_second=rate, update_tokens=tokens / len(self._window), seconds=self.seconds(), data_share=self._share("data"),
+        )  # fmt: skip
+        line = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
+        if self._bar.disable:
+            target = f"/{self.config.max_steps}" if self.config.max_steps else ""
+            epoch, eta = self._epoch + 1, self._eta()
+            logger.info("update %d%s, epoch %d, %s, lr %.2e, ETA %s", self._step, target, epoch, line, last.lr, eta)
+        else:
+            self._bar.set_postfix_str(line)
+        self._start_window()
+
+    def validated(self, step: int, scores: dict[str, float], improved: bool, bad_validations: int) -> None:
+        """Report a validation."""
+        self.metrics.write("valid", step, **scores, improved=improved, seconds=self.seconds(), valid_share=self._share("valid"))
+        text = ", ".join(f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}" for name, value in scores.items())
+        verdict = "best so far" if improved else f"no better {TITLES[self.config.metric]} for {bad_validations}"
+        share = f"validation took {self._share('valid'):.0%} of the time"
+        logger.info("valid update %d: %s (%s) after %s; %s", step, text, verdict, format_seconds(self.seconds()), share)
+
+    def _share(self, what: str) -> float:
+        return self._shares[what] / max(time.perf_counter() - self._began, 1e-9)
+
+    def _eta(self) -> str:
+        if self.config.max_steps is None:
+            return "unknown"
+        done = self._step - self._first_step
+        return format_seconds((self.config.max_steps - self._step) * (time.perf_counter() - self._began) / max(done, 1))
+
+    def close(self) -> None:
+        """Report what is left and remove the bar."""
+        self.flush()
+        self._bar.close()

@@ -1,0 +1,51 @@
+"""Fills data/multi30k/ with the Multi30k corpus (Elliott et al. 2016): from the hub, or from local files.
+
+Usage: python scripts/get_multi30k.py [--from FOLDER] [--out data/multi30k]
+
+From the hub it takes `bentrevett/multi30k`; its `test` split is test_2016_flickr. FOLDER holds {train,val,test_2016_flickr}.{de,en}, plain
+or .gz. What is written is {train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use.
+"""
+
+import argparse
+import gzip
+from collections.abc import Iterable
+from pathlib import Path
+
+SPLITS = {"train": ("train", 29_000), "val": ("validation", 1_014), "test_2016_flickr": ("test", 1_000)}
+LANGUAGES = ("de", "en")
+
+
+def from_folder(folder: Path, name: str, language: str) -> list[str]:
+    """The lines of one file of `folder`, plain or gzipped."""
+    plain = folder / f"{name}.{language}"
+    data = plain.read_bytes() if plain.exists() else gzip.decompress((folder / f"{name}.{language}.gz").read_bytes())
+    return data.decode("utf-8").removesuffix("\n").split("\n")
+
+
+def from_hub(name: str, language: str) -> list[str]:
+    """The lines of one split of the hub's copy."""
+    import datasets
+
+    rows: Iterable[dict[str, str]] = datasets.load_dataset("bentrevett/multi30k", split=SPLITS[name][0])
+    return [row[language].replace("\n", " ").strip() for row in rows]
+
+
+def main() -> None:
+    """Write every split of every language, and check the number of lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="folder", type=Path, help="a folder with the corpus (default: the hub)")
+    parser.add_argument("--out", type=Path, default=Path("data/multi30k"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, (_, expected) in SPLITS.items():
+        for language in LANGUAGES:
+            lines = from_folder(args.folder, name, language) if args.folder else from_hub(name, language)
+            if len(lines) != expected:
+                raise SystemExit(f"{name}.{language}: {len(lines)} lines, expected {expected}")
+            # mtime 0: the same text gives the same bytes, and with them the same token cache.
+            (args.out / f"{name}.{language}.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    print(f"{args.out}: " + ", ".join(f"{name} {expected:,}" for name, (_, expected) in SPLITS.items()))
+
+
+if __name__ == "__main__":
+    main()
