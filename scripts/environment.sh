@@ -1,0 +1,17 @@
+# Makes .venv in the repository with mt installed; sourced by the other scripts. Usage: make_environment [EXTRAS]
+make_environment() {
+    local extras="${1:-}"
+    local stamp=".venv/.installed$extras"
+    if [ ! -x .venv/bin/python ]; then
+        "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            { echo "mt needs Python 3.11 or later; set PYTHON to one" >&2; return 1; }
+        echo "making .venv ..."
+        "${PYTHON:-python3}" -m venv .venv
+    fi
+    if [ ! "$stamp" -nt pyproject.toml ] || [ ! "$stamp" -nt constraints.txt ]; then
+        echo "installing mt$extras into .venv (PyTorch is large: this can take minutes) ..."
+        .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".$extras" 2> .venv/pip.log ||
+            { cat .venv/pip.log >&2; return 1; }
+        touch "$stamp"
+    fi
+}
