@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -40,10 +39,14 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)")
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if threads is not None:
+        torch.set_num_threads(threads)
     if chosen.type == "cpu":
         keep_freed_memory()
     native = has_native_bf16(chosen)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,10 +24,9 @@ def open_binary(path: str | Path) -> BinaryIO:
     if str(path) == "-":
         return sys.stdin.buffer
     try:
-        handle = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
+        return cast(BinaryIO, gzip.open(path)) if Path(path).suffix == ".gz" else Path(path).open("rb")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    return cast(BinaryIO, gzip.GzipFile(fileobj=handle)) if Path(path).suffix == ".gz" else handle
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
@@ -40,7 +40,7 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
                 if len(line) > MAX_LINE:
                     raise DataError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?")
                 yield line[:-1] if line.endswith(b"\n") else line
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
 
 

@@ -313,7 +313,7 @@ class Config(Section):
         description="Of matrix products; auto: bf16 where the hardware has it. Weights and optimizer stay in fp32.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads (default: all cores this process may use).",
+        default=None, ge=1, description="CPU threads (default: PyTorch's own, one a core; OMP_NUM_THREADS is heard).",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)

@@ -46,9 +46,9 @@ class TokenCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             self._src, self._tgt = (self._open(side) for side in SIDES)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: damaged token cache ({error}); delete this folder and start again") from error
 
     def _open(self, side: str) -> _Side:
@@ -90,7 +90,8 @@ def build_cache(
         if not stats["kept"]:
             raise DataError(f"no training pairs are left: {stats}")
         manifest = {"version": FORMAT_VERSION, "dtype": dtype.name, "pairs": stats["kept"], "tokens": totals, "filters": dict(stats)}
-        (temporary / "manifest.json").write_text(json.dumps({**manifest, **about}, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps({**manifest, **about}, indent=2, ensure_ascii=False)
+        (temporary / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return TokenCache(folder), stats
 
 

@@ -73,7 +73,7 @@ def _tokenizer(config: Config, text: str, cache_dir: Path) -> Tokenizer:
     options = config.tokenizer
     if options.src_model is not None:
         return open_trained(options)
-    folder = cache_dir / "tokenizers" / fingerprint(text, options.model_dump())
+    folder = cache_dir / "tokenizers" / fingerprint(text, options.model_dump(), config.data.on_invalid_utf8)
     if not folder.exists():
         num_pairs = sum(1 for _ in _pairs(config, "count"))
         if not num_pairs:

@@ -26,7 +26,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        dropped = round(self.p * 256)
+        dropped = min(round(self.p * 256), 255)
         keep = random_bytes(x.numel()).view(x.shape) >= dropped
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 

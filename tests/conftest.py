@@ -1,0 +1,75 @@
+"""What many tests share: a small configuration over the embedded corpus, and one run trained from it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MULTI30K = next((p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first lines of the embedded corpus: 400 pairs to train on, 20 for validation and test."""
+    folder = tmp_path_factory.mktemp("sample")
+    for split, count in (("train", 400), ("valid", 20), ("test", 20)):
+        for language in ("de", "en"):
+            lines = (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+            (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_yaml(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a configuration of a very small model into a folder; keyword `extra` is more YAML."""
+
+    def write(folder: Path, extra: str = "") -> Path:
+        path = folder / "small.yaml"
+        path.write_text(
+            f"""
+run_dir: {folder}/run
+cache_dir: {tmp_path_factory.getbasetemp()}/cache
+device: cpu
+threads: 1
+data:
+  train: [{{src: {sample}/train.de, tgt: {sample}/train.en}}]
+  valid: [{{src: {sample}/valid.de, tgt: {sample}/valid.en}}]
+  test: [{{name: tiny test, src: {sample}/test.de, tgt: {sample}/test.en}}]
+tokenizer: {{vocab_size: 500}}
+model: {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1, attention_dropout: 0.1}}
+batching: {{max_tokens: 512}}
+optim: {{lr: 1e-3, warmup_steps: 5}}
+train: {{max_steps: 12, ema_decay: 0.9, valid_every: 6, save_every: 4, log_every: 2, grad_accum_steps: 2}}
+valid: {{max_sentences: 4}}
+decode: {{max_len_b: 5}}
+{extra}""",
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished small run; tests read it and copy it, and leave it as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = run_mt("train", small_yaml(folder))
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+def run_mt(*args: Any, stdin: str | bytes = "", **options: Any) -> "subprocess.CompletedProcess[str]":
+    """The real command in a process of its own."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    result = subprocess.run(
+        [sys.executable, "-m", "mt", *map(str, args)], input=data, capture_output=True, timeout=300, check=False, **{"cwd": ROOT, **options}
+    )
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode("utf-8", "replace"), result.stderr.decode("utf-8", "replace")
+    )
+

@@ -1,0 +1,66 @@
+"""What the data tests share: the sample corpus, a tokenizer trained on a part of it, and corpora written to a temporary folder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from mt.config import CorpusConfig, TokenizerConfig
+from mt.data.corpus import SentencePair
+from mt.data.tokenizer import Tokenizer, train_tokenizer
+
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
+
+WriteCorpus = Callable[..., CorpusConfig]
+
+
+class IdTokenizer(Tokenizer):
+    """Text that is ids already: `7 8 9` is [7, 8, 9]. Stands where a test must choose the ids."""
+
+    def __init__(self, vocab_size: int = 1000) -> None:
+        self._vocab_size = vocab_size
+
+    @property
+    def src_vocab_size(self) -> int:
+        return self._vocab_size
+
+    tgt_vocab_size = src_vocab_size
+
+    def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
+        return [list(map(int, line.split())) for line in lines]
+
+    encode_tgt = encode_src
+
+
+@pytest.fixture(scope="session")
+def id_tokenizer() -> Callable[[int], IdTokenizer]:
+    """Makes a tokenizer of a vocabulary size that reads ids."""
+    return IdTokenizer
+
+
+@pytest.fixture(scope="session")
+def sample_pairs() -> list[SentencePair]:
+    """The first 600 training pairs of the sample corpus."""
+    sides = [(SAMPLE / f"train.{language}").read_text(encoding="utf-8").split("\n")[:600] for language in ("de", "en")]
+    return [SentencePair(*pair) for pair in zip(*sides, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, sample_pairs: list[SentencePair]) -> Tokenizer:
+    """A joint unigram model with 500 pieces."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(lambda: sample_pairs, TokenizerConfig(vocab_size=500, num_threads=1), folder)
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> WriteCorpus:
+    """Writes two sides as bytes and gives the corpus of them."""
+
+    def write(src: bytes, tgt: bytes, name: str = "train") -> CorpusConfig:
+        paths = [tmp_path / f"{name}.{side}" for side in ("src", "tgt")]
+        for path, side in zip(paths, (src, tgt), strict=True):
+            path.write_bytes(side)
+        return CorpusConfig(src=str(paths[0]), tgt=str(paths[1]))
+
+    return write

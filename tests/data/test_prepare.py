@@ -1,0 +1,232 @@
+"""Tests of `mt.data.prepare`: what is unchanged is found again, what is changed is made again."""
+
+import gzip
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from mt.data.corpus import SentencePair
+from mt.data.prepare import Prepared, prepare, text_fingerprint
+from mt.errors import ConfigError, DataError
+from mt.files import atomic_write
+
+WriteCorpus = Callable[..., CorpusConfig]
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
+    src, tgt = ("".join(pair[side] + "\n" for pair in sample_pairs[:200]).encode() for side in (0, 1))
+    return src, tgt
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeConfig:
+    """Configurations with one cache folder."""
+
+    def make(*corpora: CorpusConfig, data: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None) -> Config:
+        return Config(
+            cache_dir=str(tmp_path / "cache"),
+            data=DataConfig(train=list(corpora), **(data or {})),
+            tokenizer=TokenizerConfig(**{"vocab_size": 400, "num_threads": 1, **(tokenizer or {})}),
+        )
+
+    return make
+
+
+def made(tmp_path: Path) -> dict[str, int]:
+    """Every file in the cache and when it was written."""
+    return {str(path.relative_to(tmp_path)): path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+
+
+def texts(prepared: Prepared) -> list[str]:
+    return [prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist()) for i in range(len(prepared.train))]
+
+
+def test_the_cache_holds_the_corpora_one_after_the_other(
+    make: MakeConfig, write_corpus: WriteCorpus, sample_pairs: list[SentencePair], text: tuple[bytes, bytes]
+) -> None:
+    prepared = prepare(make(write_corpus(*text, "one"), write_corpus(b"eins\nzwei\n", b"one\ntwo\n", "two")))
+    assert texts(prepared) == [*(pair.tgt for pair in sample_pairs[:200]), "one", "two"]
+    assert prepared.tokenizer.src_vocab_size == 400
+
+
+def test_an_unchanged_corpus_is_tokenized_once(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    config = make(write_corpus(*text))
+    first = prepare(config)
+    before = made(tmp_path)
+    assert sorted(name.rpartition("/")[2] for name in before) == sorted(
+        ["joint.spm", "manifest.json", "src.offsets.bin", "src.tokens.bin", "tgt.offsets.bin", "tgt.tokens.bin"]
+    )
+    second = prepare(config)
+    assert made(tmp_path) == before
+    assert (second.data_fingerprint, second.tokenizer.hash, texts(second)) == (first.data_fingerprint, first.tokenizer.hash, texts(first))
+
+
+def test_a_changed_line_makes_both_anew(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+    first = prepare(make(write_corpus(*text)))
+    before = made(tmp_path)
+    changed = text[1].replace(b"\n", b" indeed\n", 1)
+    second = prepare(make(write_corpus(text[0], changed)))
+    assert texts(second) != texts(first)
+    assert texts(second)[1:] == texts(first)[1:]
+    assert second.data_fingerprint != first.data_fingerprint
+    after = made(tmp_path)
+    assert len(after) == 2 * len(before)
+    assert before.items() <= after.items()
+
+
+def test_moving_the_text_changes_nothing(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+    first = prepare(make(write_corpus(*text)))
+    before = made(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    moved = [shutil.move(tmp_path / f"train.{side}", tmp_path / "elsewhere" / f"text.{side}") for side in ("src", "tgt")]
+    second = prepare(make(CorpusConfig(src=str(moved[0]), tgt=str(moved[1]))))
+    assert made(tmp_path) == before
+    assert second.data_fingerprint == first.data_fingerprint
+
+
+def test_other_filters_share_the_tokenizer(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+    corpus = write_corpus(*text)
+    all_pairs = prepare(make(corpus))
+    short = prepare(make(corpus, data={"filters": {"max_len": 20}}))
+    assert 0 < len(short.train) < len(all_pairs.train)
+    assert max(len(side) for i in range(len(short.train)) for side in short.train[i]) <= 19
+    assert short.tokenizer.hash == all_pairs.tokenizer.hash
+    assert short.data_fingerprint != all_pairs.data_fingerprint
+    names = [name for name in made(tmp_path) if name.endswith(("spm", "json"))]
+    assert sorted(name.rpartition("/")[2] for name in names) == ["joint.spm", "manifest.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("options", [{"vocab_size": 410}, {"model_type": "bpe"}, {"max_lines": 50, "vocab_size": 350}])
+def test_another_tokenizer_is_another_cache(make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], options: Any) -> None:
+    corpus = write_corpus(*text)
+    first, second = prepare(make(corpus)), prepare(make(corpus, tokenizer=options))
+    assert first.tokenizer.hash != second.tokenizer.hash
+    assert first.data_fingerprint != second.data_fingerprint
+    assert texts(first) == texts(second)
+
+
+def test_a_trained_tokenizer_is_used_as_it_is(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    corpus = write_corpus(*text)
+    first = prepare(make(corpus))
+    model = str(first.tokenizer.src_model)
+    second = prepare(make(corpus, tokenizer={"src_model": model, "tgt_model": model}))
+    assert (second.tokenizer.hash, second.data_fingerprint) == (first.tokenizer.hash, first.data_fingerprint)
+    assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 1
+
+
+def test_what_is_made_does_not_depend_on_what_was_made_before(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    broken = text[0] + b"qq\xffqq xyxyx\n" * 50, text[1] + b"vwvwv vvwwv\n" * 50  # skipped, these 50 lines train no tokenizer
+    configs = {policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy}) for policy in ("replace", "skip")}
+    one_after_the_other = {policy: prepare(config).tokenizer.hash for policy, config in configs.items()}
+    for policy, config in configs.items():
+        shutil.rmtree(tmp_path / "cache")
+        assert prepare(config).tokenizer.hash == one_after_the_other[policy]
+    assert len(set(one_after_the_other.values())) == 2
+
+
+def test_gz_and_plain_text_give_the_same_tokens(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    plain = prepare(make(write_corpus(*text)))
+    for side, data in zip(("src", "tgt"), text, strict=True):
+        (tmp_path / f"text.{side}.gz").write_bytes(gzip.compress(data))
+    packed = prepare(make(CorpusConfig(src=str(tmp_path / "text.src.gz"), tgt=str(tmp_path / "text.tgt.gz"))))
+    assert packed.tokenizer.hash == plain.tokenizer.hash
+    assert texts(packed) == texts(plain)
+
+
+def test_the_fingerprint_sees_sides_and_the_order_of_corpora(make: MakeConfig, write_corpus: WriteCorpus) -> None:
+    one, two = write_corpus(b"a\n", b"b\n", "one"), write_corpus(b"c\n", b"d\n", "two")
+    swapped = CorpusConfig(src=one.tgt, tgt=one.src)
+    corpora = [(one,), (two,), (swapped,), (one, two), (two, one), (one, one)]
+    assert len({text_fingerprint(make(*each)) for each in corpora}) == len(corpora)
+    assert text_fingerprint(make(one)) == text_fingerprint(make(one.model_copy(update={"name": "other"})))
+
+
+def test_a_corpus_of_a_dataset_is_named_by_its_text(tmp_path: Path, make: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    found = []
+    for folder, target in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text(f'{{"de": "x", "en": "{target}"}}\n')
+        found.append(text_fingerprint(make(CorpusConfig(dataset=str(tmp_path / folder), src_column="de", tgt_column="en"))))
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_log_shows_what_became_of_the_pairs(
+    make: MakeConfig,
+    write_corpus: WriteCorpus,
+    text: tuple[bytes, bytes],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)  # `setup_logging` in another test turns it off
+    corpus = write_corpus(text[0] + b"\nlost\n", text[1] + b"\n\n")
+    with caplog.at_level(logging.INFO, logger="mt"):
+        prepared = prepare(make(corpus, data={"on_one_sided_empty": "skip", "filters": {"max_len": 20}}))
+    shown = f"{corpus.label}: 202 pairs (1 skipped: empty on both sides, 1 skipped: empty on one side)"
+    assert shown in caplog.messages
+    assert f"filters: {len(prepared.train)} pairs kept; dropped by max_len {200 - len(prepared.train)}" in caplog.messages
+
+
+# Mistakes
+
+
+def test_no_corpus_is_refused(make: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="no training corpus"):
+        prepare(make())
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path, make: MakeConfig) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path}/none: No such file"):
+        prepare(make(CorpusConfig(src=f"{tmp_path}/none", tgt=f"{tmp_path}/none")))
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "message"),
+    [
+        (b"", b"", "no training pairs"), (b"\n\n", b"\n\n", "no training pairs"),
+        (b"a\nb\n", b"a\n", "2 lines"), (b"\xff\n", b"a\n", "UTF-8"),
+    ],
+)  # fmt: skip
+def test_text_that_cannot_be_used_leaves_nothing_behind(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, src: bytes, tgt: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(make(write_corpus(src, tgt)))
+    assert made(tmp_path) == {}
+
+
+def test_a_failed_tokenizer_leaves_nothing_behind(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus) -> None:
+    with pytest.raises(DataError, match="at most"):
+        prepare(make(write_corpus(b"a b\n", b"c d\n"), tokenizer={"vocab_size": 8000}))
+    assert made(tmp_path) == {}
+    assert list((tmp_path / "cache").rglob(".*")) == []
+
+
+def test_a_damaged_cache_is_refused_and_made_again_once_deleted(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    config = make(write_corpus(*text))
+    expected = texts(prepare(config))
+    tokens = next((tmp_path / "cache" / "tokens").rglob("src.tokens.bin"))
+    atomic_write(tokens, tokens.read_bytes()[:-2])
+    with pytest.raises(DataError, match=f"{tokens.parent}: damaged"):
+        prepare(config)
+    shutil.rmtree(tokens.parent)
+    assert texts(prepare(config)) == expected

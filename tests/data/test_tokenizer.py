@@ -1,0 +1,220 @@
+"""Tests of `mt.data.tokenizer`: reproducible models, round trips, and SentencePiece's complaints in our words."""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt.config import TokenizerConfig
+from mt.data.corpus import SentencePair
+from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, open_trained, train_tokenizer
+from mt.errors import CheckpointError, ConfigError, DataError
+
+
+def train(pairs: list[SentencePair], folder: Path, **options: Any) -> Tokenizer:
+    train_tokenizer(lambda: pairs, TokenizerConfig(**{"num_threads": 1, "vocab_size": 450, **options}), folder)
+    return Tokenizer.load(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def normalized(tokenizer: Tokenizer, text: str) -> str:
+    """The text as the model sees it: its own normalization, without the mark that it puts before the first word."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.tgt_model))
+    return processor.normalize(text).replace("\u2581", " ").removeprefix(" ")
+
+
+# Training
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_same_text_gives_the_same_bytes(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str, num_threads: int) -> None:
+    for name in ("a", "b"):
+        train(sample_pairs, tmp_path / "somewhere" / name, model_type=model_type, num_threads=num_threads)
+    assert files(tmp_path / "somewhere" / "a") == files(tmp_path / "somewhere" / "b")
+
+
+def test_a_joint_model_serves_both_sides(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+    tokenizer = train(sample_pairs, tmp_path)
+    assert list(files(tmp_path)) == ["joint.spm"]
+    assert tokenizer.is_joint
+    assert tokenizer.src_vocab_size == tokenizer.tgt_vocab_size == 450
+    assert tokenizer.encode_src(list(sample_pairs[0])) == tokenizer.encode_tgt(list(sample_pairs[0]))
+
+
+def test_separate_models_are_those_of_their_own_side(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+    tokenizer = train(sample_pairs, tmp_path / "both", joint=False)
+    assert not tokenizer.is_joint
+    for side, file in enumerate(("src.spm", "tgt.spm")):
+        alone = [SentencePair(pair[side], pair[side]) for pair in sample_pairs]
+        train(alone, tmp_path / file, joint=False)
+        assert (tmp_path / "both" / file).read_bytes() == (tmp_path / file / file).read_bytes()
+    line = sample_pairs[0].src
+    assert tokenizer.encode_src([line]) != tokenizer.encode_tgt([line])
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_too_large_a_vocabulary_names_a_size_that_works(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str) -> None:
+    few = sample_pairs[:20]
+    with pytest.raises(DataError, match=r"^tokenizer.vocab_size: 5000 is more than this text can give; at most \d+$") as caught:
+        train(few, tmp_path, model_type=model_type, vocab_size=5000)
+    limit = int(str(caught.value).split()[-1])
+    assert train(few, tmp_path, model_type=model_type, vocab_size=limit).src_vocab_size == limit
+    with pytest.raises(DataError, match=f"at most {limit}"):
+        train(few, tmp_path, model_type=model_type, vocab_size=limit + 1)
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_too_small_a_vocabulary_names_a_size_that_works(
+    tmp_path: Path, sample_pairs: list[SentencePair], model_type: str, byte_fallback: bool
+) -> None:
+    options = {"model_type": model_type, "byte_fallback": byte_fallback}
+    with pytest.raises(DataError, match=r"^tokenizer.vocab_size: 8 is too small: .* alone need \d+ ") as caught:
+        train(sample_pairs, tmp_path, **options, vocab_size=8)
+    needed = int(re.findall(r"need (\d+)", str(caught.value))[0])
+    assert train(sample_pairs, tmp_path, **options, vocab_size=needed).src_vocab_size == needed
+    with pytest.raises(DataError, match="too small"):
+        train(sample_pairs, tmp_path, **options, vocab_size=needed - 1)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_no_text_is_refused(tmp_path: Path, model_type: str) -> None:
+    with pytest.raises(DataError, match="no text"):
+        train([], tmp_path, model_type=model_type)
+
+
+def test_overlong_lines_are_left_out_and_counted(
+    tmp_path: Path, sample_pairs: list[SentencePair], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)  # `setup_logging` in another test turns it off
+    long = SentencePair("ä" * 101, "x" * 201)  # both over 200 bytes
+    at_the_limit = SentencePair("ä" * 100, "x" * 200)
+    with caplog.at_level(logging.WARNING, logger="mt"):
+        train([*sample_pairs, at_the_limit], tmp_path / "a", max_line_bytes=200)
+        assert caplog.messages == []
+        train([*sample_pairs, long, at_the_limit, long], tmp_path / "b", max_line_bytes=200)
+    assert len(caplog.messages) == 1
+    assert "4 lines of more than 200 bytes left out" in caplog.messages[0]
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_an_error_in_the_text_comes_through(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+    def lines() -> Iterator[SentencePair]:
+        yield from sample_pairs
+        raise DataError("train.de:601: not UTF-8")
+
+    with pytest.raises(DataError, match=r"^train.de:601: not UTF-8$"):
+        train_tokenizer(lines, TokenizerConfig(vocab_size=450, num_threads=1), tmp_path)
+
+
+# Text to ids and back
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_the_training_text_round_trips(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str) -> None:
+    tokenizer = train(sample_pairs, tmp_path, model_type=model_type)
+    lines = [line for pair in sample_pairs for line in pair]
+    ids = tokenizer.encode_tgt(lines)
+    assert [tokenizer.decode_tgt(row) for row in ids] == [normalized(tokenizer, line) for line in lines] == lines
+    assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & {i for row in ids for i in row}
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_any_text_comes_back_as_its_normalized_form(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode_tgt([text])[0]
+    assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & set(ids)  # bytes spell what has no piece
+    assert tokenizer.decode_tgt(ids) == normalized(tokenizer, text)
+
+
+@pytest.mark.parametrize("text", ["日本語", "Привет", "😀👍🏽", "Σ≠∞", "naïve ĝ"])
+def test_characters_never_seen_round_trip_through_bytes(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode_tgt(tokenizer.encode_tgt([text])[0]) == text
+
+
+def test_without_byte_fallback_an_unseen_character_is_unknown(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+    tokenizer = train(sample_pairs, tmp_path, byte_fallback=False, vocab_size=300)
+    assert UNK_ID in tokenizer.encode_src(["日"])[0]
+
+
+@pytest.mark.parametrize("text", ["", " ", " \t\n"])
+def test_empty_text_has_no_ids(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode_src([text, "a", text])[::2] == [[], []]
+    assert tokenizer.decode_tgt([]) == ""
+
+
+def test_no_lines_have_no_ids(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_src([]) == []
+
+
+@given(ids=st.lists(st.integers(0, 499)))
+def test_whatever_ids_decode_to_one_line(tokenizer: Tokenizer, ids: list[int]) -> None:
+    text = tokenizer.decode_tgt(ids)
+    assert "\n" not in text
+    assert "\r" not in text
+    text.encode()  # no half surrogates
+
+
+def test_a_spelled_newline_becomes_a_space(tokenizer: Tokenizer) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.tgt_model))
+    a, newline, cr = (processor.piece_to_id(piece) for piece in ("\u2581a", "<0x0A>", "<0x0D>"))
+    assert UNK_ID not in (newline, cr)
+    assert processor.decode([newline]) == "\n"
+    assert tokenizer.decode_tgt([newline, a, cr, newline]).count(" ") >= 3
+
+
+def test_special_ids_decode_to_nothing(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+    line = sample_pairs[0].tgt
+    ids = tokenizer.encode_tgt([line])[0]
+    assert tokenizer.decode_tgt([BOS_ID, *ids, EOS_ID, PAD_ID, PAD_ID]) == line
+
+
+def test_pieces_that_start_words_are_as_many_as_the_words(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+    for src, _ in sample_pairs[:100]:
+        ids = tokenizer.encode_src([src])[0]
+        assert sum(map(tokenizer.starts_word, ids)) == len(src.split())
+
+
+# Folders and trained models
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_saved_tokenizer_is_the_same_one(tmp_path: Path, sample_pairs: list[SentencePair], joint: bool) -> None:
+    tokenizer = train(sample_pairs, tmp_path / "trained", joint=joint)
+    tokenizer.save(tmp_path / "deep" / "saved")
+    again = Tokenizer.load(tmp_path / "deep" / "saved")
+    assert files(tmp_path / "deep" / "saved") == files(tmp_path / "trained")
+    assert (again.hash, again.is_joint) == (tokenizer.hash, joint)
+
+
+def test_the_hash_follows_the_bytes(tmp_path: Path, tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+    assert train(sample_pairs, tmp_path / "same", vocab_size=500).hash == tokenizer.hash
+    assert train(sample_pairs[1:], tmp_path / "other", vocab_size=500).hash != tokenizer.hash
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model"])
+def test_a_folder_without_a_good_model_is_refused_with_its_path(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "joint.spm").write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_model_with_other_special_ids_is_refused(tmp_path: Path, tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+    ours, theirs = str(tokenizer.src_model), tmp_path / "theirs.model"
+    with theirs.open("wb") as handle:  # SentencePiece's own ids: unk 0, bos 1, eos 2, no padding
+        lines = iter([line for pair in sample_pairs for line in pair])
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=handle, vocab_size=200, minloglevel=2)
+    assert open_trained(TokenizerConfig(src_model=ours, tgt_model=ours)).is_joint
+    for names in [(ours, str(theirs)), (str(theirs), ours)]:
+        with pytest.raises(ConfigError, match=rf"^{theirs}: pad, unk, bos, eos are \(-1, 0, 1, 2\), not \(0, 1, 2, 3\)"):
+            open_trained(TokenizerConfig(src_model=names[0], tgt_model=names[1]))

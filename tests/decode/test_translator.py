@@ -1,0 +1,218 @@
+"""Text in, text out: order, batches, empty and over-long lines, streaming, options. The model is untrained, with firm choices."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.data.tokenizer import EOS_ID, Tokenizer, train_tokenizer
+from mt.decode.search import Hypothesis
+from mt.decode.translator import Translator, search_options
+from mt.device import Compute
+from mt.errors import ConfigError
+from mt.model.transformer import Transformer, build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def sample(language: str, part: str, count: int) -> list[str]:
+    return (ROOT / f"data/sample/{part}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    pairs = list(zip(sample("de", "train", 300), sample("en", "train", 300), strict=True))
+    train_tokenizer(lambda: pairs, TokenizerConfig(vocab_size=420, num_threads=1), folder)
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Transformer:
+    config = ModelConfig(d_model=32, d_ff=64, num_heads=2, encoder_layers=1, decoder_layers=1, norm="pre", tie_embeddings="none")
+    model = build_model(config, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=1)
+    model.output_weight.data *= 3
+    model.output_weight.data[EOS_ID] *= 2  # so that some outputs end before their limit
+    return model
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """Lines of mixed lengths; every tenth is empty or blank."""
+    found = sample("de", "test", 30)
+    found[::10] = ["", " ", "\t"]
+    return found
+
+
+OPTIONS = {"beam_size": 3, "max_len_a": 0.5, "max_len_b": 3}
+
+
+class Recording(Translator):
+    """Remembers what it searched for, batch by batch."""
+
+    def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
+        self.searched = [*getattr(self, "searched", []), sources]
+        return super()._search(sources)
+
+
+def translator(model: Transformer, tokenizer: Tokenizer, **options: object) -> Recording:
+    return Recording(model, tokenizer, DecodeConfig(**{**OPTIONS, **options}), FP32)
+
+
+def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+    together = translator(model, tokenizer).translate(lines)
+    assert len(together) == len(lines)
+    assert together == [translator(model, tokenizer).translate([line])[0] for line in lines]
+    assert len(set(together)) > 20  # the model tells the lines apart, so a wrong order would show
+
+
+@pytest.mark.parametrize("options", [
+    {"batch_size": 1}, {"batch_size": 7}, {"batch_size": 64}, {"max_tokens": 1}, {"max_tokens": 100},
+])  # fmt: skip
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_the_cut_into_batches_makes_no_difference(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str], beam_size: int, options: dict[str, int]
+) -> None:
+    expected = translator(model, tokenizer, beam_size=beam_size).translate(lines)
+    assert translator(model, tokenizer, beam_size=beam_size, **options).translate(lines) == expected
+
+
+def test_shuffled_lines_give_shuffled_translations(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+    expected = translator(model, tokenizer).translate(lines)
+    order = list(range(len(lines)))
+    random.Random(1).shuffle(order)
+    assert translator(model, tokenizer).translate([lines[i] for i in order]) == [expected[i] for i in order]
+
+
+def test_batches_hold_at_most_so_many_sentences_and_padded_tokens(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+    subject = translator(model, tokenizer, batch_size=9, max_tokens=150)
+    subject.translate(lines)
+    for batch in subject.searched:
+        assert len(batch) <= 9
+        assert len(batch) == 1 or len(batch) * (max(map(len, batch)) + 1) <= 150
+    assert sum(map(len, subject.searched)) == sum(bool(line.strip()) for line in lines)
+
+
+def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, tokenizer: Tokenizer) -> None:
+    subject = translator(model, tokenizer, nbest=3)
+    found = list(subject.translate_stream(["", "  \t "]))
+    assert [[(t.text, t.score, t.num_parts) for t in each] for each in found] == [[("", 0.0, 0)], [("", 0.0, 0)]]
+    assert not hasattr(subject, "searched")
+    assert subject.translate([]) == []
+
+
+# --- over-long lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Transformer, tokenizer: Tokenizer) -> None:
+    words = sample("de", "test", 3)
+    long, short = " ".join(words), "Er kam."
+    [ids, short_ids] = tokenizer.encode_src([long, short])
+    subject = translator(model, tokenizer, max_src_len=10, batch_size=1)
+    assert len(short_ids) <= 10 < len(ids)
+    [[split], [whole]] = list(subject.translate_stream([long, short]))
+    assert subject.num_split == 1
+    assert whole.num_parts == 1
+    parts = [part for [part] in subject.searched if part != short_ids]
+    assert split.num_parts == len(parts) > 2
+    assert all(len(part) <= 10 for part in parts)
+    assert sorted(i for part in parts for i in part) == sorted(ids)
+    assert [i for part in subject._split(ids) for i in part] == ids
+
+
+def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(model: Transformer, tokenizer: Tokenizer) -> None:
+    long = " ".join(sample("de", "test", 4))
+    subject = translator(model, tokenizer, max_src_len=12)
+    [[found]] = list(subject.translate_stream([long]))
+    hyps = [translator(model, tokenizer)._search([part])[0][0] for part in subject._split(tokenizer.encode_src([long])[0])]
+    assert found.text == " ".join(text for hyp in hyps if (text := tokenizer.decode_tgt(hyp.tokens)))
+    assert found.score == pytest.approx(sum(hyp.score for hyp in hyps) / len(hyps), abs=1e-5)
+
+
+def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, tokenizer: Tokenizer) -> None:
+    subject = translator(model, tokenizer, max_src_len=30)
+    parts = list(subject._split(tokenizer.encode_src([" ".join(sample("de", "test", 5))])[0]))
+    assert len(parts) > 2
+    assert all(tokenizer.starts_word(part[0]) for part in parts)
+    endless = tokenizer.encode_src(["x" * 100])[0]
+    cut = list(subject._split(endless))
+    assert [len(part) for part in cut[:-1]] == [30] * (len(cut) - 1)
+    assert [i for part in cut for i in part] == endless
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_only_a_line_above_the_limit_is_split(model: Transformer, tokenizer: Tokenizer, extra: int) -> None:
+    line = sample("de", "test", 1)[0]
+    limit = len(tokenizer.encode_src([line])[0]) - extra
+    subject = translator(model, tokenizer, max_src_len=limit)
+    subject.translate([line])
+    assert subject.num_split == extra
+
+
+# --- streaming, n-best, options -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_read_a_window_ahead_and_no_further(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = translator(model, tokenizer).translate(lines)
+    monkeypatch.setattr("mt.decode.translator.WINDOW", 7)
+    read = 0
+
+    def source() -> Iterator[str]:
+        nonlocal read
+        for line in lines:
+            read += 1
+            yield line
+
+    found = []
+    for number, translations in enumerate(translator(model, tokenizer).translate_stream(source()), 1):
+        found.append(translations[0].text)
+        assert number <= read <= -(-number // 7) * 7
+    assert found == expected
+
+
+def test_nbest_gives_so_many_translations_best_first(model: Transformer, tokenizer: Tokenizer) -> None:
+    lines = sample("de", "test", 5)
+    best = list(translator(model, tokenizer).translate_stream(lines))
+    three = list(translator(model, tokenizer, nbest=3).translate_stream(lines))
+    for [first], found in zip(best, three, strict=True):
+        assert len(found) == 3
+        assert found[0] == first
+        assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
+    split = list(translator(model, tokenizer, nbest=3, max_src_len=8).translate_stream(lines))
+    assert all(len(found) == 3 and found[0].num_parts > 1 for found in split)
+
+
+def test_translating_leaves_dropout_off(model: Transformer, tokenizer: Tokenizer) -> None:
+    line = sample("de", "test", 1)
+    expected = translator(model, tokenizer).translate(line)
+    model.train()
+    assert translator(model, tokenizer).translate(line) == expected
+
+
+def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
+    own = DecodeConfig(beam_size=4, length_penalty=0.6)
+    assert search_options(own, {"beam_size": 2, "length_penalty": None}) == DecodeConfig(beam_size=2, length_penalty=0.6)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"beam_size": 0}, "beam_size"),
+    ({"beam_size": 2, "nbest": 3}, "nbest: 3 is more than beam_size 2"),
+    ({"length_penalty": -1.0}, "length_penalty"),
+    ({"beamsize": 3}, "beamsize"),
+    ({"batch_size": "8"}, "batch_size"),
+    ({"max_len_b": 0, "max_tokens": 0}, "max_len_b.*; max_tokens"),
+])  # fmt: skip
+def test_bad_options_are_a_config_error_that_names_them(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search_options(DecodeConfig(), overrides)

@@ -1,0 +1,142 @@
+"""Attention against its formula written out position by position, and against PyTorch's own."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mt.model.attention import KVCache, MultiHeadAttention
+from mt.model.transformer import attention_mask
+
+D_MODEL, NUM_HEADS = 12, 3
+HEAD_DIM = D_MODEL // NUM_HEADS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+
+
+def attention(dropout: float = 0.0) -> MultiHeadAttention:
+    """A block in float64 whose biases are no zeros, so that a forgotten one shows."""
+    block = MultiHeadAttention(D_MODEL, NUM_HEADS, dropout).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return block
+
+
+def written_out(block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor) -> Tensor:
+    """The formula for every row, position and head in Python numbers; `allowed` [batch, tgt_len, src_len]."""
+    out = torch.empty_like(query)
+    for b in range(len(query)):
+        q, k, v = (layer.weight @ x[b].T + layer.bias[:, None]
+                   for layer, x in ((block.q_proj, query), (block.k_proj, memory), (block.v_proj, memory)))
+        for t in range(query.shape[1]):
+            context: list[float] = []
+            for head in range(NUM_HEADS):
+                dims = range(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+                seen = [s for s in range(memory.shape[1]) if allowed[b, t, s]]
+                weights = [math.exp(sum(float(q[d, t] * k[d, s]) for d in dims) / math.sqrt(HEAD_DIM)) for s in seen]
+                context += [sum(w * float(v[d, s]) for w, s in zip(weights, seen, strict=True)) / sum(weights) for d in dims]
+            out[b, t] = block.out_proj.weight @ torch.tensor(context, dtype=torch.float64) + block.out_proj.bias
+    return out
+
+
+LENGTHS = torch.tensor([5, 2])
+PADDING = torch.arange(5) < LENGTHS[:, None]  # [batch, src_len]
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "allowed"),
+    [
+        ("unmasked self", None, torch.ones(2, 5, 5, dtype=torch.bool)),
+        ("padded self", attention_mask(PADDING), PADDING[:, None].expand(2, 5, 5)),
+        ("causal self", CAUSAL, CAUSAL.expand(2, 5, 5)),
+        ("padded causal self", CAUSAL & attention_mask(PADDING), CAUSAL & PADDING[:, None]),
+        ("padded cross", attention_mask(PADDING), PADDING[:, None].expand(2, 3, 5)),
+    ],
+)
+@torch.no_grad()
+def test_attention_is_its_formula_written_out(kind: str, mask: Tensor | None, allowed: Tensor) -> None:
+    block = attention()
+    memory = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
+    query = torch.randn(2, 3, D_MODEL, dtype=torch.float64) if kind.endswith("cross") else memory
+    torch.testing.assert_close(block(query, memory, mask), written_out(block, query, memory, allowed), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_weights_sum_to_one() -> None:
+    """Every value vector the same, so any average of them is that vector."""
+    block = attention()
+    block.v_proj.weight.zero_()
+    x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
+    expected = block.out_proj(block.v_proj.bias).expand(2, 5, D_MODEL)
+    torch.testing.assert_close(block(x, x, attention_mask(PADDING)), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", [None, CAUSAL, attention_mask(PADDING)], ids=["unmasked", "causal", "padded"])
+def test_the_two_products_of_a_cpu_equal_the_fused_kernel_and_its_gradients(mask: Tensor | None) -> None:
+    block = attention()
+    x = torch.randn(2, 5, D_MODEL, dtype=torch.float64, requires_grad=True)
+    ours = block(x, x, mask)
+    cache = block.project(x)
+    q = block.q_proj(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2)
+    theirs = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask)
+    theirs = block.out_proj(theirs.transpose(1, 2).reshape(2, 5, D_MODEL))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(ours)
+    (our_grad,) = torch.autograd.grad((ours * direction).sum(), x, retain_graph=True)
+    (their_grad,) = torch.autograd.grad((theirs * direction).sum(), x)
+    torch.testing.assert_close(our_grad, their_grad, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_forbidden_positions_have_no_influence() -> None:
+    block = attention()
+    x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
+    memory = x.clone()
+    memory[~PADDING] = 1e3
+    mask = attention_mask(PADDING)
+    assert torch.equal(block(x, x, mask), block(x, memory, mask))
+    assert not torch.allclose(block(x, x), block(x, memory))
+
+
+@torch.no_grad()
+def test_attention_dropout_drops_weights_in_training_only() -> None:
+    """One position to attend to: its weight is 1 in evaluation, and 0 or 1 / (1 - p) in training."""
+    block = attention(dropout=0.5)
+    nn.init.eye_(block.out_proj.weight)
+    nn.init.zeros_(block.out_proj.bias)
+    query, memory = torch.randn(1, 2000, D_MODEL, dtype=torch.float64), torch.randn(1, 1, D_MODEL, dtype=torch.float64)
+    value = block.v_proj(memory)
+    weights = (block.train()(query, memory) / value).view(2000, NUM_HEADS, HEAD_DIM)
+    assert torch.allclose(weights, weights[:, :, :1].expand_as(weights))  # a weight is dropped for a head as a whole
+    dropped = weights[:, :, 0].abs() < 1e-9
+    assert torch.allclose(weights[:, :, 0][~dropped], torch.tensor(2.0, dtype=torch.float64))
+    assert abs(dropped.double().mean() - 0.5) < 0.05  # 7.7 standard deviations
+    assert torch.allclose(block.eval()(query, memory), value.expand(1, 2000, D_MODEL))
+
+
+@torch.no_grad()
+def test_a_cache_grown_by_single_positions_equals_projecting_them_together() -> None:
+    block = attention()
+    x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
+    cache = block.project(x[:, :1])
+    for t in range(1, 5):
+        new = block.project(x[:, t : t + 1])
+        cache.append(new.keys, new.values)
+    whole = block.project(x)
+    torch.testing.assert_close(cache.keys, whole.keys)
+    torch.testing.assert_close(cache.values, whole.values)
+
+
+def test_selecting_rows_keeps_and_repeats_keys_with_their_values() -> None:
+    keys = torch.arange(3.0)[:, None, None, None].expand(3, 2, 4, 5)
+    cache = KVCache(keys, keys + 10)
+    cache.select(torch.tensor([2, 2, 0]))
+    assert cache.keys[:, 0, 0, 0].tolist() == [2, 2, 0]
+    assert cache.values[:, 0, 0, 0].tolist() == [12, 12, 10]

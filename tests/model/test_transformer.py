@@ -1,0 +1,295 @@
+"""The whole model against PyTorch's own Transformer, the paper's sizes, and itself one cached step at a time."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mt.config import PRESETS, ModelConfig
+from mt.model.transformer import Transformer, build_model
+
+PAD, VOCAB = 0, 17
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small(norm: str = "pre", tie: str = "all", activation: str = "relu", seed: int = 1) -> Transformer:
+    """A small model in evaluation whose norms and biases are no ones and zeros, so that a mixed-up one shows."""
+    config = ModelConfig(
+        d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
+    )  # fmt: skip
+    model = build_model(config, VOCAB, VOCAB, seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    return model.eval()
+
+
+def sources(*lengths: int) -> tuple[Tensor, Tensor]:
+    """Random ids, padded on the right, and their mask."""
+    draw = torch.Generator().manual_seed(7)
+    src = torch.randint(4, VOCAB, (len(lengths), max(lengths)), generator=draw)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return src.masked_fill(~mask, PAD), mask
+
+
+# --- sizes, names, ties ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("preset", "count"), [("base", 63_082_496), ("big", 214_245_376)])
+def test_presets_have_the_papers_number_of_parameters(preset: str, count: int) -> None:
+    """Table 3 of Vaswani et al. 2017 (65M and 213M), with a joint vocabulary of 37,000; and the sum from the sizes themselves."""
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**PRESETS[preset]), 37_000, 37_000)
+    assert sum(p.numel() for p in model.parameters()) == count
+    d, ff, layers = (PRESETS[preset][key] for key in ("d_model", "d_ff", "encoder_layers"))
+    attention, feed_forward, norm = 4 * (d * d + d), 2 * d * ff + ff + d, 2 * d
+    assert count == 37_000 * d + layers * (attention + feed_forward + 2 * norm) + layers * (2 * attention + feed_forward + 3 * norm)
+
+
+ATTENTION = r"(self_attn|encoder_attn)\.(q|k|v|out)_proj\.(weight|bias)"
+NORMS = r"(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"
+MARIAN_NAMES = [
+    r"(encoder|decoder)\.embed_tokens\.weight",
+    r"output_weight",  # ours alone: a matrix tied to it has this name, since a module's own parameters are listed first
+    rf"(encoder|decoder)\.layers\.\d+\.({ATTENTION}|{NORMS}|fc[12]\.(weight|bias))",
+    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # after a pre-norm stack, as in Pegasus
+]
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_parameter_names_are_those_of_marian_in_hugging_face(norm: str) -> None:
+    names = [name for name, _ in small(norm, "decoder").named_parameters()]
+    strangers = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in MARIAN_NAMES)]
+    assert strangers == []
+    per_encoder_layer, per_decoder_layer = 8 + 4 + 4, 16 + 4 + 6
+    assert len(names) == 2 + 2 * per_encoder_layer + 3 * per_decoder_layer + (4 if norm == "pre" else 0)
+    assert "encoder.layers.0.self_attn.q_proj.weight" in names
+    assert "decoder.layers.2.encoder_attn_layer_norm.bias" in names
+    assert ("encoder.layer_norm.weight" in names) == (norm == "pre")
+
+
+ALL_MATRICES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "output_weight"}
+
+
+@pytest.mark.parametrize(
+    ("tie", "matrices"),
+    [
+        ("all", ["output_weight"]),
+        ("decoder", ["encoder.embed_tokens.weight", "output_weight"]),
+        ("none", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "output_weight"]),
+    ],
+)
+def test_tied_matrices_share_memory_and_are_listed_once(tie: str, matrices: list[str]) -> None:
+    model = small(tie=tie)
+    listed = [name for name, parameter in model.named_parameters() if len(parameter) == VOCAB]
+    assert sorted(listed) == sorted(matrices)
+    assert len([name for name, _ in model.named_parameters(remove_duplicate=False) if name in ALL_MATRICES]) == 3
+    src, tgt, out = model.encoder.embed_tokens.weight, model.decoder.embed_tokens.weight, model.output_weight
+    assert (src.data_ptr() == tgt.data_ptr()) == (tie == "all")
+    assert (tgt.data_ptr() == out.data_ptr()) == (tie != "none")
+    assert len({src.data_ptr(), tgt.data_ptr(), out.data_ptr()}) == len(matrices)
+
+
+def test_tying_all_with_two_vocabularies_is_refused() -> None:
+    with pytest.raises(ValueError, match="one vocabulary"):
+        build_model(ModelConfig(**PRESETS["tiny"], tie_embeddings="all"), 10, 11, seed=1)
+
+
+def test_vocabularies_of_two_sizes_stand_on_their_own_sides() -> None:
+    model = build_model(ModelConfig(**PRESETS["tiny"], tie_embeddings="decoder"), 10, 13, seed=1).eval()
+    hidden = model(torch.tensor([[9, 3]]), None, torch.tensor([[2, 12]]))
+    assert model.project(hidden).shape == (1, 2, 13)
+
+
+def test_weights_are_a_function_of_the_seed() -> None:
+    first, again, other = (build_model(ModelConfig(**PRESETS["tiny"]), 20, 20, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.embed_tokens.weight"], other["encoder.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("tie", ["all", "none"])
+def test_initial_weights_have_the_published_spread(tie: str) -> None:
+    config = ModelConfig(d_model=128, d_ff=512, num_heads=4, encoder_layers=1, decoder_layers=1, tie_embeddings=tie)
+    model = build_model(config, 500, 500, seed=1)
+    assert float(model.output_weight.detach().std()) == pytest.approx(128**-0.5, rel=0.02)
+    assert float(model.encoder.embed_tokens.weight.detach().std()) == pytest.approx(128**-0.5, rel=0.02)
+    layer = model.encoder.layers[0]
+    assert float(layer.fc1.weight.detach().abs().max()) == pytest.approx(math.sqrt(6 / (128 + 512)), rel=0.01)
+    assert float(layer.self_attn.q_proj.weight.detach().abs().max()) == pytest.approx(math.sqrt(6 / 256), rel=0.01)
+    assert not layer.fc1.bias.any()
+
+
+# --- PyTorch's own layers as the reference --------------------------------------------------------------------------------------
+
+
+def attention_weights(prefix: str, block: nn.Module) -> dict[str, Tensor]:
+    """Weights of one of our attention blocks under the names of `nn.MultiheadAttention`."""
+    projections = [getattr(block, f"{name}_proj") for name in "qkv"]
+    return {
+        f"{prefix}.in_proj_weight": torch.cat([p.weight for p in projections]),
+        f"{prefix}.in_proj_bias": torch.cat([p.bias for p in projections]),
+        f"{prefix}.out_proj.weight": block.out_proj.weight,
+        f"{prefix}.out_proj.bias": block.out_proj.bias,
+    }
+
+
+def torch_stacks(model: Transformer) -> tuple[nn.TransformerEncoder, nn.TransformerDecoder]:
+    """PyTorch's encoder and decoder with the weights of `model`."""
+    c = model.config
+    options = {"dropout": 0.0, "activation": c.activation, "batch_first": True, "norm_first": c.norm == "pre"}
+    stacks = []
+    for ours, layer_type, stack_type, norms in (
+        (model.encoder, nn.TransformerEncoderLayer, nn.TransformerEncoder, ["self_attn", "final"]),
+        (model.decoder, nn.TransformerDecoderLayer, nn.TransformerDecoder, ["self_attn", "encoder_attn", "final"]),
+    ):
+        last_norm = nn.LayerNorm(c.d_model) if c.norm == "pre" else None
+        layer = layer_type(c.d_model, c.num_heads, c.d_ff, **options)
+        plain = {"enable_nested_tensor": False} if stack_type is nn.TransformerEncoder else {}
+        theirs = stack_type(layer, len(ours.layers), norm=last_norm, **plain)
+        weights = {f"norm.{k}": v for k, v in ours.layer_norm.named_parameters()}
+        for i, layer in enumerate(ours.layers):
+            weights |= attention_weights(f"layers.{i}.self_attn", layer.self_attn)
+            if len(norms) == 3:
+                weights |= attention_weights(f"layers.{i}.multihead_attn", layer.encoder_attn)
+            for number, name in enumerate(norms, 1):
+                weights |= {f"layers.{i}.norm{number}.{k}": v for k, v in getattr(layer, f"{name}_layer_norm").named_parameters()}
+            for number in (1, 2):
+                weights |= {f"layers.{i}.linear{number}.{k}": v for k, v in getattr(layer, f"fc{number}").named_parameters()}
+        theirs.load_state_dict(weights)
+        stacks.append(theirs.train())  # nothing is dropped; evaluation would take a fused path that changes padding
+    return stacks[0], stacks[1]
+
+
+def embedded(weight: Tensor, ids: Tensor) -> Tensor:
+    """Scaled embeddings plus the paper's positions."""
+    d = weight.shape[1]
+    angles = torch.arange(ids.shape[1])[:, None] / 10_000 ** (2 * torch.arange(d // 2) / d)
+    return F.embedding(ids, weight) * math.sqrt(d) + torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("tie", ["all", "none"])
+@torch.no_grad()
+def test_the_model_equals_pytorchs_own_transformer(norm: str, activation: str, tie: str) -> None:
+    model = small(norm, tie, activation)
+    encoder, decoder = torch_stacks(model)
+    src, src_mask = sources(7, 3, 5)
+    tgt_in, tgt_mask = sources(4, 6, 2)
+    memory = encoder(embedded(model.encoder.embed_tokens.weight, src), src_key_padding_mask=~src_mask)
+    torch.testing.assert_close(model.encoder(src, src_mask)[src_mask], memory[src_mask], rtol=1e-5, atol=1e-5)
+    causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    hidden = decoder(embedded(model.decoder.embed_tokens.weight, tgt_in), memory, tgt_mask=causal, memory_key_padding_mask=~src_mask)
+    ours = model(src, src_mask, tgt_in)
+    torch.testing.assert_close(ours[tgt_mask], hidden[tgt_mask], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.project(ours), ours @ model.output_weight.T, rtol=1e-5, atol=1e-5)
+
+
+# --- padding and causality ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.no_grad()
+def test_padding_does_not_change_the_hidden_states_of_real_positions(norm: str) -> None:
+    model = small(norm)
+    src, src_mask = sources(9, 2, 5)
+    tgt_in, tgt_mask = sources(3, 8, 1)
+    together = model(src, src_mask, tgt_in)
+    for i in range(3):
+        alone = model(src[i : i + 1, src_mask[i]], None, tgt_in[i : i + 1, tgt_mask[i]])
+        torch.testing.assert_close(together[i, tgt_mask[i]], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_position_sees_its_past_and_not_its_future() -> None:
+    model = small()
+    src, src_mask = sources(5)
+    tgt, _ = sources(6)
+    changed = tgt.clone()
+    changed[0, 3] = 4 + (tgt[0, 3] - 3) % (VOCAB - 4)
+    before, after = model(src, src_mask, tgt), model(src, src_mask, changed)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert ((before - after)[0, 3:].abs().amax(dim=1) > 1e-3).all()
+
+
+# --- one step at a time ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("beam_size", [1, 3])
+@torch.no_grad()
+def test_cached_steps_equal_the_full_forward(norm: str, beam_size: int) -> None:
+    model = small(norm, "none")
+    src, src_mask = sources(7, 3, 5)
+    tgt = torch.randint(0, VOCAB, (3 * beam_size, 6), generator=torch.Generator().manual_seed(3))
+    state = model.initial_state(src, src_mask, beam_size)
+    assert state.beam_size == beam_size
+    steps = torch.stack([model.step(tgt[:, t], state) for t in range(6)], dim=1)
+    full = model.project(model(src.repeat_interleave(beam_size, 0), src_mask.repeat_interleave(beam_size, 0), tgt))
+    torch.testing.assert_close(steps, full, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_steps_equal_the_full_forward_after_reorder_and_keep() -> None:
+    """Random moves between the beams of each sentence, and sentences that leave; `prefix` says what each row should have become."""
+    model, beam = small(), 3
+    draw = torch.Generator().manual_seed(11)
+    src, src_mask = sources(7, 3, 5, 6)
+    state = model.initial_state(src, src_mask, beam)
+    sentences = torch.arange(4)
+    prefix = torch.empty(12, 0, dtype=torch.int64)
+    for step in range(8):
+        tokens = torch.randint(0, VOCAB, (len(sentences) * beam,), generator=draw)
+        prefix = torch.cat([prefix, tokens[:, None]], dim=1)
+        logits = model.step(tokens, state)
+        rows = sentences.repeat_interleave(beam)
+        full = model.project(model(src[rows], src_mask[rows], prefix))[:, -1]
+        torch.testing.assert_close(logits, full, rtol=1e-5, atol=1e-5)
+        origins = torch.randint(0, beam, (len(sentences), beam), generator=draw)
+        hyp_index = (torch.arange(len(sentences))[:, None] * beam + origins).flatten()
+        state.reorder(hyp_index)
+        prefix = prefix[hyp_index]
+        if step in (2, 5):  # the second, then the last sentence leaves
+            kept = torch.tensor([0, 2, 3] if step == 2 else [0, 1])
+            state.keep(kept)
+            sentences = sentences[kept]
+            prefix = prefix.view(-1, beam, prefix.shape[1])[kept].flatten(0, 1)
+    assert sentences.tolist() == [0, 2]
+    assert state.beam_size == beam
+    assert state.positions.tolist() == [8] * 6
+
+
+@torch.no_grad()
+def test_cross_attention_keys_belong_to_sentences_not_to_beams() -> None:
+    model = small()
+    src, src_mask = sources(7, 3)
+    state = model.initial_state(src, src_mask, beam_size=4)
+    model.step(torch.full((8,), 2), state)
+    assert all(len(cache.keys) == len(cache.values) == 2 for cache in state.cross_attn)
+    assert all(len(cache.keys) == 8 and cache.keys.shape[2] == 1 for cache in state.self_attn)
+
+
+@torch.no_grad()
+def test_a_state_without_sentences_is_allowed() -> None:
+    model = small()
+    state = model.initial_state(*sources(7, 3), beam_size=2)
+    model.step(torch.full((4,), 2), state)
+    state.keep(torch.empty(0, dtype=torch.int64))
+    assert len(state.src_mask) == len(state.positions) == len(state.self_attn[0].keys) == 0
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    """Also says that keys' biases are the only ones that cannot matter: they shift all scores of a query alike."""
+    for tie in ("all", "decoder", "none"):
+        model = small("post", tie).train()
+        src, src_mask = sources(7, 3)
+        model.project(model(src, src_mask, sources(4, 6)[0])).square().sum().backward()
+        silent = [n for n, p in model.named_parameters() if p.grad is None or not (p.grad.abs() > 1e-3).any()]
+        assert all(name.endswith("k_proj.bias") for name in silent), silent

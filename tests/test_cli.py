@@ -1,0 +1,125 @@
+"""The command line: quick start-up, clear mistakes, and the Python call giving what the command gives."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run_mt
+
+HEAVY = ("torch", "datasets", "sentencepiece", "numpy", "sacrebleu")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["config", "show", "no-such.yaml"], ["train", "no-such.yaml"]])
+def test_help_and_config_errors_import_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['mt', *sys.argv[1:]]\nfrom mt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as error:\n"
+        f"    print('loaded', [name for name in {HEAVY!r} if name in sys.modules], 'code', error.code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    code_expected = 0 if "--help" in args else 2
+    assert result.stdout.strip().endswith(f"loaded [] code {code_expected}"), result.stdout + result.stderr
+
+
+def test_mt_and_python_m_mt_tell_the_same_version() -> None:
+    assert run_mt("--version").stdout.startswith("mt 0.")
+
+
+def test_translate_gives_a_line_for_a_line(trained_run: Path, sample: Path) -> None:
+    lines = (sample / "test.de").read_text(encoding="utf-8").split("\n")[:5]
+    result = run_mt("translate", trained_run, stdin="\n".join([*lines, "", "Hallo\u2028Welt"]) + "\n")
+    assert result.returncode == 0, result.stderr
+    out = result.stdout.split("\n")
+    assert len(out) == 8
+    assert out[5] == ""
+    assert all(out[:5])
+
+
+def test_the_python_call_gives_what_the_command_gives(trained_run: Path, sample: Path) -> None:
+    from mt import Translator
+
+    text = (sample / "test.de").read_text(encoding="utf-8")
+    command = run_mt("translate", trained_run, stdin=text).stdout
+    assert Translator.load(trained_run, threads=1).translate(text.split("\n")[:-1]) == command.split("\n")[:-1]
+
+
+def test_files_gz_and_output_names_are_understood(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    text = (sample / "test.de").read_bytes()
+    (tmp_path / "in.gz").write_bytes(gzip.compress(text))
+    assert run_mt("translate", trained_run, tmp_path / "in.gz", "-o", tmp_path / "out.gz").returncode == 0
+    expected = run_mt("translate", trained_run, sample / "test.de").stdout
+    assert gzip.decompress((tmp_path / "out.gz").read_bytes()).decode() == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gz", "out.gz"]
+
+
+def test_tsv_lists_line_rank_score_and_translation(trained_run: Path, sample: Path) -> None:
+    result = run_mt("translate", trained_run, sample / "test.de", "--format", "tsv", "--nbest", 3, "--beam-size", 4)
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [row[:2] for row in rows[:4]] == [["1", "1"], ["1", "2"], ["1", "3"], ["2", "1"]]
+    assert float(rows[0][2]) >= float(rows[1][2]) >= float(rows[2][2])
+    best = run_mt("translate", trained_run, sample / "test.de", "--beam-size", 4).stdout.splitlines()
+    assert [row[3] for row in rows if row[1] == "1"] == best
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly(trained_run: Path, sample: Path) -> None:
+    command = f"'{sys.executable}' -m mt translate '{trained_run}' '{sample}/test.de' | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert result.stderr == ""
+
+
+def test_evaluate_scores_the_test_sets_of_the_configuration(trained_run: Path) -> None:
+    result = run_mt("evaluate", trained_run, "--json")
+    assert result.returncode == 0, result.stderr
+    (entry,) = json.loads(result.stdout)
+    assert entry["test"] == "tiny test"
+    assert entry["sentences"] == 20
+    assert [score["name"] for score in entry["scores"]] == ["bleu", "chrf", "ter"]
+    assert entry["scores"][0]["signature"].startswith("nrefs:1|case:mixed")
+    table = run_mt("evaluate", trained_run).stdout
+    assert "BLEU" in table
+    assert "nrefs:1" in table
+
+
+def test_evaluate_of_a_file_equals_evaluate_of_the_model_that_wrote_it(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    files = ("--src", sample / "test.de", "--ref", sample / "test.en")
+    model = json.loads(run_mt("evaluate", trained_run, *files, "-o", tmp_path / "hyp", "--json").stdout)
+    file = json.loads(run_mt("evaluate", "--hyp", tmp_path / "hyp", "--ref", sample / "test.en", "--json").stdout)
+    assert file[0]["scores"] == model[0]["scores"]
+
+
+def test_average_of_the_last_two_is_their_mean(trained_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    result = run_mt("average", trained_run, "--last", 2, "-o", tmp_path / "mean")
+    assert result.returncode == 0, result.stderr
+    first, second = (load_file(trained_run / f"checkpoints/step_{step:08d}/model.safetensors") for step in (8, 12))
+    mean = load_file(tmp_path / "mean/model.safetensors")
+    name = "encoder.layers.0.fc1.weight"
+    assert mean[name].allclose((first[name] + second[name]) / 2, atol=1e-7)
+    assert run_mt("translate", tmp_path / "mean", stdin="Hallo\n").returncode == 0
+
+
+def test_a_moved_model_folder_translates_alone(trained_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree((trained_run / "checkpoints/best").resolve(), moved)
+    shutil.rmtree(moved / "training")
+    here = run_mt("translate", moved, stdin="Der Hund schläft.\n", cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    assert here.returncode == 0, here.stderr
+    assert here.stdout == run_mt("translate", trained_run, stdin="Der Hund schläft.\n").stdout
+
+
+def test_prepare_fills_the_cache_that_train_uses(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    config = small_yaml(tmp_path)
+    first = run_mt("prepare", config)
+    assert first.returncode == 0, first.stderr
+    folder = Path(first.stdout.strip())
+    assert json.loads((folder / "manifest.json").read_text())["pairs"] == 400
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    run_mt("prepare", config)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before

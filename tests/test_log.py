@@ -1,0 +1,106 @@
+"""Tests of `mt.log`: times, messages, and metrics in which each update stands once."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mt.log import MetricLogger, format_seconds, setup_logging
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"), (0.4, "0:00"), (9, "0:09"), (59.4, "0:59"), (59.6, "1:00"), (187, "3:07"), (599, "9:59"), (600, "10:00"),
+        (3599, "59:59"), (3599.7, "1:00:00"), (3765, "1:02:45"), (86_400, "24:00:00"), (360_000, "100:00:00"),
+    ],
+)  # fmt: skip
+def test_times_read_like_a_clock(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import takes seconds."""
+    monkeypatch.setattr("mt.log._tensorboard", lambda folder, step: None)
+
+
+def record(run_dir: Path, resume_step: int, steps: list[int]) -> None:
+    metrics = MetricLogger(run_dir, resume_step)
+    for step in steps:
+        metrics.write("train", step, loss=1 / (step + 1), sample="Grüße\u2028\n")
+    metrics.close()
+
+
+def lines(run_dir: Path) -> list[dict[str, object]]:
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text[:-1].split("\n")]
+
+
+def test_an_event_reads_back_as_one_line(tmp_path: Path) -> None:
+    record(tmp_path, 0, [1])
+    assert lines(tmp_path) == [{"kind": "train", "step": 1, "loss": 0.5, "sample": "Grüße\u2028\n"}]
+
+
+@pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 9])
+def test_a_resume_drops_later_steps_so_that_each_stands_once(tmp_path: Path, resume_step: int) -> None:
+    record(tmp_path, 0, [1, 2, 3, 4, 5])
+    record(tmp_path, resume_step, [resume_step + 1])
+    kept = [step for step in range(1, 6) if step <= resume_step]
+    assert [line["step"] for line in lines(tmp_path)] == [*kept, resume_step + 1]
+
+
+def test_a_resumed_file_equals_that_of_a_run_without_a_stop(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        folder.mkdir()
+    record(whole, 0, [1, 2, 3, 4, 5, 6])
+    record(resumed, 0, [1, 2, 3, 4])
+    record(resumed, 2, [3, 4, 5, 6])
+    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_line_cut_at_any_byte_is_dropped(tmp_path: Path) -> None:
+    record(tmp_path, 0, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    data = path.read_bytes().replace("Grüße\u2028".encode(), b"Greetings")
+    first = data.index(b"\n") + 1
+    for end in range(first, len(data) - 1):  # a cut that takes only the newline leaves a whole line
+        path.write_bytes(data[:end])
+        record(tmp_path, 2, [3])
+        assert [line["step"] for line in lines(tmp_path)] == [1, 3], end
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="_lines_until decodes the file before it drops the half line")
+def test_a_line_cut_inside_a_character_is_dropped(tmp_path: Path) -> None:
+    record(tmp_path, 0, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().rpartition("ß".encode())[0] + "ß".encode()[:1])
+    record(tmp_path, 2, [3])
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+
+
+@pytest.fixture
+def mt_logger() -> Iterator[logging.Logger]:
+    """The logger of `mt`, put back as it was."""
+    logger = logging.getLogger("mt")
+    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+def test_messages_go_to_stderr_and_append_to_the_file(
+    tmp_path: Path, mt_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.log"
+    for message in ("first Größe", "second"):
+        setup_logging(file)
+        logging.getLogger("mt.data.prepare").info(message)
+    assert capsys.readouterr() == ("", "first Größe\nsecond\n")
+    assert [line.split(" INFO ")[1] for line in file.read_text(encoding="utf-8").splitlines()] == ["first Größe", "second"]

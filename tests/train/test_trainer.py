@@ -1,0 +1,250 @@
+"""The loop: killed or stopped at any point it goes on to the same weights; what is not finite never reaches them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.checkpoint import CheckpointManager
+from mt.config import Config, load_config
+from mt.data.batching import collate
+from mt.data.loader import Position, Update
+from mt.data.prepare import prepare
+from mt.device import Compute
+from mt.errors import DivergedError
+from mt.train.trainer import Trainer, seed_draws
+from tests.conftest import ROOT, run_mt
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., Trainer]:
+    """Builds a trainer of the small configuration with overrides."""
+
+    def make(*overrides: str) -> Trainer:
+        config: Config = load_config(small_yaml(tmp_path), overrides)
+        return Trainer(config, prepare(config), tmp_path, CPU, CheckpointManager(tmp_path, 2, 1, "bleu"))
+
+    return make
+
+
+def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
+    """`mt train` in the background."""
+    return subprocess.Popen([sys.executable, "-m", "mt", "train", str(config), *overrides], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+    """Until `path` is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.002)
+
+
+def final_files(run: Path, step: int) -> dict[str, bytes]:
+    """The bytes of all that was learned."""
+    folder = run / f"checkpoints/step_{step:08d}"
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")}
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(attempt: int, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    options = ("train.max_steps=60", "train.save_every=3", "train.valid_every=20")
+    straight, killed = (tmp_path / name for name in ("straight", "killed"))
+    for folder in (straight, killed):
+        folder.mkdir()
+    assert run_mt("train", small_yaml(straight), *options).returncode == 0
+    config, chance = small_yaml(killed), random.Random(attempt)
+    for step in sorted(chance.sample(range(3, 50, 3), 2)):
+        process = start(config, *options)
+        wait_for(killed / f"run/checkpoints/step_{step:08d}", process)
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert run_mt("train", config, *options).returncode == 0
+    assert final_files(killed / "run", 60) == final_files(straight / "run", 60)
+    lines = [json.loads(line) for line in (killed / "run/metrics.jsonl").read_text().splitlines()]
+    train_steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert train_steps == sorted(set(train_steps))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
+    number: signal.Signals, code: int, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = ("train.max_steps=60", "train.save_every=25", "train.valid_every=30")
+    straight, stopped = (tmp_path / name for name in ("straight", "stopped"))
+    for folder in (straight, stopped):
+        folder.mkdir()
+    assert run_mt("train", small_yaml(straight), *options).returncode == 0
+    config = small_yaml(stopped)
+    process = start(config, *options)
+    wait_for(stopped / "run/checkpoints/step_00000025", process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    status = json.loads((stopped / "run/status.json").read_text())
+    assert status["exit_code"] == code
+    assert f"{number.name}: stopped after update" in status["message"]
+    assert run_mt("train", config, *options).returncode == 0
+    assert final_files(stopped / "run", 60) == final_files(straight / "run", 60)
+
+
+def test_a_signal_in_validation_abandons_it_and_resume_makes_it_up(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mt.errors import Interrupted
+
+    trainer = make_trainer()
+    validator = trainer.validator
+    assert validator is not None
+    real = validator.validate
+
+    def interrupted(model: torch.nn.Module, step: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError("the signal did not abandon the validation")
+
+    monkeypatch.setattr(validator, "validate", interrupted)
+    with pytest.raises(Interrupted) as error:
+        trainer.train()
+    assert error.value.exit_code == 143
+    assert trainer.step == 6
+    folder, training = trainer.checkpoints.newest() or pytest.fail("nothing was saved")
+    again = make_trainer()
+    again.load(folder, training)
+    validated = []
+    assert again.validator is not None
+    monkeypatch.setattr(again.validator, "validate", lambda model, step: validated.append(step) or real(model, step))
+    again.train()
+    assert validated == [6, 12]
+
+
+def test_resume_at_every_update_gives_the_same_weights(make_trainer: Callable[..., Trainer]) -> None:
+    straight = make_trainer()
+    updates = straight.loader.updates()
+    states = []
+    for update in (next(updates) for _ in range(6)):
+        straight.train_step(update)
+        straight.progress = FakeProgress()  # type: ignore[assignment]
+        state = straight.training_state()
+        states.append((json.loads(json.dumps(state.state)), clone(state.weights), clone(state.average or {}), clone(state.optimizer)))
+    updates.close()  # type: ignore[attr-defined]
+    for index in range(5):
+        resumed = make_trainer("seed=1")
+        from mt.checkpoint import TrainingState
+
+        state, weights, average, optimizer = states[index]
+        resumed.load(Path(), TrainingState(weights, average, optimizer, state))
+        following = resumed.loader.updates()
+        resumed.train_step(next(following))
+        following.close()  # type: ignore[attr-defined]
+        for name, parameter in resumed.model.named_parameters():
+            assert torch.equal(parameter, states[index + 1][1][name])
+
+
+class FakeProgress:
+    """Answers the one question that a state asks."""
+
+    def seconds(self) -> float:
+        return 0.0
+
+
+def clone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies that later updates leave alone."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def test_two_micro_batches_equal_one_big_batch_without_dropout(make_trainer: Callable[..., Trainer]) -> None:
+    plain = ("model.dropout=0.0", "model.attention_dropout=0.0", "optim.clip_norm=0")
+    one, two = make_trainer(*plain), make_trainer(*plain)
+    pairs = [(list(range(5, 5 + n)), list(range(9, 12 + n))) for n in (3, 7, 4, 9)]
+    one.train_step(Update([collate(pairs)], Position()))
+    two.train_step(Update([collate(pairs[:1]), collate(pairs[1:])], Position()))
+    for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+        # A shift of all keys changes no softmax: this gradient is rounding noise, which Adam blows up.
+        assert name.endswith("k_proj.bias") or torch.allclose(a, b, atol=1e-6), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_reaches_the_weights(bad: float, make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    updates = trainer.loader.updates()
+    trainer.train_step(next(updates))
+    before = clone(dict(trainer.model.named_parameters()))
+    hook = trainer.model.decoder.layers[0].register_forward_hook(lambda module, args, out: out * bad)
+    with pytest.raises(DivergedError, match="update 2"):
+        trainer.train_step(next(updates))
+    hook.remove()
+    updates.close()  # type: ignore[attr-defined]
+    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+    assert DivergedError.exit_code == 3
+
+
+def test_draws_are_a_function_of_their_place() -> None:
+    def draw(*place: int) -> float:
+        seed_draws(*place)
+        return float(torch.rand(()))
+
+    assert draw(1, 2, 0) == draw(1, 2, 0)
+    assert len({draw(1, 2, 0), draw(1, 2, 1), draw(1, 3, 0), draw(2, 2, 0)}) == 4
+
+
+def test_validation_in_training_is_what_evaluate_prints(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    folder = trained_run / "valid/step_00000012"
+    scores = json.loads((folder / "scores.json").read_text())
+    for language in ("de", "en"):
+        lines = (sample / f"valid.{language}").read_text(encoding="utf-8").split("\n")[:4]
+        (tmp_path / f"first.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = trained_run / "checkpoints/step_00000012"
+    result = run_mt(
+        "evaluate", model, "--src", tmp_path / "first.de", "--ref", tmp_path / "first.en", "--beam-size", 1, "--json", "-o", tmp_path / "hyp"
+    )
+    printed = {score["name"]: score["value"] for score in json.loads(result.stdout)[0]["scores"]}
+    assert (tmp_path / "hyp").read_text() == (folder / "hyp.txt").read_text()
+    assert printed["bleu"] == scores["bleu"]
+    assert printed["chrf"] == scores["chrf"]
+
+
+def test_a_run_keeps_its_last_and_best_checkpoints_and_links_them(trained_run: Path) -> None:
+    manager = CheckpointManager(trained_run, 2, 1, "bleu")
+    best = manager.ranked()[0]
+    assert set(manager.steps()) == {8, 12, best}
+    assert (trained_run / "checkpoints/last").readlink() == Path("step_00000012")
+    assert (trained_run / "checkpoints/best").readlink() == Path(f"step_{best:08d}")
+    assert json.loads((trained_run / "status.json").read_text())["state"] == "done"
+    assert {path.name for path in trained_run.iterdir()} >= {"config.yaml", "train.log", "metrics.jsonl", "status.json", "lock", "valid"}
+
+
+def test_a_second_process_is_refused_while_one_trains(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    config = small_yaml(tmp_path)
+    process = start(config, "train.max_steps=100000", "train.max_epochs=100000")
+    try:
+        wait_for(tmp_path / "run/checkpoints/step_00000004", process)
+        second = run_mt("train", config)
+        assert second.returncode == 1
+        assert "another process is using this folder" in second.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_patience_and_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    config = small_yaml(tmp_path)
+    assert run_mt("train", config, "train.max_steps=null", "train.max_epochs=1").returncode == 0
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["message"] == "train.max_epochs: 1"
+    shutil.rmtree(tmp_path / "run")
+    patient = ("train.max_steps=400", "train.patience=2", "train.valid_every=1", "optim.lr=1e-9")
+    assert run_mt("train", config, *patient).returncode == 0
+    assert "train.patience: 2" in json.loads((tmp_path / "run/status.json").read_text())["message"]
