@@ -59,7 +59,9 @@ class MetricLogger:
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         path = run_dir / "metrics.jsonl"
         kept = list(_lines_until(path, resume_step)) if path.exists() else []
-        path.write_text("".join(kept), encoding="utf-8")
+        rewritten = path.with_name(f".{path.name}.tmp")  # a kill in between must not lose the history
+        rewritten.write_text("".join(kept), encoding="utf-8")
+        rewritten.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(run_dir / "tensorboard", resume_step)
 
@@ -80,10 +82,10 @@ class MetricLogger:
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill is dropped
             if json.loads(line)["step"] <= step:
-                yield line + "\n"
+                yield line.decode() + "\n"
 
 
 def _tensorboard(folder: Path, resume_step: int) -> Any:

@@ -49,7 +49,8 @@ def test_a_mistake_in_the_configuration_exits_2_and_says_which(kind: str, small_
 def test_all_mistakes_of_a_file_are_told_at_once(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
     path = small_yaml(tmp_path, extra="sed: 3\nprecision: fp33\n")
     lines = path.read_text().split("\n")
-    says = [f"{path}:{lines.index('sed: 3') + 1}: sed: unknown key (did you mean `seed`?)", f"{path}:{lines.index('precision: fp33') + 1}: precision"]
+    unknown, wrong = (lines.index(line) + 1 for line in ("sed: 3", "precision: fp33"))
+    says = [f"{path}:{unknown}: sed: unknown key (did you mean `seed`?)", f"{path}:{wrong}: precision"]
     assert_fails(2, says, "train", path)
 
 
@@ -148,7 +149,7 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(run: Path, sma
 def fork_train(config: Path) -> int:
     """The exit code of `mt train` in a child without root's rights, all modules loaded before it gives them up."""
     import mt.cli
-    import mt.train.run  # noqa: F401 - loaded before the child loses the right to read it
+    import mt.train.run
 
     mt.cli.build_app()
     child = os.fork()

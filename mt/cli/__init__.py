@@ -37,6 +37,8 @@ def _global_options(version: bool = typer.Option(False, "--version", help="Print
 
 def main() -> NoReturn:
     """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3 diverged, 130 and 143 interrupted."""
+    # Read when PyTorch loads: threads that wait by spinning slow training down tenfold where another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         build_app()()

@@ -97,7 +97,10 @@ def open_trained(config: TokenizerConfig) -> Tokenizer:
     """The models that the configuration names. Raises `ConfigError` where they lack our special ids."""
     assert config.src_model is not None
     assert config.tgt_model is not None
-    tokenizer = Tokenizer(Path(config.src_model), Path(config.tgt_model))
+    try:
+        tokenizer = Tokenizer(Path(config.src_model), Path(config.tgt_model))
+    except CheckpointError as error:
+        raise ConfigError(f"tokenizer.src_model, tgt_model: {error}") from error
     for path, model in ((config.src_model, tokenizer._src), (config.tgt_model, tokenizer._tgt)):
         ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
         if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
@@ -125,9 +128,10 @@ def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: Toke
 
 def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
     model = io.BytesIO()
+    raised: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_short_lines(text, config.max_line_bytes),
+            sentence_iterator=_remember_error(_short_lines(text, config.max_line_bytes), raised),
             model_writer=model,
             model_type=config.model_type,
             vocab_size=config.vocab_size,
@@ -143,8 +147,19 @@ def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if raised:
+            raise raised[0] from None
         raise DataError(_explain(str(error), config)) from error
     return model.getvalue()
+
+
+def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
+    """SentencePiece turns what its iterator raises, an interrupt too, into a RuntimeError; here it is kept as it was."""
+    try:
+        yield from text
+    except (Exception, KeyboardInterrupt) as error:
+        raised.append(error)
+        raise
 
 
 def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:

@@ -108,12 +108,13 @@ def test_overlong_lines_are_left_out_and_counted(
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_an_error_in_the_text_comes_through(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+@pytest.mark.parametrize("error", [DataError("train.de:601: not UTF-8"), KeyboardInterrupt("train.de:601: not UTF-8")], ids=repr)
+def test_an_error_in_the_text_comes_through(tmp_path: Path, sample_pairs: list[SentencePair], error: BaseException) -> None:
     def lines() -> Iterator[SentencePair]:
         yield from sample_pairs
-        raise DataError("train.de:601: not UTF-8")
+        raise error
 
-    with pytest.raises(DataError, match=r"^train.de:601: not UTF-8$"):
+    with pytest.raises(type(error), match=r"^train.de:601: not UTF-8$"):
         train_tokenizer(lines, TokenizerConfig(vocab_size=450, num_threads=1), tmp_path)
 
 

@@ -55,7 +55,8 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 60
 def final_files(run: Path, step: int) -> dict[str, bytes]:
     """The bytes of all that was learned."""
     folder = run / f"checkpoints/step_{step:08d}"
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")}
+    names = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -207,9 +208,8 @@ def test_validation_in_training_is_what_evaluate_prints(trained_run: Path, sampl
         lines = (sample / f"valid.{language}").read_text(encoding="utf-8").split("\n")[:4]
         (tmp_path / f"first.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     model = trained_run / "checkpoints/step_00000012"
-    result = run_mt(
-        "evaluate", model, "--src", tmp_path / "first.de", "--ref", tmp_path / "first.en", "--beam-size", 1, "--json", "-o", tmp_path / "hyp"
-    )
+    files = ("--src", tmp_path / "first.de", "--ref", tmp_path / "first.en", "-o", tmp_path / "hyp")
+    result = run_mt("evaluate", model, *files, "--beam-size", 1, "--json")
     printed = {score["name"]: score["value"] for score in json.loads(result.stdout)[0]["scores"]}
     assert (tmp_path / "hyp").read_text() == (folder / "hyp.txt").read_text()
     assert printed["bleu"] == scores["bleu"]
