@@ -21,7 +21,7 @@ from mt import __version__
 from mt.config import Config, DecodeConfig, config_from_text, to_yaml
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError, ConfigError
-from mt.files import atomic_dir, replace_link, sha256_file
+from mt.files import atomic_dir, remove_leftovers, replace_link, sha256_file
 from mt.metrics import is_better
 from mt.model.transformer import Transformer, build_model
 
@@ -184,7 +184,6 @@ class CheckpointManager:
     def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str) -> None:
         self.folder = run_dir / "checkpoints"
         self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -237,6 +236,7 @@ class CheckpointManager:
 
         A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged.
         """
+        remove_leftovers(self.folder)
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -254,8 +254,7 @@ class CheckpointManager:
 
 def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
     """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where there are fewer."""
-    metric = read_config(resolve_model(run_dir)).train.metric
-    manager = CheckpointManager(run_dir, 1, 0, metric)
+    manager = CheckpointManager(run_dir, 1, 0, read_config(resolve_model(run_dir)).train.metric)
     steps, wanted = (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
     if len(steps) < wanted:
         raise CheckpointError(f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)")

@@ -93,6 +93,12 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half written in `folder`; whoever calls this holds the lock over it."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def replace_link(link: Path, target: str) -> None:
     """Point the symbolic link `link` at `target` in one step."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")

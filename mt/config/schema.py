@@ -17,16 +17,10 @@ class Section(BaseModel):
 class CorpusConfig(Section):
     """One parallel corpus: two text files (`src`, `tgt`; `.gz` by name), or a `dataset` for `datasets.load_dataset`."""
 
-    name: str | None = Field(
-        default=None, description="Name in tables and reports (default: the file or dataset name).",
-    )
-    src: str | None = Field(
-        default=None, description="Source text, one sentence a line; plain or .gz. Relative to the working directory.",
-    )
+    name: str | None = Field(default=None, description="Name in tables and reports (default: the file or dataset name).")
+    src: str | None = Field(default=None, description="Source text, one sentence a line; plain or .gz. Relative to the working directory.")
     tgt: str | None = Field(default=None, description="Target text; line N translates line N of `src`.")
-    dataset: str | None = Field(
-        default=None, description="Hub name or local folder, as `datasets.load_dataset` takes it.",
-    )
+    dataset: str | None = Field(default=None, description="Hub name or local folder, as `datasets.load_dataset` takes it.")
     subset: str | None = Field(default=None, description="Configuration name of the dataset.")
     split: str = Field(default="train", description="Split of the dataset.")
     src_column: str | None = Field(
@@ -38,9 +32,7 @@ class CorpusConfig(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> "CorpusConfig":
         if self.dataset is None and (self.src is None or self.tgt is None):
-            raise ValueError(
-                "a corpus needs `src` and `tgt` (two text files) or `dataset`, `src_column` and `tgt_column`"
-            )
+            raise ValueError("a corpus needs `src` and `tgt` (two text files) or `dataset`, `src_column` and `tgt_column`")
         if self.dataset is not None and (self.src is not None or self.tgt is not None):
             raise ValueError("a corpus is either text files (`src`, `tgt`) or a `dataset`, not both")
         if self.dataset is not None and (self.src_column is None or self.tgt_column is None):
@@ -59,9 +51,7 @@ class FilterConfig(Section):
     """Training pairs left out, each kind counted and shown. Validation and test text is never filtered."""
 
     max_bytes: int = Field(default=16_384, ge=1, description="Drop a pair with a side of more bytes than this (UTF-8).")
-    max_len: int = Field(
-        default=256, ge=1, description="Drop a pair with a side of more subwords than this, end of sentence included.",
-    )
+    max_len: int = Field(default=256, ge=1, description="Drop a pair with a side of more subwords than this, end of sentence included.")
     max_ratio: float | None = Field(
         default=None, ge=1,
         description="Drop a pair whose longer side has more than this many times the subwords of the other (1.5 in "
@@ -92,12 +82,8 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """SentencePiece, trained in the run unless `src_model` and `tgt_model` name trained ones."""
 
-    model_type: Literal["unigram", "bpe"] = Field(
-        default="unigram", description="Subword algorithm (Kudo 2018; Sennrich et al. 2016).",
-    )
-    vocab_size: int = Field(
-        default=8000, ge=8, description="Pieces, special ones included; per side where `joint` is false.",
-    )
+    model_type: Literal["unigram", "bpe"] = Field(default="unigram", description="Subword algorithm (Kudo 2018; Sennrich et al. 2016).")
+    vocab_size: int = Field(default=8000, ge=8, description="Pieces, special ones included; per side where `joint` is false.")
     joint: bool = Field(default=True, description="One model for both languages.")
     src_model: str | None = Field(default=None, description="A trained SentencePiece model for the source.")
     tgt_model: str | None = Field(
@@ -110,9 +96,7 @@ class TokenizerConfig(Section):
         description="Share of characters that get pieces of their own; 0.9995 for Chinese or Japanese "
         "(SentencePiece's advice).",
     )
-    byte_fallback: bool = Field(
-        default=True, description="Spell characters without a piece in bytes, so that nothing is unknown.",
-    )
+    byte_fallback: bool = Field(default=True, description="Spell characters without a piece in bytes, so that nothing is unknown.")
     max_line_bytes: int = Field(
         default=4192, ge=16,
         description="Lines of more bytes are left out of the tokenizer's training, and counted (SentencePiece's own "
@@ -142,9 +126,7 @@ class TokenizerConfig(Section):
 class ModelConfig(Section):
     """The Transformer (Vaswani et al. 2017). Defaults are the paper's base model."""
 
-    preset: Literal["tiny", "small", "base", "big"] | None = Field(
-        default=None, description="Sizes to start from; keys set beside it win.",
-    )
+    preset: Literal["tiny", "small", "base", "big"] | None = Field(default=None, description="Sizes to start from; keys set beside it win.")
     d_model: int = Field(default=512, ge=2, description="Width of embeddings and layers.")
     d_ff: int = Field(default=2048, ge=1, description="Inner width of the feed-forward blocks.")
     num_heads: int = Field(default=8, ge=1, description="Attention heads; divides d_model.")
@@ -158,9 +140,7 @@ class ModelConfig(Section):
     activation: Literal["relu", "gelu", "silu"] = Field(default="relu", description="Of the feed-forward blocks.")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="On the output of each block, before the residual sum.")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights.")
-    activation_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="After the activation of the feed-forward blocks.",
-    )
+    activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="After the activation of the feed-forward blocks.")
     embedding_dropout: float | None = Field(
         default=None, ge=0, lt=1,
         description="On the sum of embeddings and positions (default: as `dropout`, as in the paper).",
@@ -198,17 +178,13 @@ class OptimConfig(Section):
     """AdamW and its schedule."""
 
     lr: float = Field(default=5e-4, gt=0, description="Peak learning rate (5e-4: fairseq's IWSLT14 recipe).")
-    betas: list[float] = Field(
-        default=[0.9, 0.98], min_length=2, max_length=2, description="Adam's decay rates (Vaswani et al. 2017).",
-    )
+    betas: list[float] = Field(default=[0.9, 0.98], min_length=2, max_length=2, description="Adam's decay rates (Vaswani et al. 2017).")
     eps: float = Field(default=1e-9, gt=0, description="Adam's epsilon (Vaswani et al. 2017).")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices only.")
     schedule: Literal["inverse_sqrt", "constant"] = Field(
         default="inverse_sqrt", description="After the warm-up: lr x sqrt(warmup_steps / step), or lr.",
     )
-    warmup_steps: int = Field(
-        default=4000, ge=0, description="Updates over which the learning rate rises linearly from 0 to `lr`.",
-    )
+    warmup_steps: int = Field(default=4000, ge=0, description="Updates over which the learning rate rises linearly from 0 to `lr`.")
     clip_norm: float = Field(default=1.0, ge=0, description="Largest norm of all gradients together; 0 clips nothing.")
 
     @model_validator(mode="after")
@@ -223,9 +199,7 @@ class TrainConfig(Section):
 
     max_steps: int | None = Field(default=100_000, ge=1, description="Stop after this many updates.")
     max_epochs: int | None = Field(default=None, ge=1, description="Stop after this many passes over the data.")
-    patience: int | None = Field(
-        default=None, ge=1, description="Stop after this many validations without a better `metric`.",
-    )
+    patience: int | None = Field(default=None, ge=1, description="Stop after this many validations without a better `metric`.")
     metric: Literal["bleu", "chrf", "loss"] = Field(
         default="bleu", description="What makes a checkpoint the best, and what patience watches.",
     )
@@ -279,9 +253,7 @@ class DecodeConfig(Section):
         description="a in score = log-probability / length**a, end of sentence counted (as in fairseq, Marian and "
         "CTranslate2).",
     )
-    max_len_a: float = Field(
-        default=1.2, ge=0, description="A translation has at most max_len_a x source subwords + max_len_b subwords.",
-    )
+    max_len_a: float = Field(default=1.2, ge=0, description="A translation has at most max_len_a x source subwords + max_len_b subwords.")
     max_len_b: int = Field(default=10, ge=1, description="See `max_len_a`.")
     batch_size: int = Field(default=64, ge=1, description="Sentences a batch, at most.")
     max_tokens: int = Field(default=8192, ge=1, description="Source tokens a batch, padding counted, at most.")
@@ -301,13 +273,9 @@ class Config(Section):
     """A whole run. A YAML file holds only what differs from these defaults."""
 
     run_dir: str | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
-    cache_dir: str = Field(
-        default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.",
-    )
+    cache_dir: str = Field(default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initial weights, order and dropout.")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.",
-    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="Of matrix products; auto: bf16 where the hardware has it. Weights and optimizer stay in fp32.",

@@ -15,7 +15,7 @@ from mt.data.cache import FORMAT_VERSION, TokenCache, build_cache
 from mt.data.corpus import CorpusStats, SentencePair, open_corpus
 from mt.data.tokenizer import Tokenizer, open_trained, train_tokenizer
 from mt.errors import ConfigError, DataError
-from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, sha256_file
+from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_file
 from mt.log import progress
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def prepare(config: Config) -> Prepared:
     text = text_fingerprint(config)
     cache_dir = Path(config.cache_dir).expanduser()
     with locked(cache_dir / "lock", wait=True):
+        for folder in ("tokenizers", "tokens"):
+            remove_leftovers(cache_dir / folder)
         tokenizer = _tokenizer(config, text, cache_dir)
         data = config.data
         key = fingerprint(FORMAT_VERSION, text, tokenizer.hash, data.filters.model_dump(), data.on_invalid_utf8, data.on_one_sided_empty)

@@ -15,7 +15,7 @@ from mt.data.batching import pad_rows
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
 from mt.device import Compute, choose_compute
-from mt.errors import ConfigError
+from mt.errors import CheckpointError, ConfigError
 from mt.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Translator:
         order = sorted(range(len(parts)), key=lambda i: len(parts[i].ids), reverse=True)
         for batch in self._batches(order, parts):
             for i, hyps in zip(batch, self._search([parts[i].ids for i in batch]), strict=True):
+                if not hyps:
+                    raise CheckpointError("the model's scores are not finite: its weights are not usable")
                 found[i] = hyps
         by_line: list[list[list[Hypothesis]]] = [[] for _ in lines]
         for part, hyps in zip(parts, found, strict=True):

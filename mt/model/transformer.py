@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         self.encoder = Encoder(config, src_embedding)
         self.decoder = Decoder(config, tgt_embedding)
         own_output = config.tie_embeddings == "none"
-        self.output_weight = nn.Parameter(torch.empty(tgt_vocab_size, config.d_model)) if own_output else tgt_embedding.weight
+        self.output_projection = nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
         self._initialize()
 
     def _initialize(self) -> None:
@@ -149,11 +149,10 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, Embedding):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.d_model))
-        if self.config.tie_embeddings == "none":
-            nn.init.normal_(self.output_weight, std=1 / math.sqrt(self.config.d_model))
 
     def forward(self, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor) -> Tensor:
         """Hidden states [batch, tgt_len, d_model] that `project` turns into logits.
@@ -166,14 +165,21 @@ class Transformer(nn.Module):
         """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
         return F.linear(hidden, self.output_weight)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The output matrix [tgt_vocab_size, d_model]: its own, or the target embedding."""
+        return self.decoder.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
+
     def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> DecoderState:
         """Encode `src` [sentences, src_len] and start `beam_size` rows for each sentence."""
         memory = self.encoder(src, src_mask)
         rows = len(src) * beam_size
-        empty = memory.new_empty(rows, self.config.num_heads, 0, self.config.d_model // self.config.num_heads)
+        cross_attn = [layer.encoder_attn.project(memory) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
+        _, num_heads, _, head_dim = cross_attn[0].keys.shape
+        empty = cross_attn[0].keys.new_empty(rows, num_heads, 0, head_dim)
         return DecoderState(
             self_attn=[KVCache(empty, empty) for _ in self.decoder.layers],
-            cross_attn=[layer.encoder_attn.project(memory) for layer in self.decoder.layers],  # type: ignore[union-attr, operator]
+            cross_attn=cross_attn,
             src_mask=src_mask,
             positions=torch.zeros(rows, dtype=torch.int64, device=src.device),
         )

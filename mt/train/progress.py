@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -31,9 +31,9 @@ class UpdateStats:
 class TrainProgress:
     """Adds up updates and times; reports every `log_every` updates."""
 
-    def __init__(self, config: TrainConfig, metrics: MetricLogger, step: int, seconds_before: float) -> None:
-        self.config, self.metrics = config, metrics
-        self._began, self._seconds_before, self._first_step = time.perf_counter(), seconds_before, step
+    def __init__(self, config: TrainConfig, metrics: MetricLogger, step: int, seconds: Callable[[], float]) -> None:
+        self.config, self.metrics, self.seconds = config, metrics, seconds
+        self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
         self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._step, self._epoch = step, 0
@@ -42,10 +42,6 @@ class TrainProgress:
     def _start_window(self) -> None:
         self._window: list[UpdateStats] = []
         self._window_began, self._window_aside = time.perf_counter(), 0.0
-
-    def seconds(self) -> float:
-        """Time that this run has taken, its earlier starts included."""
-        return self._seconds_before + time.perf_counter() - self._began
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:

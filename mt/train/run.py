@@ -34,11 +34,20 @@ def train(config: Config) -> None:
         try:
             limit = _train_locked(config, run_dir)
         except BaseException as error:
-            code = error.exit_code if isinstance(error, MTError) else 1
+            code = _exit_code(error)
             state = "failed" if code in (1, 2) else "stopped"
             _write_status(run_dir, state=state, exit_code=code, message=str(error) or type(error).__name__)
             raise
         _write_status(run_dir, state="done", exit_code=0, message=limit)
+
+
+def _exit_code(error: BaseException) -> int:
+    """What the process will exit with."""
+    if isinstance(error, MTError):
+        return error.exit_code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code  # SIGTERM while preparing
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _train_locked(config: Config, run_dir: Path) -> str:
@@ -60,7 +69,7 @@ def _train_locked(config: Config, run_dir: Path) -> str:
         return limit
     _write_status(run_dir, state="running", exit_code=None, message="training")
     limit = trainer.train()
-    took = format_seconds(trainer.progress.seconds())
+    took = format_seconds(trainer.seconds())
     logger.info("done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints))
     return limit
 

@@ -6,6 +6,7 @@ All that moves stands in `state_dict`; every random draw is a function of (seed,
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ class Trainer:
         self.best: float | None = None
         self.bad_validations = 0
         self.scores: dict[str, float] = {}  # of the last validation, if it was at this step
-        self.seconds = 0.0                  # spent in earlier starts of this run
+        self._began = time.perf_counter()   # less what earlier starts of this run took
+
+    def seconds(self) -> float:
+        """Time that this run has taken, its earlier starts included."""
+        return time.perf_counter() - self._began
 
     def train(self) -> str:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
@@ -153,7 +158,7 @@ class Trainer:
         """Position and scores, as JSON holds them."""
         return {
             "step": self.step, "loader": self.loader.state_dict(), "best": self.best, "bad_validations": self.bad_validations,
-            "scores": self.scores, "seconds": self.progress.seconds(),
+            "scores": self.scores, "seconds": self.seconds(),
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 
@@ -165,7 +170,8 @@ class Trainer:
             self.average.load_state_dict(training.average or training.weights)
         state = training.state
         self.loader.load_state_dict(state["loader"])
-        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self.step, self.scores = state["step"], state["scores"]
+        self._began = time.perf_counter() - state["seconds"]
         self.best, self.bad_validations = state["best"], state["bad_validations"]
 
     def _due(self, every: int) -> bool:
@@ -183,7 +189,7 @@ class Trainer:
 
     def _provenance(self) -> dict[str, Any]:
         return {
-            "scores": self.scores, "seconds": round(self.progress.seconds(), 1), "compute": str(self.compute),
+            "scores": self.scores, "seconds": round(self.seconds(), 1), "compute": str(self.compute),
             "data": self.prepared.data_fingerprint, "corpora": [corpus.label for corpus in self.config.data.train],
         }  # fmt: skip
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt.checkpoint import CheckpointManager
+from mt.checkpoint import CheckpointManager, TrainingState
 from mt.config import Config, load_config
 from mt.data.batching import collate
 from mt.data.loader import Position, Update
@@ -137,14 +137,11 @@ def test_resume_at_every_update_gives_the_same_weights(make_trainer: Callable[..
     states = []
     for update in (next(updates) for _ in range(6)):
         straight.train_step(update)
-        straight.progress = FakeProgress()  # type: ignore[assignment]
         state = straight.training_state()
         states.append((json.loads(json.dumps(state.state)), clone(state.weights), clone(state.average or {}), clone(state.optimizer)))
     updates.close()  # type: ignore[attr-defined]
     for index in range(5):
         resumed = make_trainer("seed=1")
-        from mt.checkpoint import TrainingState
-
         state, weights, average, optimizer = states[index]
         resumed.load(Path(), TrainingState(weights, average, optimizer, state))
         following = resumed.loader.updates()
@@ -152,13 +149,6 @@ def test_resume_at_every_update_gives_the_same_weights(make_trainer: Callable[..
         following.close()  # type: ignore[attr-defined]
         for name, parameter in resumed.model.named_parameters():
             assert torch.equal(parameter, states[index + 1][1][name])
-
-
-class FakeProgress:
-    """Answers the one question that a state asks."""
-
-    def seconds(self) -> float:
-        return 0.0
 
 
 def clone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
