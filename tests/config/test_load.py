@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from mt.cli.config import register
 from mt.config import PRESETS, Config, config_from_text, default_run_dir, flatten, load_config, to_yaml
-from mt.config.load import MAX_BYTES, MAX_NODES
+from mt.config.load import MAX_BYTES
+from mt.config.reader import MAX_NODES
 from mt.errors import ConfigError
 
 
