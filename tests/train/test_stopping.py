@@ -1,0 +1,58 @@
+"""Why a run stops: limits as a table, and signals in a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mt.config import TrainConfig
+from mt.train.stopping import Abandoned, SignalStop, limit_reached
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "epoch", "bad", "says"),
+    [
+        ({"max_steps": 10}, 9, 99, 99, None),
+        ({"max_steps": 10}, 10, 0, 0, "train.max_steps: 10"),
+        ({"max_steps": None, "max_epochs": 2}, 10**9, 1, 0, None),
+        ({"max_steps": None, "max_epochs": 2}, 1, 2, 0, "train.max_epochs: 2"),
+        ({"patience": 3, "metric": "chrf"}, 1, 0, 2, None),
+        ({"patience": 3, "metric": "chrf"}, 1, 0, 3, "train.patience: 3 validations without a better chrf"),
+    ],
+)
+def test_a_limit_ends_a_run_when_it_is_reached(options: dict[str, object], step: int, epoch: int, bad: int, says: str | None) -> None:
+    assert limit_reached(TrainConfig.model_validate(options), step, epoch, bad) == says
+
+
+def interrupt_a_block(stop: SignalStop) -> None:
+    """A block that would take long, and gets a signal."""
+    with stop.interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_signal_is_a_request_and_an_interruptible_block_ends_at_once() -> None:
+    stop = SignalStop()
+    before = signal.getsignal(signal.SIGTERM)
+    with stop.installed():
+        with pytest.raises(Abandoned):
+            interrupt_a_block(stop)
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(Abandoned), stop.interruptible():
+            pytest.fail("a block that starts after the signal must not run")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_signal_ends_the_process() -> None:
+    code = (
+        "import os, signal, time\nfrom mt.train.stopping import SignalStop\nstop = SignalStop()\n"
+        "with stop.installed():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('one', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n    print('still here')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert result.stdout == "one\n"
+    assert result.returncode == -signal.SIGTERM
