@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "train.max_epochs", "train.patience", "train.metric", "train.log_every", "train.valid_every", "train.save_every", "train.keep_last",
     "train.keep_best",
 )  # fmt: skip
+STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}  # of status.json, by exit code; all others have failed
 
 
 def train(config: Config) -> None:
@@ -35,8 +36,7 @@ def train(config: Config) -> None:
             limit = _train_locked(config, run_dir)
         except BaseException as error:
             code = _exit_code(error)
-            state = "failed" if code in (1, 2) else "stopped"
-            _write_status(run_dir, state=state, exit_code=code, message=str(error) or type(error).__name__)
+            _write_status(run_dir, state=STATES.get(code, "failed"), exit_code=code, message=str(error) or type(error).__name__)
             raise
         _write_status(run_dir, state="done", exit_code=0, message=limit)
 
