@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, cast
 
 from mt.errors import DataError, MTError
 
-CHUNK = 1 << 20
 MAX_LINE = 64 << 20  # a file without newlines must not fill the memory
 
 
