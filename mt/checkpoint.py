@@ -110,7 +110,8 @@ def resolve_model(path: Path) -> Path:
         return path
     for link in ("best", "last"):
         if (path / "checkpoints" / link / MANIFEST).exists():
-            return (path / "checkpoints" / link).resolve()
+            # Followed now: a run that goes on may point the link elsewhere while the model is being read.
+            return path / "checkpoints" / (path / "checkpoints" / link).readlink()
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder or a run folder")
     raise CheckpointError(f"{path}: neither a model folder ({MANIFEST} is missing) nor a run folder with checkpoints")
