@@ -62,5 +62,5 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"mt: {message}\n")
+    sys.stderr.write(f"{message}\n")  # no prefix: a message that begins with file:line is one that editors jump to
     sys.exit(code)

@@ -145,14 +145,13 @@ class Transformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier for linear layers, N(0, 1/d_model) for embeddings (as in fairseq), zeros for biases."""
+        """Xavier for linear layers, N(0, 1/d_model) for embeddings and output (as in fairseq), zeros for biases."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, Embedding):
+            if isinstance(module, Embedding) or module is self.output_projection:
                 nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.d_model))
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor) -> Tensor:
         """Hidden states [batch, tgt_len, d_model] that `project` turns into logits.
