@@ -169,11 +169,9 @@ def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
     for other in loaded[1:]:
         if other.config.model != first.config.model or other.tokenizer.hash != first.tokenizer.hash:
             raise CheckpointError(f"{other.folder}: another model or tokenizer than {first.folder}; average checkpoints of one run")
-    means = dict(first.model.named_parameters())
+    weights = [dict(each.model.named_parameters()) for each in loaded]
     with torch.no_grad():
-        for name, parameter in means.items():
-            stack = torch.stack([dict(each.model.named_parameters())[name] for each in loaded]).double()
-            parameter.copy_(stack.mean(dim=0))
+        means = {name: torch.stack([each[name] for each in weights]).double().mean(dim=0).float() for name in weights[0]}
     with atomic_dir(out) as temporary:
         write_model_folder(temporary, first.config, means, first.tokenizer, {"average_of": [each.folder.name for each in loaded]})
         seal(temporary)
