@@ -13,6 +13,8 @@ from mt.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -29,13 +31,14 @@ class Compute:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
+        return f"{name}, {NAMES[self.dtype]}"
 
 
 def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
-    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16), and set the CPU threads.
+    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16), and set the CPU threads.
 
-    Raises `ConfigError` for a GPU that is not there. bf16 on hardware without it is kept, slow as it is, with a warning.
+    Raises `ConfigError` for a GPU that is not there, and for fp16 on a CPU. bf16 on hardware without it is kept, slow as it is, with a
+    warning.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,8 +55,11 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
         logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
-    bf16 = precision == "bf16" or (precision == "auto" and native)
-    return Compute(chosen, torch.bfloat16 if bf16 else torch.float32)
+    if precision == "fp16" and chosen.type == "cpu":
+        raise ConfigError("precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)")
+    if precision == "auto":
+        precision = "bf16" if native else "fp32"
+    return Compute(chosen, next(dtype for dtype, name in NAMES.items() if name == precision))
 
 
 def has_native_bf16(device: torch.device) -> bool:

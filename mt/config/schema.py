@@ -216,6 +216,13 @@ class TrainConfig(Section):
     batch_tokens: int | None = Field(
         default=None, ge=1, description="Target tokens an update, at most; sets the number of micro-batches by itself.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep only the inputs of each layer and compute the rest again in the backward pass: less memory, a third more work.",
+    )
+    compile: bool = Field(
+        default=True, description="Compile the layers with torch.compile on a GPU. A CPU is faster without; it stays off there.",
+    )
     log_every: int = Field(default=50, ge=1, description="Updates between log lines.")
     valid_every: int = Field(default=1000, ge=1, description="Updates between validations.")
     save_every: int = Field(default=1000, ge=1, description="Updates between checkpoints. A new best is saved at once.")
@@ -276,9 +283,10 @@ class Config(Section):
     cache_dir: str = Field(default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initial weights, order and dropout.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Of matrix products; auto: bf16 where the hardware has it. Weights and optimizer stay in fp32.",
+        description="Of matrix products; auto: bf16 where the hardware has it; fp16 is for GPUs without it. Weights and optimizer stay "
+        "in fp32.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads (default: PyTorch's own, one a core; OMP_NUM_THREADS is heard).",

@@ -1,7 +1,7 @@
-"""Micro-batches: cutting length-sorted pairs into token buckets, and padding one bucket into tensors."""
+"""Micro-batches: cutting length-sorted pairs into token buckets, and padding or packing one bucket into tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,31 @@ class Batch:
     tgt_out: Tensor   # [batch, tgt_len] end of sentence last; padding is `PAD_ID`
     num_tokens: int   # target tokens, end of sentence included, padding not
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device; itself where it is there already."""
-        if device.type == self.src.device.type == "cpu":
-            return self
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "num_tokens"}
-        return Batch(**moved, num_tokens=self.num_tokens)
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch without padding: its sentences one after the other."""
+
+    src: Tensor          # [source tokens] ids, each sentence with its end
+    src_offsets: Tensor  # [batch + 1] int32, where each sentence begins, and the end
+    max_src_len: int
+    tgt_in: Tensor       # [target tokens] each with its beginning of sentence
+    tgt_out: Tensor      # [target tokens] each with its end
+    tgt_offsets: Tensor
+    max_tgt_len: int
+    num_tokens: int      # target tokens
+
+
+AnyBatch = Batch | PackedBatch
+
+
+def moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """The batch on another device, copied while the device goes on computing; itself where it is there already."""
+    if device.type == "cpu":
+        return batch
+    values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
+    there: dict[str, Any] = {name: x.pin_memory().to(device, non_blocking=True) for name, x in values if isinstance(x, Tensor)}
+    return replace(batch, **there)
 
 
 def collate(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> Batch:
@@ -44,6 +63,21 @@ def collate(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> Batch:
         tgt_out=pad_rows(targets, suffix=EOS_ID),
         num_tokens=sum(len(tgt) + 1 for tgt in targets),
     )
+
+
+def pack(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> PackedBatch:
+    """Join pairs of ids (without special ids) into a `PackedBatch`."""
+    src, src_offsets, max_src_len = _joined([np.append(src, EOS_ID) for src, _ in pairs])
+    tgt_out, tgt_offsets, max_tgt_len = _joined([np.append(tgt, EOS_ID) for _, tgt in pairs])
+    tgt_in, _, _ = _joined([np.append(BOS_ID, tgt) for _, tgt in pairs])
+    return PackedBatch(src, src_offsets, max_src_len, tgt_in, tgt_out, tgt_offsets, max_tgt_len, len(tgt_out))
+
+
+def _joined(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
+    """(ids, offsets, longest) of rows one after the other."""
+    lens = [len(row) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
+    return torch.from_numpy(np.concatenate(rows).astype(np.int64)), torch.from_numpy(offsets), max(lens)
 
 
 def pad_rows(rows: Sequence[IdSequence], prefix: int | None = None, suffix: int | None = None) -> Tensor:

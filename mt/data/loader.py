@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt.config import BatchingConfig
-from mt.data.batching import Batch, IdSequence, IntArray, collate, token_buckets
+from mt.data.batching import AnyBatch, Batch, IdSequence, IntArray, collate, pack, token_buckets
 from mt.data.cache import TokenCache
 
 RUN = 1024
@@ -36,7 +36,7 @@ class Position(NamedTuple):
 class Update:
     """The micro-batches of one optimizer update, and where the order goes on after it."""
 
-    micro_batches: list[Batch]
+    micro_batches: Sequence[AnyBatch]
     after: Position
 
     @property
@@ -49,10 +49,18 @@ class TrainLoader:
     """Endless updates from a token cache; epoch follows epoch."""
 
     def __init__(
-        self, cache: TokenCache, config: BatchingConfig, seed: int, *, grad_accum_steps: int = 1, batch_tokens: int | None = None
+        self,
+        cache: TokenCache,
+        config: BatchingConfig,
+        seed: int,
+        *,
+        grad_accum_steps: int = 1,
+        batch_tokens: int | None = None,
+        packed: bool = False,
     ) -> None:
         self.cache, self.config, self.seed = cache, config, seed
         self.grad_accum_steps, self.batch_tokens = grad_accum_steps, batch_tokens
+        self._collate = pack if packed else collate
         self.position = Position()
         self._run = 1 if len(cache) <= config.block_size else RUN
         num_runs = -(-len(cache) // self._run)
@@ -79,7 +87,7 @@ class TrainLoader:
 
     def _updates_from(self, position: Position) -> Iterator[Update]:
         for group, after in self._groups(position):
-            yield Update([collate([self.cache[i] for i in indices.tolist()]) for indices in group], after)
+            yield Update([self._collate([self.cache[i] for i in indices.tolist()]) for indices in group], after)
 
     def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], Position]]:
         """(the index arrays of one update, the position after it)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt.model.layers import Dropout
+from mt.model.masks import Mask
 
 
 @dataclass
@@ -39,12 +40,24 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, query: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from `query` [batch, tgt_len, d_model] to `memory` [batch, src_len, d_model]; gives the shape of `query`.
+    def forward(self, query: Tensor, memory: Tensor, mask: Mask) -> Tensor:
+        """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model] as `mask` allows; gives the shape of `query`."""
+        if query is memory:
+            q, k, v = self._heads(query, self.q_proj, self.k_proj, self.v_proj)
+        else:
+            (q,) = self._heads(query, self.q_proj)
+            k, v = self._heads(memory, self.k_proj, self.v_proj)
+        return self.out_proj(mask.attend(q, k, v, self.dropout))
 
-        `mask` is True where attention is allowed, broadcastable to [batch, num_heads, tgt_len, src_len].
+    def _heads(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+        """Several projections of `x` as one product, each [..., num_heads, head_dim].
+
+        The rows of the weights alternate head by head, so that each result's heads lie at one distance in memory.
         """
-        return self.attend(query, self.project(memory), mask)
+        shape = (self.num_heads, len(layers), self.head_dim)
+        weight = torch.stack([layer.weight.unflatten(0, shape[::2]) for layer in layers], dim=1).flatten(0, 2)
+        bias = torch.stack([layer.bias.view(shape[::2]) for layer in layers], dim=1).flatten()
+        return F.linear(x, weight, bias).unflatten(-1, shape).unbind(-2)
 
     def project(self, memory: Tensor) -> KVCache:
         """Keys and values of `memory` [batch, src_len, d_model]."""

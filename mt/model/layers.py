@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +21,64 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self._dropped = min(round(p * 256), 255)  # of 256 values of a byte
+        self.scale = 256 / (256 - self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        dropped = min(round(self.p * 256), 255)
-        keep = random_bytes(x.numel()).view(x.shape) >= dropped
-        return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+        if not self.drops(x):
+            return F.dropout(x, self.p, self.training)
+        return x * self.mask(x)
+
+    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + dropout(x)."""
+        if not self.drops(x):
+            return residual + self(x)
+        return torch.addcmul(residual, x, self.mask(x))
+
+    def drops(self, x: Tensor) -> bool:
+        """Whether `x` is to be multiplied by a `mask`, rather than go through PyTorch's own dropout or none."""
+        return self.training and self.p > 0 and x.device.type == "cpu"
+
+    def mask(self, x: Tensor) -> Tensor:
+        """A draw in the shape and type of `x`: 0 where a value is dropped, else the scale."""
+        keep = random_bytes(x.numel()).ge_(self._dropped)  # in place it stays uint8: a boolean result takes ten times as long
+        return keep.view(x.shape).to(x.dtype).mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class Activation(nn.Module):
+    """The activation of the feed-forward block, then dropout."""
+
+    def __init__(self, name: str, dropout: float) -> None:
+        super().__init__()
+        self.name = name
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `x`, which may be overwritten."""
+        if self.name == "relu" and self.dropout.drops(x):
+            dropped: Tensor = _DroppedReLU.apply(x, self.dropout.mask(x), self.dropout.scale)
+            return dropped
+        return self.dropout(ACTIVATIONS[self.name](x))
+
+
+class _DroppedReLU(torch.autograd.Function):
+    """relu(x) * mask in place; where the result is above zero is where the gradient goes, so neither `x` nor the mask is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        y = x.relu_().mul_(mask)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(y)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None, None
 
 
 def random_bytes(count: int) -> Tensor:
@@ -50,12 +97,10 @@ class Embedding(nn.Module):
         self.dropout = Dropout(dropout)
         self._sinusoids = torch.empty(0, d_model)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embed ids [batch, length] at `positions` [batch, length], by default 0, 1, 2, ...; gives [batch, length, d_model]."""
-        x = F.embedding(tokens, self.weight) * self.scale
-        if positions is None:
-            return self.dropout(x + self._table(tokens.shape[1], x)[: tokens.shape[1]])
-        return self.dropout(x + self._table(int(positions.max()) + 1, x)[positions])
+    def forward(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
+        """Embed ids [...] at `positions` [...], all below `length`; gives [..., d_model]."""
+        table = self._table(length, self.weight)
+        return self.dropout(torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale))
 
     def _table(self, length: int, like: Tensor) -> Tensor:
         """At least `length` rows of sinusoids; kept and grown, and no part of the weights."""

@@ -22,6 +22,11 @@ class DecoderState:
     positions: Tensor          # [rows] position of the next token of each row
 
     @property
+    def length(self) -> int:
+        """Tokens of each row so far."""
+        return self.self_attn[0].keys.shape[2]
+
+    @property
     def beam_size(self) -> int:
         """Rows of each sentence."""
         return len(self.positions) // len(self.src_mask)

@@ -6,14 +6,17 @@ Marian's sinusoids; the output projection has no bias and stands apart from `for
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mt.config import ModelConfig
 from mt.model.attention import KVCache, MultiHeadAttention
-from mt.model.layers import ACTIVATIONS, Dropout, Embedding
+from mt.model.layers import Activation, Dropout, Embedding
+from mt.model.masks import Mask, PackedMask, PaddedMask
 from mt.model.state import DecoderState
 
 
@@ -28,26 +31,25 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(config.d_model, config.d_ff)
         self.fc2 = nn.Linear(config.d_ff, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
-        self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
-        self.activation_dropout = Dropout(config.activation_dropout)
+        self.activation = Activation(config.activation, config.activation_dropout)
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, block: Callable[[Tensor], Tensor]) -> Tensor:
         """x + dropout(block(x)), with the layer norm before the block or after the sum."""
         if self.pre_norm:
-            return x + self.dropout(block(norm(x)))
-        return norm(x + self.dropout(block(x)))
+            return self.dropout.add(x, block(norm(x)))
+        return norm(self.dropout.add(x, block(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two linear layers with an activation between them (section 3.3 of the paper)."""
-        return self.fc2(self.activation_dropout(self.activation(self.fc1(x))))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class EncoderLayer(Layer):
     """Self-attention, then feed-forward."""
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [batch, src_len, d_model]; `mask` True where attention is allowed."""
+    def forward(self, x: Tensor, mask: Mask) -> Tensor:
+        """x [tokens, d_model]."""
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, mask))
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
@@ -60,10 +62,11 @@ class DecoderLayer(Layer):
         self.encoder_attn = MultiHeadAttention(config.d_model, config.num_heads, config.attention_dropout)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, memory: Tensor, causal_mask: Tensor, src_mask: Tensor | None) -> Tensor:
-        """x [batch, tgt_len, d_model] over `memory` [batch, src_len, d_model]."""
+    def forward(self, x: Tensor, memory: Tensor, causal_mask: Mask, src_mask: Mask) -> Tensor:
+        """x [tokens, d_model] over `memory` [source tokens, d_model]."""
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, causal_mask))
-        return self._to_source(x, self.encoder_attn.project(memory), src_mask)
+        x = self.residual(x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, src_mask))
+        return self.residual(x, self.final_layer_norm, self.feed_forward)
 
     def step(self, x: Tensor, cache: KVCache, memory: KVCache, src_mask: Tensor | None) -> Tensor:
         """One position of every row: x [rows, 1, d_model], appended to `cache`; `memory` is per sentence."""
@@ -76,11 +79,8 @@ class DecoderLayer(Layer):
         x = self.residual(x, self.self_attn_layer_norm, attend)
         # A sentence's rows attend together as the positions of one query, so its keys and values need no copies.
         grouped = x.reshape(len(memory.keys), -1, x.shape[-1])  # [sentences, beam_size, d_model]
-        return self._to_source(grouped, memory, src_mask).reshape(x.shape)
-
-    def _to_source(self, x: Tensor, memory: KVCache, src_mask: Tensor | None) -> Tensor:
-        x = self.residual(x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn.attend(y, memory, src_mask))
-        return self.residual(x, self.final_layer_norm, self.feed_forward)
+        grouped = self.residual(grouped, self.encoder_attn_layer_norm, lambda y: self.encoder_attn.attend(y, memory, src_mask))
+        return self.residual(grouped, self.final_layer_norm, self.feed_forward).reshape(x.shape)
 
 
 class Encoder(nn.Module):
@@ -88,15 +88,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
         super().__init__()
+        self.recompute = False
         self.embed_tokens = embedding
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
-        """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
-        x = self.embed_tokens(src)
+    def forward(self, src: Tensor, positions: Tensor, length: int, mask: Mask) -> Tensor:
+        """Memory [tokens, d_model] of ids `src` [tokens] at `positions` below `length`."""
+        x = self.embed_tokens(src, positions, length)
         for layer in self.layers:
-            x = layer(x, attention_mask(src_mask))
+            x = _run(layer, self.recompute, x, mask)
         return self.layer_norm(x)
 
 
@@ -105,22 +106,21 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
         super().__init__()
+        self.recompute = False
         self.embed_tokens = embedding
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, tgt_in: Tensor, memory: Tensor, src_mask: Tensor | None) -> Tensor:
-        """Hidden states [batch, tgt_len, d_model] of ids `tgt_in` [batch, tgt_len]."""
-        x = self.embed_tokens(tgt_in)
-        # Targets are padded on the right, so a real position never sees padding behind this mask.
-        causal_mask = torch.ones(tgt_in.shape[1], tgt_in.shape[1], dtype=torch.bool, device=tgt_in.device).tril()
+    def forward(self, tgt_in: Tensor, positions: Tensor, length: int, memory: Tensor, causal_mask: Mask, src_mask: Mask) -> Tensor:
+        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`."""
+        x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
-            x = layer(x, memory, causal_mask, attention_mask(src_mask))
+            x = _run(layer, self.recompute, x, memory, causal_mask, src_mask)
         return self.layer_norm(x)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Hidden states [rows, d_model] after one token [rows] for each row; `state` moves on."""
-        x = self.embed_tokens(tokens[:, None], state.positions[:, None])
+        x = self.embed_tokens(tokens[:, None], state.positions[:, None], state.length + 1)
         for layer, cache, memory in zip(self.layers, state.self_attn, state.cross_attn, strict=True):
             x = layer.step(x, cache, memory, attention_mask(state.src_mask))  # type: ignore[operator]
         state.positions = state.positions + 1
@@ -158,7 +158,35 @@ class Transformer(nn.Module):
 
         `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is True where a token stands.
         """
-        return self.decoder(tgt_in, self.encoder(src, src_mask), src_mask)
+        batch, tgt_len = tgt_in.shape
+        steps = torch.arange(tgt_len, device=tgt_in.device)
+        # Targets are padded on the right, so a real position never sees padding behind this mask.
+        causal = PaddedMask.of(batch, (steps <= steps[:, None])[None])
+        memory, source = self._encode(src, src_mask)
+        hidden = self.decoder(tgt_in.t().flatten(), steps.repeat_interleave(batch), tgt_len, memory, causal, source)
+        return hidden.unflatten(0, (tgt_len, batch)).transpose(0, 1)
+
+    def packed(self, src: Tensor, src_offsets: Tensor, max_src_len: int, tgt_in: Tensor, tgt_offsets: Tensor, max_tgt_len: int) -> Tensor:
+        """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1] int32; gives [tokens, d_model]."""
+        source = PackedMask(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
+        memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
+        causal = PackedMask(tgt_offsets, tgt_offsets, max_tgt_len, max_tgt_len, causal=True)
+        across = PackedMask(tgt_offsets, src_offsets, max_tgt_len, max_src_len, causal=False)
+        return self.decoder(tgt_in, _positions(tgt_in, tgt_offsets), max_tgt_len, memory, causal, across)
+
+    def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+        """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
+        return self._encode(src, src_mask)[0].unflatten(0, src.shape[::-1]).transpose(0, 1)
+
+    def _encode(self, src: Tensor, src_mask: Tensor | None) -> tuple[Tensor, PaddedMask]:
+        batch, src_len = src.shape
+        mask = PaddedMask.of(batch, None if src_mask is None else src_mask[:, None])
+        positions = torch.arange(src_len, device=src.device).repeat_interleave(batch)
+        return self.encoder(src.t().flatten(), positions, src_len, mask), mask
+
+    def recompute(self, recompute: bool) -> None:
+        """Whether training keeps only what enters each layer and computes its inside again for the gradients (Chen et al. 2016)."""
+        self.encoder.recompute = self.decoder.recompute = recompute
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
@@ -171,7 +199,7 @@ class Transformer(nn.Module):
 
     def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> DecoderState:
         """Encode `src` [sentences, src_len] and start `beam_size` rows for each sentence."""
-        memory = self.encoder(src, src_mask)
+        memory = self.encode(src, src_mask)
         rows = len(src) * beam_size
         cross_attn = [layer.encoder_attn.project(memory) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
         _, num_heads, _, head_dim = cross_attn[0].keys.shape
@@ -186,6 +214,18 @@ class Transformer(nn.Module):
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits [rows, tgt_vocab_size] after one more token [rows] of each row; `state` moves on."""
         return self.project(self.decoder.step(tokens, state))
+
+
+def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *args, use_reentrant=False)
+    return layer(*args)
+
+
+def _positions(ids: Tensor, offsets: Tensor) -> Tensor:
+    """The position of each of the packed `ids` in its sequence."""
+    starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(ids))  # the size is given so that no GPU is waited for
+    return torch.arange(len(ids), device=ids.device) - starts
 
 
 def attention_mask(src_mask: Tensor | None) -> Tensor | None:

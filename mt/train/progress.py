@@ -6,26 +6,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from mt.config import TrainConfig
 from mt.log import MetricLogger, format_seconds
 from mt.metrics import TITLES
+from mt.train.gradients import UpdateStats
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """What one update did; means are over its target tokens."""
-
-    loss: float       # smoothed
-    nll: float        # nats a token, without smoothing
-    grad_norm: float  # before clipping
-    lr: float
-    num_tokens: int
 
 
 class TrainProgress:

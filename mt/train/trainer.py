@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mt.checkpoint import CheckpointManager, TrainingState, load_weights
 from mt.config import Config
+from mt.data.batching import AnyBatch, moved
 from mt.data.loader import TrainLoader, Update
 from mt.data.prepare import Prepared
 from mt.device import Compute
-from mt.errors import DivergedError, Interrupted
+from mt.errors import Interrupted
 from mt.log import MetricLogger
 from mt.metrics import is_better
 from mt.model.transformer import build_model
-from mt.train.loss import loss_sums
+from mt.train.gpu import compile_layers, packs
+from mt.train.gradients import LossScale, PendingStats, apply_gradients
+from mt.train.loss import Loss, loss_sums
 from mt.train.optim import WeightAverage, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from mt.train.progress import TrainProgress, UpdateStats
+from mt.train.progress import TrainProgress
 from mt.train.stopping import EXIT_CODES, Abandoned, SignalStop, limit_reached
 from mt.train.validation import Validator
 
@@ -38,14 +42,20 @@ class Trainer:
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
         train, tokenizer = config.train, prepared.tokenizer
         self.model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, config.seed).to(compute.device)
+        self.model.recompute(train.gradient_checkpointing)
+        if train.compile:
+            compile_layers(self.model, compute)
         self.optimizer = build_optimizer(self.model, config.optim, compute.device)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
+        self.loss_scale = LossScale(compute.device, enabled=compute.dtype == torch.float16)
         self.loader = TrainLoader(
-            prepared.train, config.batching, config.seed, grad_accum_steps=train.grad_accum_steps, batch_tokens=train.batch_tokens
-        )
+            prepared.train, config.batching, config.seed,
+            grad_accum_steps=train.grad_accum_steps, batch_tokens=train.batch_tokens, packed=packs(config.model, compute),
+        )  # fmt: skip
         self.validator = Validator(config, tokenizer, compute, run_dir) if config.data.valid else None
         self.stop = SignalStop()
         self.step = 0
+        self._unread: list[PendingStats] = []
         self.best: float | None = None
         self.bad_validations = 0
         self.scores: dict[str, float] = {}  # of the last validation, if it was at this step
@@ -68,7 +78,7 @@ class Trainer:
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
                     with self.progress.waiting():
                         update = next(updates)
-                    self.progress.add(self.step + 1, self.loader.position.epoch, self.train_step(update))
+                    self.report(self.train_step(update))
                     improved = self._due(config.valid_every) and self.validate()
                     if improved or self._due(config.save_every):
                         self.save()
@@ -78,36 +88,51 @@ class Trainer:
         assert limit is not None
         return limit
 
-    def train_step(self, update: Update) -> UpdateStats:
-        """One update over its micro-batches. Raises `DivergedError` before anything that is not finite reaches the weights."""
-        step, optim = self.step + 1, self.config.optim
-        self.model.train()
-        loss = nll = 0.0
-        for index, batch in enumerate(update.micro_batches):
-            seed_draws(self.config.seed, step, index)
-            with self.compute.autocast():
-                sums = loss_sums(self.model, batch.to(self.compute.device), self.config.train.label_smoothing)
-            (sums.smoothed / update.num_tokens).backward()
-            loss, nll = loss + float(sums.smoothed.detach()), nll + float(sums.nll)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or float("inf")))
-        stats = UpdateStats(loss / update.num_tokens, nll / update.num_tokens, norm, learning_rate(step, optim), update.num_tokens)
-        if not (abs(stats.loss) < float("inf") and norm < float("inf")):  # false for NaN too
-            raise DivergedError(
-                f"update {step}: loss {stats.loss}, gradient norm {norm}; training has diverged and the weights are as before this update. "
-                "Try a lower optim.lr, a longer optim.warmup_steps, model.norm: pre, or optim.clip_norm: 1.0"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = stats.lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update(self.model, step)
-        self.step = step
+    def train_step(self, update: Update) -> PendingStats:
+        """One update over its micro-batches; one that is not finite leaves the weights as they are, and its stats raise when read."""
+        self.step += 1
         self.scores = {}
-        return stats
+        self.model.train()
+        sums = []
+        for index, batch in enumerate(update.micro_batches):
+            seed_draws(self.config.seed, self.step, index)
+            loss = self.forward(moved(batch, self.compute.device))
+            self.backward(loss.smoothed * (self.loss_scale.scale / update.num_tokens))
+            sums.append(torch.stack([loss.smoothed.detach(), loss.nll]))
+        means = torch.stack(sums).sum(dim=0) / update.num_tokens
+        lr = learning_rate(self.step, self.config.optim)
+        norm, diverged = self.optimize(means[0], lr)
+        return PendingStats(self.step, torch.stack([*means, norm, diverged]), lr, update.num_tokens)
+
+    def forward(self, batch: AnyBatch) -> Loss:
+        """The loss of one micro-batch."""
+        with self.compute.autocast():
+            return loss_sums(self.model, batch, self.config.train.label_smoothing)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to those of earlier micro-batches."""
+        loss.backward()
+
+    def optimize(self, loss: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """Use up the gradients; gives (their norm, diverged)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        outcome = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, self.config.optim.clip_norm)
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return outcome
+
+    def report(self, *stats: PendingStats, late: int | None = None) -> None:
+        """Read and show the stats of updates, on a GPU those before the newest, so that it has work while the host reads."""
+        self._unread += stats
+        late = int(self.compute.device.type == "cuda") if late is None else late
+        while len(self._unread) > late:
+            pending = self._unread.pop(0)
+            self.progress.add(pending.step, self.loader.position.epoch, pending.read())
 
     def validate(self) -> bool:
         """Score the model (its average, where one is kept); whether it is the best so far. A signal abandons this, unrecorded."""
+        self.report(late=0)
         if self.validator is None:
             return False
         try:
@@ -143,6 +168,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, if there is none yet."""
+        self.report(late=0)
         if self.step in self.checkpoints.steps():
             return
         with self.progress.saving():
@@ -152,7 +178,8 @@ class Trainer:
         """All that moves, as a checkpoint holds it."""
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         average = self.average.state_dict() if self.average is not None else None
-        return TrainingState(weights, average, optimizer_tensors(self.optimizer, self.model), self.state_dict())
+        optimizer = optimizer_tensors(self.optimizer, self.model) | self.loss_scale.state_dict()
+        return TrainingState(weights, average, optimizer, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Position and scores, as JSON holds them."""
@@ -166,6 +193,7 @@ class Trainer:
         """Go on from a checkpoint."""
         load_weights(self.model, training.weights, folder)
         load_optimizer_tensors(self.optimizer, self.model, training.optimizer)
+        self.loss_scale.load_state_dict(training.optimizer)
         if self.average is not None:
             self.average.load_state_dict(training.average or training.weights)
         state = training.state

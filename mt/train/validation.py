@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mt.config import Config
+from mt.data.batching import moved
 from mt.data.corpus import read_parallel
 from mt.data.loader import ValidLoader
 from mt.data.tokenizer import Tokenizer
@@ -53,6 +54,6 @@ class Validator:
         total, num_tokens = 0.0, 0
         for batch in self.loader:
             with self.compute.autocast():
-                total += float(loss_sums(model, batch.to(self.compute.device), 0.0).nll)
+                total += float(loss_sums(model, moved(batch, self.compute.device), 0.0).nll)
             num_tokens += batch.num_tokens
         return total / num_tokens

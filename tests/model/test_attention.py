@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt.model.attention import KVCache, MultiHeadAttention
-from mt.model.transformer import attention_mask
+from mt.model.masks import PaddedMask
 
 D_MODEL, NUM_HEADS = 12, 3
 HEAD_DIM = D_MODEL // NUM_HEADS
@@ -26,6 +26,14 @@ def attention(dropout: float = 0.0) -> MultiHeadAttention:
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     return block
+
+
+def attend(block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """The block on padded batches: `query` [batch, tgt_len, d_model], `memory` [batch, src_len, d_model], `allowed` as `PaddedMask.of`."""
+    batch, tgt_len, d_model = query.shape
+    flat = query.transpose(0, 1).reshape(-1, d_model)
+    source = flat if memory is query else memory.transpose(0, 1).reshape(-1, d_model)
+    return block(flat, source, PaddedMask.of(batch, allowed)).view(tgt_len, batch, d_model).transpose(0, 1)
 
 
 def written_out(block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor) -> Tensor:
@@ -54,10 +62,10 @@ CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
     ("kind", "mask", "allowed"),
     [
         ("unmasked self", None, torch.ones(2, 5, 5, dtype=torch.bool)),
-        ("padded self", attention_mask(PADDING), PADDING[:, None].expand(2, 5, 5)),
-        ("causal self", CAUSAL, CAUSAL.expand(2, 5, 5)),
-        ("padded causal self", CAUSAL & attention_mask(PADDING), CAUSAL & PADDING[:, None]),
-        ("padded cross", attention_mask(PADDING), PADDING[:, None].expand(2, 3, 5)),
+        ("padded self", PADDING[:, None], PADDING[:, None].expand(2, 5, 5)),
+        ("causal self", CAUSAL[None], CAUSAL.expand(2, 5, 5)),
+        ("padded causal self", CAUSAL & PADDING[:, None], CAUSAL & PADDING[:, None]),
+        ("padded cross", PADDING[:, None], PADDING[:, None].expand(2, 3, 5)),
     ],
 )
 @torch.no_grad()
@@ -65,7 +73,7 @@ def test_attention_is_its_formula_written_out(kind: str, mask: Tensor | None, al
     block = attention()
     memory = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     query = torch.randn(2, 3, D_MODEL, dtype=torch.float64) if kind.endswith("cross") else memory
-    torch.testing.assert_close(block(query, memory, mask), written_out(block, query, memory, allowed), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(attend(block, query, memory, mask), written_out(block, query, memory, allowed), rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
@@ -75,17 +83,17 @@ def test_weights_sum_to_one() -> None:
     block.v_proj.weight.zero_()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     expected = block.out_proj(block.v_proj.bias).expand(2, 5, D_MODEL)
-    torch.testing.assert_close(block(x, x, attention_mask(PADDING)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(attend(block, x, x, PADDING[:, None]), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", [None, CAUSAL, attention_mask(PADDING)], ids=["unmasked", "causal", "padded"])
+@pytest.mark.parametrize("mask", [None, CAUSAL[None], PADDING[:, None]], ids=["unmasked", "causal", "padded"])
 def test_the_two_products_of_a_cpu_equal_the_fused_kernel_and_its_gradients(mask: Tensor | None) -> None:
     block = attention()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64, requires_grad=True)
-    ours = block(x, x, mask)
+    ours = attend(block, x, x, mask)
     cache = block.project(x)
     q = block.q_proj(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2)
-    theirs = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask)
+    theirs = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=None if mask is None else mask[:, None])
     theirs = block.out_proj(theirs.transpose(1, 2).reshape(2, 5, D_MODEL))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     direction = torch.randn_like(ours)
@@ -100,9 +108,9 @@ def test_forbidden_positions_have_no_influence() -> None:
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     memory = x.clone()
     memory[~PADDING] = 1e3
-    mask = attention_mask(PADDING)
-    assert torch.equal(block(x, x, mask), block(x, memory, mask))
-    assert not torch.allclose(block(x, x), block(x, memory))
+    mask = PADDING[:, None]
+    assert torch.equal(attend(block, x.clone(), x, mask), attend(block, x, memory, mask))
+    assert not torch.allclose(attend(block, x, x), attend(block, x, memory))
 
 
 @torch.no_grad()
@@ -113,12 +121,12 @@ def test_attention_dropout_drops_weights_in_training_only() -> None:
     nn.init.zeros_(block.out_proj.bias)
     query, memory = torch.randn(1, 2000, D_MODEL, dtype=torch.float64), torch.randn(1, 1, D_MODEL, dtype=torch.float64)
     value = block.v_proj(memory)
-    weights = (block.train()(query, memory) / value).view(2000, NUM_HEADS, HEAD_DIM)
+    weights = (attend(block.train(), query, memory) / value).view(2000, NUM_HEADS, HEAD_DIM)
     assert torch.allclose(weights, weights[:, :, :1].expand_as(weights))  # a weight is dropped for a head as a whole
     dropped = weights[:, :, 0].abs() < 1e-9
     assert torch.allclose(weights[:, :, 0][~dropped], torch.tensor(2.0, dtype=torch.float64))
     assert abs(dropped.double().mean() - 0.5) < 0.05  # 7.7 standard deviations
-    assert torch.allclose(block.eval()(query, memory), value.expand(1, 2000, D_MODEL))
+    assert torch.allclose(attend(block.eval(), query, memory), value.expand(1, 2000, D_MODEL))
 
 
 @torch.no_grad()

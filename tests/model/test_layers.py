@@ -103,7 +103,7 @@ def embedding(dropout: float = 0.0) -> Embedding:
 def test_an_embedding_is_the_tokens_row_times_root_d_model_plus_its_position() -> None:
     block = embedding()
     tokens = torch.tensor([[3, 1, 4], [10, 0, 3]])
-    out = block(tokens)
+    out = block(tokens, torch.arange(3).expand(2, 3), 3)
     for b in range(2):
         for t in range(3):
             torch.testing.assert_close(out[b, t], 4 * block.weight[tokens[b, t]] + sinusoids(3, 16)[t])
@@ -112,8 +112,8 @@ def test_an_embedding_is_the_tokens_row_times_root_d_model_plus_its_position() -
 @torch.no_grad()
 def test_positions_may_be_given_for_each_row() -> None:
     block = embedding()
-    out = block(torch.tensor([[3], [3], [4]]), torch.tensor([[0], [2], [299]]))
-    whole = block(torch.tensor([[3, 3, 3]]))
+    out = block(torch.tensor([[3], [3], [4]]), torch.tensor([[0], [2], [299]]), 300)
+    whole = block(torch.tensor([[3, 3, 3]]), torch.arange(3)[None], 3)
     torch.testing.assert_close(out[:2, 0], whole[0, [0, 2]])
     torch.testing.assert_close(out[2, 0], 4 * block.weight[4] + sinusoids(300, 16)[299])
 
@@ -121,8 +121,8 @@ def test_positions_may_be_given_for_each_row() -> None:
 @torch.no_grad()
 def test_the_table_of_positions_grows_without_changing() -> None:
     block = embedding()
-    short = block(torch.full((1, 5), 2))
-    long = block(torch.full((1, 1500), 2))
+    short = block(torch.full((1, 5), 2), torch.arange(5)[None], 5)
+    long = block(torch.full((1, 1500), 2), torch.arange(1500)[None], 1500)
     assert torch.equal(long[:, :5], short)
     torch.testing.assert_close(long[0, 1499], 4 * block.weight[2] + sinusoids(1500, 16)[1499])
 
@@ -130,21 +130,21 @@ def test_the_table_of_positions_grows_without_changing() -> None:
 def test_positions_first_made_while_decoding_serve_training_too() -> None:
     block = embedding()
     with torch.inference_mode():
-        block(torch.full((1, 5), 2))
-    block(torch.full((1, 5), 2)).square().sum().backward()
+        block(torch.full((1, 5), 2), torch.arange(5)[None], 5)
+    block(torch.full((1, 5), 2), torch.arange(5)[None], 5).square().sum().backward()
     assert block.weight.grad is not None
 
 
 def test_positions_are_no_part_of_the_weights() -> None:
     block = embedding()
-    block(torch.tensor([[1]]))
+    block(torch.tensor([[1]]), torch.tensor([[0]]), 1)
     assert list(block.state_dict()) == ["weight"]
 
 
 def test_embedding_dropout_covers_positions_too() -> None:
     block = embedding(dropout=0.5).train()
     torch.nn.init.zeros_(block.weight)
-    cosines = block(torch.zeros(200, 1, dtype=torch.int64))[:, 0, 8:]  # at position 0 all are 1
+    cosines = block(torch.zeros(200, dtype=torch.int64), torch.zeros(200, dtype=torch.int64), 1)[:, 8:]  # at position 0 all are 1
     assert set(cosines.flatten().tolist()) == {0.0, 2.0}
 
 

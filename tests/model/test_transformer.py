@@ -180,7 +180,7 @@ def test_the_model_equals_pytorchs_own_transformer(norm: str, activation: str, t
     src, src_mask = sources(7, 3, 5)
     tgt_in, tgt_mask = sources(4, 6, 2)
     memory = encoder(embedded(model.encoder.embed_tokens.weight, src), src_key_padding_mask=~src_mask)
-    torch.testing.assert_close(model.encoder(src, src_mask)[src_mask], memory[src_mask], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.encode(src, src_mask)[src_mask], memory[src_mask], rtol=1e-5, atol=1e-5)
     causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
     hidden = decoder(embedded(model.decoder.embed_tokens.weight, tgt_in), memory, tgt_mask=causal, memory_key_padding_mask=~src_mask)
     ours = model(src, src_mask, tgt_in)

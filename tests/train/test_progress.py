@@ -8,7 +8,8 @@ import pytest
 
 from mt.config import TrainConfig
 from mt.log import MetricLogger
-from mt.train.progress import TrainProgress, UpdateStats
+from mt.train.gradients import UpdateStats
+from mt.train.progress import TrainProgress
 
 
 def recorded(folder: Path) -> list[dict[str, float]]:

@@ -1,0 +1,50 @@
+"""What a GPU does differently where it can: packed batches and compiled layers; where it cannot, one warning says why."""
+
+import importlib.util
+import logging
+import os
+import shutil
+
+import torch
+
+from mt.config import ModelConfig
+from mt.device import Compute
+from mt.model.transformer import Transformer
+
+logger = logging.getLogger(__name__)
+
+
+def packs(config: ModelConfig, compute: Compute) -> bool:
+    """Whether training batches are packed for flash attention, which knows half precision, and no dropout of attention weights."""
+    if compute.device.type != "cuda":
+        return False
+    head_dim = config.d_model // config.num_heads
+    obstacles = {
+        "precision: fp32": compute.dtype == torch.float32,
+        f"model.attention_dropout: {config.attention_dropout}": config.attention_dropout > 0,
+        f"heads of {head_dim} (d_model / num_heads; multiples of 8 up to 256 will do)": head_dim % 8 != 0 or head_dim > 256,
+    }
+    found = [what for what, there in obstacles.items() if there]
+    if found:
+        logger.warning("batches are padded, which is slower than packed: flash attention cannot do %s", ", ".join(found))
+    return not found
+
+
+def compile_layers(model: Transformer, compute: Compute) -> None:
+    """Compile each layer for batches of any size; without a compiler, warn and leave them as they are."""
+    if compute.device.type != "cuda":
+        return
+    if (missing := missing_compiler()) is not None:
+        logger.warning("train.compile: %s is missing, so layers run uncompiled, which is slower", missing)
+        return
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.compile(dynamic=True)
+
+
+def missing_compiler() -> str | None:
+    """What `torch.compile` would need on a GPU and does not find, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "a C compiler (cc, gcc or clang)"
+    return None
