@@ -3,6 +3,7 @@
 from mt.config.load import config_from_text, default_run_dir, load_config
 from mt.config.presets import PRESETS
 from mt.config.schema import (
+    AUTO,
     BatchingConfig,
     Config,
     CorpusConfig,
@@ -18,6 +19,7 @@ from mt.config.schema import (
 from mt.config.write import flatten, json_schema, to_yaml
 
 __all__ = [
+    "AUTO",
     "PRESETS",
     "BatchingConfig",
     "Config",

@@ -3,9 +3,22 @@
 The file format, overrides, presets and error messages are `load.py`'s; this module only says what is allowed.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
+
+AUTO = "auto"
+
+
+def _unless_auto(value: Any, validate: Any) -> Any:
+    return value if value == AUTO else validate(value)
+
+
+# A number, or the word until `mt.train` has found the number.
+IntOrAuto = Annotated[
+    int, Field(ge=1), WrapValidator(_unless_auto), PlainSerializer(lambda value: value),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": AUTO}]}),
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -163,9 +176,10 @@ class ModelConfig(Section):
 class BatchingConfig(Section):
     """How pairs become micro-batches: token buckets of similar length."""
 
-    max_tokens: int = Field(
-        default=4096, ge=1,
-        description="Rows x longest side (end of sentence included) of a micro-batch; padding counts.",
+    max_tokens: IntOrAuto = Field(
+        default=4096,
+        description="Rows x longest side (end of sentence included) of a micro-batch; padding counts. auto: as many as memory "
+        "holds, up to `train.batch_tokens` (which it needs), found by trying, and kept when the run goes on.",
     )
     block_size: int = Field(
         default=131_072, ge=1,
@@ -307,7 +321,10 @@ class Config(Section):
                 "model.tie_embeddings: `all` needs a joint vocabulary; use `decoder`, or tokenizer.joint, "
                 "or one model as tokenizer.src_model and tokenizer.tgt_model"
             )
-        if self.data.filters.max_len > self.batching.max_tokens:
+        if self.batching.max_tokens == AUTO:
+            if self.train.batch_tokens is None:
+                raise ValueError("batching.max_tokens: auto needs train.batch_tokens, so that an update is the same size on every machine")
+        elif self.data.filters.max_len > self.batching.max_tokens:
             raise ValueError(
                 f"batching.max_tokens: {self.batching.max_tokens} is below "
                 f"data.filters.max_len {self.data.filters.max_len}: one sentence may not fit a batch"

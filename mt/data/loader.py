@@ -60,7 +60,7 @@ class TrainLoader:
     ) -> None:
         self.cache, self.config, self.seed = cache, config, seed
         self.grad_accum_steps, self.batch_tokens = grad_accum_steps, batch_tokens
-        self._collate = pack if packed else collate
+        self.packed = packed
         self.position = Position()
         self._run = 1 if len(cache) <= config.block_size else RUN
         num_runs = -(-len(cache) // self._run)
@@ -86,8 +86,9 @@ class TrainLoader:
             prefetcher.stop()
 
     def _updates_from(self, position: Position) -> Iterator[Update]:
+        make_batch = pack if self.packed else collate
         for group, after in self._groups(position):
-            yield Update([self._collate([self.cache[i] for i in indices.tolist()]) for indices in group], after)
+            yield Update([make_batch([self.cache[i] for i in indices.tolist()]) for indices in group], after)
 
     def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], Position]]:
         """(the index arrays of one update, the position after it)."""

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import CheckpointManager, TrainingState
-from mt.config import Config, config_from_text, flatten, to_yaml
+from mt.config import AUTO, Config, config_from_text, flatten, to_yaml
 from mt.data.prepare import Prepared, prepare
-from mt.device import choose_compute
+from mt.device import Compute, choose_compute
 from mt.errors import ConfigError, MTError
 from mt.files import atomic_write, locked
 from mt.log import format_seconds, setup_logging
+from mt.train.autobatch import find_max_tokens, with_max_tokens
 from mt.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _train_locked(config: Config, run_dir: Path) -> str:
     compute = choose_compute(config.device, config.precision, config.threads)
     _write_status(run_dir, state="running", exit_code=None, message="preparing")
     prepared = prepare(config)
-    trainer = Trainer(config, prepared, run_dir, compute, checkpoints)
+    trainer = Trainer(_with_batch_size(config, prepared, compute, resumed), prepared, run_dir, compute, checkpoints)
     if resumed is not None:
         _resume(trainer, prepared, *resumed)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
@@ -73,6 +74,13 @@ def _train_locked(config: Config, run_dir: Path) -> str:
     took = format_seconds(trainer.seconds())
     logger.info("done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints))
     return limit
+
+
+def _with_batch_size(config: Config, prepared: Prepared, compute: Compute, resumed: tuple[Path, TrainingState] | None) -> Config:
+    """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying."""
+    if config.batching.max_tokens != AUTO:
+        return config
+    return with_max_tokens(config, resumed[1].state["max_tokens"] if resumed else find_max_tokens(config, prepared, compute))
 
 
 def _check_same_run(config: Config, run_dir: Path) -> None:

@@ -185,7 +185,7 @@ class Trainer:
         """Position and scores, as JSON holds them."""
         return {
             "step": self.step, "loader": self.loader.state_dict(), "best": self.best, "bad_validations": self.bad_validations,
-            "scores": self.scores, "seconds": self.seconds(),
+            "scores": self.scores, "seconds": self.seconds(), "max_tokens": self.config.batching.max_tokens,
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 

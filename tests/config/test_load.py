@@ -128,7 +128,7 @@ data:
         ("model:\n  norm: per", "2: model.norm: expected one of pre, post, found 'per' (did you mean `pre`?)"),
         ("model: {preset: bgi}", "1: model.preset: expected one of tiny, small, base, big, found 'bgi' "
          "(did you mean `big`?)"),
-        ("precision: no", "1: precision: expected one of auto, fp32, bf16, found 'no'"),
+        ("precision: no", "1: precision: expected one of auto, fp32, bf16, fp16, found 'no'"),
         ("seed: 1.5", "1: seed: expected a whole number, found 1.5"),
         ("seed: 1e300", "1: seed: expected a whole number, found 1e+300"),
         ("seed: true", "1: seed: expected a whole number, found true"),

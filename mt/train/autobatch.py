@@ -1,0 +1,96 @@
+"""`batching.max_tokens: auto`: the largest micro-batch that memory holds, found by training on the worst one there can be.
+
+`train.batch_tokens` fixes the size of an update, so a larger micro-batch only means fewer of them: speed and memory change, learning not.
+"""
+
+import logging
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mt.checkpoint import CheckpointManager
+from mt.config import Config, DataConfig
+from mt.data.batching import collate, pack
+from mt.data.loader import Position, Update
+from mt.data.prepare import Prepared
+from mt.device import Compute, available_memory
+from mt.errors import ConfigError
+from mt.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.9          # of the memory that a training may take
+CPU_CEILING = 8192   # tokens; on a CPU matrix products are as fast as they get well below
+FIRST_ID = 4          # of the vocabulary that is a word
+
+
+def with_max_tokens(config: Config, max_tokens: int) -> Config:
+    """`config` with the number in the place of `auto`."""
+    return config.model_copy(update={"batching": config.batching.model_copy(update={"max_tokens": max_tokens})})
+
+
+def find_max_tokens(config: Config, prepared: Prepared, compute: Compute) -> int:
+    """The largest power of two, at most `train.batch_tokens`, whose worst micro-batch trains in `SHARE` of the memory there is.
+
+    Raises `ConfigError` where not even a batch of the longest pairs fits.
+    """
+    longest, total = longest_side(prepared), available_memory(compute.device)
+    candidates = list(_candidates(longest, config, compute))
+    trial = with_max_tokens(config, candidates[0]).model_copy(update={"data": DataConfig(train=config.data.train)})  # no validation text
+    found, base = None, _taken(compute)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(trial, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, config.train.metric))
+        for candidate in candidates:
+            taken = _try(trainer, candidate, longest)
+            if taken is None or taken > base + SHARE * total:
+                break
+            found = candidate
+            if compute.device.type == "cpu" and 2 * (taken - base) > SHARE * total:
+                break  # the next would not fit, and a CPU out of memory takes the whole machine with it
+    if found is None:
+        raise ConfigError(
+            f"batching.max_tokens: auto: {total / 2**30:.1f} GiB do not hold a batch of the longest pairs ({longest} tokens); "
+            "try a lower data.filters.max_len, train.gradient_checkpointing, or a smaller model"
+        )
+    logger.info("batching.max_tokens: auto: %d", found)
+    return found
+
+
+def longest_side(prepared: Prepared) -> int:
+    """The longest sentence of the training data, end of sentence included."""
+    cache, step = prepared.train, 1 << 20
+    parts = (cache.lengths(np.arange(start, min(start + step, len(cache)))) for start in range(0, len(cache), step))
+    return max(int(max(src.max(), tgt.max())) for src, tgt in parts) + 1
+
+
+def _candidates(longest: int, config: Config, compute: Compute) -> Iterator[int]:
+    assert config.train.batch_tokens is not None
+    ceiling = min(config.train.batch_tokens, CPU_CEILING) if compute.device.type == "cpu" else config.train.batch_tokens
+    candidate = 1 << max(8, (longest - 1).bit_length())
+    yield candidate
+    while (candidate := candidate * 2) <= ceiling:
+        yield candidate
+
+
+def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
+    """Bytes that two updates of the worst batch take at their peak; None where a GPU's memory runs out."""
+    ids = [FIRST_ID] * (longest - 1)
+    pairs = [(ids, ids)] * (max_tokens // longest)
+    batch = pack(pairs) if trainer.loader.packed else collate(pairs)
+    try:
+        for _ in range(2):
+            trainer.train_step(Update([batch], Position())).read()
+    except torch.OutOfMemoryError:
+        return None
+    return _taken(trainer.compute)
+
+
+def _taken(compute: Compute) -> int:
+    """Peak bytes so far: of the GPU's allocator, or of the process."""
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(compute.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,68 @@
+"""Whether memory stays bounded while batch shapes change: peak resident memory after the first and after the second half of a training.
+
+Usage: python scripts/check_memory.py CONFIG [key=value ...] [--updates 2000]
+
+Exits 1 where the peak of the whole is more than 1.02 times that of the first half. Validation and saving are left out.
+"""
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the command `mt` does
+
+import argparse
+import contextlib
+import logging
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mt.checkpoint import CheckpointManager
+from mt.config import load_config
+from mt.data.batching import Batch
+from mt.data.prepare import prepare
+from mt.device import choose_compute
+from mt.train.trainer import Trainer
+
+BOUND = 1.02
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Train, and compare the peaks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--updates", type=int, default=2000)
+    args = parser.parse_args()
+    logging.getLogger("mt").setLevel(logging.WARNING)
+    config = load_config(args.config, args.overrides)
+    compute = choose_compute(config.device, config.precision, config.threads)
+    prepared = prepare(config)
+    peaks, shapes, waited, began = [], set(), 0.0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, "bleu"))
+        with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+            for step in range(1, args.updates + 1):
+                asked = time.perf_counter()
+                update = next(updates)
+                waited += time.perf_counter() - asked
+                trainer.train_step(update).read()
+                shapes |= {(batch.src.shape, batch.tgt_in.shape) for batch in update.micro_batches if isinstance(batch, Batch)}
+                if step % (args.updates // 2) == 0:
+                    peaks.append(peak_mib())
+    first, whole = peaks
+    took = time.perf_counter() - began
+    print(f"{config.run_dir}, {compute}: {args.updates} updates in {took:,.0f} s, {len(shapes)} shapes of batches")
+    print(f"peak resident memory: {first:,.0f} MiB in the first half, {whole:,.0f} MiB in all: {whole / first:.4f} times (at most {BOUND})")
+    print(f"waiting for data: {waited / took:.2%} of the time")
+    sys.exit(whole > BOUND * first)
+
+
+if __name__ == "__main__":
+    main()
