@@ -36,6 +36,21 @@ def test_a_device_that_is_not_there_is_a_config_error(device: str) -> None:
         choose_compute(device, "fp32", None)
 
 
+def test_fp16_on_a_cpu_is_refused_and_the_error_says_what_to_use() -> None:
+    with pytest.raises(ConfigError, match="precision: fp16 is for GPUs") as error:
+        choose_compute("cpu", "fp16", None)
+    assert "fp32" in str(error.value)
+    assert "bf16" in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: str) -> None:
+    compute = choose_compute("cpu", precision, None)
+    assert compute.dtype in {"auto": {torch.float32, torch.bfloat16}, "fp32": {torch.float32}, "bf16": {torch.bfloat16}}[precision]
+    with compute.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype
+
+
 def test_threads_are_set_in_a_process_of_their_own() -> None:
     code = "import torch; from mt.device import choose_compute; print(choose_compute('cpu', 'fp32', 1), torch.get_num_threads())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
@@ -44,15 +59,18 @@ def test_threads_are_set_in_a_process_of_their_own() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_training_step_runs_on_the_gpu() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_loss_and_its_gradients_are_computed_on_the_gpu(precision: str) -> None:
     from mt.config import ModelConfig
-    from mt.data.batching import collate
+    from mt.data.batching import collate, moved
     from mt.model.transformer import build_model
     from mt.train.loss import loss_sums
 
-    compute = choose_compute("cuda", "bf16", None)
+    compute = choose_compute("cuda", precision, None)
     model = build_model(ModelConfig(preset="tiny", d_model=32, num_heads=2), 50, 50, seed=1).to(compute.device)
     with compute.autocast():
-        loss = loss_sums(model, collate([([5, 6], [7, 8, 9])]).to(compute.device), 0.1).smoothed
-    loss.backward()
-    assert torch.isfinite(loss)
+        loss = loss_sums(model, moved(collate([([5, 6], [7, 8, 9])]), compute.device), 0.1)
+    loss.smoothed.backward()
+    assert {loss.smoothed.dtype, loss.nll.dtype, *(p.dtype for p in model.parameters())} == {torch.float32}
+    assert loss.smoothed.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.device.type == "cuda" for p in model.parameters())

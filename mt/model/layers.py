@@ -27,22 +27,22 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.drops(x):
             return F.dropout(x, self.p, self.training)
-        return x * self.mask(x)
+        return (x * self.mask(x)).mul(self.scale)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + dropout(x)."""
         if not self.drops(x):
             return residual + self(x)
-        return torch.addcmul(residual, x, self.mask(x))
+        return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
         """Whether `x` is to be multiplied by a `mask`, rather than go through PyTorch's own dropout or none."""
         return self.training and self.p > 0 and x.device.type == "cpu"
 
     def mask(self, x: Tensor) -> Tensor:
-        """A draw in the shape and type of `x`: 0 where a value is dropped, else the scale."""
+        """A draw in the shape and type of `x`: 0 where a value is dropped, else 1; `scale` is no number that bf16 could hold."""
         keep = random_bytes(x.numel()).ge_(self._dropped)  # in place it stays uint8: a boolean result takes ten times as long
-        return keep.view(x.shape).to(x.dtype).mul_(self.scale)
+        return keep.view(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -65,11 +65,11 @@ class Activation(nn.Module):
 
 
 class _DroppedReLU(torch.autograd.Function):
-    """relu(x) * mask in place; where the result is above zero is where the gradient goes, so neither `x` nor the mask is kept."""
+    """relu(x) * mask * scale in place; where the result is above zero is where the gradient goes, so neither `x` nor the mask is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        y = x.relu_().mul_(mask)
+        y = x.relu_().mul_(mask).mul_(scale)
         ctx.mark_dirty(y)
         ctx.save_for_backward(y)
         ctx.scale = scale

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mt.config import ModelConfig
-from mt.model.layers import ACTIVATIONS, Dropout, Embedding, random_bytes, sinusoids
+from mt.model.layers import ACTIVATIONS, Activation, Dropout, Embedding, random_bytes, sinusoids
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,49 @@ def test_dropout_is_reproducible_from_torchs_seed_and_differs_between_calls() ->
     torch.manual_seed(5)
     assert torch.equal(drop(x), first)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_mask_has_the_shape_and_type_of_its_input_and_is_zeros_and_ones(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 7, dtype=dtype)
+    drop = Dropout(0.25).train()
+    mask = drop.mask(x)
+    assert (mask.shape, mask.dtype) == (x.shape, dtype)
+    assert mask.unique().tolist() == [0.0, 1.0]
+    assert drop(x).dtype == dtype
+
+
+def from_seed(draw: Callable[[], torch.Tensor], seed: int = 5) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return draw()
+
+
+def test_added_dropout_is_the_residual_plus_dropout_of_the_same_draw() -> None:
+    drop = Dropout(0.3).train()
+    residual, x = (torch.randn(40, 9, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    fused, plain = from_seed(lambda: drop.add(residual, x)), from_seed(lambda: residual + drop(x))
+    torch.testing.assert_close(fused, plain, rtol=1e-14, atol=1e-14)
+    direction = torch.randn_like(fused)
+    gradients = [torch.autograd.grad((out * direction).sum(), (residual, x)) for out in (fused, plain)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+    share = float((gradients[0][1] == 0).double().mean())
+    assert abs(share - 0.3) < 6 * math.sqrt(0.3 * 0.7 / x.numel())
+
+
+def test_added_dropout_is_a_plain_sum_in_evaluation_and_at_zero() -> None:
+    residual, x = torch.randn(2, 30)
+    assert torch.equal(Dropout(0.5).eval().add(residual, x), residual + x)
+    assert torch.equal(Dropout(0.0).train().add(residual, x), residual + x)
+
+
+def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
+    """As under autocast: the sum is taken in fp32, where bf16 would lose a 256th."""
+    drop = Dropout(0.5).train()  # its scale of 2 is exact
+    residual, x = torch.randn(1000), torch.randn(1000).bfloat16()
+    out = from_seed(lambda: drop.add(residual, x))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, residual + from_seed(lambda: drop(x)).float())
 
 
 def test_random_bytes_are_uniform_in_each_of_the_eight_places_of_a_draw() -> None:
@@ -162,3 +205,71 @@ def test_every_activation_of_the_schema_is_there() -> None:
     for name in ModelConfig.model_json_schema()["properties"]["activation"]["enum"]:
         assert callable(ACTIVATIONS[name])
     assert ACTIVATIONS["relu"] is F.relu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.3, 0.9])
+def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(p: float, dtype: torch.dtype) -> None:
+    x = torch.randn(60, 17, dtype=dtype, requires_grad=True)
+    with torch.no_grad():
+        x[0] = 0.0  # no gradient at zero
+    block = Activation("relu", p).train()
+    ours = from_seed(lambda: block(x * 1))
+    drop = Dropout(p).train()
+    mask = from_seed(lambda: drop.mask(x))
+    plain = F.relu(x) * mask * drop.scale
+    assert torch.equal(ours, plain)
+    assert float(ours.detach().max()) > 0
+    direction = torch.randn_like(x)
+    (our_grad,), (plain_grad,) = (torch.autograd.grad((out * direction).sum(), x) for out in (ours, plain))
+    torch.testing.assert_close(our_grad, plain_grad, rtol=1e-6, atol=0)
+    assert our_grad[0].eq(0).all()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3])
+def test_dropout_in_bf16_keeps_the_expectation(p: float) -> None:
+    """The scale itself has no exact bf16 (256 / 230 would become 1.1094), so values near 1 must be scaled before they are rounded."""
+    n = 1 << 20
+    x = torch.linspace(0.5, 2, n).bfloat16()
+    drop, bound = Dropout(p).train(), 6 * 1.4 * math.sqrt(p / (1 - p) / n)
+    for out in (drop(x), drop.add(torch.zeros(n), x), Activation("relu", p).train()(x.clone())):
+        assert abs(float(out.double().mean()) - float(x.double().mean())) < bound
+
+
+@pytest.mark.parametrize(("p", "scale"), [(0.1, 256 / 230), (0.3, 256 / 179), (0.001, 1.0)])
+def test_dropped_relu_scales_by_the_rounded_p_forward_and_backward(p: float, scale: float) -> None:
+    x = torch.ones(5000, requires_grad=True)
+    out = Activation("relu", p).train()(x * 1)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out)  # at an input of 1
+    assert float(out.detach().max()) == pytest.approx(scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_an_activation_drops_nothing_in_evaluation_and_at_zero(name: str) -> None:
+    x = torch.randn(200)
+    expected = ACTIVATIONS[name](x)
+    assert torch.equal(Activation(name, 0.5).eval()(x.clone()), expected)
+    assert torch.equal(Activation(name, 0.0).train()(x.clone()), expected)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("value", [1.3, -0.8])
+def test_a_dropped_activation_keeps_its_expectation(name: str, value: float) -> None:
+    n, dropped = 100_000, round(0.3 * 256) / 256
+    expected = float(ACTIVATIONS[name](torch.tensor(value)))
+    out = Activation(name, 0.3).train()(torch.full((n,), value))
+    assert abs(float(out.double().mean()) - expected) <= 6 * abs(expected) * math.sqrt(dropped / (1 - dropped) / n)
+    if expected:
+        share = float((out == 0).double().mean())
+        assert abs(share - dropped) < 6 * math.sqrt(dropped * (1 - dropped) / n)
+
+
+def test_an_activation_under_gradient_checking_agrees_with_finite_differences() -> None:
+    """The draw is the same at each of its evaluations, so the function is one."""
+    x = torch.randn(4, 5, dtype=torch.float64)
+    x[x.abs() < 0.01] = 0.5  # away from the kink
+    for name in ACTIVATIONS:
+        block = Activation(name, 0.4).train()
+        assert torch.autograd.gradcheck(lambda x, block=block: from_seed(lambda: block(x * 1)), x.requires_grad_())

@@ -215,6 +215,102 @@ def test_a_position_sees_its_past_and_not_its_future() -> None:
     assert ((before - after)[0, 3:].abs().amax(dim=1) > 1e-3).all()
 
 
+# --- packed sentences -----------------------------------------------------------------------------------------------------------
+
+
+def offsets(mask: Tensor) -> Tensor:
+    """Where each row of a mask [batch, length] begins when its tokens are packed, and the end."""
+    return F.pad(mask.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
+
+
+def packed_and_padded(model: Transformer, src_lens: tuple[int, ...], tgt_lens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Hidden states [target tokens, d_model] of the same sentences by `packed` and by `forward`."""
+    (src, src_mask), (tgt, tgt_mask) = sources(*src_lens), sources(*tgt_lens)
+    padded = model(src, src_mask, tgt)[tgt_mask]
+    packed = model.packed(src[src_mask], offsets(src_mask), max(src_lens), tgt[tgt_mask], offsets(tgt_mask), max(tgt_lens))
+    return packed, padded
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(("src_lens", "tgt_lens"), [((9, 2, 5), (3, 8, 1)), ((4,), (6,)), ((1, 1), (1, 1))])
+def test_packed_hidden_states_and_gradients_are_the_padded_ones(norm: str, src_lens: tuple[int, ...], tgt_lens: tuple[int, ...]) -> None:
+    model = small(norm, "none").double()
+    packed, padded = packed_and_padded(model, src_lens, tgt_lens)
+    assert packed.shape == (sum(tgt_lens), model.config.d_model)
+    torch.testing.assert_close(packed, padded, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(packed)
+    names, parameters = zip(*(item for item in model.named_parameters() if item[0] != "output_projection.weight"), strict=True)
+    gradients = [torch.autograd.grad((hidden * direction).sum(), parameters) for hidden in (packed, padded)]
+    for name, ours, theirs in zip(names, *gradients, strict=True):
+        assert len(tgt_lens) < 3 or name.endswith("k_proj.bias") or theirs.abs().max() > 1e-3, name
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# --- recomputing activations ----------------------------------------------------------------------------------------------------
+
+
+def dropping(activation: str) -> Transformer:
+    """A small model in training, with dropout everywhere."""
+    config = ModelConfig(
+        d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=2, activation=activation,
+        dropout=0.3, attention_dropout=0.2, activation_dropout=0.2,
+    )  # fmt: skip
+    return build_model(config, VOCAB, VOCAB, seed=1).train()
+
+
+def loss_and_gradients(model: Transformer, seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    (src, src_mask), (tgt, _) = sources(7, 3, 5), sources(4, 6, 2)
+    loss = model.project(model(src, src_mask, tgt)).log_softmax(-1)[..., 5].mean()
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_recomputed_layers_give_the_same_loss_and_gradients_bit_for_bit(activation: str) -> None:
+    model = dropping(activation)
+    kept = loss_and_gradients(model, seed=5)
+    model.recompute(True)
+    again = loss_and_gradients(model, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert not torch.equal(kept[0], loss_and_gradients(model, seed=6)[0])  # something is dropped
+    model.recompute(False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, loss_and_gradients(model, seed=5), strict=True))
+
+
+def test_a_layer_runs_twice_where_it_is_recomputed_and_once_without_gradients() -> None:
+    model = dropping("relu")
+    runs: list[str] = []
+    for stack in ("encoder", "decoder"):
+        for i, layer in enumerate(getattr(model, stack).layers):
+            # After the layer's first block, since a recomputation ends as soon as it has all it needs.
+            layer.self_attn.register_forward_hook(lambda *_, name=f"{stack}.{i}": runs.append(name))
+    names = ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+    loss_and_gradients(model, seed=5)
+    assert runs == names
+    runs.clear()
+    model.recompute(True)
+    loss_and_gradients(model, seed=5)
+    assert runs == [*names, *reversed(names)]
+    runs.clear()
+    with torch.no_grad():
+        model(*sources(7, 3), sources(4, 6)[0])
+    assert runs == names
+
+
+def test_recomputed_packed_layers_give_the_same_gradients() -> None:
+    model = small().train()
+    for module in model.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0
+    results = []
+    for recompute in (False, True):
+        model.recompute(recompute)
+        packed, _ = packed_and_padded(model, (9, 2, 5), (3, 8, 1))
+        loss = packed.square().mul(torch.arange(16)).sum()
+        results.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 # --- one step at a time ---------------------------------------------------------------------------------------------------------
 
 

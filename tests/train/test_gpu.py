@@ -1,0 +1,307 @@
+"""What a GPU does differently: when batches are packed, which layers are compiled, and that neither changes what is computed."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mt.config import ModelConfig, OptimConfig
+from mt.data.batching import AnyBatch, collate, moved, pack
+from mt.device import Compute
+from mt.model.masks import PaddedMask
+from mt.model.transformer import Transformer, build_model
+from mt.train.gpu import compile_layers, missing_compiler, packs
+from mt.train.gradients import LossScale, apply_gradients
+from mt.train.loss import loss_sums
+from mt.train.optim import build_optimizer
+
+VOCAB = 40
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings given."""
+    warnings: list[str] = []
+    monkeypatch.setattr("mt.train.gpu.logger.warning", lambda message, *args: warnings.append(message % args))
+    return warnings
+
+
+def tiny(**options: Any) -> ModelConfig:
+    return ModelConfig(**{"d_model": 16, "d_ff": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0} | options)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("d_model", "num_heads"), [(512, 8), (16, 2), (512, 2)])
+def test_half_precision_without_attention_dropout_is_packed(dtype: torch.dtype, d_model: int, num_heads: int, said: list[str]) -> None:
+    assert packs(tiny(d_model=d_model, num_heads=num_heads, dropout=0.3), Compute(CUDA, dtype))
+    assert said == []
+
+
+OBSTACLES = [
+    (torch.float32, {}, ["precision: fp32"]),
+    (torch.bfloat16, {"attention_dropout": 0.1}, ["model.attention_dropout: 0.1"]),
+    (torch.bfloat16, {"d_model": 36, "num_heads": 3}, ["heads of 12"]),
+    (torch.bfloat16, {"d_model": 528, "num_heads": 2}, ["heads of 264"]),
+    (torch.float32, {"attention_dropout": 0.25, "num_heads": 4}, ["precision: fp32", "model.attention_dropout: 0.25", "heads of 4 "]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "options", "named"), OBSTACLES)
+def test_one_warning_names_every_obstacle_to_packing(
+    dtype: torch.dtype, options: dict[str, Any], named: list[str], said: list[str]
+) -> None:
+    assert not packs(tiny(**options), Compute(CUDA, dtype))
+    [warning] = said
+    assert [text in warning for text in ("precision:", "model.attention_dropout:", "heads of")] == [
+        any(text in name for name in named) for text in ("precision:", "model.attention_dropout:", "heads of")
+    ]
+    assert all(name in warning for name in named)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_pads_and_says_nothing(dtype: torch.dtype, said: list[str]) -> None:
+    assert not packs(tiny(attention_dropout=0.1), Compute(CPU, dtype))
+    assert not packs(tiny(), Compute(CPU, dtype))
+    assert said == []
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------------------
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: str | None = None) -> None:
+    """Pretend that these are installed, and nothing else."""
+    monkeypatch.setattr("mt.train.gpu.importlib.util.find_spec", lambda name: object() if triton and name == "triton" else None)
+    monkeypatch.setattr("mt.train.gpu.shutil.which", lambda name: f"/usr/bin/{name}" if name in programs else None)
+    if cc is None:
+        monkeypatch.delenv("CC", raising=False)
+    else:
+        monkeypatch.setenv("CC", cc)
+
+
+@pytest.mark.parametrize("program", ["cc", "gcc", "clang"])
+def test_triton_and_any_c_compiler_are_enough(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, True, program)
+    assert missing_compiler() is None
+
+
+def test_the_c_compiler_that_the_environment_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, True, "icx", cc="icx")
+    assert missing_compiler() is None
+    machine(monkeypatch, True, "icx")
+    assert "a C compiler" in str(missing_compiler())
+
+
+@pytest.mark.parametrize(
+    ("triton", "programs", "missing"), [(False, ["cc", "gcc"], "triton"), (True, [], "a C compiler"), (False, [], "triton")]
+)
+def test_what_a_compiler_lacks_is_named_and_nothing_is_compiled(
+    triton: bool, programs: list[str], missing: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, triton, *programs)
+    assert missing in str(missing_compiler())
+    model = build_model(tiny(), VOCAB, VOCAB, seed=1)
+    compile_layers(model, Compute(CUDA, torch.bfloat16))
+    assert compiled(model) == []
+    [warning] = said
+    assert warning.startswith(f"train.compile: {missing_compiler()} is missing")
+
+
+def compiled(model: Transformer) -> list[str]:
+    """The modules that were compiled."""
+    return [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+
+
+def test_a_cpu_compiles_nothing_and_says_nothing(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, True, "cc")
+    model = build_model(tiny(), VOCAB, VOCAB, seed=1)
+    compile_layers(model, Compute(CPU, torch.bfloat16))
+    assert compiled(model) == []
+    assert said == []
+
+
+def test_every_layer_is_compiled_and_its_weights_keep_their_names(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, True, "cc")
+    model = build_model(tiny(), VOCAB, VOCAB, seed=1)
+    names = list(model.state_dict())
+    compile_layers(model, Compute(CUDA, torch.bfloat16))
+    assert compiled(model) == ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
+    assert list(model.state_dict()) == names
+    assert said == []
+
+
+# --- what is compiled computes the same -----------------------------------------------------------------------------------------
+
+
+def sentences(count: int, longest: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Random pairs; the first source is the longest, the last is short."""
+    draw = torch.Generator().manual_seed(seed)
+    lens = torch.randint(1, longest, (count, 2), generator=draw).tolist()
+    lens[0], lens[-1] = [longest, longest - 1], [1, 2]
+    return [tuple(torch.randint(4, VOCAB, (n,), generator=draw).tolist() for n in pair) for pair in lens]  # type: ignore[misc]
+
+
+def loss_and_gradients(model: Transformer, batch: AnyBatch) -> list[Tensor]:
+    loss = loss_sums(model, batch, 0.1)
+    return [loss.smoothed.detach(), loss.nll, *torch.autograd.grad(loss.smoothed, list(model.parameters()))]
+
+
+Tracer = Callable[[str], CompileCounterWithBackend]
+
+
+@pytest.fixture
+def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
+    """Makes `module.compile` trace without generating code, and gather the graphs; `aot_eager` traces gradients too, and takes long."""
+    real = nn.Module.compile
+
+    def trace_with(backend: str) -> CompileCounterWithBackend:
+        counter = CompileCounterWithBackend(backend)
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **options: real(self, backend=counter, fullgraph=True, **options))
+        return counter
+
+    machine(monkeypatch, True, "cc")
+    torch._dynamo.reset()
+    yield trace_with
+    torch._dynamo.reset()
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("backend", "stacks", "norm", "activation", "training"), [
+    ("eager", 2, "pre", "relu", True),
+    ("aot_eager", 1, "pre", "relu", True),
+    pytest.param("aot_eager", 2, "post", "relu", True, marks=SLOW),
+    pytest.param("aot_eager", 2, "post", "gelu", False, marks=SLOW),
+])
+def test_traced_layers_give_the_same_loss_and_gradients(
+    backend: str, stacks: int, norm: str, activation: str, training: bool, tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the attention of a GPU; and neither more layers nor batches of other sizes are traced again.
+
+    One graph for encoder layers and one for decoder layers: PyTorch gives up after eight of one function.
+    """
+    monkeypatch.setattr(PaddedMask, "attend", PaddedMask._fused)
+    config = tiny(norm=norm, activation=activation, encoder_layers=5, decoder_layers=5)
+    eager = build_model(config, VOCAB, VOCAB, seed=1).double().train(training)
+    traced, counter = copy.deepcopy(eager), tracer(backend)
+    compile_layers(traced, Compute(CUDA, torch.bfloat16))
+    for layer in traced.decoder.layers if stacks == 1 else ():
+        layer._compiled_call_impl = None
+    for count, longest in ((5, 7), (3, 11), (9, 4), (2, 17)):
+        batch = collate(sentences(count, longest, seed=count))
+        for ours, theirs in zip(loss_and_gradients(traced, batch), loss_and_gradients(eager, batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert len([graph for graph in counter.graphs if len(graph.graph.nodes)]) == stacks
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
+
+
+BF16 = Compute(CUDA, torch.bfloat16)
+
+
+def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
+    """Of all numbers together."""
+    a, b = (torch.cat([x.detach().flatten().double().cpu() for x in side]) for side in (ours, exact))
+    return float((a - b).norm() / b.norm())
+
+
+@on_gpu
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("make", [collate, pack])
+def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyBatch]) -> None:
+    """Packed and padded: some dozen roundings to 8 bits lie between, and no mistake of a mask, which would change whole numbers."""
+    exact = build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1).train()
+    model = copy.deepcopy(exact).to(CUDA)
+    pairs = sentences(17, 30, seed=1)
+    with BF16.autocast():
+        ours = loss_sums(model, moved(make(pairs), CUDA), 0.1)
+    theirs = loss_sums(exact, collate(pairs), 0.1)
+    our_grads, their_grads = (
+        list(torch.autograd.grad(loss.smoothed, list(m.parameters()))) for loss, m in ((ours, model), (theirs, exact))
+    )
+    assert {x.dtype for x in (*ours, *our_grads)} == {torch.float32}
+    assert relative_error([ours.smoothed], [theirs.smoothed]) < 0.01
+    assert relative_error([ours.nll], [theirs.nll]) < 0.01
+    assert relative_error(our_grads, their_grads) < 0.05
+
+
+@on_gpu
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.no_grad()
+def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
+    """Layer norm leaves hidden states around 1, where bf16 rounds by 2^-8; a few such roundings apart, and by far fewer on average."""
+    model = build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1).to(CUDA).train()
+    pairs = sentences(17, 30, seed=1)
+    padded, packed = moved(collate(pairs), CUDA), moved(pack(pairs), CUDA)
+    with BF16.autocast():
+        losses = [loss_sums(model, batch, 0.1) for batch in (padded, packed)]
+        hidden = model(padded.src, padded.src_mask, padded.tgt_in)  # type: ignore[union-attr]
+        flat = model.packed(
+            packed.src, packed.src_offsets, packed.max_src_len, packed.tgt_in, packed.tgt_offsets, packed.max_tgt_len,  # type: ignore[union-attr]
+        )  # fmt: skip
+    real = hidden[padded.tgt_out != 0]
+    torch.testing.assert_close(flat, real, rtol=0, atol=0.1)
+    assert relative_error([flat], [real]) < 0.01
+    assert relative_error([losses[1].smoothed], [losses[0].smoothed]) < 2e-3
+    assert relative_error([losses[1].nll], [losses[0].nll]) < 2e-3
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [collate, pack])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_updates_on_a_gpu_lower_the_loss_with_dropout(dtype: torch.dtype, make: Callable[..., AnyBatch], recompute: bool) -> None:
+    if dtype == torch.float32 and make is pack:
+        pytest.skip("fp32 is never packed")
+    compute = Compute(CUDA, dtype)
+    config = tiny(d_model=64, d_ff=128, num_heads=4, norm="pre", dropout=0.1, activation_dropout=0.1)
+    model = build_model(config, VOCAB, VOCAB, seed=1).to(CUDA).train()
+    model.recompute(recompute)
+    optimizer = build_optimizer(model, OptimConfig(lr=3e-3), CUDA)
+    scale = LossScale(CUDA, enabled=dtype == torch.float16)
+    batch = moved(make(sentences(8, 12, seed=2)), CUDA)
+    losses, diverged = [], []
+    for _ in range(80):
+        with compute.autocast():
+            loss = loss_sums(model, batch, 0.0)
+        (loss.smoothed * (scale.scale / batch.num_tokens)).backward()
+        diverged.append(apply_gradients(model, optimizer, loss.smoothed.detach(), scale, 1.0)[1])
+        losses.append(loss.nll / batch.num_tokens)
+    assert not torch.stack(diverged).any()
+    assert float(losses[-1]) < 0.5 * float(losses[0])
+
+
+@on_gpu
+@pytest.mark.parametrize("make", [collate, pack])
+def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]) -> None:
+    if missing := missing_compiler():
+        pytest.skip(f"{missing} is missing")
+    torch._dynamo.reset()
+    eager = build_model(tiny(d_model=64, d_ff=128, num_heads=4), VOCAB, VOCAB, seed=1).to(CUDA).train()
+    model = copy.deepcopy(eager)
+    compile_layers(model, BF16)
+    assert compiled(model)
+    for count, longest in ((17, 30), (9, 21)):
+        batch = moved(make(sentences(count, longest, seed=count)), CUDA)
+        with BF16.autocast():
+            ours, theirs = loss_and_gradients(model, batch), loss_and_gradients(eager, batch)
+        assert relative_error(ours[:2], theirs[:2]) < 0.01
+        assert relative_error(ours[2:], theirs[2:]) < 0.05

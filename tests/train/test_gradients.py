@@ -1,0 +1,280 @@
+"""From gradients to weights: the step against PyTorch's clipping and AdamW, the guard that leaves weights alone, the scale of fp16."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mt.config import OptimConfig
+from mt.errors import DivergedError
+from mt.train import gradients as gradients_module
+from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
+from mt.train.optim import build_optimizer
+
+CPU = torch.device("cpu")
+# With an epsilon of the size of the gradients a step depends on their scale, which Adam would otherwise divide out.
+CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
+FINITE = torch.tensor(1.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.LayerNorm(9), nn.Linear(9, 3))
+
+
+def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
+    """A loss whose gradients are tenfold of one another from update to update, so that some are clipped and some are not."""
+    draw = torch.Generator().manual_seed(step)
+    return model(torch.randn(7, 5, generator=draw)).square().mean() * 10.0 ** (step % 3 - 1) * factor
+
+
+def no_scale(device: torch.device = CPU) -> LossScale:
+    return LossScale(device, enabled=False)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, scale: LossScale, clip_norm: float) -> list[float]:
+    """Some updates; gives their gradient norms."""
+    norms = []
+    for step in steps:
+        loss = loss_of(model, step)
+        (loss * scale.scale).backward()
+        norm, diverged = apply_gradients(model, optimizer, loss.detach(), scale, clip_norm)
+        assert not diverged
+        norms.append(float(norm))
+    return norms
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of weights and optimizer state, step counters included."""
+    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        found |= {f"{what}.{name}": torch.as_tensor(value).clone() for what, value in optimizer.state[parameter].items()}
+    return found
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+# --- the step -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_updates_are_pytorchs_clipping_and_adamw(fused: bool, clip_norm: float) -> None:
+    ours, theirs = network(), network()
+    optimizer = build_optimizer(ours, CONFIG, CPU)
+    groups = [{"params": [p for p in theirs.parameters() if (p.ndim >= 2) == matrices]} for matrices in (True, False)]
+    groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]
+    reference = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=(0.9, 0.98), eps=CONFIG.eps, weight_decay=CONFIG.weight_decay, fused=fused)
+    norms = train(ours, optimizer, range(6), no_scale(), clip_norm)
+    for step, norm in enumerate(norms):
+        loss_of(theirs, step).backward()
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm or float("inf"))
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+        reference.step()
+        reference.zero_grad()
+    assert min(norms) < 0.3 < max(norms)  # clipping has work to do, and not always
+    ours_now, theirs_now = everything(ours, optimizer), everything(theirs, reference)
+    assert ours_now.keys() == theirs_now.keys()
+    for name, value in ours_now.items():
+        torch.testing.assert_close(value, theirs_now[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert all(p.grad is None for p in ours.parameters())  # they are used up
+
+
+def test_the_clip_norm_changes_the_step() -> None:
+    results = []
+    for clip_norm in (0.0, 0.3, 1e6):
+        model = network()
+        train(model, build_optimizer(model, CONFIG, CPU), range(6), no_scale(), clip_norm)
+        results.append(model[0].weight.detach())
+    assert not torch.allclose(results[0], results[1], atol=1e-4)
+    assert torch.equal(results[0], results[2])  # a norm that is never reached clips nothing
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_a_loss_scale_does_not_change_the_weights(clip_norm: float) -> None:
+    """It is a power of two, so in fp32 not even in the last bit."""
+    results = []
+    for enabled in (False, True):
+        model = network()
+        optimizer = build_optimizer(model, CONFIG, CPU)
+        norms = train(model, optimizer, range(6), LossScale(CPU, enabled), clip_norm)
+        results.append((norms, everything(model, optimizer)))
+    assert results[0][0] == results[1][0]
+    assert_equal(results[0][1], results[1][1])
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    model = network()
+    model[3].requires_grad_(False)
+    before = model[3].weight.clone()
+    train(model, build_optimizer(model, CONFIG, CPU), range(2), no_scale(), 0.3)
+    assert torch.equal(model[3].weight, before)
+
+
+# --- what is not finite ---------------------------------------------------------------------------------------------------------
+
+
+def spoil_gradient(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
+    assert model[0].weight.grad is not None
+    model[0].weight.grad[2, 3] = bad
+    return loss
+
+
+def spoil_loss(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
+    return loss * bad
+
+
+@pytest.mark.parametrize("spoil", [spoil_gradient, spoil_loss])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
+    spoil: Callable[[nn.Sequential, Tensor, float], Tensor], bad: float, before: int, clip_norm: float, enabled: bool
+) -> None:
+    """Bit for bit, and the updates after it are as if it had never been, be it the first of all."""
+    model, untouched = network(), network()
+    optimizer, other = build_optimizer(model, CONFIG, CPU), build_optimizer(untouched, CONFIG, CPU)
+    scale = LossScale(CPU, enabled)
+    train(model, optimizer, range(before), scale, clip_norm)
+    train(untouched, other, range(before), no_scale(), clip_norm)
+    loss = loss_of(model, before)
+    (loss * scale.scale).backward()
+    _, diverged = apply_gradients(model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm)
+    assert bool(diverged) is not enabled  # the scale can still fall
+    expected = everything(untouched, other)
+    for name, value in everything(model, optimizer).items():  # before the first update there is no state; then it may be there, empty
+        assert torch.equal(value, expected.get(name, torch.zeros_like(value))), name
+    assert all(p.grad is None for p in model.parameters())
+    train(model, optimizer, range(before, before + 3), scale, clip_norm)
+    train(untouched, other, range(before, before + 3), no_scale(), clip_norm)
+    assert_equal(everything(model, optimizer), everything(untouched, other))
+
+
+# --- the scale of fp16 ----------------------------------------------------------------------------------------------------------
+
+GOOD, BAD = torch.tensor(True), torch.tensor(False)
+
+
+def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients_module, "GROW_AFTER", 3)
+    scale = LossScale(CPU, enabled=True)
+    start = float(scale.scale)
+    assert start == 65536
+    found = []
+    for finite in [GOOD, GOOD, GOOD, GOOD, GOOD, BAD, GOOD, GOOD, BAD, BAD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]:
+        scale.update(finite)
+        found.append(float(scale.scale) / start)
+    assert found == [1, 1, 2, 2, 2, 1, 1, 1, 0.5, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 1]  # a bad one starts the count again
+
+
+def test_a_scale_that_is_off_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients_module, "GROW_AFTER", 1)
+    scale = no_scale()
+    for finite in (GOOD, BAD, GOOD, GOOD):
+        scale.update(finite)
+        assert float(scale.scale) == 1
+    assert scale.state_dict() == {}
+
+
+def test_a_scale_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients_module, "GROW_AFTER", 3)
+    straight, resumed = LossScale(CPU, enabled=True), LossScale(CPU, enabled=True)
+    for finite in (BAD, GOOD, GOOD):
+        straight.update(finite)
+    state = straight.state_dict()
+    resumed.load_state_dict(state | {"exp_avg.weight": torch.zeros(3)})  # it lies among the tensors of the optimizer
+    for _ in range(3):
+        assert float(resumed.scale) == float(straight.scale)
+        for scale in (straight, resumed):
+            scale.update(GOOD)
+    assert float(resumed.scale) == 65536 * 2 / 2  # the two good ones before the state was taken count
+    assert float(state["loss_scale"]) == 65536 / 2  # later updates left the state as it was taken
+
+
+def test_a_scale_without_a_state_stays_as_it_is() -> None:
+    """A run that was begun in fp32 goes on in fp16, and the reverse."""
+    fresh, off = LossScale(CPU, enabled=True), no_scale()
+    fresh.load_state_dict({})
+    assert float(fresh.scale) == 65536
+    off.load_state_dict({"loss_scale": torch.tensor(8.0), "loss_scale_good": torch.tensor(1.0)})
+    assert float(off.scale) == 1
+
+
+def test_an_overflow_is_no_divergence_until_the_scale_has_fallen_to_one() -> None:
+    model = network()
+    optimizer, scale = build_optimizer(model, CONFIG, CPU), LossScale(CPU, enabled=True)
+    scales, outcomes = [], []
+    for _ in range(17):
+        scales.append(float(scale.scale))
+        (loss_of(model, 0) * float("inf")).backward()
+        outcomes.append(bool(apply_gradients(model, optimizer, FINITE, scale, 1.0)[1]))
+    assert scales == [2.0**n for n in range(16, -1, -1)]
+    assert outcomes == [False] * 16 + [True]
+
+
+# --- the numbers of an update ---------------------------------------------------------------------------------------------------
+
+
+def test_the_stats_of_a_good_update_are_its_numbers() -> None:
+    assert PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, 640).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+
+
+def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
+    pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, 640)
+    with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf;.*optim\.lr.*optim\.clip_norm"):
+        pending.read()
+
+
+def test_an_overflow_that_lowers_the_scale_can_be_read() -> None:
+    """Not finite, and yet no divergence."""
+    stats = PendingStats(3, torch.tensor([2.5, 1.5, float("inf"), 0.0]), 1e-3, 640).read()
+    assert stats.grad_norm == float("inf")
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read() -> None:
+    numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
+    pending = PendingStats(7, numbers, 1e-3, 640)
+    numbers.fill_(float("nan"))  # queued after the copy
+    assert pending.read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    with pytest.raises(DivergedError, match="update 8"):
+        PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, 640).read()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_updates_on_a_gpu_are_those_of_a_cpu(clip_norm: float) -> None:
+    here, there = network(), network().cuda()
+    cuda = torch.device("cuda")
+    optimizers = [build_optimizer(here, CONFIG, CPU), build_optimizer(there, CONFIG, cuda)]
+    scales = [LossScale(CPU, enabled=True), LossScale(cuda, enabled=True)]
+    for step in range(4):
+        for model, optimizer, scale in zip((here, there), optimizers, scales, strict=True):
+            x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)).to(scale.scale.device)
+            loss = model(x).square().mean() * 10.0 ** (step % 3 - 1)
+            (loss * scale.scale).backward()
+            if step == 2:
+                next(model.parameters()).grad[0] = float("inf")
+            apply_gradients(model, optimizer, loss.detach(), scale, clip_norm)
+    assert float(scales[1].scale) == float(scales[0].scale) == 65536 / 2
+    ours, theirs = everything(there, optimizers[1]), everything(here, optimizers[0])
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
