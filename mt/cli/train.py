@@ -14,11 +14,19 @@ def register(app: typer.Typer) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False)] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Train nothing: print parameters, memory, corpus and time of the run.")] = False,
 ) -> None:
     """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
     from mt.config import load_config
 
     loaded = load_config(config, overrides or ())
+    if plan:
+        from mt.log import setup_logging
+        from mt.train.plan import plan as plan_run
+
+        setup_logging()
+        typer.echo(plan_run(loaded))
+        return
     from mt.train.run import train as run
 
     run(loaded)

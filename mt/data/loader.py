@@ -85,6 +85,13 @@ class TrainLoader:
         finally:
             prefetcher.stop()
 
+    def epoch_updates(self, epoch: int = 0) -> Iterator[list[IntArray]]:
+        """The pair indices of each micro-batch of each update of one epoch."""
+        for group, after in self._groups(Position(epoch)):
+            yield group
+            if after.epoch != epoch:
+                return
+
     def _updates_from(self, position: Position) -> Iterator[Update]:
         make_batch = pack if self.packed else collate
         for group, after in self._groups(position):

@@ -4,6 +4,7 @@ Everything else in the model sees a flat [tokens, d_model]. Padded sequences sta
 second, ...), so that their heads become the [batch x heads, length, head_dim] of a batched product without a copy.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from mt.model.layers import Dropout
 class Mask(Protocol):
     """Who may attend to whom."""
 
+    @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
         """softmax(Q K^T / sqrt(head_dim)) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads x head_dim]."""
 

@@ -43,6 +43,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """(smoothed sum, nll sum); the gradients of the first are saved where any is wanted."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rows = max(1, CHUNK[device] // len(weight))
