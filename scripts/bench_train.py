@@ -60,7 +60,11 @@ def product_rate(compute: Compute, dtype: torch.dtype, seconds: float = 0.5) -> 
             torch.mm(a, b)
             wait(compute)
             times.append(time.perf_counter() - began)
-        rates.append(2 * 4096 * size * size / statistics.median(times[1:]))
+            if times[0] > seconds:
+                break
+        rates.append(2 * 4096 * size * size / statistics.median(times[1:] or times))
+        if times[0] > seconds:
+            break  # this type has no hardware here, and larger products would only take longer
     return max(rates)
 
 
