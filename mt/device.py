@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ def available_memory(device: torch.device) -> int:
         cgroup = Path("/sys/fs/cgroup")
         free.append(int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
     return max(0, min(free))
+
+
+def peak_process_memory() -> int:
+    """Resident bytes of this process at their most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

@@ -16,9 +16,7 @@ import argparse
 import contextlib
 import json
 import logging
-import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +26,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mt.checkpoint import CheckpointManager
 from mt.config import load_config
 from mt.data.batching import Batch
 from mt.data.loader import Update
 from mt.data.prepare import prepare
-from mt.device import Compute, choose_compute
+from mt.device import Compute, choose_compute, peak_process_memory
 from mt.model.transformer import Transformer
-from mt.train.trainer import Trainer
+from mt.train.trainer import Trainer, trial
 
 PARTS = ("forward", "backward", "optimize")
 
@@ -52,20 +49,22 @@ def product_rate(compute: Compute, dtype: torch.dtype, seconds: float = 0.5) -> 
     for size in (256, 512, 1024, 2048):
         a = torch.randn(4096, size, device=compute.device).to(dtype)
         b = torch.randn(size, size, device=compute.device).to(dtype)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 4 or time.perf_counter() < end:
-            wait(compute)
-            began = time.perf_counter()
-            torch.mm(a, b)
-            wait(compute)
-            times.append(time.perf_counter() - began)
-            if times[0] > seconds:
-                break
+        times, end = [product_seconds(compute, a, b)], time.perf_counter() + seconds  # the first one warms up
+        while times[0] <= seconds and (len(times) < 4 or time.perf_counter() < end):
+            times.append(product_seconds(compute, a, b))
         rates.append(2 * 4096 * size * size / statistics.median(times[1:] or times))
         if times[0] > seconds:
             break  # this type has no hardware here, and larger products would only take longer
     return max(rates)
+
+
+def product_seconds(compute: Compute, a: torch.Tensor, b: torch.Tensor) -> float:
+    """Time of a @ b."""
+    wait(compute)
+    began = time.perf_counter()
+    torch.mm(a, b)
+    wait(compute)
+    return time.perf_counter() - began
 
 
 def matrix_parameters(model: Transformer) -> int:
@@ -130,7 +129,7 @@ def peak_memory(compute: Compute) -> float:
     """GiB: on a GPU what tensors took at most, on a CPU the whole process."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_process_memory() / 2**30
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,14 +137,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     compute = choose_compute(config.device, config.precision, config.threads)
     prepared = prepare(config)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, "bleu"))
-        with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
-            for _ in range(args.warmup):
-                trainer.train_step(next(updates))
-            speeds = [speed(trainer, lambda: next(updates), args.updates) for _ in range(args.repeat)]
-            shares = parts(trainer, lambda: next(updates), max(3, args.updates // 3))
-            sample = [next(updates) for _ in range(args.updates)]
+    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+        for _ in range(args.warmup):
+            trainer.train_step(next(updates))
+        speeds = [speed(trainer, lambda: next(updates), args.updates) for _ in range(args.repeat)]
+        shares = parts(trainer, lambda: next(updates), max(3, args.updates // 3))
+        sample = [next(updates) for _ in range(args.updates)]
     rate = statistics.median(tokens for tokens, _ in speeds)
     flop = 6 * matrix_parameters(trainer.model)
     products = {name: product_rate(compute, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}

@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from mt.checkpoint import CheckpointManager
 from mt.config import Config, load_config
 from mt.data.batching import Batch
 from mt.data.prepare import Prepared, prepare
@@ -40,7 +38,7 @@ from mt.model.transformer import Transformer
 from mt.train import trainer as trainer_module
 from mt.train.gradients import LossScale
 from mt.train.loss import Loss
-from mt.train.trainer import Trainer
+from mt.train.trainer import trial
 
 WINDOW = 50  # updates that make one point of the curve
 
@@ -79,8 +77,7 @@ def plain_pytorch() -> Iterator[None]:
 def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tuple[list[float], float]:
     """(mean nll of each window of updates, target tokens/s) of one training."""
     compute = choose_compute(config.device, "fp32" if plain else config.precision, config.threads)
-    with tempfile.TemporaryDirectory() as folder, plain_pytorch() if plain else contextlib.nullcontext():
-        trainer = Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, "bleu"))
+    with plain_pytorch() if plain else contextlib.nullcontext(), trial(config, prepared, compute) as trainer:
         if plain:
             groups = [{**group, "fused": False} for group in trainer.optimizer.param_groups]
             trainer.optimizer = torch.optim.AdamW(groups, fused=False)

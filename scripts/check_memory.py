@@ -12,25 +12,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the c
 import argparse
 import contextlib
 import logging
-import resource
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from mt.checkpoint import CheckpointManager
 from mt.config import load_config
 from mt.data.batching import Batch
 from mt.data.prepare import prepare
-from mt.device import choose_compute
-from mt.train.trainer import Trainer
+from mt.device import choose_compute, peak_process_memory
+from mt.train.trainer import trial
 
 BOUND = 1.02
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -45,17 +36,15 @@ def main() -> None:
     compute = choose_compute(config.device, config.precision, config.threads)
     prepared = prepare(config)
     peaks, shapes, waited, began = [], set(), 0.0, time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, "bleu"))
-        with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
-            for step in range(1, args.updates + 1):
-                asked = time.perf_counter()
-                update = next(updates)
-                waited += time.perf_counter() - asked
-                trainer.train_step(update).read()
-                shapes |= {(batch.src.shape, batch.tgt_in.shape) for batch in update.micro_batches if isinstance(batch, Batch)}
-                if step % (args.updates // 2) == 0:
-                    peaks.append(peak_mib())
+    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+        for step in range(1, args.updates + 1):
+            asked = time.perf_counter()
+            update = next(updates)
+            waited += time.perf_counter() - asked
+            trainer.train_step(update).read()
+            shapes |= {(batch.src.shape, batch.tgt_in.shape) for batch in update.micro_batches if isinstance(batch, Batch)}
+            if step % (args.updates // 2) == 0:
+                peaks.append(peak_process_memory() / 2**20)
     first, whole = peaks
     took = time.perf_counter() - began
     print(f"{config.run_dir}, {compute}: {args.updates} updates in {took:,.0f} s, {len(shapes)} shapes of batches")

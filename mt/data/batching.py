@@ -73,6 +73,17 @@ def pack(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> PackedBatch:
     return PackedBatch(src, src_offsets, max_src_len, tgt_in, tgt_out, tgt_offsets, max_tgt_len, len(tgt_out))
 
 
+def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool) -> AnyBatch:
+    """A micro-batch of `shape` (rows, source width, target width) whose ids mean nothing."""
+    rows, src_len, tgt_len = shape
+    src, tgt = (torch.ones(rows, length, dtype=torch.int64, device=device) for length in (src_len, tgt_len))
+    if not packed:
+        return Batch(src, src != 0, tgt, tgt.clone(), rows * tgt_len)
+    offsets = torch.arange(rows + 1, dtype=torch.int32, device=device)
+    tgt_in = tgt.flatten()
+    return PackedBatch(src.flatten(), offsets * src_len, src_len, tgt_in, tgt_in.clone(), offsets * tgt_len, tgt_len, rows * tgt_len)
+
+
 def _joined(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
     """(ids, offsets, longest) of rows one after the other."""
     lens = [len(row) for row in rows]

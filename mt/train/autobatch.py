@@ -4,28 +4,23 @@
 """
 
 import logging
-import resource
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from mt.checkpoint import CheckpointManager
-from mt.config import Config, DataConfig
-from mt.data.batching import collate, pack
+from mt.config import Config
+from mt.data.batching import empty_batch
 from mt.data.loader import Position, Update
 from mt.data.prepare import Prepared
-from mt.device import Compute, available_memory
+from mt.device import Compute, available_memory, peak_process_memory
 from mt.errors import ConfigError
-from mt.train.trainer import Trainer
+from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.9          # of the memory that a training may take
-CPU_CEILING = 8192   # tokens; on a CPU matrix products are as fast as they get well below
-FIRST_ID = 4          # of the vocabulary that is a word
+SHARE = 0.9         # of the memory that a training may take
+CPU_CEILING = 8192  # tokens; on a CPU matrix products are as fast as they get well below
 
 
 def with_max_tokens(config: Config, max_tokens: int) -> Config:
@@ -40,10 +35,8 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute) -> int
     """
     longest, total = longest_side(prepared), available_memory(compute.device)
     candidates = list(_candidates(longest, config, compute))
-    trial = with_max_tokens(config, candidates[0]).model_copy(update={"data": DataConfig(train=config.data.train)})  # no validation text
     found, base = None, _taken(compute)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(trial, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, config.train.metric))
+    with trial(with_max_tokens(config, candidates[0]), prepared, compute) as trainer:
         for candidate in candidates:
             taken = _try(trainer, candidate, longest)
             if taken is None or taken > base + SHARE * total:
@@ -78,9 +71,7 @@ def _candidates(longest: int, config: Config, compute: Compute) -> Iterator[int]
 
 def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
     """Bytes that two updates of the worst batch take at their peak; None where a GPU's memory runs out."""
-    ids = [FIRST_ID] * (longest - 1)
-    pairs = [(ids, ids)] * (max_tokens // longest)
-    batch = pack(pairs) if trainer.loader.packed else collate(pairs)
+    batch = empty_batch((max_tokens // longest, longest, longest), torch.device("cpu"), packed=trainer.loader.packed)
     try:
         for _ in range(2):
             trainer.train_step(Update([batch], Position())).read()
@@ -93,4 +84,4 @@ def _taken(compute: Compute) -> int:
     """Peak bytes so far: of the GPU's allocator, or of the process."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_reserved(compute.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_process_memory()

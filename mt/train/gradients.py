@@ -17,6 +17,8 @@ GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikeviciu
 class LossScale:
     """The factor that keeps fp16 gradients above zero: halved after each that is not finite, doubled after `GROW_AFTER` that are."""
 
+    NAMES = ("loss_scale", "loss_scale_good")  # of its state
+
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.enabled = enabled
         self.scale = torch.tensor(2.0**16 if enabled else 1.0, device=device)
@@ -33,12 +35,12 @@ class LossScale:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resume needs."""
-        return {"loss_scale": self.scale, "loss_scale_good": self.good} if self.enabled else {}
+        return dict(zip(self.NAMES, (self.scale, self.good), strict=True)) if self.enabled else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_dict` gave."""
         if self.enabled and state:
-            self.scale, self.good = (state[name].to(self.scale.device) for name in ("loss_scale", "loss_scale_good"))
+            self.scale, self.good = (state[name].to(self.scale.device) for name in self.NAMES)
 
 
 def apply_gradients(

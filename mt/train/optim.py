@@ -63,8 +63,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     """Take over what `optimizer_tensors` gave."""
     by_name = dict(model.named_parameters())
     for key, tensor in tensors.items():
-        what, _, name = key.partition(".")
-        if name not in by_name:
-            continue  # the scale of fp16
+        what, name = key.split(".", 1)
         parameter = by_name[name]
         optimizer.state[parameter][what] = tensor.to(torch.float32 if what == "step" else parameter.dtype).to(parameter.device)

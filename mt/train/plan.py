@@ -6,7 +6,6 @@ tensors that have sizes and no content, and every storage is counted from the op
 
 import contextlib
 import os
-import sys
 import time
 import weakref
 from collections import Counter
@@ -21,12 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mt.checkpoint import CheckpointManager
 from mt.config import AUTO, Config, ModelConfig
-from mt.data.batching import AnyBatch, Batch, IntArray, PackedBatch
+from mt.data.batching import IntArray, empty_batch
 from mt.data.loader import TrainLoader
 from mt.data.prepare import Prepared, prepare
-from mt.device import Compute, available_memory, choose_compute
+from mt.device import Compute, available_memory, choose_compute, peak_process_memory
 from mt.log import format_seconds
 from mt.model.transformer import Transformer, build_model
 from mt.train.autobatch import find_max_tokens, with_max_tokens
@@ -34,7 +32,7 @@ from mt.train.gpu import packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.loss import loss_sums
 from mt.train.optim import build_optimizer
-from mt.train.trainer import Trainer
+from mt.train.trainer import trial
 
 # Resident by live bytes of a micro-batch on a CPU, without and with gradient checkpointing. Measured, glibc 2.36, four and three
 # configurations: 1.29 to 1.44, 2.7 to 3.2. What lives on between what is freed leaves holes, and recomputing frees most.
@@ -150,17 +148,6 @@ def micro_batch_memory(
     return kinds
 
 
-def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool) -> AnyBatch:
-    """A micro-batch of `shape` (rows, source width, target width) whose ids mean nothing."""
-    rows, src_len, tgt_len = shape
-    src, tgt = (torch.ones(rows, length, dtype=torch.int64, device=device) for length in (src_len, tgt_len))
-    if not packed:
-        return Batch(src, src != 0, tgt, tgt.clone(), rows * tgt_len)
-    offsets = torch.arange(rows + 1, dtype=torch.int32, device=device)
-    tgt_in = tgt.flatten()
-    return PackedBatch(src.flatten(), offsets * src_len, src_len, tgt_in, tgt_in.clone(), offsets * tgt_len, tgt_len, rows * tgt_len)
-
-
 def worst_shapes(shapes: IntArray) -> list[tuple[int, int, int]]:
     """The micro-batches with most positions, target positions and attention weights."""
     rows, src, tgt = shapes.T
@@ -204,9 +191,7 @@ def resident_memory() -> int:
     """Bytes of this process in memory now; where the system does not tell, the most there have been."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_process_memory()
 
 
 def plan_corpus(loader: TrainLoader) -> CorpusPlan:
@@ -247,12 +232,8 @@ def parameters_by_block(model: Transformer) -> dict[str, int]:
 
 def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple[int, float]:
     """(updates, target tokens a second) of real updates after a first one; the model is thrown away."""
-    folder = Path(str(config.run_dir))  # a trainer writes nothing there before it validates or saves
-    bare = config.model_copy(update={"data": config.data.model_copy(update={"valid": []})})
-    trainer = Trainer(bare, prepared, folder, compute, CheckpointManager(folder, 1, 0, config.train.metric))
-    updates = trainer.loader.updates()
     tokens, done, began = 0, -1, 0.0
-    try:
+    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
         for update in updates:
             trainer.train_step(update).read()
             done += 1
@@ -263,8 +244,6 @@ def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple
             seconds = time.perf_counter() - began
             if done == MEASURE_UPDATES or seconds > MEASURE_SECONDS:
                 return done, tokens / seconds
-    finally:
-        updates.close()  # type: ignore[attr-defined]
     raise AssertionError("updates never end")
 
 

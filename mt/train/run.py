@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = (
     "run_dir", "cache_dir", "device", "precision", "threads", "data.", "valid.", "decode.", "batching.prefetch", "train.max_steps",
     "train.max_epochs", "train.patience", "train.metric", "train.log_every", "train.valid_every", "train.save_every", "train.keep_last",
-    "train.keep_best",
-    "train.compile", "train.gradient_checkpointing",
+    "train.keep_best", "train.compile", "train.gradient_checkpointing",
 )  # fmt: skip
 STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}  # of status.json, by exit code; all others have failed
 

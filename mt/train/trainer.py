@@ -6,6 +6,7 @@ All that moves stands in `state_dict`; every random draw is a function of (seed,
 import contextlib
 import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,8 +193,9 @@ class Trainer:
     def load(self, folder: Path, training: TrainingState) -> None:
         """Go on from a checkpoint."""
         load_weights(self.model, training.weights, folder)
-        load_optimizer_tensors(self.optimizer, self.model, training.optimizer)
-        self.loss_scale.load_state_dict(training.optimizer)
+        optimizer = dict(training.optimizer)
+        self.loss_scale.load_state_dict({name: optimizer.pop(name) for name in LossScale.NAMES if name in optimizer})
+        load_optimizer_tensors(self.optimizer, self.model, optimizer)
         if self.average is not None:
             self.average.load_state_dict(training.average or training.weights)
         state = training.state
@@ -220,6 +222,14 @@ class Trainer:
             "scores": self.scores, "seconds": round(self.seconds(), 1), "compute": str(self.compute),
             "data": self.prepared.data_fingerprint, "corpora": [corpus.label for corpus in self.config.data.train],
         }  # fmt: skip
+
+
+@contextlib.contextmanager
+def trial(config: Config, prepared: Prepared, compute: Compute) -> Iterator[Trainer]:
+    """A trainer to measure with: it validates nothing, and its folder is gone afterwards."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"valid": []})})
+    with tempfile.TemporaryDirectory() as folder:
+        yield Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, config.train.metric))
 
 
 def seed_draws(seed: int, step: int, micro_batch: int) -> None:
