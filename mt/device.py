@@ -6,16 +6,19 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, MTError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -91,6 +94,32 @@ def available_memory(device: torch.device) -> int:
 def peak_process_memory() -> int:
     """Resident bytes of this process at their most so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch got no memory for a tensor, on a GPU or on a CPU."""
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
+
+
+def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """The results of `compute(items)`, sentences; where memory runs out, those of each half by itself.
+
+    Raises `MTError` where it runs out with a single one.
+    """
+    try:
+        return compute(items)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(items) == 1:
+            raise MTError(f"out of memory with a single sentence ({error}); try a smaller beam, or shorter sentences") from error
+    # Out here the error is gone, and with it what the failed computation held.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    logger.warning("out of memory with %d sentences at once; going on with half as many", len(items))
+    middle = len(items) // 2
+    return in_halves(compute, items[:middle]) + in_halves(compute, items[middle:])
 
 
 def keep_freed_memory() -> None:

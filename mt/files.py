@@ -92,10 +92,18 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder: it is gone from its place at once, so that a kill leaves no half of it there."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written in `folder`; whoever calls this holds the lock over it."""
-    for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """Delete what a killed process left half written anywhere in `folder`; whoever calls this holds the lock over it."""
+    for path in list(folder.rglob(".*.tmp")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def replace_link(link: Path, target: str) -> None:

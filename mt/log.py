@@ -4,21 +4,39 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class _BarSafeHandler(logging.StreamHandler):
-    """Writes above a progress bar rather than through it."""
+    """Writes above a progress bar rather than through it; stderr on a full disk ends no training."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _FileHandler(logging.FileHandler):
+    """Goes on without a word where the disk is full."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert self.stream is not None
+        with contextlib.suppress(OSError):
+            self.stream.write(self.format(record) + self.terminator)
+            self.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def setup_logging(log_file: Path | None = None) -> None:
@@ -33,7 +51,7 @@ def setup_logging(log_file: Path | None = None) -> None:
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(console)
     if log_file is not None:
-        file_handler = logging.FileHandler(log_file, encoding="utf-8")
+        file_handler = _FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
         file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file_handler)
 
@@ -53,32 +71,56 @@ def format_seconds(seconds: float) -> str:
 class MetricLogger:
     """Appends one JSON object a line to metrics.jsonl, and mirrors numbers to TensorBoard where it is installed.
 
-    A resumed run drops the lines of updates that it is about to do again, so that each update stands once.
+    A resumed run drops the lines of updates that it is about to do again, so that each update stands once. What a full disk refuses is
+    kept until there is room.
     """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        path = run_dir / "metrics.jsonl"
-        kept = list(_lines_until(path, resume_step)) if path.exists() else []
-        rewritten = path.with_name(f".{path.name}.tmp")  # a kill in between must not lose the history
-        rewritten.write_text("".join(kept), encoding="utf-8")
-        rewritten.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run_dir / "metrics.jsonl"
+        kept = list(_lines_until(self._path, resume_step)) if self._path.exists() else []
+        rewritten = self._path.with_name(f".{self._path.name}.tmp")  # a kill in between must not lose the history
+        with rewritten.open("wb") as file:
+            file.write("".join(kept).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        rewritten.replace(self._path)
+        self._file = self._path.open("ab", buffering=0)
+        self._pending, self._warned = b"", False
         self._board = _tensorboard(run_dir / "tensorboard", resume_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Record the numbers of one event (`train`, `valid`) of one update."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        if self._board is not None:
+        self._pending += (json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n").encode()
+        self._flush()
+        self._mirror(kind, step, values)
+
+    def _flush(self) -> None:
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s: %s; its lines are kept until there is room", self._path, error)
+            self._warned = True
+
+    def _mirror(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
+        try:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            logger.warning("TensorBoard gets no more numbers from this process: %s", error)
+            self._board = None
 
     def close(self) -> None:
         """Write what is pending."""
+        self._flush()
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
@@ -93,4 +135,12 @@ def _tensorboard(folder: Path, resume_step: int) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread dies where the disk is full, which the next call in `_mirror` is told."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            usual(args)
+
+    threading.excepthook = hook
     return SummaryWriter(str(folder), purge_step=resume_step + 1)

@@ -17,70 +17,25 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
-import torch
+from plain_pytorch import plain_pytorch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
 
 from mt.config import Config, load_config
-from mt.data.batching import Batch
 from mt.data.prepare import Prepared, prepare
-from mt.data.tokenizer import PAD_ID
 from mt.device import choose_compute
-from mt.model.layers import Dropout
-from mt.model.masks import PaddedMask
-from mt.model.transformer import Transformer
-from mt.train import trainer as trainer_module
-from mt.train.gradients import LossScale
-from mt.train.loss import Loss
 from mt.train.trainer import trial
 
 WINDOW = 50  # updates that make one point of the curve
-
-
-def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss:
-    """The loss from all logits of the batch."""
-    logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in)).flatten(0, 1)
-    targets = batch.tgt_out.flatten()
-    smoothed = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, ignore_index=PAD_ID, reduction="sum")
-    return Loss(smoothed, F.cross_entropy(logits.detach(), targets, ignore_index=PAD_ID, reduction="sum"))
-
-
-def plain_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float
-) -> tuple[Tensor, Tensor]:
-    """Clip, step."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm, ~norm.isfinite()
-
-
-@contextlib.contextmanager
-def plain_pytorch() -> Iterator[None]:
-    """PyTorch's own operations in place of ours."""
-    with (
-        patch.object(Dropout, "drops", lambda self, x: False),
-        patch.object(PaddedMask, "attend", PaddedMask._fused),
-        patch.object(trainer_module, "loss_sums", plain_loss),
-        patch.object(trainer_module, "apply_gradients", plain_step),
-        patch.object(trainer_module, "packs", lambda config, compute: False),
-    ):
-        yield
+KINDS = ("dropout", "attention", "loss", "optimizer")
 
 
 def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tuple[list[float], float]:
     """(mean nll of each window of updates, target tokens/s) of one training."""
     compute = choose_compute(config.device, "fp32" if plain else config.precision, config.threads)
-    with plain_pytorch() if plain else contextlib.nullcontext(), trial(config, prepared, compute) as trainer:
-        if plain:
-            groups = [{**group, "fused": False} for group in trainer.optimizer.param_groups]
-            trainer.optimizer = torch.optim.AdamW(groups, fused=False)
+    with plain_pytorch(KINDS) if plain else contextlib.nullcontext(), trial(config, prepared, compute) as trainer:
         losses, tokens, began = [], 0, time.perf_counter()
         with contextlib.closing(trainer.loader.updates()) as stream:  # type: ignore[type-var]
             for _ in range(updates):

@@ -100,6 +100,7 @@ def test_a_damaged_model_is_refused_by_name(run: Path, name: str, harm: Callable
     message = assert_fails(1, [folder.name], "translate", folder, stdin="Hallo\n")
     # A flipped manifest may name a file that it no longer agrees with.
     assert name in message or name == "MANIFEST.json"
+    assert_fails(1, [folder.name], "inspect", folder)
 
 
 def test_a_damaged_last_checkpoint_is_moved_aside_and_the_one_before_goes_on(
@@ -119,7 +120,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_exits_1(run: Path, small_yaml: 
     folders = sorted((run / "checkpoints").glob("step_*"))
     for folder in folders:
         flip(folder / "model.safetensors")
-    assert_fails(1, [f"all {len(folders)} checkpoints are damaged"], "train", small_yaml(tmp_path))
+    says = [f"all {len(folders)} checkpoints are damaged", "--overwrite"]
+    assert_fails(1, says, "train", small_yaml(tmp_path))
+    assert_fails(1, says, "train", small_yaml(tmp_path))  # and does not begin anew the second time
 
 
 @pytest.mark.parametrize("path", ["no/such/model", "tests"])

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 from mt import files
 from mt.errors import DataError, MTError
-from mt.files import atomic_dir, atomic_write, fingerprint, fingerprint_lines, locked, read_lines, replace_link, sha256_file
+from mt.files import (
+    atomic_dir,
+    atomic_write,
+    fingerprint,
+    fingerprint_lines,
+    locked,
+    read_lines,
+    remove_folder,
+    remove_leftovers,
+    replace_link,
+    sha256_file,
+)
 
 # Lines
 
@@ -264,3 +275,21 @@ def test_a_lock_is_free_after_its_block_even_when_that_raised(tmp_path: Path) ->
         raise KeyError
     with locked(tmp_path / "lock", wait=False):
         pass
+
+
+def test_leftovers_are_removed_wherever_they_are_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.1.tmp/b.txt", "deep/er/.c.2.tmp", "deep/.d.3.tmp/.e.4.tmp/f.txt", "deep/kept.tmp", ".hidden", "deep/er/kept.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "er", "kept.tmp", ".hidden", "kept.txt"}
+
+
+def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (tmp_path / f".folder.{os.getpid()}.tmp").mkdir()
+    (tmp_path / f".folder.{os.getpid()}.tmp/old.txt").write_text("x")
+    folder.mkdir()
+    (folder / "new.txt").write_text("x")
+    remove_folder(folder)
+    assert not list(tmp_path.iterdir())

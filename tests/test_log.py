@@ -2,12 +2,15 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mt.log import MetricLogger, format_seconds, setup_logging
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,35 @@ def test_messages_go_to_stderr_and_append_to_the_file(
         logging.getLogger("mt.data.prepare").info(message)
     assert capsys.readouterr() == ("", "first Größe\nsecond\n")
     assert [line.split(" INFO ")[1] for line in file.read_text(encoding="utf-8").splitlines()] == ["first Größe", "second"]
+
+
+def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) -> None:
+    """In a process of its own: the limit on file sizes is real."""
+    script = f"""
+import resource, signal
+from pathlib import Path
+from mt.log import MetricLogger
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+metrics = MetricLogger(Path({str(tmp_path)!r}), 0)
+metrics.write("train", 1, loss=1.0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+for step in range(2, 5):
+    metrics.write("train", step, loss=1.0)
+assert Path({str(tmp_path)!r}, "metrics.jsonl").stat().st_size <= 60
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+metrics.write("train", 5, loss=1.0)
+metrics.close()
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_log_file_on_a_full_disk_costs_no_message_and_no_traceback(
+    mt_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging(Path("/dev/full"))
+    for number in range(3):
+        logging.getLogger("mt.train").info("message %d", number)
+    setup_logging()
+    assert capsys.readouterr() == ("", "message 0\nmessage 1\nmessage 2\n")

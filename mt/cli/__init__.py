@@ -1,10 +1,12 @@
 """The command line: one module a command, found by being there; errors become one message and an exit code."""
 
+import contextlib
 import importlib
 import os
 import pkgutil
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import NoReturn
 
@@ -43,6 +45,18 @@ def main() -> NoReturn:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _run()
+    finally:
+        if any(thread.name == "mt-tokenizer" for thread in threading.enumerate()):
+            # SentencePiece, interrupted in the middle of its training: it can neither be ended nor outlive the interpreter.
+            error = sys.exc_info()[1]
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _run() -> NoReturn:
+    try:
         build_app()()
     except MTError as error:
         _fail(str(error), error.exit_code)
@@ -62,5 +76,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{message}\n")  # no prefix: a message that begins with file:line is one that editors jump to
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{message}\n")  # no prefix: a message that begins with file:line is one that editors jump to
     sys.exit(code)

@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Train nothing: print parameters, memory, corpus and time of the run.")] = False,
 ) -> None:
     """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
@@ -29,4 +30,4 @@ def train(
         return
     from mt.train.run import train as run
 
-    run(loaded)
+    run(loaded, overwrite=overwrite)

@@ -237,6 +237,12 @@ class TrainConfig(Section):
     compile: bool = Field(
         default=True, description="Compile the layers with torch.compile on a GPU. A CPU is faster without; it stays off there.",
     )
+    divergence_factor: float | None = Field(
+        default=1.3, gt=1,
+        description="Stop where the loss of `divergence_window` updates is on average this many times its best (counted as 1 or more); "
+        "null: never.",
+    )
+    divergence_window: int = Field(default=200, ge=1, description="See `divergence_factor`.")
     log_every: int = Field(default=50, ge=1, description="Updates between log lines.")
     valid_every: int = Field(default=1000, ge=1, description="Updates between validations.")
     save_every: int = Field(default=1000, ge=1, description="Updates between checkpoints. A new best is saved at once.")
@@ -267,7 +273,7 @@ class ValidConfig(Section):
 class DecodeConfig(Section):
     """The search and its limits; the defaults of `mt translate` and `mt evaluate`, carried in the model folder."""
 
-    beam_size: int = Field(default=5, ge=1, description="Hypotheses kept a sentence; 1 is greedy search.")
+    beam_size: int = Field(default=5, ge=1, le=1000, description="Hypotheses kept a sentence; 1 is greedy search.")
     nbest: int = Field(default=1, ge=1, description="Translations a line; at most `beam_size`.")
     length_penalty: float = Field(
         default=1.0, ge=0,

@@ -13,6 +13,7 @@ from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 IntArray = npt.NDArray[np.int64]
 IdSequence = Sequence[int] | npt.NDArray[Any]
+IdPair = tuple[IdSequence, IdSequence]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
     return replace(batch, **there)
 
 
-def collate(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> Batch:
+def collate(pairs: Sequence[IdPair]) -> Batch:
     """Pad pairs of ids (without special ids) into a `Batch`."""
     src = pad_rows([src for src, _ in pairs], suffix=EOS_ID)
     targets = [tgt for _, tgt in pairs]
@@ -65,12 +66,22 @@ def collate(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> Batch:
     )
 
 
-def pack(pairs: Sequence[tuple[IdSequence, IdSequence]]) -> PackedBatch:
+def pack(pairs: Sequence[IdPair]) -> PackedBatch:
     """Join pairs of ids (without special ids) into a `PackedBatch`."""
     src, src_offsets, max_src_len = _joined([np.append(src, EOS_ID) for src, _ in pairs])
     tgt_out, tgt_offsets, max_tgt_len = _joined([np.append(tgt, EOS_ID) for _, tgt in pairs])
     tgt_in, _, _ = _joined([np.append(BOS_ID, tgt) for _, tgt in pairs])
     return PackedBatch(src, src_offsets, max_src_len, tgt_in, tgt_out, tgt_offsets, max_tgt_len, len(tgt_out))
+
+
+def pairs_of(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
+    """The pairs of ids that a batch on the CPU was made of, in its order."""
+    if isinstance(batch, Batch):
+        src, tgt = ([row[row != PAD_ID][:-1].tolist() for row in ids] for ids in (batch.src, batch.tgt_out))
+    else:
+        packed = ((batch.src, batch.src_offsets), (batch.tgt_out, batch.tgt_offsets))
+        src, tgt = ([row[:-1].tolist() for row in ids.split(offsets.diff().tolist())] for ids, offsets in packed)
+    return list(zip(src, tgt, strict=True))
 
 
 def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool) -> AnyBatch:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt.config import BatchingConfig
-from mt.data.batching import AnyBatch, Batch, IdSequence, IntArray, collate, pack, token_buckets
+from mt.data.batching import AnyBatch, IdPair, IntArray, collate, pack, token_buckets
 from mt.data.cache import TokenCache
 
 RUN = 1024
@@ -146,14 +146,14 @@ class TrainLoader:
 
 
 class ValidLoader:
-    """Validation pairs in memory, batched by length; the same batches each time."""
+    """Validation pairs in memory, those of similar length together; the same groups each time."""
 
-    def __init__(self, pairs: Sequence[tuple[IdSequence, IdSequence]], max_tokens: int) -> None:
+    def __init__(self, pairs: Sequence[IdPair], max_tokens: int) -> None:
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
-        self._batches = [collate([pairs[i] for i in bucket]) for bucket in token_buckets(src_lens, tgt_lens, max_tokens)]
+        self._groups = [[pairs[i] for i in bucket] for bucket in token_buckets(src_lens, tgt_lens, max_tokens)]
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._batches)
+    def __iter__(self) -> Iterator[list[IdPair]]:
+        return iter(self._groups)
 
 
 def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> IntArray:

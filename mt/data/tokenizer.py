@@ -7,8 +7,9 @@ import io
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import sentencepiece
@@ -74,6 +75,10 @@ class Tokenizer:
         """Target ids of each line, without an end of sentence."""
         return list(self._tgt.encode(list(lines)))
 
+    def decode_src(self, ids: Sequence[int]) -> str:
+        """The text of source ids."""
+        return str(self._src.decode(list(ids)))
+
     def decode_tgt(self, ids: Sequence[int]) -> str:
         """The text of target ids, on one line; special ids give nothing."""
         text = str(self._tgt.decode([i for i in ids if i not in (PAD_ID, BOS_ID, EOS_ID)]))
@@ -129,23 +134,25 @@ def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: Toke
 def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
     model = io.BytesIO()
     raised: list[BaseException] = []
+    train = partial(
+        sentencepiece.SentencePieceTrainer.train,
+        sentence_iterator=_remember_error(_short_lines(text, config.max_line_bytes), raised),
+        model_writer=model,
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
+        character_coverage=config.character_coverage,
+        byte_fallback=config.byte_fallback,
+        max_sentence_length=config.max_line_bytes,
+        num_threads=config.num_threads,
+        pad_id=PAD_ID,
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        train_extremely_large_corpus=False,
+        minloglevel=2,
+    )
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_remember_error(_short_lines(text, config.max_line_bytes), raised),
-            model_writer=model,
-            model_type=config.model_type,
-            vocab_size=config.vocab_size,
-            character_coverage=config.character_coverage,
-            byte_fallback=config.byte_fallback,
-            max_sentence_length=config.max_line_bytes,
-            num_threads=config.num_threads,
-            pad_id=PAD_ID,
-            unk_id=UNK_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            train_extremely_large_corpus=False,
-            minloglevel=2,
-        )
+        _in_thread(train)
     except (RuntimeError, OSError) as error:
         if raised:
             raise raised[0] from None
@@ -153,8 +160,25 @@ def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
     return model.getvalue()
 
 
+def _in_thread(work: Callable[[], None]) -> None:
+    """Do what takes minutes in a single call, so that a signal does not wait for its end."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="mt-tokenizer", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
 def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
-    """SentencePiece turns what its iterator raises, an interrupt too, into a RuntimeError; here it is kept as it was."""
+    """SentencePiece turns what its iterator raises into a RuntimeError; here it is kept as it was."""
     try:
         yield from text
     except (Exception, KeyboardInterrupt) as error:

@@ -14,7 +14,7 @@ from mt.config import DecodeConfig
 from mt.data.batching import pad_rows
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
-from mt.device import Compute, choose_compute
+from mt.device import Compute, choose_compute, in_halves
 from mt.errors import CheckpointError, ConfigError
 from mt.model.transformer import Transformer
 
@@ -75,7 +75,7 @@ class Translator:
         found: list[list[Hypothesis]] = [[] for _ in parts]
         order = sorted(range(len(parts)), key=lambda i: len(parts[i].ids), reverse=True)
         for batch in self._batches(order, parts):
-            for i, hyps in zip(batch, self._search([parts[i].ids for i in batch]), strict=True):
+            for i, hyps in zip(batch, in_halves(self._search, [parts[i].ids for i in batch]), strict=True):
                 if not hyps:
                     raise CheckpointError("the model's scores are not finite: its weights are not usable")
                 found[i] = hyps
@@ -107,7 +107,7 @@ class Translator:
         if batch:
             yield batch
 
-    def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
+    def _search(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
         options = self.decode
         src = pad_rows(sources, suffix=EOS_ID).to(self.compute.device)
         src_mask = src != PAD_ID

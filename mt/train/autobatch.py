@@ -3,6 +3,7 @@
 `train.batch_tokens` fixes the size of an update, so a larger micro-batch only means fewer of them: speed and memory change, learning not.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterator
 
@@ -13,8 +14,8 @@ from mt.config import Config
 from mt.data.batching import empty_batch
 from mt.data.loader import Position, Update
 from mt.data.prepare import Prepared
-from mt.device import Compute, available_memory, peak_process_memory
-from mt.errors import ConfigError
+from mt.device import Compute, available_memory, is_out_of_memory, peak_process_memory
+from mt.errors import ConfigError, DivergedError
 from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,30 @@ def _candidates(longest: int, config: Config, compute: Compute) -> Iterator[int]
         yield candidate
 
 
+def smaller_that_fits(trainer: Trainer) -> int | None:
+    """What to train with where memory ran out: the first half, quarter, ... of `batching.max_tokens` whose worst batch trains here.
+
+    The trainer is of no use afterwards.
+    """
+    longest, max_tokens = longest_side(trainer.prepared), int(trainer.config.batching.max_tokens)
+    trainer.optimizer.zero_grad()
+    while (max_tokens := max_tokens // 2) >= max(longest, trainer.config.data.filters.max_len):
+        if _try(trainer, max_tokens, longest) is not None:
+            return max_tokens
+    return None
+
+
 def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
-    """Bytes that two updates of the worst batch take at their peak; None where a GPU's memory runs out."""
+    """Bytes that two updates of the worst batch take at their peak; None where memory runs out."""
     batch = empty_batch((max_tokens // longest, longest, longest), torch.device("cpu"), packed=trainer.loader.packed)
     try:
         for _ in range(2):
-            trainer.train_step(Update([batch], Position())).read()
-    except torch.OutOfMemoryError:
+            with contextlib.suppress(DivergedError):  # what becomes of these weights is of no interest
+                trainer.train_step(Update([batch], Position())).read()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        trainer.optimizer.zero_grad()
         return None
     return _taken(trainer.compute)
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mt.data.loader import Update
 from mt.errors import DivergedError
+from mt.train.stopping import REMEDIES
 
 GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)
 
@@ -44,10 +46,11 @@ class LossScale:
 
 
 def apply_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, diverged: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives (gradient norm, diverged).
 
+    Once `diverged`, every later step is left out too: the host may hear of it late, and finds the weights that the bad batch met.
     The optimizer divides the gradients itself, by loss scale and clipping at once, so that they are read only twice. An fp16 gradient out
     of range is no divergence while its scale can fall.
     """
@@ -57,12 +60,12 @@ def apply_gradients(
     finite = norm.isfinite() & loss.isfinite()
     excess = (norm / clip_norm).clamp(min=1.0) if clip_norm else torch.ones_like(norm)
     optimizer.grad_scale = scale.scale * excess  # type: ignore[attr-defined]
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~finite | diverged).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    diverged = ~finite & (scale.scale <= 1) if scale.enabled else ~finite
+    hopeless = ~finite & (scale.scale <= 1) if scale.enabled else ~finite
     scale.update(finite)
-    return norm, diverged
+    return norm, diverged | hopeless
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class UpdateStats:
 class PendingStats:
     """The numbers of an update that a GPU may still be computing."""
 
-    def __init__(self, step: int, numbers: Tensor, lr: float, num_tokens: int) -> None:
+    def __init__(self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor) -> None:
         """`numbers`: loss, nll, gradient norm, diverged."""
-        self.step, self.lr, self.num_tokens = step, lr, num_tokens
+        self.step, self.lr, self.update, self.loss_scale = step, lr, update, loss_scale
         self._done = None
         if numbers.device.type == "cuda":
             self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
@@ -97,7 +100,6 @@ class PendingStats:
         loss, nll, norm, diverged = self._numbers.tolist()
         if diverged:
             raise DivergedError(
-                f"update {self.step}: loss {loss}, gradient norm {norm}; training has diverged and the weights are as before this update. "
-                "Try a lower optim.lr, a longer optim.warmup_steps, model.norm: pre, or optim.clip_norm: 1.0"
+                f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update. {REMEDIES}"
             )
-        return UpdateStats(loss, nll, norm, self.lr, self.num_tokens)
+        return UpdateStats(loss, nll, norm, self.lr, self.update.num_tokens)

@@ -60,9 +60,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_tensors` gave."""
+    """Take over what `optimizer_tensors` gave. Raises `ValueError` for a tensor that fits no parameter."""
     by_name = dict(model.named_parameters())
     for key, tensor in tensors.items():
-        what, name = key.split(".", 1)
-        parameter = by_name[name]
+        what, _, name = key.partition(".")
+        parameter = by_name.get(name)
+        if parameter is None or tensor.shape not in (parameter.shape, torch.Size()):
+            raise ValueError(f"{key} {list(tensor.shape)} fits no parameter")
         optimizer.state[parameter][what] = tensor.to(torch.float32 if what == "step" else parameter.dtype).to(parameter.device)

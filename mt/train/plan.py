@@ -183,7 +183,8 @@ def process_memory(config: Config, compute: Compute) -> int:
     with compute.autocast():
         loss = loss_sums(model, empty_batch((32, 16, 16), compute.device, packed=False), 0.1).smoothed
     loss.backward()
-    apply_gradients(model, optimizer, loss.detach(), LossScale(compute.device, enabled=False), config.optim.clip_norm)
+    scale, diverged = LossScale(compute.device, enabled=False), torch.zeros((), dtype=torch.bool, device=compute.device)
+    apply_gradients(model, optimizer, loss.detach(), scale, config.optim.clip_norm, diverged)
     return resident_memory()
 
 

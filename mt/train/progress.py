@@ -75,6 +75,7 @@ class TrainProgress:
         self.metrics.write(
             "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=last.lr, grad_norm=last.grad_norm,
             tokens_per_second=rate, update_tokens=tokens / len(self._window), seconds=self.seconds(), data_share=self._share("data"),
+            save_share=self._share("save"),
         )  # fmt: skip
         line = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
         if self._bar.disable:

@@ -1,13 +1,18 @@
-"""Why a run stops: a signal from outside, or its own limits."""
+"""Why a run stops: a signal from outside, its own limits, or a loss that has left its course."""
 
 import contextlib
+import math
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from mt.config import TrainConfig
+from mt.errors import DivergedError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+REMEDIES = "Try a lower optim.lr, a longer optim.warmup_steps, model.norm: pre, or optim.clip_norm: 1.0"
+LEAST_BEST = 1.0  # nats a token; below it a loss may well double without harm
 
 
 class Abandoned(Exception):
@@ -59,3 +64,36 @@ def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: i
     if config.patience is not None and bad_validations >= config.patience:
         return f"train.patience: {config.patience} validations without a better {config.metric}"
     return None
+
+
+class DivergenceWatch:
+    """Compares the mean loss of each `divergence_window` updates with the best such mean (after Marian's --throw-on-divergence)."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.factor, self.window = config.divergence_factor, config.divergence_window
+        self.total, self.count = 0.0, 0
+        self.best: float | None = None
+
+    def add(self, step: int, loss: float) -> None:
+        """Take in the loss of an update. Raises `DivergedError` where a window's mean is far above the best."""
+        if not math.isfinite(loss):  # an overflow of fp16, which was left out
+            return
+        self.total, self.count = self.total + loss, self.count + 1
+        if self.count < self.window:
+            return
+        mean, best = self.total / self.count, self.best
+        self.total, self.count = 0.0, 0
+        self.best = mean if best is None else min(best, mean)
+        if self.factor is not None and best is not None and mean > self.factor * max(best, LEAST_BEST):
+            raise DivergedError(
+                f"update {step}: the loss of the last {self.window} updates is {mean:.3f} on average, its best was {best:.3f} "
+                f"(train.divergence_factor: {self.factor}). Go back to the best checkpoint, or start anew. {REMEDIES}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return {"total": self.total, "count": self.count, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.total, self.count, self.best = state["total"], state["count"], state["best"]

@@ -21,19 +21,22 @@ from mt.data.batching import AnyBatch, moved
 from mt.data.loader import TrainLoader, Update
 from mt.data.prepare import Prepared
 from mt.device import Compute
-from mt.errors import Interrupted
+from mt.errors import CheckpointError, DivergedError, Interrupted
 from mt.log import MetricLogger
 from mt.metrics import is_better
 from mt.model.transformer import build_model
+from mt.train.crash import write_crash
 from mt.train.gpu import compile_layers, packs
-from mt.train.gradients import LossScale, PendingStats, apply_gradients
+from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
 from mt.train.loss import Loss, loss_sums
 from mt.train.optim import WeightAverage, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from mt.train.progress import TrainProgress
-from mt.train.stopping import EXIT_CODES, Abandoned, SignalStop, limit_reached
+from mt.train.stopping import EXIT_CODES, Abandoned, DivergenceWatch, SignalStop, limit_reached
 from mt.train.validation import Validator
 
 logger = logging.getLogger(__name__)
+
+FAILED_SAVES = 3  # in a row end a run: more would only make a loss larger
 
 
 class Trainer:
@@ -55,6 +58,9 @@ class Trainer:
         )  # fmt: skip
         self.validator = Validator(config, tokenizer, compute, run_dir) if config.data.valid else None
         self.stop = SignalStop()
+        self.watch = DivergenceWatch(train)
+        self.diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
+        self.failed_saves = 0
         self.step = 0
         self._unread: list[PendingStats] = []
         self.best: float | None = None
@@ -101,9 +107,9 @@ class Trainer:
             self.backward(loss.smoothed * (self.loss_scale.scale / update.num_tokens))
             sums.append(torch.stack([loss.smoothed.detach(), loss.nll]))
         means = torch.stack(sums).sum(dim=0) / update.num_tokens
-        lr = learning_rate(self.step, self.config.optim)
-        norm, diverged = self.optimize(means[0], lr)
-        return PendingStats(self.step, torch.stack([*means, norm, diverged]), lr, update.num_tokens)
+        lr, scale = learning_rate(self.step, self.config.optim), self.loss_scale.scale
+        norm = self.optimize(means[0], lr)
+        return PendingStats(self.step, torch.stack([*means, norm, self.diverged]), lr, update, scale)
 
     def forward(self, batch: AnyBatch) -> Loss:
         """The loss of one micro-batch."""
@@ -114,14 +120,15 @@ class Trainer:
         """Add the gradients of `loss` to those of earlier micro-batches."""
         loss.backward()
 
-    def optimize(self, loss: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Use up the gradients; gives (their norm, diverged)."""
+    def optimize(self, loss: Tensor, lr: float) -> Tensor:
+        """Use up the gradients; gives their norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outcome = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, self.config.optim.clip_norm)
+        clip_norm = self.config.optim.clip_norm
+        norm, self.diverged = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, clip_norm, self.diverged)
         if self.average is not None:
             self.average.update(self.model, self.step)
-        return outcome
+        return norm
 
     def report(self, *stats: PendingStats, late: int | None = None) -> None:
         """Read and show the stats of updates, on a GPU those before the newest, so that it has work while the host reads."""
@@ -129,7 +136,17 @@ class Trainer:
         late = int(self.compute.device.type == "cuda") if late is None else late
         while len(self._unread) > late:
             pending = self._unread.pop(0)
-            self.progress.add(pending.step, self.loader.position.epoch, pending.read())
+            read = self._read(pending)
+            self.progress.add(pending.step, self.loader.position.epoch, read)
+            self.watch.add(pending.step, read.loss)
+
+    def _read(self, pending: PendingStats) -> UpdateStats:
+        try:
+            return pending.read()
+        except DivergedError as error:
+            weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, pending)
+            raise DivergedError(f"{error}\n{where}") from error
 
     def validate(self) -> bool:
         """Score the model (its average, where one is kept); whether it is the best so far. A signal abandons this, unrecorded."""
@@ -137,7 +154,7 @@ class Trainer:
         if self.validator is None:
             return False
         try:
-            with self.progress.validating(), self.stop.interruptible(), self.averaged_weights():
+            with self.progress.validating(), self.averaged_weights(), self.stop.interruptible():
                 scores = self.validator.validate(self.model, self.step)
         except Abandoned:
             return False
@@ -147,7 +164,7 @@ class Trainer:
         self.bad_validations = 0 if improved else self.bad_validations + 1
         self.best = scores[metric] if improved else self.best
         self.progress.validated(self.step, scores, improved, self.bad_validations)
-        self.checkpoints.update_links()
+        self.checkpoints.tidy()
         return improved
 
     @contextlib.contextmanager
@@ -167,13 +184,27 @@ class Trainer:
         """The limit that ends this run, or None."""
         return limit_reached(self.config.train, self.step, self.loader.position.epoch, self.bad_validations)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step, if there is none yet."""
+    def is_validated(self) -> bool:
+        """Whether this step's scores are written down, or there is nothing to validate."""
+        return self.validator is None or self.step in self.checkpoints.ranked()
+
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint of this step, if there is none yet. One that cannot be written is an error only if it is the `last`, or the
+        third in a row."""
         self.report(late=0)
         if self.step in self.checkpoints.steps():
             return
-        with self.progress.saving():
-            self.checkpoints.save(self.step, self.config, self.prepared.tokenizer, self.training_state(), self._provenance())
+        try:
+            with self.progress.saving():
+                self.checkpoints.save(self.step, self.config, self.prepared.tokenizer, self.training_state(), self._provenance())
+            self.failed_saves = 0
+        except CheckpointError as error:
+            self.failed_saves += 1
+            kept = self.checkpoints.steps()
+            going_on = f"the last checkpoint is that of update {kept[-1]}" if kept else "there is no checkpoint yet"
+            if last or self.failed_saves == FAILED_SAVES:
+                raise CheckpointError(f"{error}\n{going_on}; make room and give the same command again") from error
+            logger.warning("%s\ntraining goes on; %s (%d of %d failed saves)", error, going_on, self.failed_saves, FAILED_SAVES)
 
     def training_state(self) -> TrainingState:
         """All that moves, as a checkpoint holds it."""
@@ -186,7 +217,8 @@ class Trainer:
         """Position and scores, as JSON holds them."""
         return {
             "step": self.step, "loader": self.loader.state_dict(), "best": self.best, "bad_validations": self.bad_validations,
-            "scores": self.scores, "seconds": self.seconds(), "max_tokens": self.config.batching.max_tokens,
+            "scores": self.scores, "divergence": self.watch.state_dict(), "seconds": self.seconds(),
+            "max_tokens": self.config.batching.max_tokens,
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 
@@ -200,6 +232,7 @@ class Trainer:
             self.average.load_state_dict(training.average or training.weights)
         state = training.state
         self.loader.load_state_dict(state["loader"])
+        self.watch.load_state_dict(state["divergence"])
         self.step, self.scores = state["step"], state["scores"]
         self._began = time.perf_counter() - state["seconds"]
         self.best, self.bad_validations = state["best"], state["bad_validations"]
@@ -212,7 +245,7 @@ class Trainer:
         if self.stop.signal is None and not self.scores:
             self.validate()
         if self.step:
-            self.save()
+            self.save(last=True)
         if self.stop.signal is not None:
             message = f"{self.stop.signal.name}: stopped after update {self.step} and saved; the same command goes on"
             raise Interrupted(message, EXIT_CODES[self.stop.signal])

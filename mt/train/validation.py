@@ -2,17 +2,19 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mt.config import Config
-from mt.data.batching import moved
+from mt.data.batching import IdPair, collate, moved
 from mt.data.corpus import read_parallel
 from mt.data.loader import ValidLoader
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import Compute
+from mt.device import Compute, in_halves
 from mt.evaluate import evaluate
 from mt.files import atomic_write
 from mt.model.transformer import Transformer
@@ -38,22 +40,30 @@ class Validator:
         translator = Translator(model, self.tokenizer, self.decode, self.compute)
         result = evaluate(translator, self.src, self.ref, ("bleu", "chrf"))
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
-        folder = self.run_dir / "valid" / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "hyp.txt", "".join(f"{hyp}\n" for hyp in result.hyps))
         details = {**scores, "sentences": len(self.src), "signatures": {name: score.signature for name, score in result.scores.items()}}
-        atomic_write(folder / "scores.json", json.dumps(details, indent=2) + "\n")
+        try:
+            self._write(self.run_dir / "valid" / f"step_{step:08d}", result.hyps, details)
+        except OSError as error:
+            logger.warning("the validation of update %d could not be written, and cannot make it the best: %s", step, error)
         for src, ref, hyp in list(zip(self.src, self.ref, result.hyps, strict=True))[: self.config.valid.samples]:
             logger.info("  src: %s\n  ref: %s\n  hyp: %s", src, ref, hyp)
         return scores
+
+    def _write(self, folder: Path, hyps: Sequence[str], details: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / "hyp.txt", "".join(f"{hyp}\n" for hyp in hyps))
+        atomic_write(folder / "scores.json", json.dumps(details, indent=2) + "\n")
 
     @torch.no_grad()
     def loss(self, model: Transformer) -> float:
         """Negative log-likelihood in nats a target token, without dropout and label smoothing."""
         model.eval()
         total, num_tokens = 0.0, 0
-        for batch in self.loader:
-            with self.compute.autocast():
-                total += float(loss_sums(model, moved(batch, self.compute.device), 0.0).nll)
-            num_tokens += batch.num_tokens
+        for group in self.loader:
+            total += sum(in_halves(lambda pairs: [self._nll(model, pairs)], group))
+            num_tokens += sum(len(tgt) + 1 for _, tgt in group)
         return total / num_tokens
+
+    def _nll(self, model: Transformer, pairs: Sequence[IdPair]) -> float:
+        with self.compute.autocast():
+            return float(loss_sums(model, moved(collate(pairs), self.compute.device), 0.0).nll)

@@ -12,7 +12,7 @@ import pytest
 
 from mt.config import BatchingConfig, FilterConfig
 from mt.data import loader as loader_module
-from mt.data.batching import Batch
+from mt.data.batching import collate
 from mt.data.cache import TokenCache, build_cache
 from mt.data.corpus import SentencePair
 from mt.data.loader import Position, TrainLoader, Update, ValidLoader
@@ -329,12 +329,9 @@ def test_validation_batches_hold_every_pair_once_and_are_the_same_each_time() ->
     rng = np.random.default_rng(5)
     pairs = [([FIRST_ID + i] * src, [FIRST_ID + i] * tgt) for i, (src, tgt) in enumerate(rng.integers(0, 9, (50, 2)).tolist())]
 
-    def rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
-        sources = [row[mask].tolist()[:-1] for row, mask in zip(batch.src, batch.src_mask, strict=True)]
-        return list(zip(sources, [row[row > 3].tolist() for row in batch.tgt_out], strict=True))
-
     loader = ValidLoader(pairs, 40)
-    first, second = ([rows(batch) for batch in loader] for _ in range(2))
+    first, second = list(loader), list(loader)
     assert first == second
-    assert sorted(row for batch in first for row in batch) == sorted(pairs)
-    assert all(batch.src.numel() <= 40 and batch.tgt_out.numel() <= 40 for batch in loader)
+    assert sorted(pair for group in first for pair in group) == sorted(pairs)
+    batches = [collate(group) for group in first]
+    assert all(batch.src.numel() <= 40 and batch.tgt_out.numel() <= 40 for batch in batches)

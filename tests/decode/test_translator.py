@@ -12,7 +12,7 @@ from mt.data.tokenizer import EOS_ID, Tokenizer, train_tokenizer
 from mt.decode.search import Hypothesis
 from mt.decode.translator import Translator, search_options
 from mt.device import Compute
-from mt.errors import ConfigError
+from mt.errors import ConfigError, MTError
 from mt.model.transformer import Transformer, build_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,3 +216,39 @@ def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
 def test_bad_options_are_a_config_error_that_names_them(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         search_options(DecodeConfig(), overrides)
+
+
+def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    translator = Translator(model, tokenizer, DecodeConfig(batch_size=16), FP32)
+    expected = translator.translate(lines)
+    real, sizes = translator._search, []
+
+    def tight(sources: list[list[int]]) -> list[list[Hypothesis]]:
+        sizes.append(len(sources))
+        if len(sources) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(sources)
+
+    monkeypatch.setattr(translator, "_search", tight)
+    assert translator.translate(lines) == expected
+    assert max(sizes) > 3
+    monkeypatch.setattr(translator, "_search", lambda sources: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(MTError, match="a single sentence"):
+        translator.translate(lines[1:2])
+
+
+def test_another_error_than_out_of_memory_is_no_reason_for_halves(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator, tried = Translator(model, tokenizer, DecodeConfig(), FP32), []
+
+    def broken(sources: list[list[int]]) -> list[list[Hypothesis]]:
+        tried.append(len(sources))
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(translator, "_search", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        translator.translate(lines)
+    assert len(tried) == 1

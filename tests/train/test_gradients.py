@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import OptimConfig
+from mt.data.batching import empty_batch
+from mt.data.loader import Position, Update
 from mt.errors import DivergedError
 from mt.train import gradients as gradients_module
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
@@ -16,6 +18,9 @@ CPU = torch.device("cpu")
 # With an epsilon of the size of the gradients a step depends on their scale, which Adam would otherwise divide out.
 CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
+NOT_YET = torch.tensor(False)  # diverged
+ONE = torch.tensor(1.0)  # the loss scale
+UPDATE = Update([empty_batch((8, 10, 80), CPU, packed=False)], Position())  # of 640 target tokens
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +49,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, scal
     for step in steps:
         loss = loss_of(model, step)
         (loss * scale.scale).backward()
-        norm, diverged = apply_gradients(model, optimizer, loss.detach(), scale, clip_norm)
+        norm, diverged = apply_gradients(model, optimizer, loss.detach(), scale, clip_norm, NOT_YET)
         assert not diverged
         norms.append(float(norm))
     return norms
@@ -150,7 +155,7 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
     train(untouched, other, range(before), no_scale(), clip_norm)
     loss = loss_of(model, before)
     (loss * scale.scale).backward()
-    _, diverged = apply_gradients(model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm)
+    _, diverged = apply_gradients(model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NOT_YET)
     assert bool(diverged) is not enabled  # the scale can still fall
     expected = everything(untouched, other)
     for name, value in everything(model, optimizer).items():  # before the first update there is no state; then it may be there, empty
@@ -218,27 +223,40 @@ def test_an_overflow_is_no_divergence_until_the_scale_has_fallen_to_one() -> Non
     for _ in range(17):
         scales.append(float(scale.scale))
         (loss_of(model, 0) * float("inf")).backward()
-        outcomes.append(bool(apply_gradients(model, optimizer, FINITE, scale, 1.0)[1]))
+        outcomes.append(bool(apply_gradients(model, optimizer, FINITE, scale, 1.0, NOT_YET)[1]))
     assert scales == [2.0**n for n in range(16, -1, -1)]
     assert outcomes == [False] * 16 + [True]
+
+
+def test_once_diverged_no_later_update_moves_the_weights() -> None:
+    model = network()
+    optimizer, scale = build_optimizer(model, CONFIG, CPU), no_scale()
+    train(model, optimizer, range(2), scale, 1.0)
+    before = everything(model, optimizer)
+    diverged = NOT_YET
+    for factor in (float("nan"), 1.0, 1.0):
+        loss_of(model, 2, factor).backward()
+        _, diverged = apply_gradients(model, optimizer, FINITE, scale, 1.0, diverged)
+        assert diverged
+    assert all(torch.equal(value, before[name]) for name, value in everything(model, optimizer).items())
 
 
 # --- the numbers of an update ---------------------------------------------------------------------------------------------------
 
 
 def test_the_stats_of_a_good_update_are_its_numbers() -> None:
-    assert PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, 640).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, UPDATE, ONE).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
 
 
 def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
-    pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, 640)
+    pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE)
     with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf;.*optim\.lr.*optim\.clip_norm"):
         pending.read()
 
 
 def test_an_overflow_that_lowers_the_scale_can_be_read() -> None:
     """Not finite, and yet no divergence."""
-    stats = PendingStats(3, torch.tensor([2.5, 1.5, float("inf"), 0.0]), 1e-3, 640).read()
+    stats = PendingStats(3, torch.tensor([2.5, 1.5, float("inf"), 0.0]), 1e-3, UPDATE, ONE).read()
     assert stats.grad_norm == float("inf")
 
 
@@ -251,11 +269,11 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @needs_gpu
 def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read() -> None:
     numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
-    pending = PendingStats(7, numbers, 1e-3, 640)
+    pending = PendingStats(7, numbers, 1e-3, UPDATE, ONE)
     numbers.fill_(float("nan"))  # queued after the copy
     assert pending.read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
     with pytest.raises(DivergedError, match="update 8"):
-        PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, 640).read()
+        PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, UPDATE, ONE).read()
 
 
 @pytest.mark.gpu
@@ -273,7 +291,7 @@ def test_updates_on_a_gpu_are_those_of_a_cpu(clip_norm: float) -> None:
             (loss * scale.scale).backward()
             if step == 2:
                 next(model.parameters()).grad[0] = float("inf")
-            apply_gradients(model, optimizer, loss.detach(), scale, clip_norm)
+            apply_gradients(model, optimizer, loss.detach(), scale, clip_norm, NOT_YET.to(scale.scale.device))
     assert float(scales[1].scale) == float(scales[0].scale) == 65536 / 2
     ours, theirs = everything(there, optimizers[1]), everything(here, optimizers[0])
     for name, value in theirs.items():

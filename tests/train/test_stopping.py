@@ -1,5 +1,6 @@
 """Why a run stops: limits as a table, and signals in a real process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import time
 import pytest
 
 from mt.config import TrainConfig
-from mt.train.stopping import Abandoned, SignalStop, limit_reached
+from mt.errors import DivergedError
+from mt.train.stopping import Abandoned, DivergenceWatch, SignalStop, limit_reached
 from tests.conftest import ROOT
 
 
@@ -56,3 +58,36 @@ def test_a_second_signal_ends_the_process() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert result.stdout == "one\n"
     assert result.returncode == -signal.SIGTERM
+
+
+def watched(losses: list[float], **options: object) -> int | None:
+    """The update at which a watch raises, or None."""
+    watch = DivergenceWatch(TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options}))
+    for step, loss in enumerate(losses, 1):
+        try:
+            watch.add(step, loss)
+        except DivergedError as error:
+            return step if f"update {step}" in str(error) and "optim.lr" in str(error) else -1
+        watch_again = DivergenceWatch(TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options}))
+        watch_again.load_state_dict(json.loads(json.dumps(watch.state_dict())))  # as a resume after every update would
+        watch = watch_again
+    return None
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "step"),
+    [
+        ([9.0] * 4 + [4.0] * 4 + [6.1] * 4, {}, 12),                       # one and a half times the best
+        ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # not quite
+        ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),        # one update that throws the mean of its window over
+        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # too few updates to say
+        ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),                     # small numbers count as one
+        ([9.0] * 4 + [0.1] * 4 + [1.6] * 8, {}, 12),
+        ([1.0] * 4 + [90.0] * 40, {"divergence_factor": None}, None),      # turned off
+        ([9.0] * 3 + [float("nan"), 9.0] + [4.0] * 4 + [7.0] * 4, {}, 13),  # an overflow of fp16 counts for nothing
+        ([9.0] * 4 + [4.0] * 4 + [float("inf")] + [4.0] * 8, {}, None),
+        ([9.0 - 0.1 * i for i in range(80)], {}, None),
+    ],
+)  # fmt: skip
+def test_a_loss_far_above_its_best_is_seen_after_a_window(losses: list[float], options: dict[str, object], step: int | None) -> None:
+    assert watched(losses, **options) == step

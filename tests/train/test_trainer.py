@@ -16,11 +16,14 @@ import torch
 
 from mt.checkpoint import CheckpointManager, TrainingState
 from mt.config import Config, load_config
-from mt.data.batching import collate
+from mt.data.batching import Batch, collate
 from mt.data.loader import Position, Update
 from mt.data.prepare import prepare
 from mt.device import Compute
 from mt.errors import DivergedError
+from mt.log import MetricLogger
+from mt.train.loss import Loss
+from mt.train.progress import TrainProgress
 from mt.train.trainer import Trainer, seed_draws
 from tests.conftest import ROOT, run_mt
 
@@ -239,3 +242,50 @@ def test_patience_and_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path
     patient = ("train.max_steps=400", "train.patience=2", "train.valid_every=1", "optim.lr=1e-9")
     assert run_mt("train", config, *patient).returncode == 0
     assert "train.patience: 2" in json.loads((tmp_path / "run/status.json").read_text())["message"]
+
+
+def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mt.train import validation
+
+    trainer = make_trainer()
+    assert trainer.validator is not None
+    expected, real, sizes = trainer.validator.loss(trainer.model), validation.loss_sums, []
+
+    def tight(model: torch.nn.Module, batch: Batch, smoothing: float) -> Loss:
+        sizes.append(len(batch.src))
+        if len(batch.src) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, batch, smoothing)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validation, "loss_sums", tight)
+    assert trainer.validator.loss(trainer.model) == pytest.approx(expected, rel=1e-6)
+    assert max(sizes) > 2
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weights_alone(
+    call: int, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mt.train import trainer as trainer_module
+
+    trainer = make_trainer()
+    updates = trainer.loader.updates()
+    trainer.train_step(next(updates)).read()
+    updates.close()  # type: ignore[attr-defined]
+    before, real, calls = clone(dict(trainer.model.named_parameters())), trainer_module.load_weights, []
+    trainer.progress = TrainProgress(trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds)
+
+    def interrupted(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == call:
+            trainer.stop._handle(signal.SIGTERM, None)
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer_module, "load_weights", interrupted)
+    with trainer.stop.installed():
+        trainer.validate()
+    trainer.progress.close()
+    assert len(calls) == 2
+    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())

@@ -1,0 +1,150 @@
+"""The checkpoints of a run: saving, the links `last` and `best`, which to keep, and where to go on."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mt.checkpoint.folder import read_config, resolve_model, write_model_folder
+from mt.checkpoint.manifest import TRAINING, read_json, read_tensors, seal, verify, write_json
+from mt.config import Config
+from mt.data.tokenizer import Tokenizer
+from mt.errors import CheckpointError
+from mt.files import atomic_dir, remove_folder, replace_link
+from mt.metrics import is_better
+
+logger = logging.getLogger(__name__)
+
+SPARE = 1 << 20  # bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds besides the model: all that moves in training."""
+
+    weights: dict[str, Tensor]        # as the optimizer left them
+    average: dict[str, Tensor] | None  # their moving average, where one is kept
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]             # what JSON can hold
+
+
+class CheckpointManager:
+    """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to go on."""
+
+    def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*") if path.name[5:].isdigit())
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step stands."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, step: int, config: Config, tokenizer: Tokenizer, training: TrainingState, provenance: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, point the links at it, and delete those that need not be kept.
+
+        Raises `CheckpointError` where it cannot be written; those before it are as they were.
+        """
+        try:
+            self._check_space(training)
+            with atomic_dir(self.path(step)) as temporary:
+                write_model_folder(temporary, config, training.average or training.weights, tokenizer, {"step": step, **provenance})
+                _write_training(temporary / TRAINING, training)
+                seal(temporary)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path(step)}: could not be written: {error}") from error
+        self.tidy()
+        return self.path(step)
+
+    def _check_space(self, training: TrainingState) -> None:
+        parts = (training.weights, training.average or {}, training.optimizer)
+        needed = SPARE + sum(tensor.nbytes for part in parts for tensor in part.values())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointError(f"{self.folder}: a checkpoint takes {needed >> 20:,} MiB and {free >> 20:,} MiB are free")
+
+    def tidy(self) -> None:
+        """Point `last` at the newest and `best` at the best checkpoint, and delete those that need not be kept; a failure is a warning."""
+        steps, ranked = self.steps(), self.ranked()
+        try:
+            for name, in_order in (("last", steps[::-1]), ("best", ranked)):
+                if in_order:
+                    replace_link(self.folder / name, self.path(in_order[0]).name)
+            for step in set(steps) - {*steps[-self.keep_last :], *ranked[: self.keep_best]}:
+                remove_folder(self.path(step))
+        except OSError as error:
+            logger.warning("%s: links and old checkpoints are as they were: %s", self.folder, error)
+
+    def ranked(self) -> list[int]:
+        """Validated steps, best first; of equals the earlier."""
+        scored = {step: self._score(step) for step in self.steps()}
+        sign = -1 if is_better(self.metric, 1.0, 0.0) else 1
+        return sorted((step for step, score in scored.items() if score is not None), key=lambda step: (sign * (scored[step] or 0.0), step))
+
+    def _score(self, step: int) -> float | None:
+        """What validation in the run folder says of a step; a checkpoint may be older than its validation."""
+        scores = self.folder.parent / "valid" / self.path(step).name / "scores.json"
+        value = None
+        with contextlib.suppress(CheckpointError):
+            value = read_json(scores).get(self.metric)
+        return float(value) if isinstance(value, int | float) else None
+
+    def newest(self) -> tuple[Path, TrainingState] | None:
+        """The newest checkpoint that is whole, None where there is none at all.
+
+        A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged, now or at an earlier start.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                verify(self.path(step), with_training=True)
+                found = self.path(step), _read_training(self.path(step))
+                self.tidy()  # a kill may have come between a save and this
+                return found
+            except CheckpointError as error:
+                aside = self.folder / f"damaged_{self.path(step).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(step).rename(aside)
+                logger.warning("%s\nmoved aside to %s; falling back to the checkpoint before it", error, aside)
+        if damaged := len(list(self.folder.glob("damaged_*"))):
+            raise CheckpointError(
+                f"{self.folder}: all {damaged} checkpoints are damaged; restore one, choose another run_dir, or start anew with --overwrite"
+            )
+        return None
+
+
+def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
+    """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where there are fewer."""
+    manager = CheckpointManager(run_dir, 1, 0, read_config(resolve_model(run_dir)).train.metric)
+    steps, wanted = (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
+    if len(steps) < wanted:
+        raise CheckpointError(f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)")
+    return [manager.path(step) for step in steps[:wanted]]
+
+
+def _write_training(folder: Path, training: TrainingState) -> None:
+    folder.mkdir()
+    if training.average is not None:
+        save_file(training.weights, folder / "weights.safetensors")
+    save_file(training.optimizer, folder / "optimizer.safetensors")
+    write_json(folder / "state.json", training.state)
+
+
+def _read_training(folder: Path) -> TrainingState:
+    weights = read_tensors(folder / "model.safetensors")
+    raw = folder / TRAINING / "weights.safetensors"
+    average = weights if raw.exists() else None
+    optimizer = read_tensors(folder / TRAINING / "optimizer.safetensors")
+    state = read_json(folder / TRAINING / "state.json")
+    return TrainingState(weights if average is None else read_tensors(raw), average, optimizer, state)

@@ -1,0 +1,137 @@
+"""The manifest of a folder and what it guards: every file is checked by size and SHA-256 before it is read, and none can lead out of it.
+
+What a manifest lists may still have been written to do harm, so that headers and JSON are bounded before they are parsed.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mt.errors import CheckpointError
+from mt.files import sha256_file
+
+FORMAT_VERSION = 1
+MANIFEST = "MANIFEST.json"
+TRAINING = "training"
+REQUIRED = ("config.yaml", "model.safetensors", "generation.json", "provenance.json", "tokenizer")
+TRAINING_REQUIRED = (f"{TRAINING}/optimizer.safetensors", f"{TRAINING}/state.json")
+MAX_JSON = 4 << 20    # bytes of a JSON file
+MAX_HEADER = 1 << 20  # bytes of a safetensors header: some ten thousand tensors
+DAMAGED = "the file is damaged (copy it again, or use another checkpoint)"
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest over all files of a folder; without it a folder is no model folder."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT_VERSION, "files": files})
+
+
+def verify(folder: Path, *, with_training: bool = False) -> None:
+    """Check every file of a folder against its manifest. Raises `CheckpointError` naming the first that differs.
+
+    The training part is checked only on demand: translating needs none of it, and a kept best checkpoint may have lost it.
+    """
+    files = _files(folder, REQUIRED + TRAINING_REQUIRED if with_training else REQUIRED)
+    for name in files:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise CheckpointError(f"{folder / MANIFEST}: {name!r} points out of the folder")
+    try:
+        for part in ("tokenizer", TRAINING) if with_training else ("tokenizer",):
+            for path in (folder / part).iterdir():
+                if f"{part}/{path.name}" not in files:
+                    raise CheckpointError(f"{path}: not in {MANIFEST}; take it away, or use another checkpoint")
+        for name, expected in files.items():
+            if with_training or not name.startswith(f"{TRAINING}/"):
+                _verify_file(folder, name, expected)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}; {DAMAGED}") from error
+
+
+def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name -> size and SHA-256 of every file, from a manifest that is byte for byte what `seal` writes."""
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    files = manifest.get("files")
+    entries = files.values() if isinstance(files, dict) else []
+    if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: format {manifest['format']}, this version of mt reads {FORMAT_VERSION}")
+    if not entries or not all(isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries):
+        raise CheckpointError(f"{path}: not a manifest of mt; the folder is damaged or not a model")
+    assert isinstance(files, dict)
+    if path.read_text(encoding="utf-8") != _as_json({"format": FORMAT_VERSION, "files": files}):
+        raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
+    if missing := [name for name in required if name not in files and not any(file.startswith(f"{name}/") for file in files)]:
+        raise CheckpointError(f"{path}: names no {missing[0]}; the folder is damaged or not a model")
+    return files
+
+
+def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; the model folder is damaged (copy it again, or use another checkpoint)")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path}: a link out of the folder; put the file itself there")
+    size = path.stat().st_size
+    if size != expected.get("size"):
+        raise CheckpointError(f"{path}: {size:,} bytes, not as written; {DAMAGED}")
+    if sha256_file(path) != expected.get("sha256"):
+        raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes by name from the header of a safetensors file, without its tensors. Raises `CheckpointError`."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > MAX_HEADER:
+                raise CheckpointError(f"{path}: a header of {size:,} bytes; no model of mt has one over {MAX_HEADER:,}")
+            header = json.loads(file.read(size))
+        return {name: [int(n) for n in about["shape"]] for name, about in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+
+
+def num_values(path: Path) -> int:
+    """Numbers in all tensors of a safetensors file."""
+    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `CheckpointError`."""
+    tensor_shapes(path)  # bounds the header
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
+    path.write_text(_as_json(value), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `CheckpointError`."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not what mt writes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not what mt writes")
+    return value
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,58 @@
+"""What broke training: the batch of an update that was not finite, with the weights that it met, so that it can be run again alone.
+
+crash/step_N in the run folder is a model folder of the raw weights with batch.jsonl besides: a pair a line, ids and text, in the order
+of the batch. Dropout is a function of (seed, update, micro-batch), so that a replay computes what training computed.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mt.checkpoint import MANIFEST, read_json, seal, verify, write_model_folder
+from mt.config import Config
+from mt.data.batching import pairs_of
+from mt.data.tokenizer import Tokenizer
+from mt.errors import CheckpointError
+from mt.files import atomic_dir
+from mt.train.gradients import PendingStats
+
+BATCH = "batch.jsonl"
+
+
+def write_crash(run_dir: Path, config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], stats: PendingStats) -> str:
+    """Write down the batch of an update and the weights it met; says where, or why it could not."""
+    folder = run_dir / "crash" / f"step_{stats.step:08d}"
+    about = {"step": stats.step, "loss_scale": float(stats.loss_scale), "num_tokens": stats.update.num_tokens}
+    try:
+        with atomic_dir(folder) as temporary:
+            write_model_folder(temporary, config, weights, tokenizer, about)
+            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(stats, tokenizer))
+            (temporary / BATCH).write_text("".join(lines), encoding="utf-8")
+            seal(temporary)
+    except Exception as error:  # what it is about matters more
+        return f"its batch could not be written to {folder}: {error}"
+    return f"its batch is in {folder}; run it again alone: mt replay {folder}"
+
+
+def _lines(stats: PendingStats, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    for index, batch in enumerate(stats.update.micro_batches):
+        for src, tgt in pairs_of(batch):
+            text = {"src": tokenizer.decode_src(src), "tgt": tokenizer.decode_tgt(tgt)}
+            yield {"micro_batch": index, **text, "src_ids": src, "tgt_ids": tgt}
+
+
+def read_crash(folder: Path) -> list[list[tuple[list[int], list[int]]]]:
+    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else, or damaged."""
+    verify(folder)
+    if BATCH not in read_json(folder / MANIFEST)["files"]:
+        raise CheckpointError(f"{folder}: not a crash folder ({BATCH} is missing); they are in crash/ of a run folder")
+    try:
+        lines = [json.loads(line) for line in (folder / BATCH).read_text(encoding="utf-8").split("\n") if line]
+        pairs = [(line["micro_batch"], ([int(i) for i in line["src_ids"]], [int(i) for i in line["tgt_ids"]])) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / BATCH}: not what mt writes: {error}") from error
+    return [[pair for _, pair in group] for _, group in groupby(pairs, key=lambda numbered: numbered[0])]

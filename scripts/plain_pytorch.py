@@ -1,0 +1,64 @@
+"""PyTorch's own operations in the place of ours, one kind at a time: what the fast path is checked against and measured by."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import mt.device as device_module
+from mt.data.batching import Batch
+from mt.data.tokenizer import PAD_ID
+from mt.model.layers import Dropout
+from mt.model.masks import PaddedMask
+from mt.model.transformer import Transformer
+from mt.train import trainer as trainer_module
+from mt.train.gradients import LossScale
+from mt.train.loss import Loss
+
+
+def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss:
+    """The loss from all logits of the batch."""
+    logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in)).flatten(0, 1)
+    targets = batch.tgt_out.flatten()
+    smoothed = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, ignore_index=PAD_ID, reduction="sum")
+    return Loss(smoothed, F.cross_entropy(logits.detach(), targets, ignore_index=PAD_ID, reduction="sum"))
+
+
+def plain_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, diverged: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clip, step."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm, ~norm.isfinite()
+
+
+def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> torch.optim.AdamW:
+    """AdamW that is not fused."""
+    groups = trainer_build_optimizer(model, config, device).param_groups
+    return torch.optim.AdamW([{**group, "fused": False} for group in groups], fused=False)
+
+
+trainer_build_optimizer = trainer_module.build_optimizer
+PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
+    "dropout": [(Dropout, "drops", lambda self, x: False)],             # F.dropout, not masks from random bytes
+    "attention": [(PaddedMask, "attend", PaddedMask._fused)],           # the fused kernel, not two batched products
+    "loss": [(trainer_module, "loss_sums", plain_loss)],                # all logits at once, not in chunks
+    "optimizer": [(trainer_module, "apply_gradients", plain_step), (trainer_module, "build_optimizer", plain_optimizer)],
+    "allocator": [(device_module, "keep_freed_memory", lambda: None)],  # glibc returns freed memory; in a fresh process only
+}
+
+
+@contextlib.contextmanager
+def plain_pytorch(kinds: Iterable[str]) -> Iterator[None]:
+    """Put PyTorch's own operations of these kinds in the place of ours while the block runs."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, plain in (each for kind in kinds for each in PLAIN[kind]):
+            stack.enter_context(patch.object(owner, name, plain))
+        stack.enter_context(patch.object(trainer_module, "packs", lambda config, compute: False))
+        yield

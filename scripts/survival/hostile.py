@@ -1,0 +1,153 @@
+"""Files made to do harm, in model folders whose manifest is in order: refused at once, in little memory, nothing executed."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mt.checkpoint import MANIFEST, seal
+from survival.harness import command, finish, reference, start, write_config
+
+TITLE = "hostile files: refused in under 1 s and 100 MB"
+SECONDS, BYTES = 1.0, 100_000_000
+HUGE = 10**9
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}  # of a header
+
+
+class Payload:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return (os.system, (f"touch {self.canary}",))
+
+
+def tensors(model: Path, header: bytes, data: bytes = b"", length: int | None = None) -> None:
+    """Put a safetensors file of this header in the place of the model's."""
+    size = len(header) if length is None else length
+    (model / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header + data)
+
+
+def change_header(model: Path, change: Callable[[dict[str, object], dict[str, object]], object]) -> None:
+    """Change the entries of two tensors of one shape in the header of the model's weights."""
+    data = (model / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:end])
+    a, b = (entries[f"encoder.layers.0.self_attn.{name}_proj.weight"] for name in "qk")
+    change(a, b)
+    tensors(model, json.dumps(entries).encode(), data[end:])
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Change a text file."""
+    text = path.read_text()
+    assert old in text, (path, old)
+    path.write_text(text.replace(old, new, 1))
+
+
+def link_out(model: Path) -> None:
+    """Put the weights outside and a link in their place."""
+    outside = model.parent / "outside.safetensors"
+    shutil.move(model / "model.safetensors", outside)
+    (model / "model.safetensors").symlink_to(outside)
+
+
+def manifest_name(model: Path, name: str) -> None:
+    """Add a file of this name to the manifest."""
+    manifest = json.loads((model / MANIFEST).read_text())
+    manifest["files"][name] = {"size": 0, "sha256": "0" * 64}
+    (model / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+SEALED: dict[str, Callable[[Path], object]] = {  # what is done to a model folder before its manifest is made
+    "pickle as safetensors": lambda m: (m / "model.safetensors").write_bytes(pickle.dumps(Payload(m.parent / "canary"))),
+    "header of 10^9 bytes": lambda m: tensors(m, b"{}", length=HUGE),
+    "header of 50 MB": lambda m: tensors(m, json.dumps({f"t{i}": EMPTY for i in range(700_000)}).encode()),
+    "overlapping tensors": lambda m: change_header(m, lambda a, b: a.update(data_offsets=b["data_offsets"])),
+    "tensor of 10^18 values": lambda m: change_header(m, lambda a, b: a.update(shape=[HUGE, HUGE])),
+    "python tag in config.yaml": lambda m: replace(m / "config.yaml", "seed: 1", "seed: !!python/object/apply:os.system ['touch canary']"),
+    "d_model of 10^9": lambda m: replace(m / "config.yaml", "d_model: 32", f"d_model: {HUGE}"),
+    "d_model and tensor of 10^9": lambda m: (
+        replace(m / "config.yaml", "d_model: 32", f"d_model: {HUGE}"),
+        change_header(m, lambda a, b: a.update(shape=[HUGE, HUGE])),
+    ),
+    "numbers that are none": lambda m: (m / "provenance.json").write_text('{"step": "x", "scores": [1], "corpora": 7, "loss_scale": {}}'),
+    "10^9 layers": lambda m: replace(m / "config.yaml", "encoder_layers: 1", f"encoder_layers: {HUGE}"),
+    "beam of 10^9": lambda m: replace(m / "generation.json", '"beam_size": 5', f'"beam_size": {HUGE}'),
+    "JSON 100,000 levels deep": lambda m: (m / "provenance.json").write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "link out of the folder": link_out,
+}
+UNSEALED: dict[str, Callable[[Path], object]] = {  # what is done to the manifest itself
+    "../ in the manifest": lambda m: manifest_name(m, "../../outside"),
+    "absolute path in the manifest": lambda m: manifest_name(m, "/etc/hostname"),
+    "a tokenizer that the manifest does not name": lambda m: shutil.copy(m / "config.yaml", m / "tokenizer/src.spm"),
+}
+YAMLS = {
+    "python tag in a configuration": "seed: !!python/object/apply:os.system ['touch canary']\n",
+    "billion laughs": "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+}
+LINK = "link `best` out of the run"
+
+
+def cases(full: bool) -> list[str]:
+    """Every file."""
+    return [*SEALED, *UNSEALED, *YAMLS, LINK]
+
+
+def run(case: str, folder: Path) -> str:
+    """Give it to the real command."""
+    write_config(folder)
+    source = reference(folder, "plain") / "checkpoints/step_00000030"
+    if case in YAMLS:
+        (folder / "hostile.yaml").write_text(YAMLS[case])
+        arguments: tuple[object, ...] = ("train", folder / "hostile.yaml")
+    elif case == LINK:
+        shutil.copytree(source, folder / "elsewhere")
+        (folder / "run/checkpoints").mkdir(parents=True)
+        (folder / "run/checkpoints/best").symlink_to("../../elsewhere")
+        arguments = ("translate", folder / "run")
+    else:
+        model = folder / "model"
+        shutil.copytree(source, model, ignore=shutil.ignore_patterns("training", MANIFEST))
+        SEALED.get(case, lambda m: None)(model)
+        (model / "batch.jsonl").write_text('{"micro_batch": 0, "src_ids": [1000000000], "tgt_ids": ["x"]}\n')
+        seal(model)
+        UNSEALED.get(case, lambda m: None)(model)
+        problems = [refused((command_, model), folder) for command_ in ("translate", "replay", "inspect")]
+        if case == "numbers that are none":  # no harm to a translation, nor to a look at it
+            problems = problems[1:2]
+        elif case in ("d_model of 10^9", "10^9 layers", "d_model and tensor of 10^9", "overlapping tensors", "tensor of 10^18 values"):
+            problems = [problem for problem in problems if not problem.startswith("exit 0")]  # `mt inspect` opens no weights
+        return "; ".join(filter(None, problems))
+    return refused(arguments, folder)
+
+
+def refused(arguments: tuple[object, ...], folder: Path) -> str:
+    """What was wrong in how the command refused, or nothing."""
+
+    def before() -> None:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    def measured() -> None:
+        used, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        try:
+            command(*arguments, before=before)()
+        finally:
+            took, more = time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
+            (folder / "cost.json").write_text(json.dumps([took, more]))
+
+    code, log = finish(start(measured, folder / "log.txt")), (folder / "log.txt").read_text()
+    if code not in (1, 2) or "Traceback" in log:
+        return f"exit {code}: {log[-300:]}"
+    seconds, more = json.loads((folder / "cost.json").read_text())
+    if (folder / "canary").exists():
+        return "it was executed"
+    return f"{seconds:.2f} s and {more / 1e6:,.0f} MB" if seconds > SECONDS or more > BYTES else ""

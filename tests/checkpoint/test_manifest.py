@@ -1,0 +1,115 @@
+"""What guards a model folder: the manifest, byte for byte, every file that is read, and nothing outside."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mt.checkpoint import MANIFEST, CheckpointManager, manager, manifest, seal, verify
+from mt.errors import CheckpointError
+
+
+@pytest.fixture
+def folder(trained_run: Path, tmp_path: Path) -> Path:
+    """A checkpoint of a run of its own."""
+    shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
+    return tmp_path / "run/checkpoints/step_00000012"
+
+
+def rewrite(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], None]:
+    """Changes the entries of a manifest, and writes it as `mt` writes one."""
+
+    def harm(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text())
+        change(content["files"])
+        (folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    return harm
+
+
+def append(text: str) -> Callable[[Path], object]:
+    """Adds to the manifest what changes nothing of what it says."""
+    return lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + text)
+
+
+HARMS = {
+    "a space at the end": (append(" "), "not the bytes that were written"),
+    "a line too many": (append("\n"), "not the bytes that were written"),
+    "its last byte gone": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:-1]), "not the bytes that were written"),
+    "another size": (rewrite(lambda files: files["config.yaml"].update(size=1)), "config.yaml"),
+    "a size that is text": (rewrite(lambda files: files["config.yaml"].update(size="1")), "not a manifest"),
+    "no tokenizer": (rewrite(lambda files: files.pop("tokenizer/joint.spm")), "tokenizer"),
+    "no optimizer": (rewrite(lambda files: files.pop("training/optimizer.safetensors")), "optimizer.safetensors"),
+    "a tokenizer besides": (lambda f: shutil.copy(f / "config.yaml", f / "tokenizer/src.spm"), "src.spm: not in MANIFEST.json"),
+    "weights besides": (lambda f: shutil.copy(f / "config.yaml", f / "training/more.safetensors"), "more.safetensors: not in"),
+    "no folder of the tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("kind", HARMS)
+def test_a_manifest_is_what_was_written_and_names_all_that_is_read(kind: str, folder: Path) -> None:
+    verify(folder, with_training=True)
+    harm, says = HARMS[kind]
+    harm(folder)
+    with pytest.raises(CheckpointError, match=says):
+        verify(folder, with_training=True)
+
+
+def test_a_readme_beside_the_model_does_no_harm(folder: Path) -> None:
+    (folder / "README.md").write_text("What this model is for.")
+    verify(folder, with_training=True)
+    assert CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest() is not None
+
+
+def test_a_link_within_the_folder_is_followed_and_one_out_of_it_is_not(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights")
+    (folder / "model.safetensors").symlink_to("weights")
+    verify(folder)
+    (folder / "weights").rename(folder.parent.parent / "weights")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../weights")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: a link out of the folder"):
+        verify(folder)
+
+
+def test_a_file_that_the_disk_does_not_give_is_damage_and_the_checkpoint_before_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = manifest.sha256_file
+
+    def unreadable(path: Path) -> str:
+        if path == folder / "training/optimizer.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(manifest, "sha256_file", unreadable)
+    found = CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest()
+    assert found is not None
+    assert found[0].name == "step_00000008"
+    assert (folder.parent / "last").readlink() == Path("step_00000008")
+
+
+def test_links_that_cannot_be_made_are_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(link: Path, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(manager, "replace_link", full)
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
+    CheckpointManager(folder.parent.parent, 2, 1, "bleu").tidy()
+    assert "No space left on device" in caplog.text
+
+
+def test_a_folder_that_is_sealed_verifies(folder: Path) -> None:
+    (folder / "config.yaml").write_text("seed: 7\n")
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        verify(folder)
+    (folder / MANIFEST).unlink()
+    seal(folder)
+    verify(folder)
