@@ -3,6 +3,7 @@
 What a manifest lists may still have been written to do harm, so that headers and JSON are bounded before they are parsed.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def seal(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    write_json(folder / MANIFEST, {"format": FORMAT_VERSION, "files": files})
+    write_json(folder / MANIFEST, _manifest(files))
 
 
 def verify(folder: Path, *, with_training: bool = False) -> None:
@@ -68,11 +69,16 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
     if not entries or not all(isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries):
         raise CheckpointError(f"{path}: not a manifest of mt; the folder is damaged or not a model")
     assert isinstance(files, dict)
-    if path.read_text(encoding="utf-8") != _as_json({"format": FORMAT_VERSION, "files": files}):
+    if path.read_text(encoding="utf-8") != _as_json(_manifest(files)):
         raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
     if missing := [name for name in required if name not in files and not any(file.startswith(f"{name}/") for file in files)]:
         raise CheckpointError(f"{path}: names no {missing[0]}; the folder is damaged or not a model")
     return files
+
+
+def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of these files; it vouches for itself too, as not every file is read each time."""
+    return {"format": FORMAT_VERSION, "sha256": hashlib.sha256(_as_json(files).encode()).hexdigest(), "files": files}
 
 
 def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:

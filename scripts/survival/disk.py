@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import random
 import resource
@@ -54,7 +55,11 @@ def try_disk(case: str, folder: Path) -> str:
         return f"exit {code}: {log[-300:]}"
     if kind == "EIO-some" and os.strerror(errno.EIO) not in log:
         return "nothing was said of the errors"
-    if kind != "EIO-some" and (code != 1 or log.count("of 3 failed saves") != 2):
+    if kind == "limit":  # which stderr is under as well
+        status = json.loads((folder / "run/status.json").read_text())
+        if code != 1 or "could not be written" not in status["message"]:
+            return f"exit {code}, status {status}"
+    elif kind != "EIO-some" and (code != 1 or log.count("of 3 failed saves") != 2):
         return f"exit {code} without three failed saves: {log[-300:]}"
     manager = CheckpointManager(folder / "run", 2, 1, "bleu")
     if not manager.steps() and step > 4:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mt.checkpoint import MANIFEST, seal
+from mt.checkpoint import MANIFEST, manifest, seal
 from survival.harness import command, finish, reference, start, write_config
 
 TITLE = "hostile files: refused in under 1 s and 100 MB"
@@ -60,9 +60,8 @@ def link_out(model: Path) -> None:
 
 def manifest_name(model: Path, name: str) -> None:
     """Add a file of this name to the manifest."""
-    manifest = json.loads((model / MANIFEST).read_text())
-    manifest["files"][name] = {"size": 0, "sha256": "0" * 64}
-    (model / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    files = json.loads((model / MANIFEST).read_text())["files"]
+    manifest.write_json(model / MANIFEST, manifest._manifest({**files, name: {"size": 0, "sha256": "0" * 64}}))
 
 
 SEALED: dict[str, Callable[[Path], object]] = {  # what is done to a model folder before its manifest is made

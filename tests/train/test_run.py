@@ -161,7 +161,7 @@ def test_out_of_memory_in_training_names_what_fits(small_yaml: Callable[..., Pat
 
 def test_a_signal_does_not_wait_for_the_tokenizer(tmp_path: Path) -> None:
     """SentencePiece trains in one call, here for some seconds, with millions of lines for many minutes."""
-    options = (f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "tokenizer.vocab_size=3000", "tokenizer.model_type=unigram")
+    options = (f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "tokenizer.vocab_size=2000", "tokenizer.model_type=unigram")
     command = [sys.executable, "-m", "mt", "train", "configs/quickstart.yaml", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
