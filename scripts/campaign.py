@@ -105,7 +105,10 @@ def outcomes(
             running[start(lambda: (place / "outcome").write_text(modules[name].run(case, place)), place / "case.txt")] = (name, case, place)  # noqa: B023
         pid, status = os.wait()
         name, case, place = running.pop(pid)
-        problem = (place / "outcome").read_text() if status == 0 else f"the case itself failed: {(place / 'case.txt').read_text()[-500:]}"
+        said = (place / "case.txt").read_text()
+        problem = (place / "outcome").read_text() if status == 0 else f"the case itself failed: {said[-500:]}"
+        if said and not problem:
+            print(f"{name}: {case}: {said.strip()}", flush=True)
         if not problem:
             shutil.rmtree(place)
         yield name, case, problem
