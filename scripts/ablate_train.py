@@ -15,8 +15,8 @@ import logging
 import statistics
 import subprocess
 import sys
-import time
 
+from bench_train import speed
 from plain_pytorch import PLAIN, plain_pytorch
 from rich.console import Console
 from rich.table import Table
@@ -36,14 +36,9 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
     with plain_pytorch(kinds):
         compute = device_module.choose_compute(config.device, config.precision, config.threads)
         with trial(config, prepare(config), compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
-            tokens, began = 0, 0.0
-            for number in range(WARMUP + num_updates):
-                if number == WARMUP:
-                    began = time.perf_counter()
-                update = next(updates)
-                trainer.train_step(update).read()
-                tokens += update.num_tokens if number >= WARMUP else 0
-    return tokens / (time.perf_counter() - began)
+            for _ in range(WARMUP):
+                trainer.train_step(next(updates))
+            return speed(trainer, lambda: next(updates), num_updates)[0]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import statistics
 import time
 from pathlib import Path
 
-from plain_pytorch import plain_pytorch
+from plain_pytorch import PLAIN, plain_pytorch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +29,7 @@ from mt.device import choose_compute
 from mt.train.trainer import trial
 
 WINDOW = 50  # updates that make one point of the curve
-KINDS = ("dropout", "attention", "loss", "optimizer")
+KINDS = PLAIN.keys() - {"allocator"}  # which changes no number
 
 
 def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tuple[list[float], float]:

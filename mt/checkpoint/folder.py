@@ -32,6 +32,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     model: Transformer
     provenance: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # size and SHA-256, verified
 
 
 def write_model_folder(
@@ -65,14 +66,14 @@ def resolve_model(path: Path) -> Path:
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Verify and open a model folder or run folder. Raises `CheckpointError`."""
     folder = resolve_model(path)
-    verify(folder)
+    files = verify(folder)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer")
     weights = read_tensors(folder / "model.safetensors")
     _check_size(config, tokenizer, weights, folder / "model.safetensors")
     model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=0)
     load_weights(model, weights, folder / "model.safetensors")
-    return LoadedModel(folder, config, tokenizer, model.to(device).eval(), read_json(folder / "provenance.json"))
+    return LoadedModel(folder, config, tokenizer, model.to(device).eval(), read_json(folder / "provenance.json"), files)
 
 
 def _check_size(config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor], where: Path) -> None:

@@ -37,8 +37,8 @@ def seal(folder: Path) -> None:
     write_json(folder / MANIFEST, _manifest(files))
 
 
-def verify(folder: Path, *, with_training: bool = False) -> None:
-    """Check every file of a folder against its manifest. Raises `CheckpointError` naming the first that differs.
+def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
+    """Check every file of a folder against its manifest and give all it lists. Raises `CheckpointError` naming the first that differs.
 
     The training part is checked only on demand: translating needs none of it, and a kept best checkpoint may have lost it.
     """
@@ -56,6 +56,7 @@ def verify(folder: Path, *, with_training: bool = False) -> None:
                 _verify_file(folder, name, expected)
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}; {DAMAGED}") from error
+    return files
 
 
 def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:

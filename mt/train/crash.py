@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mt.checkpoint import MANIFEST, read_json, seal, verify, write_model_folder
+from mt.checkpoint import LoadedModel, seal, write_model_folder
 from mt.config import Config
 from mt.data.batching import pairs_of
 from mt.data.tokenizer import Tokenizer
@@ -45,10 +45,10 @@ def _lines(stats: PendingStats, tokenizer: Tokenizer) -> Iterator[dict[str, Any]
             yield {"micro_batch": index, **text, "src_ids": src, "tgt_ids": tgt}
 
 
-def read_crash(folder: Path) -> list[list[tuple[list[int], list[int]]]]:
-    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else, or damaged."""
-    verify(folder)
-    if BATCH not in read_json(folder / MANIFEST)["files"]:
+def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
+    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else."""
+    folder = loaded.folder
+    if BATCH not in loaded.files:
         raise CheckpointError(f"{folder}: not a crash folder ({BATCH} is missing); they are in crash/ of a run folder")
     try:
         lines = [json.loads(line) for line in (folder / BATCH).read_text(encoding="utf-8").split("\n") if line]

@@ -144,8 +144,7 @@ class Trainer:
         try:
             return pending.read()
         except DivergedError as error:
-            weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, pending)
+            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, self.weights(), pending)
             raise DivergedError(f"{error}\n{where}") from error
 
     def validate(self) -> bool:
@@ -173,7 +172,7 @@ class Trainer:
         if self.average is None:
             yield
             return
-        raw = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        raw = {name: weight.clone() for name, weight in self.weights().items()}
         load_weights(self.model, self.average.weights, self.run_dir)
         try:
             yield
@@ -206,12 +205,15 @@ class Trainer:
                 raise CheckpointError(f"{error}\n{going_on}; make room and give the same command again") from error
             logger.warning("%s\ntraining goes on; %s (%d of %d failed saves)", error, going_on, self.failed_saves, FAILED_SAVES)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's own weights by name, not copied."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
     def training_state(self) -> TrainingState:
         """All that moves, as a checkpoint holds it."""
-        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         average = self.average.state_dict() if self.average is not None else None
         optimizer = optimizer_tensors(self.optimizer, self.model) | self.loss_scale.state_dict()
-        return TrainingState(weights, average, optimizer, self.state_dict())
+        return TrainingState(self.weights(), average, optimizer, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Position and scores, as JSON holds them."""

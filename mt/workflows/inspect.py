@@ -64,10 +64,9 @@ def inspect_model(folder: Path) -> ModelReport:
     has_training = (folder / TRAINING).exists()
     kind = "crash folder" if (folder / "batch.jsonl").exists() else "checkpoint" if has_training else "model folder"
     try:
-        verify(folder, with_training=has_training)
+        files = verify(folder, with_training=has_training).values()
         config, about = read_config(folder), read_json(folder / "provenance.json")
-        tokenizer, files = Tokenizer.load(folder / "tokenizer"), read_json(folder / MANIFEST)["files"].values()
-        num_parameters = num_values(folder / "model.safetensors")
+        tokenizer, num_parameters = Tokenizer.load(folder / "tokenizer"), num_values(folder / "model.safetensors")
     except CheckpointError as error:
         return ModelReport(str(folder), kind, error=str(error))
     corpora = ", ".join(map(str, about["corpora"])) if isinstance(about.get("corpora"), list) else "unknown"
@@ -110,7 +109,7 @@ def as_text(report: ModelReport | RunReport) -> str:
     status = report.status
     facts = [("state", f"{status.get('state', 'unknown')}: {status.get('message', '')}".rstrip(": "))]
     whole = [model for model in report.checkpoints if not model.error]
-    facts += _facts(whole[-1])[1:-2] if whole else []
+    facts += _about_model(whole[-1]) if whole else []
     for index, model in enumerate(report.checkpoints):
         name = Path(model.path).name
         marks = [mark for mark, target in report.links.items() if target == name]
@@ -124,13 +123,19 @@ def _facts(model: ModelReport) -> list[tuple[str, str]]:
         return [("files", "DAMAGED")]
     return [
         ("update", f"{model.step:,}" if model.step is not None else "unknown"),
+        *_about_model(model),
+        ("scores", _scores(model.scores) or "none yet"),
+        ("files", f"{model.num_files} files, {model.num_bytes / 2**20:,.1f} MiB, every one as written"),
+    ]
+
+
+def _about_model(model: ModelReport) -> list[tuple[str, str]]:
+    return [
         ("languages", model.languages),
         ("model", f"{model.model}; {model.num_parameters:,} parameters"),
         ("tokenizer", model.tokenizer),
         ("data", model.data),
         ("written by", model.written_by),
-        ("scores", _scores(model.scores) or "none yet"),
-        ("files", f"{model.num_files} files, {model.num_bytes / 2**20:,.1f} MiB, every one as written"),
     ]
 
 

@@ -40,8 +40,8 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
 
     With the weights, ids and dropout of the update that broke, on the same device and with as many threads, the numbers are its own.
     """
-    micro_batches = read_crash(folder)
     loaded = load_model(folder, torch.device("cpu"))
+    micro_batches = read_crash(loaded)
     config, sizes = loaded.config, (loaded.tokenizer.src_vocab_size, loaded.tokenizer.tgt_vocab_size)
     numbers = [loaded.provenance.get(name) for name in ("step", "loss_scale", "num_tokens")]
     in_range = (0 <= i < size for pairs in micro_batches for pair in pairs for side, size in zip(pair, sizes, strict=True) for i in side)

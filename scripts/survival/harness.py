@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +162,3 @@ def left(run: Path) -> dict[str, str]:
     found = {path.name: str(path.readlink()) if path.is_symlink() else "" for path in (run / "checkpoints").iterdir()}
     found |= {path.parent.name: path.read_text() for path in run.glob("valid/*/scores.json")}
     return found | {path.name: "half written" for path in run.rglob(".*.tmp")}
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, **names: Any) -> Iterator[None]:
-    """Put other functions in the place of an object's own while the block runs."""
-    kept = {name: getattr(owner, name) for name in names}
-    for name, value in names.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(owner, name, value)

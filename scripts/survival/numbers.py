@@ -1,19 +1,19 @@
 """NaN and infinity in the loss, in a gradient or out of a weight: none reaches the weights, and a batch at fault breaks alone too."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 import mt.train.trainer as trainer_module
-from mt.checkpoint import CheckpointManager
 from mt.config import load_config
 from mt.data.prepare import prepare
 from mt.device import Compute
 from mt.errors import DivergedError
 from mt.train.loss import Loss
-from mt.train.trainer import Trainer
+from mt.train.trainer import Trainer, trial
 from mt.workflows.replay import replay
-from survival.harness import finish, replaced, start, write_config
+from survival.harness import finish, start, write_config
 
 TITLE = "NaN and infinity: never in the weights"
 BAD = {"nan": float("nan"), "inf": float("inf")}
@@ -31,18 +31,16 @@ def run(case: str, folder: Path) -> str:
     config = write_config(folder)
 
     def work() -> None:
-        said.write_text(broken_update(config, *case.split()))
+        settings = load_config(config, ["train.grad_accum_steps=2"])
+        with trial(settings, prepare(settings), Compute(torch.device("cpu"), torch.float32)) as trainer:
+            said.write_text(broken_update(trainer, *case.split()))
 
     code = finish(start(work, folder / "log.txt"))
     return said.read_text() if code == 0 else f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
 
 
-def broken_update(path: Path, value: str, place: str, step: str) -> str:
+def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
     """What is wrong after an update that was broken on purpose, or nothing."""
-    config = load_config(path, ["train.grad_accum_steps=2"])
-    run_dir = path.parent / "run"
-    compute = Compute(torch.device("cpu"), torch.float32)
-    trainer = Trainer(config, prepare(config), run_dir, compute, CheckpointManager(run_dir, 2, 1, "bleu"))
     updates = trainer.loader.updates()
     for _ in range(int(step) - 1):
         trainer.train_step(next(updates)).read()
@@ -50,21 +48,21 @@ def broken_update(path: Path, value: str, place: str, step: str) -> str:
     if place == "weight":
         with torch.no_grad():
             trainer.model.encoder.embed_tokens.weight[int(update.micro_batches[-1].src.flatten()[0])] = bad
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    before = {name: weight.clone() for name, weight in trainer.weights().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.training_state().optimizer.items()}
     try:
-        with broken(trainer, place, bad):
+        with broken(place, bad):
             trainer.report(trainer.train_step(update))
         return "the update passed"
     except DivergedError as error:
         if f"update {step}" not in str(error) or "mt replay" not in str(error):
             return f"the message is {error}"
-    if not all(bytes_of(p) == bytes_of(before[name]) for name, p in trainer.model.named_parameters()):
+    if not all(bytes_of(weight) == bytes_of(before[name]) for name, weight in trainer.weights().items()):
         return "the weights have changed"
     after = trainer.training_state().optimizer
     if any(not torch.equal(tensor, after[name]) for name, tensor in moments.items()):
         return "the optimizer's state has changed"
-    again = replay(run_dir / f"crash/step_{int(step):08d}", "cpu")
+    again = replay(trainer.run_dir / f"crash/step_{int(step):08d}", "cpu")
     if [micro.num_pairs for micro in again] != [len(batch.src) for batch in update.micro_batches]:
         return "the crash folder has other pairs"
     if place == "weight" and all(micro.finite for micro in again):
@@ -74,10 +72,10 @@ def broken_update(path: Path, value: str, place: str, step: str) -> str:
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """A tensor bit for bit: NaN equals itself."""
-    return tensor.detach().numpy().tobytes()
+    return tensor.numpy().tobytes()
 
 
-def broken(trainer: Trainer, place: str, bad: float):  # type: ignore[no-untyped-def]
+def broken(place: str, bad: float):  # type: ignore[no-untyped-def]
     """A context in which the loss, or a gradient alone, is `bad`."""
     real = trainer_module.loss_sums
 
@@ -89,4 +87,4 @@ def broken(trainer: Trainer, place: str, bad: float):  # type: ignore[no-untyped
             loss.smoothed.register_hook(lambda gradient: gradient * bad)
         return loss
 
-    return replaced(trainer_module, loss_sums=loss_sums)
+    return patch.object(trainer_module, "loss_sums", loss_sums)

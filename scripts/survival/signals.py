@@ -41,6 +41,7 @@ def run(case: str, folder: Path) -> str:
     config, sent = write_config(folder, cache=folder / "cache"), folder / "sent.json"
     call, delay = chance.randint(1, calls), chance.random() * 0.03
     while True:
+        sent.unlink(missing_ok=True)
         code = finish(start(command("train", config, before=lambda: signal_in(owner, name, call, delay, sent)), folder / "log.txt"))  # noqa: B023
         if not sent.exists():
             return f"the signal was never sent; exit {code}"
