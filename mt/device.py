@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the type of its matrix products; weights stay in fp32."""
+    """A device and the type of its matrix products; in training the weights stay in fp32."""
 
     device: torch.device
     dtype: torch.dtype
@@ -42,10 +42,10 @@ class Compute:
 
 
 def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
-    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16), and set the CPU threads.
+    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8), and set the CPU threads.
 
-    Raises `ConfigError` for a GPU that is not there, and for fp16 on a CPU. bf16 on hardware without it is kept, slow as it is, with a
-    warning.
+    int8 is for translating. Raises `ConfigError` for a GPU that is not there, for fp16 on a CPU, and for int8 where PyTorch has no such
+    products. bf16 on hardware without it is kept, slow as it is, with a warning.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +64,8 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
         logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
     if precision == "fp16" and chosen.type == "cpu":
         raise ConfigError("precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)")
+    if precision == "int8" and (chosen.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack")):
+        raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
     if precision == "auto":
         precision = "bf16" if native else "fp32"
     return Compute(chosen, next(dtype for dtype, name in NAMES.items() if name == precision))

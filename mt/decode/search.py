@@ -8,7 +8,9 @@
 Each sentence follows its own rules from its own numbers, so its neighbours in the batch make no difference.
 """
 
-from dataclasses import dataclass, field
+import functools
+import math
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -28,7 +30,7 @@ S = TypeVar("S", bound=State)
 
 
 class StepModel(Protocol[S]):
-    """What a search needs of a model."""
+    """What a search needs of a model; see `mt.model.inference`."""
 
     def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> S: ...
     def step(self, tokens: Tensor, state: S) -> Tensor: ...
@@ -63,36 +65,20 @@ def greedy_search(
 ) -> list[list[Hypothesis]]:
     """The most probable token at each step: one hypothesis for each row of `src` [sentences, src_len]."""
     state = model.initial_state(src, src_mask)
-    results: list[list[Hypothesis]] = [[] for _ in src]
-    sentences = torch.arange(len(src), device=src.device)
+    sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
     tokens = torch.full_like(sentences, BOS_ID)
     history, log_probs = tokens.new_empty(len(src), 0), torch.zeros(len(src), device=src.device)
+    finished = _Finished(src, int(max_lens.max()), 1)
     while len(sentences):
-        best, tokens = model.step(tokens, state).float().log_softmax(dim=-1).max(dim=-1)
+        best, tokens = model.step(tokens[:, None], state)[:, 0].float().log_softmax(dim=-1).max(dim=-1)
         history, log_probs = torch.cat([history, tokens[:, None]], dim=1), log_probs + best
         done = (tokens == EOS_ID) | (history.shape[1] >= max_lens[sentences])
-        for row in done.nonzero()[:, 0].tolist():
-            results[int(sentences[row])] = [_hypothesis(history[row].tolist(), float(log_probs[row]), length_penalty)]
         if done.any():
-            active = (~done).nonzero()[:, 0]
-            state.keep(active)
-            sentences, tokens, history, log_probs = sentences[active], tokens[active], history[active], log_probs[active]
-    return results
-
-
-@dataclass
-class _Beams:
-    """The live hypotheses of the sentences still in the batch; k = beam_size."""
-
-    sentences: Tensor                    # [sentences] index in the whole batch
-    tokens: Tensor                       # [sentences, k] last token
-    log_probs: Tensor                    # [sentences, k]; -inf for a beam that does not live
-    history: Tensor                      # [sentences, k, step]
-    finished: list[list[Hypothesis]] = field(default_factory=list)  # by index in the whole batch
-
-    def keep(self, index: Tensor) -> None:
-        self.sentences, self.tokens = self.sentences[index], self.tokens[index]
-        self.log_probs, self.history = self.log_probs[index], self.history[index]
+            finished.add(sentences, done[:, None] & log_probs[:, None].isfinite(), log_probs[:, None], history[:, None])
+            kept = _survivors(done)
+            state.keep(kept)
+            sentences, tokens, history, log_probs = sentences[kept], tokens[kept], history[kept], log_probs[kept]
+    return finished.best(1, length_penalty)
 
 
 @torch.inference_mode()
@@ -102,52 +88,107 @@ def beam_search(
     """The `nbest` best hypotheses, best first, for each row of `src` [sentences, src_len]."""
     k = config.beam_size
     state = model.initial_state(src, src_mask, k)
-    log_probs = torch.full((len(src), k), float("-inf"), device=src.device)
-    log_probs[:, 0] = 0.0  # all beams start alike: only the first lives
-    beams = _Beams(
-        sentences=torch.arange(len(src), device=src.device),
-        tokens=torch.full((len(src), k), BOS_ID, device=src.device),
-        log_probs=log_probs,
-        history=torch.empty(len(src), k, 0, dtype=torch.int64, device=src.device),
-        finished=[[] for _ in src],
-    )
-    while len(beams.sentences):
-        logits = model.step(beams.tokens.flatten(), state)
-        done, origins = _advance(beams, logits, max_lens, config)
-        offsets = torch.arange(len(origins), device=src.device)[:, None] * k
-        state.reorder((offsets + origins).flatten())
+    sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
+    tokens = torch.full((len(src), 1), BOS_ID, device=src.device)  # all beams start alike: as one
+    log_probs, history = torch.zeros(len(src), 1, device=src.device), tokens.new_empty(len(src), 1, 0)
+    finished = _Finished(src, int(max_lens.max()), 2 * k)
+    while len(sentences):
+        scores, origins, candidates = best_continuations(model.step(tokens, state), log_probs, 2 * k)  # [sentences, 2k]
+        history = torch.cat([_select(history, origins), candidates[:, :, None]], dim=2)
+        ends, at_limit = candidates == EOS_ID, history.shape[2] >= max_lens[sentences]
+        finishing = (ends | at_limit[:, None]) & scores.isfinite()
+        finishing[:, k:] = False
+
+        # The beams go on with the k best candidates that do not end; at most k of the 2k end, one for each beam.
+        chosen = ends.int().sort(dim=1, stable=True).indices[:, :k]
+        log_probs = scores.gather(1, chosen).masked_fill_(ends.gather(1, chosen), float("-inf"))
+        done = at_limit | ~log_probs.isfinite().any(dim=1)
+        if finishing.any():
+            finished.add(sentences, finishing, scores, history)
+            done |= finished.count[sentences] >= k
+        tokens, history = candidates.gather(1, chosen), _select(history, chosen)
+        state.reorder(origins.gather(1, chosen))
         if done.any():
-            active = (~done).nonzero()[:, 0]
-            beams.keep(active)
-            state.keep(active)
-    return [sorted(hyps, key=lambda hyp: -hyp.score)[: config.nbest] for hyps in beams.finished]
+            kept = _survivors(done)
+            state.keep(kept)
+            sentences, tokens, history, log_probs = sentences[kept], tokens[kept], history[kept], log_probs[kept]
+    return finished.best(config.nbest, config.length_penalty)
 
 
-def _advance(beams: _Beams, logits: Tensor, max_lens: Tensor, config: SearchConfig) -> tuple[Tensor, Tensor]:
-    """Move every beam one token on; returns which sentences are done [sentences] and each beam's origin [sentences, k]."""
-    k, vocab_size = config.beam_size, logits.shape[-1]
-    totals = logits.float().log_softmax(dim=-1).view(-1, k, vocab_size) + beams.log_probs[:, :, None]
-    scores, index = totals.flatten(1).topk(min(2 * k, k * vocab_size), dim=1)  # [sentences, 2k]
-    origins, tokens = index // vocab_size, index % vocab_size
-    history = torch.cat([beams.history.gather(1, origins[:, :, None].expand(-1, -1, beams.history.shape[2])), tokens[:, :, None]], dim=2)
+def best_continuations(logits: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best next tokens of each sentence over all its beams, best first: total log-probability, beam and token.
 
-    at_limit = history.shape[2] >= max_lens[beams.sentences]  # [sentences]
-    ends = tokens == EOS_ID
-    finishing = (ends | at_limit[:, None]) & scores.isfinite()
-    finishing[:, k:] = False
-    for sentence, candidate in finishing.nonzero().tolist():
-        hypothesis = _hypothesis(history[sentence, candidate].tolist(), float(scores[sentence, candidate]), config.length_penalty)
-        beams.finished[int(beams.sentences[sentence])].append(hypothesis)
-
-    # The beams go on with the k best candidates that do not end; at most k of the 2k end, one for each beam.
-    chosen = ends.int().sort(dim=1, stable=True).indices[:, :k]
-    beams.tokens, beams.log_probs = tokens.gather(1, chosen), scores.gather(1, chosen).masked_fill(ends.gather(1, chosen), float("-inf"))
-    beams.history = history.gather(1, chosen[:, :, None].expand(-1, -1, history.shape[2]))
-    num_finished = torch.tensor([len(beams.finished[i]) for i in beams.sentences.tolist()], device=at_limit.device)
-    done = at_limit | (num_finished >= k) | ~beams.log_probs.isfinite().any(dim=1)
-    return done, origins.gather(1, chosen)
+    Of `logits` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences, beams]; each result is [sentences, count], or
+    fewer where there are not so many. The vocabulary is looked at in blocks: the best tokens are in the `count` blocks whose best token is
+    best, and of the others only the best is looked at.
+    """
+    sentences, beams, vocab_size = logits.shape
+    next_log_probs = logits.float().log_softmax(dim=-1)
+    count = min(count, beams * vocab_size)
+    block = _block_size(vocab_size, count, beams)
+    num_blocks = vocab_size // block  # a block is every num_blocks-th token, so that maxima are taken of whole rows
+    best = next_log_probs.view(sentences, beams, block, num_blocks).amax(dim=2) + log_probs[:, :, None]
+    blocks = best.flatten(1).topk(count, dim=1).indices[:, :, None]  # [sentences, count, 1]
+    steps = torch.arange(block, device=logits.device) * num_blocks
+    index = (blocks // num_blocks * vocab_size + blocks % num_blocks + steps).flatten(1)  # of tokens, within a sentence's logits
+    totals = next_log_probs.flatten(1).gather(1, index) + log_probs.gather(1, index // vocab_size)
+    scores, place = totals.topk(count, dim=1)
+    index = index.gather(1, place)
+    return scores, index // vocab_size, index % vocab_size
 
 
-def _hypothesis(tokens: list[int], log_prob: float, length_penalty: float) -> Hypothesis:
-    score = log_prob / len(tokens) ** length_penalty
-    return Hypothesis(tokens[:-1] if tokens[-1] == EOS_ID else tokens, log_prob, score)
+@functools.cache
+def _block_size(vocab_size: int, count: int, beams: int) -> int:
+    """The divisor of `vocab_size` where both looks take about the same time, and that leaves `count` blocks or more."""
+    ideal = math.sqrt(beams * vocab_size / count) / 3  # measured: a token of the second look costs as much as nine of the first
+    divisors = (block for block in range(1, vocab_size + 1) if vocab_size % block == 0 and beams * vocab_size // block >= count)
+    return min(divisors, key=lambda block: abs(math.log(block / ideal)))
+
+
+def _select(history: Tensor, beams: Tensor) -> Tensor:
+    """The rows `beams` [sentences, count] of each sentence's `history` [sentences, beams, length]."""
+    return history.gather(1, beams[:, :, None].expand(-1, -1, history.shape[2]))
+
+
+def _survivors(done: Tensor) -> Tensor:
+    """The rows [kept] that are not done: the last ones in the gaps of the first, so that few change place."""
+    active = (~done).nonzero()[:, 0]
+    order = torch.arange(len(active), device=done.device)
+    order[done[: len(active)]] = active[active >= len(active)]
+    return order
+
+
+class _Finished:
+    """The finished hypotheses of every sentence of a batch, at most `room` each."""
+
+    def __init__(self, src: Tensor, max_len: int, room: int) -> None:
+        self.tokens = src.new_full((len(src), room, max_len), EOS_ID)
+        self.lengths = src.new_ones(len(src), room)
+        self.log_probs = torch.full((len(src), room), float("-inf"), device=src.device)
+        self.count = src.new_zeros(len(src))
+
+    def add(self, sentences: Tensor, finishing: Tensor, log_probs: Tensor, history: Tensor) -> None:
+        """Take those of the hypotheses `history` [rows, beams, length] of `sentences` [rows] where `finishing` [rows, beams]."""
+        rows, beams = finishing.nonzero(as_tuple=True)
+        taken = sentences[rows]
+        place = self.count[taken] + finishing.cumsum(dim=1)[rows, beams] - 1
+        length = history.shape[2]
+        self.tokens[taken, place, :length] = history[rows, beams]
+        self.lengths[taken, place] = length
+        self.log_probs[taken, place] = log_probs[rows, beams]
+        self.count[sentences] += finishing.sum(dim=1)
+
+    def best(self, nbest: int, length_penalty: float) -> list[list[Hypothesis]]:
+        """The best of each sentence, best first."""
+        scores = self.log_probs.double() / self.lengths**length_penalty
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        order = order[:, :nbest]
+        columns = (_select(self.tokens, order), self.lengths.gather(1, order), self.log_probs.gather(1, order), scores, self.count)
+        return [
+            [_hypothesis(*hyp) for hyp in zip(*hyps, strict=False)][:count]
+            for *hyps, count in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+
+def _hypothesis(tokens: list[int], length: int, log_prob: float, score: float) -> Hypothesis:
+    return Hypothesis(tokens[: length - 1] if tokens[length - 1] == EOS_ID else tokens[:length], log_prob, score)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
 from mt.device import Compute, choose_compute, in_halves
 from mt.errors import CheckpointError, ConfigError
+from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ class Translator:
     """A model, its tokenizer, and how to search."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute) -> None:
-        self.model, self.tokenizer, self.decode, self.compute = model, tokenizer, decode, compute
+        self.model, self.tokenizer, self.decode, self.compute = InferenceModel(model, compute.dtype), tokenizer, decode, compute
+        self.workers = 1
         self.num_split = 0  # lines so far that were translated in parts
 
     @classmethod
@@ -74,8 +77,9 @@ class Translator:
         parts = [_Part(i, ids) for i, line in enumerate(self.tokenizer.encode_src(lines)) for ids in self._split(line)]
         found: list[list[Hypothesis]] = [[] for _ in parts]
         order = sorted(range(len(parts)), key=lambda i: len(parts[i].ids), reverse=True)
-        for batch in self._batches(order, parts):
-            for i, hyps in zip(batch, in_halves(self._search, [parts[i].ids for i in batch]), strict=True):
+        batches = list(self._batches(order, parts))
+        for batch, results in zip(batches, self._searched([[parts[i].ids for i in batch] for batch in batches]), strict=True):
+            for i, hyps in zip(batch, results, strict=True):
                 if not hyps:
                     raise CheckpointError("the model's scores are not finite: its weights are not usable")
                 found[i] = hyps
@@ -107,17 +111,23 @@ class Translator:
         if batch:
             yield batch
 
+    def _searched(self, batches: Sequence[Sequence[list[int]]]) -> Iterator[list[list[Hypothesis]]]:
+        """The results of each batch of sources, in order; on a CPU several batches at a time, each by one thread of its own."""
+        workers = min(self.workers, len(batches))
+        if workers <= 1:
+            yield from (in_halves(self._search, batch) for batch in batches)
+            return
+        with ThreadPoolExecutor(workers, "mt-translate", torch.set_num_threads, (1,)) as pool:
+            yield from pool.map(lambda batch: in_halves(self._search, batch), batches)
+
     def _search(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
         options = self.decode
         src = pad_rows(sources, suffix=EOS_ID).to(self.compute.device)
         src_mask = src != PAD_ID
         max_lens = max_output_lens(src_mask, options.max_len_a, options.max_len_b)
-        self.model.eval()
-        with torch.inference_mode(), self.compute.autocast():
-            if options.beam_size == 1:
-                return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
-            config = SearchConfig(options.beam_size, options.nbest, options.length_penalty)
-            return beam_search(self.model, src, src_mask, max_lens, config)
+        if options.beam_size == 1:
+            return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
+        return beam_search(self.model, src, src_mask, max_lens, SearchConfig(options.beam_size, options.nbest, options.length_penalty))
 
     def _join(self, parts: list[list[Hypothesis]]) -> list[Translation]:
         """Translations of a line from the hypotheses of its parts, rank by rank."""

@@ -1,7 +1,4 @@
-"""Multi-head attention over whole sequences, and one step at a time over cached keys and values."""
-
-import math
-from dataclasses import dataclass
+"""Multi-head attention."""
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +6,6 @@ from torch.nn import functional as F
 
 from mt.model.layers import Dropout
 from mt.model.masks import Mask
-
-
-@dataclass
-class KVCache:
-    """Keys and values of one attention block, each [rows, num_heads, length, head_dim]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Add positions at the end."""
-        self.keys = torch.cat([self.keys, keys], dim=2)
-        self.values = torch.cat([self.values, values], dim=2)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep or repeat rows."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class MultiHeadAttention(nn.Module):
@@ -50,35 +30,15 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(mask.attend(q, k, v, self.dropout))
 
     def _heads(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-        """Several projections of `x` as one product, each [..., num_heads, head_dim].
+        """Several projections of `x` as one product, each [..., num_heads, head_dim]."""
+        return F.linear(x, *self.fused(*layers)).unflatten(-1, (self.num_heads, len(layers), self.head_dim)).unbind(-2)
+
+    def fused(self, *layers: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight and bias of several projections as one, whose output is [..., num_heads, layers, head_dim].
 
         The rows of the weights alternate head by head, so that each result's heads lie at one distance in memory.
         """
-        shape = (self.num_heads, len(layers), self.head_dim)
-        weight = torch.stack([layer.weight.unflatten(0, shape[::2]) for layer in layers], dim=1).flatten(0, 2)
-        bias = torch.stack([layer.bias.view(shape[::2]) for layer in layers], dim=1).flatten()
-        return F.linear(x, weight, bias).unflatten(-1, shape).unbind(-2)
-
-    def project(self, memory: Tensor) -> KVCache:
-        """Keys and values of `memory` [batch, src_len, d_model]."""
-        return KVCache(self._split_heads(self.k_proj(memory)), self._split_heads(self.v_proj(memory)))
-
-    def attend(self, query: Tensor, memory: KVCache, mask: Tensor | None = None) -> Tensor:
-        """Attend from `query` [batch, tgt_len, d_model] to projected keys and values."""
-        q = self._split_heads(self.q_proj(query))
-        if q.device.type == "cpu":
-            context = self._two_products(q, memory, mask)
-        else:
-            dropout = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(context.transpose(1, 2).flatten(2))
-
-    def _two_products(self, q: Tensor, memory: KVCache, mask: Tensor | None) -> Tensor:
-        """On CPU two batched products beat the fused kernel at sentence length: its backward pass is slow."""
-        scores = (q * (1 / math.sqrt(self.head_dim))) @ memory.keys.transpose(2, 3)  # [batch, num_heads, tgt_len, src_len]
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return self.dropout(scores.softmax(dim=-1)) @ memory.values
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [batch, num_heads, length, head_dim]
+        shape = (self.num_heads, self.head_dim)
+        weight = torch.stack([layer.weight.unflatten(0, shape) for layer in layers], dim=1).flatten(0, 2)
+        bias = torch.stack([layer.bias.view(shape) for layer in layers], dim=1).flatten()
+        return weight, bias

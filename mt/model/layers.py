@@ -99,8 +99,12 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
         """Embed ids [...] at `positions` [...], all below `length`; gives [..., d_model]."""
+        return self.dropout(self.lookup(tokens, positions, length))
+
+    def lookup(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
+        """`forward` without dropout; `positions` may be one for all."""
         table = self._table(length, self.weight)
-        return self.dropout(torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale))
+        return torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
 
     def _table(self, length: int, like: Tensor) -> Tensor:
         """At least `length` rows of sinusoids; kept and grown, and no part of the weights."""

@@ -1,7 +1,10 @@
 """The decoder's state between steps: what a search may do with it, and nothing else.
 
-A search holds `beam_size` rows (hypotheses) for each sentence, row = sentence x beam_size + beam. Self-attention caches belong to rows;
-cross-attention keys and values and the source mask belong to sentences and are never copied per beam.
+A search holds some hypotheses (beams) of each sentence. Cross-attention keys and values and the source mask belong to sentences and are
+never copied per beam. The hypotheses of a sentence are a trie: they share their beginnings. Self-attention keys and values are those of its
+nodes, each in a cell of its sentence, written once; all that a reordering changes is the table of which hypothesis has which cells, and a
+cell that none has any more is taken anew. A sentence's hypotheses attend to all its cells together, as the positions of one query, behind a
+mask that leaves each its own. So a step costs about as much as the trie has nodes, not beams x length, and nothing is copied.
 """
 
 from dataclasses import dataclass
@@ -9,39 +12,70 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt.model.attention import KVCache
+FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one decoder layer."""
+
+    keys: Tensor        # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
+    values: Tensor
+    src_keys: Tensor    # [sentences, num_heads, src_len, head_dim], as are `src_values`
+    src_values: Tensor
 
 
 @dataclass
 class DecoderState:
-    """Caches of every decoder layer, for `len(positions)` rows over `len(src_mask)` sentences."""
+    """Caches of every decoder layer, and which cells of them belong to which hypothesis."""
 
-    self_attn: list[KVCache]   # per layer, [rows, num_heads, step, head_dim]
-    cross_attn: list[KVCache]  # per layer, [sentences, num_heads, src_len, head_dim]
-    src_mask: Tensor           # [sentences, src_len] True where a source token stands
-    positions: Tensor          # [rows] position of the next token of each row
+    layers: list[LayerCache]
+    src_bias: Tensor | None  # [sentences, 1, 1, src_len] 0 where a source token stands, else -inf; None: everywhere
+    path: Tensor             # [sentences, beams, cells] True where a cell holds a token of the hypothesis
+    length: int = 0          # tokens of each hypothesis so far
 
-    @property
-    def length(self) -> int:
-        """Tokens of each row so far."""
-        return self.self_attn[0].keys.shape[2]
+    def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
+        """Give each of `num_beams` hypotheses a free cell for one more token.
 
-    @property
-    def beam_size(self) -> int:
-        """Rows of each sentence."""
-        return len(self.positions) // len(self.src_mask)
+        Returns these cells [sentences, num_beams], and the mask of self-attention [sentences, 1, num_beams, cells]: 0 where a cell
+        belongs to the hypothesis, else -inf; None where all do.
+        """
+        taken = self.path.any(dim=1)  # [sentences, cells]
+        num_free = int((~taken).sum(dim=1).min()) if taken.numel() else 0
+        if num_free < num_beams:
+            more = num_beams - num_free
+            self.path, taken = (torch.nn.functional.pad(x, (0, more)) for x in (self.path, taken))
+            for layer in self.layers:
+                while self.path.shape[2] > layer.keys.shape[2]:
+                    layer.keys, layer.values = _doubled(layer.keys), _doubled(layer.values)
+        cells = taken.int().sort(dim=1, stable=True).indices[:, :num_beams]
+        self.path = self.path.scatter(2, cells[:, :, None], True)
+        self.length += 1
+        if self.path.shape[2] == self.length:
+            return cells, None  # there was never more than one hypothesis
+        bias = torch.zeros(self.path.shape, device=cells.device).masked_fill_(~self.path, float("-inf"))
+        return cells, bias[:, None]
 
     def reorder(self, hyp_index: Tensor) -> None:
-        """Let row i go on from row `hyp_index[i]` [rows]; both belong to the same sentence."""
-        for cache in self.self_attn:
-            cache.select(hyp_index)
-        self.positions = self.positions[hyp_index]
+        """Let hypothesis i of each sentence go on from that sentence's hypothesis `hyp_index[:, i]` [sentences, beams]."""
+        self.path = self.path.gather(1, hyp_index[:, :, None].expand(-1, -1, self.path.shape[2]))
 
     def keep(self, sentence_index: Tensor) -> None:
-        """Drop all sentences but those at `sentence_index` [kept], with their rows."""
-        beams = torch.arange(self.beam_size, device=sentence_index.device)
-        rows = (sentence_index[:, None] * self.beam_size + beams).flatten()
-        self.reorder(rows)
-        for cache in self.cross_attn:
-            cache.select(sentence_index)
-        self.src_mask = self.src_mask[sentence_index]
+        """Drop all sentences but those at `sentence_index` [kept], in that order; only those that change place are copied."""
+        to = (sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)).nonzero()[:, 0]
+        origin = sentence_index[to]
+
+        def kept(cache: Tensor, used: int) -> Tensor:
+            cache[to, :, :used] = cache[origin, :, :used]
+            return cache[: len(sentence_index)]
+
+        for layer in self.layers:
+            layer.keys, layer.values = (kept(cache, self.path.shape[2]) for cache in (layer.keys, layer.values))
+            layer.src_keys, layer.src_values = (kept(cache, cache.shape[2]) for cache in (layer.src_keys, layer.src_values))
+        self.path = self.path[sentence_index]
+        if self.src_bias is not None:
+            self.src_bias = self.src_bias[sentence_index]
+
+
+def _doubled(cache: Tensor) -> Tensor:
+    return torch.cat([cache, torch.zeros_like(cache)], dim=2)

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mt.config import ModelConfig
-from mt.model.attention import KVCache, MultiHeadAttention
+from mt.model.attention import MultiHeadAttention
 from mt.model.layers import Activation, Dropout, Embedding
 from mt.model.masks import Mask, PackedMask, PaddedMask
-from mt.model.state import DecoderState
 
 
 class Layer(nn.Module):
@@ -68,20 +67,6 @@ class DecoderLayer(Layer):
         x = self.residual(x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, src_mask))
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
-    def step(self, x: Tensor, cache: KVCache, memory: KVCache, src_mask: Tensor | None) -> Tensor:
-        """One position of every row: x [rows, 1, d_model], appended to `cache`; `memory` is per sentence."""
-
-        def attend(y: Tensor) -> Tensor:
-            new = self.self_attn.project(y)
-            cache.append(new.keys, new.values)
-            return self.self_attn.attend(y, cache)
-
-        x = self.residual(x, self.self_attn_layer_norm, attend)
-        # A sentence's rows attend together as the positions of one query, so its keys and values need no copies.
-        grouped = x.reshape(len(memory.keys), -1, x.shape[-1])  # [sentences, beam_size, d_model]
-        grouped = self.residual(grouped, self.encoder_attn_layer_norm, lambda y: self.encoder_attn.attend(y, memory, src_mask))
-        return self.residual(grouped, self.final_layer_norm, self.feed_forward).reshape(x.shape)
-
 
 class Encoder(nn.Module):
     """Embeddings, then a stack of encoder layers."""
@@ -117,14 +102,6 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = _run(layer, self.recompute, x, memory, causal_mask, src_mask)
         return self.layer_norm(x)
-
-    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Hidden states [rows, d_model] after one token [rows] for each row; `state` moves on."""
-        x = self.embed_tokens(tokens[:, None], state.positions[:, None], state.length + 1)
-        for layer, cache, memory in zip(self.layers, state.self_attn, state.cross_attn, strict=True):
-            x = layer.step(x, cache, memory, attention_mask(state.src_mask))  # type: ignore[operator]
-        state.positions = state.positions + 1
-        return self.layer_norm(x[:, 0])
 
 
 class Transformer(nn.Module):
@@ -197,24 +174,6 @@ class Transformer(nn.Module):
         """The output matrix [tgt_vocab_size, d_model]: its own, or the target embedding."""
         return self.decoder.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
 
-    def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> DecoderState:
-        """Encode `src` [sentences, src_len] and start `beam_size` rows for each sentence."""
-        memory = self.encode(src, src_mask)
-        rows = len(src) * beam_size
-        cross_attn = [layer.encoder_attn.project(memory) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
-        _, num_heads, _, head_dim = cross_attn[0].keys.shape
-        empty = cross_attn[0].keys.new_empty(rows, num_heads, 0, head_dim)
-        return DecoderState(
-            self_attn=[KVCache(empty, empty) for _ in self.decoder.layers],
-            cross_attn=cross_attn,
-            src_mask=src_mask,
-            positions=torch.zeros(rows, dtype=torch.int64, device=src.device),
-        )
-
-    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits [rows, tgt_vocab_size] after one more token [rows] of each row; `state` moves on."""
-        return self.project(self.decoder.step(tokens, state))
-
 
 def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
     if recompute and torch.is_grad_enabled():
@@ -226,11 +185,6 @@ def _positions(ids: Tensor, offsets: Tensor) -> Tensor:
     """The position of each of the packed `ids` in its sequence."""
     starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(ids))  # the size is given so that no GPU is waited for
     return torch.arange(len(ids), device=ids.device) - starts
-
-
-def attention_mask(src_mask: Tensor | None) -> Tensor | None:
-    """A mask of source tokens [batch, src_len] as attention takes it: [batch, 1, 1, src_len]."""
-    return None if src_mask is None else src_mask[:, None, None, :]
 
 
 def build_model(config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int, seed: int) -> Transformer:

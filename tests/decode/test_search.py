@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from torch import Tensor
 
 from mt.config import ModelConfig
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
+from mt.decode import search
+from mt.decode.search import Hypothesis, SearchConfig, best_continuations, max_output_lens
+from mt.model.inference import InferenceModel
+from mt.model.state import DecoderState
 from mt.model.transformer import Transformer, build_model
 
 VOCAB = 6
@@ -36,6 +41,14 @@ def sources(seed: int, lengths: list[int], vocab: int = VOCAB) -> tuple[Tensor, 
         row[: length - 1] = torch.randint(4, vocab, (length - 1,), generator=draw)
         row[length - 1] = EOS_ID
     return src, src != PAD_ID
+
+
+def greedy_search(model: Transformer, *args: Any) -> list[list[Hypothesis]]:
+    return search.greedy_search(InferenceModel(model), *args)
+
+
+def beam_search(model: Transformer, *args: Any) -> list[list[Hypothesis]]:
+    return search.beam_search(InferenceModel(model), *args)
 
 
 @torch.no_grad()
@@ -171,23 +184,23 @@ class Table:
     """A model that is a table of probabilities by prefix, and a state that is the prefixes themselves."""
 
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], vocab: int) -> None:
-        self.table, self.vocab, self.prefixes = table, vocab, list[tuple[int, ...]]()
+        self.table, self.vocab, self.prefixes = table, vocab, list[list[tuple[int, ...]]]()
 
     def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> "Table":
-        self.prefixes = [()] * (len(src) * beam_size)
-        self.beam_size = beam_size
+        self.prefixes = [[()] * beam_size for _ in src]
         return self
 
     def step(self, tokens: Tensor, state: "Table") -> Tensor:
-        self.prefixes = [(*p, t) for p, t in zip(self.prefixes, tokens.tolist(), strict=True)]
-        rows = [self.table.get(p[1:], {EOS_ID: 1.0}) for p in self.prefixes]
-        return torch.tensor([[row.get(i, 1e-9) for i in range(self.vocab)] for row in rows]).log()
+        pairs = zip(self.prefixes, tokens.tolist(), strict=True)
+        self.prefixes = [[(*p, t) for p, t in zip(beams, own, strict=False)] for beams, own in pairs]
+        rows = [[self.table.get(p[1:], {EOS_ID: 1.0}) for p in beams] for beams in self.prefixes]
+        return torch.tensor([[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]).log()
 
     def reorder(self, hyp_index: Tensor) -> None:
-        self.prefixes = [self.prefixes[i] for i in hyp_index.tolist()]
+        self.prefixes = [[beams[i] for i in own] for beams, own in zip(self.prefixes, hyp_index.tolist(), strict=True)]
 
     def keep(self, sentence_index: Tensor) -> None:
-        self.prefixes = [self.prefixes[i * self.beam_size + b] for i in sentence_index.tolist() for b in range(self.beam_size)]
+        self.prefixes = [self.prefixes[i] for i in sentence_index.tolist()]
 
 
 A, B = 4, 5
@@ -195,7 +208,7 @@ A, B = 4, 5
 
 def search_table(table: dict[tuple[int, ...], dict[int, float]], config: SearchConfig, max_len: int = 5) -> list[Hypothesis]:
     one = torch.tensor([[EOS_ID]])
-    return beam_search(Table(table, 6), one, one != PAD_ID, torch.tensor([max_len]), config)[0]
+    return search.beam_search(Table(table, 6), one, one != PAD_ID, torch.tensor([max_len]), config)[0]
 
 
 def test_an_end_outside_the_first_beams_is_passed_over() -> None:
@@ -295,16 +308,32 @@ def test_each_sentence_has_its_own_length_limit(search: Callable) -> None:
     """An end of sentence that never comes: every output is as long as it may be."""
     model = random_model(1, vocab=9)
     src, src_mask = sources(1, LENGTHS, vocab=9)
-    endless = model.step
+    real = InferenceModel.step
 
-    def step(tokens: Tensor, state: object) -> Tensor:
-        logits = endless(tokens, state)  # type: ignore[arg-type]
-        logits[:, EOS_ID] = -1e9
+    def endless(self: InferenceModel, tokens: Tensor, state: DecoderState) -> Tensor:
+        logits = real(self, tokens, state)
+        logits[..., EOS_ID] = -1e9
         return logits
 
-    model.step = step  # type: ignore[assignment, method-assign]
-    found = search(model, src, src_mask, torch.tensor(LIMITS))
+    with patch.object(InferenceModel, "step", endless):
+        found = search(model, src, src_mask, torch.tensor(LIMITS))
     assert [{len(hyp.tokens) for hyp in hyps} for hyps in found] == [{limit} for limit in LIMITS]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 6, 13, 60, 4000, 4001])
+@pytest.mark.parametrize(("beams", "count"), [(1, 2), (1, 10), (5, 10), (3, 200)])
+def test_the_best_continuations_are_those_of_sorting_all(vocab_size: int, beams: int, count: int) -> None:
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, beams, vocab_size, generator=draw) * 3
+    log_probs = -torch.rand(3, beams, generator=draw) * 4
+    log_probs[1, -1] = float("-inf")
+    scores, origins, tokens = best_continuations(logits, log_probs, count)
+    totals = (logits.log_softmax(-1) + log_probs[:, :, None]).flatten(1)
+    expected = totals.sort(dim=1, descending=True).values[:, :count]
+    assert torch.equal(scores, expected)
+    assert torch.equal(totals.gather(1, origins * vocab_size + tokens), scores)
+    picked = [set(zip(o, t, strict=True)) for o, t in zip(origins.tolist(), tokens.tolist(), strict=True)]
+    assert [len(each) for each in picked] == [min(count, beams * vocab_size)] * 3  # none twice
 
 
 def test_nbest_lists_are_sorted_distinct_and_as_long_as_asked() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt.model.attention import KVCache, MultiHeadAttention
+from mt.model.attention import MultiHeadAttention
 from mt.model.masks import PaddedMask
 
 D_MODEL, NUM_HEADS = 12, 3
@@ -91,9 +91,8 @@ def test_the_two_products_of_a_cpu_equal_the_fused_kernel_and_its_gradients(mask
     block = attention()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64, requires_grad=True)
     ours = attend(block, x, x, mask)
-    cache = block.project(x)
-    q = block.q_proj(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2)
-    theirs = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=None if mask is None else mask[:, None])
+    q, k, v = (layer(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2) for layer in (block.q_proj, block.k_proj, block.v_proj))
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None])
     theirs = block.out_proj(theirs.transpose(1, 2).reshape(2, 5, D_MODEL))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     direction = torch.randn_like(ours)
@@ -127,24 +126,3 @@ def test_attention_dropout_drops_weights_in_training_only() -> None:
     assert torch.allclose(weights[:, :, 0][~dropped], torch.tensor(2.0, dtype=torch.float64))
     assert abs(dropped.double().mean() - 0.5) < 0.05  # 7.7 standard deviations
     assert torch.allclose(attend(block.eval(), query, memory), value.expand(1, 2000, D_MODEL))
-
-
-@torch.no_grad()
-def test_a_cache_grown_by_single_positions_equals_projecting_them_together() -> None:
-    block = attention()
-    x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
-    cache = block.project(x[:, :1])
-    for t in range(1, 5):
-        new = block.project(x[:, t : t + 1])
-        cache.append(new.keys, new.values)
-    whole = block.project(x)
-    torch.testing.assert_close(cache.keys, whole.keys)
-    torch.testing.assert_close(cache.values, whole.values)
-
-
-def test_selecting_rows_keeps_and_repeats_keys_with_their_values() -> None:
-    keys = torch.arange(3.0)[:, None, None, None].expand(3, 2, 4, 5)
-    cache = KVCache(keys, keys + 10)
-    cache.select(torch.tensor([2, 2, 0]))
-    assert cache.keys[:, 0, 0, 0].tolist() == [2, 2, 0]
-    assert cache.values[:, 0, 0, 0].tolist() == [12, 12, 10]
