@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,19 @@ def setup_logging(log_file: Path | None = None) -> None:
 def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line") -> Iterable[T]:
     """A progress bar on stderr around `items`; silent where stderr is no terminal."""
     return tqdm(items, total=total, desc=what, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
+
+
+@contextlib.contextmanager
+def progress_bar(count: Callable[[], int | None], what: str, unit: str) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where that cannot be known.
+
+    Where stderr is no terminal nothing is shown, and nothing counted.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    with tqdm(total=count(), desc=what, unit=unit, smoothing=0, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
+        yield bar.update
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-make_environment "[dev]"
+make_environment "[dev,ct2]"
 
 .venv/bin/ruff check .
 .venv/bin/mypy

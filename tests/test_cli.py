@@ -1,10 +1,17 @@
 """The command line: quick start-up, clear mistakes, and the Python call giving what the command gives."""
 
+import contextlib
+import fcntl
 import gzip
 import json
+import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +54,30 @@ def test_the_python_call_gives_what_the_command_gives(trained_run: Path, sample:
     text = (sample / "test.de").read_text(encoding="utf-8")
     command = run_mt("translate", trained_run, stdin=text).stdout
     assert Translator.load(trained_run, threads=1).translate(text.split("\n")[:-1]) == command.split("\n")[:-1]
+
+
+def test_several_workers_give_what_one_gives(trained_run: Path, sample: Path) -> None:
+    results = [run_mt("translate", trained_run, sample / "test.de", "--workers", n, "--threads", 2, "--batch-size", 8) for n in (1, 2)]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    assert results[0].stdout == results[1].stdout
+    assert [result.stderr for result in results] == ["", ""]
+
+
+def test_on_a_terminal_a_bar_tells_lines_speed_and_what_is_left(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    shown = b""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        arguments = ("translate", trained_run, sample / "test.de", "-o", tmp_path / "out")
+        os.execv(sys.executable, [sys.executable, "-m", "mt", *map(str, arguments)])
+    with contextlib.suppress(OSError):  # the other side has closed
+        while block := os.read(terminal, 4096):
+            shown += block
+    assert os.waitpid(pid, 0)[1] == 0
+    bars = shown.decode().replace("\r", "\n").split("\n")
+    count = len((tmp_path / "out").read_text(encoding="utf-8").splitlines())
+    assert any(re.search(rf"translating: +\d+%.* \d+/{count} \[\d\d:\d\d<\d\d:\d\d, +[\d.]+line/s\]", bar) for bar in bars), bars
 
 
 def test_files_gz_and_output_names_are_understood(trained_run: Path, sample: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the threads (default on a CPU: one a thread).")] = None,
 ) -> None:
     """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a model."""
     from mt.errors import ConfigError
@@ -43,7 +44,8 @@ def evaluate(
     else:
         options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size}
         assert model is not None
-        results = _score_model(model, src, ref, output, options, {"precision": precision, "device": device, "threads": threads})
+        compute = {"precision": precision, "device": device, "threads": threads, "workers": workers}
+        results = _score_model(model, src, ref, output, options, compute)
     typer.echo(json.dumps(results, indent=2, ensure_ascii=False) if as_json else "\n".join(_table(result) for result in results))
 
 

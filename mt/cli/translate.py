@@ -32,7 +32,8 @@ def translate(
     max_tokens: Annotated[int | None, typer.Option(help="Source tokens a batch, padding counted, at most.")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the threads (default on a CPU: one a thread).")] = None,
     format: Annotated[Literal["text", "tsv"], typer.Option(help="tsv: line number, rank, score, translation.")] = "text",
     on_invalid_utf8: Annotated[Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")] = "error",
 ) -> None:
@@ -42,15 +43,17 @@ def translate(
     if format == "text" and (nbest or 1) > 1:
         raise ConfigError(f"--nbest {nbest} needs --format tsv: as text, each line has one translation")
     from mt.decode.translator import Translator
-    from mt.log import setup_logging
+    from mt.log import progress_bar, setup_logging
 
     setup_logging()
     translator = Translator.load(
-        model, device=device, precision=precision, threads=threads, beam_size=beam_size, length_penalty=length_penalty, nbest=nbest,
-        max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size, max_tokens=max_tokens,
+        model, device=device, precision=precision, threads=threads, workers=workers, beam_size=beam_size,
+        length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size, max_tokens=max_tokens,
     )  # fmt: skip
-    found = translator.translate_stream(_lines(files or ["-"], on_invalid_utf8))
-    with _open_output(output) as out:
+    names = files or ["-"]
+    found = translator.translate_stream(_lines(names, on_invalid_utf8))
+    with _open_output(output) as out, progress_bar(lambda: _count_lines(names), "translating", "line") as advance:
+        translator.on_progress = advance
         for line in _formatted(found, format):
             out.write(line.encode())
     if translator.num_split:
@@ -65,6 +68,12 @@ def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
     for name in files:
         for number, line in enumerate(read_lines(name), 1):
             yield decode_line(line, f"{'standard input' if name == '-' else name}:{number}", on_invalid_utf8, CorpusStats())
+
+
+def _count_lines(files: list[str]) -> int | None:
+    from mt.files import read_lines
+
+    return None if any(not Path(name).is_file() for name in files) else sum(1 for name in files for _ in read_lines(name))
 
 
 def _formatted(found: Iterable[list["Translation"]], format: str) -> Iterator[str]:

@@ -67,6 +67,16 @@ class Tokenizer:
         """Names the models by their bytes."""
         return f"{sha256_file(self.src_model)[:16]}-{sha256_file(self.tgt_model)[:16]}"
 
+    @cached_property
+    def src_pieces(self) -> list[str]:
+        """The piece of each source id."""
+        return [str(self._src.id_to_piece(i)) for i in range(self.src_vocab_size)]
+
+    @cached_property
+    def tgt_pieces(self) -> list[str]:
+        """The piece of each target id."""
+        return [str(self._tgt.id_to_piece(i)) for i in range(self.tgt_vocab_size)]
+
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids of each line, without an end of sentence."""
         return list(self._src.encode(list(lines)))

@@ -56,7 +56,13 @@ class SearchConfig:
 
 def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tensor:
     """Length limit [sentences], end of sentence included, from each sentence's own source length (its end of sentence included)."""
-    return (src_mask.sum(dim=1) * max_len_a + max_len_b).long()
+    lengths = src_mask.sum(dim=1)
+    return lengths.new_tensor([max_output_len(length, max_len_a, max_len_b) for length in lengths.tolist()])
+
+
+def max_output_len(src_len: int, max_len_a: float, max_len_b: int) -> int:
+    """The same of one sentence."""
+    return int(src_len * max_len_a) + max_len_b
 
 
 @torch.inference_mode()

@@ -2,12 +2,10 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from mt.checkpoint import load_model
@@ -15,6 +13,7 @@ from mt.config import DecodeConfig
 from mt.data.batching import pad_rows
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
+from mt.decode.workers import Workers
 from mt.device import Compute, choose_compute, in_halves
 from mt.errors import CheckpointError, ConfigError
 from mt.model.inference import InferenceModel
@@ -40,28 +39,42 @@ class _Part:
 
     line: int
     ids: list[int]  # without end of sentence
+    is_first: bool  # of its line
 
 
 class Translator:
     """A model, its tokenizer, and how to search."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None
+    ) -> None:
         self.model, self.tokenizer, self.decode, self.compute = InferenceModel(model, compute.dtype), tokenizer, decode, compute
-        self.workers = 1
+        self.workers = workers or Workers()
+        self.on_progress: Callable[[int], object] = lambda num_lines: None  # called with the number of lines that were just translated
         self.num_split = 0  # lines so far that were translated in parts
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", precision: str = "auto", threads: int | None = None, **decode: object
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        workers: int | None = 1,
+        **decode: object,
     ) -> "Translator":
         """Open a model folder, or a run folder (its best checkpoint).
 
-        `decode` overrides the model's own search options (`beam_size`, `length_penalty`, ...: see `DecodeConfig`).
+        `precision` is auto, fp32, bf16, fp16 or int8. `workers` processes share the `threads` (all cores) of a CPU; None takes one to each
+        thread, the fastest for many lines. `decode` overrides the model's own search options (`beam_size`, `length_penalty`, ...: see
+        `DecodeConfig`).
         Raises `CheckpointError` for a folder that is missing, damaged or something else.
         """
         compute = choose_compute(device, precision, threads)
+        shared = Workers.choose(workers, compute)
         loaded = load_model(Path(path), compute.device)
-        return cls(loaded.model, loaded.tokenizer, search_options(loaded.config.decode, decode), compute)
+        return cls(loaded.model, loaded.tokenizer, search_options(loaded.config.decode, decode), compute, shared)
 
     def translate(self, lines: Iterable[str]) -> list[str]:
         """The best translation of each line, in order. An empty line stays empty."""
@@ -74,20 +87,36 @@ class Translator:
             yield from self._translate_window(window)
 
     def _translate_window(self, lines: Sequence[str]) -> list[list[Translation]]:
-        parts = [_Part(i, ids) for i, line in enumerate(self.tokenizer.encode_src(lines)) for ids in self._split(line)]
-        found: list[list[Hypothesis]] = [[] for _ in parts]
-        order = sorted(range(len(parts)), key=lambda i: len(parts[i].ids), reverse=True)
-        batches = list(self._batches(order, parts))
-        for batch, results in zip(batches, self._searched([[parts[i].ids for i in batch] for batch in batches]), strict=True):
-            for i, hyps in zip(batch, results, strict=True):
-                if not hyps:
-                    raise CheckpointError("the model's scores are not finite: its weights are not usable")
-                found[i] = hyps
+        parts = [
+            _Part(i, ids, is_first=not number)
+            for i, line in enumerate(self.tokenizer.encode_src(lines))
+            for number, ids in enumerate(self._split(line))
+        ]
+        found = self.search([part.ids for part in parts], lambda batch: self.on_progress(sum(parts[i].is_first for i in batch)))
         by_line: list[list[list[Hypothesis]]] = [[] for _ in lines]
         for part, hyps in zip(parts, found, strict=True):
             by_line[part.line].append(hyps)
         self.num_split += sum(len(hyps) > 1 for hyps in by_line)
+        self.on_progress(sum(not hyps for hyps in by_line))
         return [self._join(hyps) for hyps in by_line]
+
+    def search(
+        self, sources: Sequence[list[int]], on_batch: Callable[[Sequence[int]], object] = lambda indices: None
+    ) -> list[list[Hypothesis]]:
+        """The `nbest` hypotheses of each of `sources`, ids without end of sentence; `on_batch` hears which have just been found.
+
+        Raises `CheckpointError` where the model's scores are not finite.
+        """
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+        batches = list(self._batches(sources))
+        results = self.workers.map(self._search_or_halve, [[sources[i] for i in batch] for batch in batches])
+        for batch, batch_hyps in zip(batches, results, strict=True):
+            for i, hyps in zip(batch, batch_hyps, strict=True):
+                if not hyps:
+                    raise CheckpointError("the model's scores are not finite: its weights are not usable")
+                found[i] = hyps
+            on_batch(batch)
+        return found
 
     def _split(self, ids: list[int]) -> Iterator[list[int]]:
         """Cut an over-long line at the last word boundary that fits; a line without ids has no parts."""
@@ -99,11 +128,11 @@ class Translator:
         if ids:
             yield ids
 
-    def _batches(self, order: list[int], parts: list[_Part]) -> Iterator[list[int]]:
-        """Parts of similar length together, longest first, within `batch_size` sentences and `max_tokens` padded tokens."""
+    def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Sources of similar length together, longest first, within `batch_size` sentences and `max_tokens` padded tokens."""
         batch: list[int] = []
-        for i in order:
-            width = len(parts[batch[0]].ids if batch else parts[i].ids) + 1
+        for i in sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True):
+            width = len(sources[batch[0] if batch else i]) + 1
             if batch and (len(batch) == self.decode.batch_size or width * (len(batch) + 1) > self.decode.max_tokens):
                 yield batch
                 batch = []
@@ -111,14 +140,8 @@ class Translator:
         if batch:
             yield batch
 
-    def _searched(self, batches: Sequence[Sequence[list[int]]]) -> Iterator[list[list[Hypothesis]]]:
-        """The results of each batch of sources, in order; on a CPU several batches at a time, each by one thread of its own."""
-        workers = min(self.workers, len(batches))
-        if workers <= 1:
-            yield from (in_halves(self._search, batch) for batch in batches)
-            return
-        with ThreadPoolExecutor(workers, "mt-translate", torch.set_num_threads, (1,)) as pool:
-            yield from pool.map(lambda batch: in_halves(self._search, batch), batches)
+    def _search_or_halve(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
+        return in_halves(self._search, sources)
 
     def _search(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
         options = self.decode

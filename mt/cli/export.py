@@ -1,0 +1,28 @@
+"""`mt export`: a model for another engine, and the proof that it translates alike."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt export`."""
+    app.command()(export)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)],
+    to: Annotated[Literal["ctranslate2"], typer.Option(help="The engine.")] = "ctranslate2",
+    quantization: Annotated[str | None, typer.Option(help="Type of the weights: int8, float16, ... (default: float32).")] = None,
+    prove: Annotated[str | None, typer.Option(help="Source text for the proof (default: the model's test or validation text).")] = None,
+    lines: Annotated[int, typer.Option(min=0, help="Lines that both engines translate for the proof; 0: no proof.")] = 1000,
+) -> None:
+    """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must be identical, all others ties."""
+    from mt.log import setup_logging
+    from mt.workflows.export import export_and_prove
+
+    setup_logging()
+    report = export_and_prove(model, output, quantization, prove, lines)
+    typer.echo("\n".join(report))

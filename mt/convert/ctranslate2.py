@@ -1,0 +1,155 @@
+"""Export to CTranslate2 (extra `ct2`): its own model folder with the tokenizer's models beside it, and the engine to prove it with."""
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mt.checkpoint import LoadedModel
+from mt.config import DecodeConfig
+from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
+from mt.decode.search import max_output_len
+from mt.errors import ExportError
+from mt.files import atomic_dir
+from mt.model.attention import MultiHeadAttention
+from mt.model.layers import sinusoids
+from mt.model.transformer import Decoder, DecoderLayer, Encoder, Layer
+
+QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")
+
+
+def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
+    """Write a model as the folder that `ctranslate2.Translator` opens; weights in fp32 unless `quantization` names another type.
+
+    Raises `ExportError` where the package is missing or `out` exists.
+    """
+    if out.exists():
+        raise ExportError(f"{out}: exists already; choose another folder")
+    spec = _specification(loaded)
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    with atomic_dir(out) as temporary:
+        spec.save(str(temporary))
+        for model in (loaded.folder / "tokenizer").iterdir():
+            shutil.copyfile(model, temporary / model.name)
+
+
+def _import_ctranslate2() -> Any:
+    try:
+        import ctranslate2
+    except ImportError as error:
+        raise ExportError("this needs the package ctranslate2; install mt-forge[ct2]") from error
+    return ctranslate2
+
+
+def _specification(loaded: LoadedModel) -> Any:
+    specs = _import_ctranslate2().specs
+    model, config = loaded.model, loaded.config.model
+    spec = specs.TransformerSpec.from_config(
+        (config.encoder_layers, config.decoder_layers),
+        config.num_heads,
+        pre_norm=config.norm == "pre",
+        activation={"relu": specs.Activation.RELU, "gelu": specs.Activation.GELU, "silu": specs.Activation.SWISH}[config.activation],
+    )
+    _set_stack(spec.encoder, model.encoder, loaded.config.decode)
+    _set_stack(spec.decoder, model.decoder, loaded.config.decode)
+    spec.decoder.projection.weight = _array(model.output_weight)
+    tokenizer = loaded.tokenizer
+    spec.register_source_vocabulary(tokenizer.src_pieces)
+    spec.register_target_vocabulary(tokenizer.tgt_pieces)
+    names = tokenizer.tgt_pieces
+    spec.config.add_source_eos = True
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = names[UNK_ID], names[BOS_ID], names[EOS_ID]
+    spec.config.decoder_start_token = names[BOS_ID]
+    return spec
+
+
+def _set_stack(spec: Any, stack: Encoder | Decoder, decode: DecodeConfig) -> None:
+    embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
+    weight = stack.embed_tokens.weight
+    embeddings.weight, embeddings.multiply_by_sqrt_depth = _array(weight), True
+    longest = max_output_len(decode.max_src_len + 1, decode.max_len_a, decode.max_len_b)
+    num_positions = max(1024, decode.max_src_len + 1, longest)  # CTranslate2 takes 1024 source tokens unless told otherwise
+    spec.position_encodings.encodings = sinusoids(num_positions, weight.shape[1]).numpy()
+    if isinstance(stack.layer_norm, nn.LayerNorm):
+        _set_norm(spec.layer_norm, stack.layer_norm)
+    for layer_spec, layer in zip(spec.layer, stack.layers, strict=True):
+        _set_layer(layer_spec, layer)  # type: ignore[arg-type]
+
+
+def _set_layer(spec: Any, layer: Layer) -> None:
+    attn = layer.self_attn
+    _set_linear(spec.self_attention.linear[0], attn.q_proj, attn.k_proj, attn.v_proj)
+    _set_linear(spec.self_attention.linear[1], attn.out_proj)
+    _set_norm(spec.self_attention.layer_norm, layer.self_attn_layer_norm)
+    if isinstance(layer, DecoderLayer):
+        across: MultiHeadAttention = layer.encoder_attn
+        _set_linear(spec.attention.linear[0], across.q_proj)
+        _set_linear(spec.attention.linear[1], across.k_proj, across.v_proj)
+        _set_linear(spec.attention.linear[2], across.out_proj)
+        _set_norm(spec.attention.layer_norm, layer.encoder_attn_layer_norm)
+    _set_linear(spec.ffn.linear_0, layer.fc1)
+    _set_linear(spec.ffn.linear_1, layer.fc2)
+    _set_norm(spec.ffn.layer_norm, layer.final_layer_norm)
+
+
+def _set_linear(spec: Any, *layers: nn.Linear) -> None:
+    """One layer, or several side by side as one."""
+    spec.weight = _array(torch.cat([layer.weight for layer in layers]))
+    spec.bias = _array(torch.cat([layer.bias for layer in layers]))
+
+
+def _set_norm(spec: Any, norm: nn.LayerNorm) -> None:
+    spec.gamma, spec.beta = _array(norm.weight), _array(norm.bias)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().float().numpy().copy()  # CTranslate2 quantizes in place
+
+
+class CTranslate2Engine:
+    """An exported model at work, on ids; see `mt.convert.parity.Engine`. So many translators of so many threads each."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, decode: DecodeConfig, translators: int, threads: int, compute_type: str = "float32"
+    ) -> None:
+        module = _import_ctranslate2()
+        self.translator = module.Translator(str(folder), compute_type=compute_type, inter_threads=translators, intra_threads=threads)
+        self.decode = decode
+        self.src_pieces, self.tgt_pieces = tokenizer.src_pieces, tokenizer.tgt_pieces
+        self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
+
+    def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
+        """The best hypothesis of each source and its score; by source length, as CTranslate2 has one limit of output length a call."""
+        found: list[tuple[list[int], float]] = [([], 0.0)] * len(sources)
+        by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        for length, group in itertools.groupby(by_length, key=lambda i: len(sources[i])):
+            indices = list(group)
+            limit = max_output_len(length + 1, self.decode.max_len_a, self.decode.max_len_b)
+            for i, result in zip(indices, self.translate_batch([sources[i] for i in indices], limit), strict=True):
+                found[i] = result
+        return found
+
+    def translate_batch(self, sources: Sequence[list[int]], max_len: int) -> list[tuple[list[int], float]]:
+        """The same with one limit of output length for all."""
+        results = self.translator.translate_batch(
+            [[self.src_pieces[token] for token in source] for source in sources],
+            beam_size=self.decode.beam_size,
+            length_penalty=self.decode.length_penalty,
+            max_decoding_length=max_len,
+            min_decoding_length=0,
+            max_input_length=0,
+            max_batch_size=self.decode.batch_size,
+            return_scores=True,
+        )
+        return [([self.tgt_ids[piece] for piece in result.hypotheses[0]], result.scores[0]) for result in results]
+
+    def score(self, source: list[int], target: list[int]) -> float:
+        """Mean log-probability of a target and its end of sentence."""
+        pieces = [self.src_pieces[token] for token in source], [self.tgt_pieces[token] for token in target]
+        [result] = self.translator.score_batch([pieces[0]], [pieces[1]])
+        return sum(result.log_probs) / len(result.log_probs)

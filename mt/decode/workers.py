@@ -1,0 +1,111 @@
+"""Several processes that share the work: forked from this one, so that they share its model, and nothing is loaded again.
+
+On a CPU a process of one thread to each core translates faster than one process of many threads, as threads wait for one another after each
+product.
+"""
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import torch
+
+from mt.device import Compute
+from mt.errors import ConfigError, MTError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`count` processes of `threads` threads each; one is this process itself."""
+
+    count: int = 1
+    threads: int = 1
+
+    @classmethod
+    def choose(cls, count: int | None, compute: Compute) -> "Workers":
+        """`count` processes that share the threads in use so far; None: one to each thread, on a CPU.
+
+        From here on this process itself computes with one thread where there are several: a thread pool would not survive a fork. Raises
+        `ConfigError` for several on a GPU, or on a system that cannot fork.
+        """
+        can_share = compute.device.type == "cpu" and sys.platform == "linux"
+        threads = torch.get_num_threads()
+        if count is None:
+            count = threads if can_share else 1
+        if count == 1:
+            return cls(1, threads)
+        if not can_share:
+            raise ConfigError(f"workers: {count} processes need a CPU under Linux; use 1")
+        torch.set_num_threads(1)
+        return cls(count, max(1, threads // count))
+
+    def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """`work` of each item, in order. Raises what `work` raises, and `MTError` where a process is killed."""
+        count = min(self.count, len(items))
+        if count <= 1:
+            yield from map(work, items)
+            return
+        context = multiprocessing.get_context("fork")
+        processes, ends = [], []
+        try:
+            for _ in range(count):
+                end, other_end = context.Pipe()
+                processes.append(context.Process(target=_serve, args=(other_end, work, self.threads, os.getpid()), daemon=True))
+                processes[-1].start()
+                other_end.close()  # so that the death of the process closes it for good
+                ends.append(end)
+            yield from _in_order(ends, items)
+        except (EOFError, ConnectionError) as error:
+            raise MTError("a worker process was killed (was memory short? use fewer --workers, or a smaller --batch-size)") from error
+        finally:  # all is done, or nobody waits for what they do
+            for process, end in zip(processes, ends, strict=False):
+                process.kill()
+                process.join()
+                end.close()
+
+
+def _in_order(ends: Sequence[Connection], items: Sequence[Any]) -> Iterator[Any]:
+    """Hand out `items` one by one to whoever is free, and give the results in order."""
+    jobs = iter(enumerate(items))
+    finished: dict[int, Any] = {}
+    for end, job in zip(ends, jobs, strict=False):
+        end.send(job)
+    for number in range(len(items)):
+        while number not in finished:
+            for ready in connection.wait(ends):
+                assert isinstance(ready, Connection)
+                index, result, error = ready.recv()
+                if error is not None:
+                    raise error
+                finished[index] = result
+                for job in itertools.islice(jobs, 1):
+                    ready.send(job)
+        yield finished.pop(number)
+
+
+def _serve(end: Connection, work: Callable[[Any], Any], threads: int, parent: int) -> None:
+    """The life of a worker: a result, or the error instead, for each item that comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    pr_set_pdeathsig = 1  # of sys/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
+    torch.set_num_threads(threads)
+    while True:
+        index, item = end.recv()
+        try:
+            end.send((index, work(item), None))
+        except Exception as error:
+            end.send((index, None, error))

@@ -1,0 +1,69 @@
+"""Export and proof: a model as another engine's folder, and both engines on the same text."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mt.checkpoint import LoadedModel, load_model
+from mt.config import Config
+from mt.convert.ctranslate2 import QUANTIZATIONS, CTranslate2Engine, export_ctranslate2
+from mt.convert.parity import Parity, compare
+from mt.data.corpus import read_text
+from mt.decode.translator import Translator
+from mt.device import choose_compute
+from mt.errors import ConfigError, DataError, ExportError
+
+
+def export_and_prove(model: Path, out: Path, quantization: str | None, text: str | None, num_lines: int) -> list[str]:
+    """Write `out` and return what is to be said about it, line by line.
+
+    The proof is that of weights in fp32; for others it is counted how many lines stay the same. Raises `ExportError` where the
+    proof fails: nothing is left then.
+    """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ConfigError(f"--quantization: {quantization!r} is none of {', '.join(QUANTIZATIONS)}")
+    loaded = load_model(model, torch.device("cpu"))
+    source, lines = proof_text(loaded.config, text) if num_lines else ("", [])
+    lines = lines[:num_lines]
+    report = []
+    if lines:
+        with tempfile.TemporaryDirectory() as folder:
+            exact = Path(folder) / "exact"
+            export_ctranslate2(loaded, exact)
+            parity = _compare(loaded, exact, lines)
+        if not parity.holds:
+            raise ExportError("\n".join([f"{out} was not written: the engines disagree; {parity}", *_worst(parity)]))
+        report.append(f"{source}: {parity}")
+    export_ctranslate2(loaded, out, quantization)
+    if lines and quantization:
+        report.append(f"{quantization}, beside fp32: {_compare(loaded, out, lines, 'default')}")
+    if not lines:
+        report.append("not proven: " + ("no lines were asked for" if not num_lines else "no text at hand; give --prove FILE"))
+    return [f"{out}: {loaded.folder.name} for CTranslate2, weights in {quantization or 'float32'}", *report]
+
+
+def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
+    """The name and the lines of a text file, or of the first test or validation source of the configuration that is there."""
+    if text is not None:
+        return text, list(read_text(text))
+    for corpus in itertools.chain(config.data.test, config.data.valid):
+        if corpus.src is not None and Path(corpus.src).exists():
+            try:
+                return corpus.src, list(read_text(corpus.src))
+            except DataError:
+                continue
+    return "", []
+
+
+def _compare(loaded: LoadedModel, folder: Path, lines: list[str], compute_type: str = "float32") -> Parity:
+    decode = loaded.config.decode.model_copy(update={"nbest": 1})
+    translator = Translator(loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None))
+    engine = CTranslate2Engine(folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type)
+    return compare(translator, engine, lines)
+
+
+def _worst(parity: Parity) -> list[str]:
+    worst = sorted(parity.differences, key=lambda difference: -difference.gap)[:5]
+    return [f"  line {d.line}, {d.gap:.1e} apart\n    mt: {d.ours}\n    it: {d.theirs}" for d in worst]

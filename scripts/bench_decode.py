@@ -1,0 +1,209 @@
+"""Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its weights, in one run.
+
+Usage: python scripts/bench_decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams 1,5] [--batch-sizes 1,16,64,256]
+           [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--json FILE]
+
+Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package transformers. Each engine of a round is a
+process of its own, the engines take turns, and all get the same ids: tokenization and loading are not counted, processes that mt starts
+are. Batch size 1 is one sentence at a time (at most 100), each waited for: its figure is the latency, at the better of one thread and
+all. For other batch sizes CTranslate2 takes the better of one translator of all threads and a translator to each thread. Target tokens
+are those of the best hypothesis, without end of sentence. Quote medians, and ratios within one run: machines are noisy.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mt import Translator
+from mt.checkpoint import load_model
+from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
+from mt.data.batching import pad_rows
+from mt.data.corpus import read_text
+from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mt.decode.search import max_output_len
+from mt.device import peak_process_memory
+from mt.metrics import corpus_scores
+
+LATENCY_LINES = 100
+Search = Callable[[Sequence[list[int]]], list[list[int]]]
+Engine = Callable[[int, int], Iterator[tuple[str, Search]]]  # of beam and batch size: its ways to work, each with a name
+
+
+def mt_engine(model: str, precision: str) -> Engine:
+    """Ours: worker processes; for one sentence at a time this process alone."""
+    threads = torch.get_num_threads()
+
+    def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
+        ways = [(1, 1), (threads, 1)] if batch_size == 1 else [(threads, None)]
+        for count, workers in ways:
+            translator = Translator.load(
+                model, device="cpu", precision=precision, threads=count, workers=workers, beam_size=beam_size, batch_size=batch_size
+            )
+            name = f"{translator.workers.count} x {translator.workers.threads}"
+            yield name, lambda sources, translator=translator: [hyps[0].tokens for hyps in translator.search(sources)]
+
+    return variants
+
+
+def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
+    """CTranslate2 by its Python call, translators x threads."""
+    loaded, threads = load_model(Path(model), torch.device("cpu")), torch.get_num_threads()
+
+    def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
+        ways = [(1, 1), (1, threads)] if batch_size == 1 else [(1, threads), (threads, 1)]
+        for inter, intra in ways:
+            decode = loaded.config.decode.model_copy(update={"beam_size": beam_size, "batch_size": batch_size})
+            engine = CTranslate2Engine(Path(folder), loaded.tokenizer, decode, inter, intra, compute_type)
+            limit = max_output_len(decode.max_src_len, decode.max_len_a, decode.max_len_b)
+
+            def search(sources: Sequence[list[int]], engine: CTranslate2Engine = engine, limit: int = limit) -> list[list[int]]:
+                return [tokens for tokens, _ in engine.translate_batch(sources, limit)]
+
+            yield f"{inter} x {intra}", search
+
+    return variants
+
+
+def hf_engine(model: str, precision: str) -> Engine:
+    """`generate` of transformers' Pegasus, whose architecture is ours with the norm before each block."""
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+    loaded = load_model(Path(model), torch.device("cpu"))
+    config, decode = loaded.config.model, loaded.config.decode
+    assert config.norm == "pre", "Hugging Face's Pegasus has its norms before the blocks"
+    theirs = PegasusForConditionalGeneration(PegasusConfig(
+        vocab_size=loaded.tokenizer.tgt_vocab_size, d_model=config.d_model,
+        encoder_layers=config.encoder_layers, encoder_attention_heads=config.num_heads, encoder_ffn_dim=config.d_ff,
+        decoder_layers=config.decoder_layers, decoder_attention_heads=config.num_heads,
+        decoder_ffn_dim=config.d_ff, activation_function=config.activation, scale_embedding=True, max_position_embeddings=1024,
+        pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=BOS_ID, decoder_start_token_id=BOS_ID, forced_eos_token_id=None,
+    )).eval()  # fmt: skip
+    weights = {f"model.{name}": weight for name, weight in loaded.model.state_dict().items()}
+    weights |= {f"model.{name}.weight": loaded.model.output_weight for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")}
+    missing = theirs.load_state_dict({**weights, "lm_head.weight": loaded.model.output_weight}, strict=False)
+    assert not missing.unexpected_keys, missing
+    if precision == "bf16":
+        theirs = theirs.bfloat16()
+
+    def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
+        @torch.inference_mode()
+        def search(sources: Sequence[list[int]]) -> list[list[int]]:
+            order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+            found: list[list[int]] = [[] for _ in sources]
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                src = pad_rows([sources[i] for i in batch], suffix=EOS_ID)
+                limit = max_output_len(src.shape[1], decode.max_len_a, decode.max_len_b)
+                hyps = theirs.generate(
+                    input_ids=src, attention_mask=(src != PAD_ID).long(), num_beams=beam_size, max_new_tokens=limit, length_penalty=1.0,
+                    do_sample=False,
+                )  # fmt: skip
+                for i, hyp in zip(batch, hyps.tolist(), strict=True):
+                    found[i] = [token for token in hyp[1:] if token not in (PAD_ID, EOS_ID)]
+            return found
+
+        yield f"1 x {torch.get_num_threads()}", search
+
+    return variants
+
+
+def measure(engine: Engine, sources: Sequence[list[int]], beams: list[int], sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """Every way of an engine at every beam and batch size."""
+    for beam_size in beams:
+        for batch_size in sizes:
+            part = sources[:LATENCY_LINES] if batch_size == 1 else sources
+            for name, search in engine(beam_size, batch_size):
+                search(part[:64] if batch_size > 1 else part[:3])  # warms up
+                began = time.perf_counter()
+                found = search(part) if batch_size > 1 else [search([source])[0] for source in part]
+                seconds = time.perf_counter() - began
+                yield {
+                    "beam": beam_size, "batch": batch_size, "threads": name, "seconds": seconds, "sentences": len(part),
+                    "tokens": sum(map(len, found)), "peak_mib": peak_process_memory() / 2**20, "hyps": found,
+                }  # fmt: skip
+
+
+def child(args: argparse.Namespace, name: str, folder: str) -> None:
+    """One engine: a JSON line for each measurement."""
+    kind, _, precision = name.partition("-")
+    engine = {
+        "mt": lambda: mt_engine(args.model, precision),
+        "ct2": lambda: ct2_engine(args.model, folder, precision),
+        "hf": lambda: hf_engine(args.model, precision),
+    }[kind]()
+    tokenizer = load_model(Path(args.model), torch.device("cpu")).tokenizer
+    sources = tokenizer.encode_src(read_text(args.source)[: args.lines])
+    refs = read_text(args.reference)
+    for result in measure(engine, sources, *([int(n) for n in option.split(",")] for option in (args.beams, args.batch_sizes))):
+        hyps = [tokenizer.decode_tgt(hyp) for hyp in result.pop("hyps")]
+        score = corpus_scores(hyps, refs[: len(hyps)], ("bleu",))["bleu"]
+        print(json.dumps({"engine": name, **result, "bleu": score.value, "signature": score.signature}), flush=True)
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    """The better way of each engine, medians over rounds; of CTranslate2 too."""
+    measures = ("target tokens/s, by round", "median", "sentences/s", "ms a sentence", "peak MiB", "BLEU")
+    rendered = Table("engine", "beam", "batch", "threads", *measures)
+    for engine, beam, batch in dict.fromkeys((r["engine"], r["beam"], r["batch"]) for r in results):
+        same = [r for r in results if (r["engine"], r["beam"], r["batch"]) == (engine, beam, batch)]
+        ways = {way: [r for r in same if r["threads"] == way] for way in dict.fromkeys(r["threads"] for r in same)}
+        best = max(ways.values(), key=lambda rounds: statistics.median(r["tokens"] / r["seconds"] for r in rounds))
+        rates = [r["tokens"] / r["seconds"] for r in best]
+        a_sentence = statistics.median(r["seconds"] / r["sentences"] for r in best)
+        rendered.add_row(
+            engine, str(beam), str(batch), best[0]["threads"], ", ".join(f"{rate:,.0f}" for rate in rates),
+            f"{statistics.median(rates):,.0f}", f"{1 / a_sentence:,.0f}", f"{1000 * a_sentence:.1f}",
+            f"{max(r['peak_mib'] for r in best):,.0f}",
+            f"{best[0]['bleu']:.2f}" if batch > 1 else "",
+        )  # fmt: skip
+    return rendered
+
+
+def main() -> None:
+    """Engines in turn, round by round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "source", "reference"):
+        parser.add_argument(name)
+    parser.add_argument("--lines", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beams", default="1,5")
+    parser.add_argument("--batch-sizes", default="1,16,64,256")
+    parser.add_argument("--engines", default="mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args, *args.child)
+        return
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        export_ctranslate2(load_model(Path(args.model), torch.device("cpu")), Path(folder) / "ct2")
+        for number in range(args.rounds):
+            for engine in args.engines.split(","):
+                command = [sys.executable, *sys.argv, "--child", engine, f"{folder}/ct2"]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                    assert process.stdout is not None
+                    for line in process.stdout:
+                        results.append({"round": number, **json.loads(line)})
+                        print(line, end="", file=sys.stderr, flush=True)
+                if process.returncode:
+                    sys.exit(f"{engine} failed")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    Console(width=160).print(table(results))
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {results[0]['signature']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The export to CTranslate2, proven by CTranslate2 itself."""
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mt.checkpoint import LoadedModel, load_model, seal, write_model_folder
+from mt.config import Config
+from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
+from mt.convert.parity import compare
+from mt.data.tokenizer import EOS_ID, Tokenizer
+from mt.decode.translator import Translator
+from mt.device import Compute
+from mt.errors import ConfigError, ExportError
+from mt.model.transformer import build_model
+from mt.workflows import export as workflow
+from mt.workflows.export import export_and_prove
+from tests.conftest import run_mt
+from tests.convert.test_parity import sample, tokenizer  # noqa: F401
+
+ctranslate2 = pytest.importorskip("ctranslate2")
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:  # noqa: F811
+    """An untrained model with firm choices, and norms and biases that are no ones and zeros."""
+    sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
+    config = Config.model_validate({
+        "model": {**sizes, **options}, "decode": {"max_len_a": 0.5, "max_len_b": 3},
+        "data": {"test": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]},
+    })  # fmt: skip
+    model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    model.output_weight.data *= 3
+    model.output_weight.data[EOS_ID] *= 1.5
+    folder.mkdir()
+    write_model_folder(folder, config, dict(model.named_parameters()), tokenizer, {})
+    seal(folder)
+    return load_model(folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("norm", "activation", "tie_embeddings"), [
+    ("pre", "relu", "all"), ("post", "relu", "none"), ("pre", "gelu", "decoder"), ("post", "silu", "all"),
+])  # fmt: skip
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_ctranslate2_gives_our_translations_with_our_scores(
+    tmp_path: Path, tokenizer: Tokenizer, beam_size: int, norm: str, activation: str, tie_embeddings: str  # noqa: F811
+) -> None:
+    loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
+    export_ctranslate2(loaded, tmp_path / "out")
+    decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
+    parity = compare(
+        Translator(loaded.model, loaded.tokenizer, decode, FP32),
+        CTranslate2Engine(tmp_path / "out", loaded.tokenizer, decode, 1, 1),
+        sample("test", "de", 60),
+    )
+    assert parity.num_lines == 60
+    assert parity.differences == []
+    assert parity.score_gap < 1e-4
+
+
+def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+    from mt.convert.parity import OurEngine
+
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    export_ctranslate2(loaded, tmp_path / "out")
+    ours = OurEngine(Translator(loaded.model, loaded.tokenizer, loaded.config.decode, FP32))
+    theirs = CTranslate2Engine(tmp_path / "out", loaded.tokenizer, loaded.config.decode, 1, 1)
+    source = loaded.tokenizer.encode_src(sample("test", "de", 1))[0]
+    for target in ([5, 9, 100], [7]):
+        assert theirs.score(source, target) == pytest.approx(ours.score(source, target), abs=1e-4)
+
+
+def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    for name, quantization in (("exact", None), ("small", "int8")):
+        export_ctranslate2(loaded, tmp_path / name, quantization)
+    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.state_dict().items())
+    sizes = [(tmp_path / name / "model.bin").stat().st_size for name in ("small", "exact")]
+    assert sizes[0] < sizes[1]
+
+
+def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+    import sentencepiece
+
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    export_ctranslate2(loaded, tmp_path / "out")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "joint.spm"))
+    engine = ctranslate2.Translator(str(tmp_path / "out"), intra_threads=1)
+    line = sample("test", "de", 1)[0]
+    [result] = engine.translate_batch([pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8)
+    decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
+    [ours] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
+    assert pieces.decode(result.hypotheses[0]) == ours
+
+
+def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+    model_folder(tmp_path / "model", tokenizer)
+    result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--quantization", "int8", "--lines", "40")
+    assert result.returncode == 0, result.stderr
+    assert "data/sample/test.de: 40 of 40 translations identical" in result.stdout
+    assert "int8, beside fp32: " in result.stdout
+    again = run_mt("export", tmp_path / "model", "-o", tmp_path / "out")
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+
+
+def test_without_text_the_export_says_that_it_is_not_proven(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    model_folder(tmp_path / "model", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    assert "no text at hand; give --prove FILE" in export_and_prove(tmp_path / "model", tmp_path / "out", None, None, 1000)[-1]
+    assert (tmp_path / "out" / "model.bin").exists()
+
+
+def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    model_folder(tmp_path / "model", tokenizer)
+    real = workflow.export_ctranslate2
+
+    def broken(loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
+        loaded.model.decoder.layers[0].fc1.bias.data += 1.0
+        real(loaded, out, quantization)
+        loaded.model.decoder.layers[0].fc1.bias.data -= 1.0
+
+    monkeypatch.setattr(workflow, "export_ctranslate2", broken)
+    with pytest.raises(ExportError, match=r"(?s)was not written: the engines disagree; .* that differ\n  line \d+"):
+        export_and_prove(tmp_path / "model", tmp_path / "out", None, None, 30)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_quantization_and_a_missing_package_are_named(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    with pytest.raises(ConfigError, match="'int7' is none of int8"):
+        export_and_prove(tmp_path / "model", tmp_path / "out", "int7", None, 0)
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name == "ctranslate2":
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match=r"install mt-forge\[ct2\]"):
+        export_ctranslate2(loaded, tmp_path / "out")
