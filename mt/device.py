@@ -37,7 +37,11 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return self.describe(torch.get_num_threads())
+
+    def describe(self, threads: int) -> str:
+        """For people: the device with so many threads, and the precision."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {threads} threads"
         return f"{name}, {NAMES[self.dtype]}"
 
 
@@ -64,7 +68,7 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
         logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
     if precision == "fp16" and chosen.type == "cpu":
         raise ConfigError("precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)")
-    if precision == "int8" and (chosen.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack")):
+    if precision == "int8" and (chosen.type != "cpu" or not torch.backends.mkldnn.is_available()):
         raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
     if precision == "auto":
         precision = "bf16" if native else "fp32"

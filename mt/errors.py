@@ -24,7 +24,7 @@ class CheckpointError(MTError):
 
 
 class ExportError(MTError):
-    """A model that a target format cannot express."""
+    """A model that a target format cannot express, or whose export does not translate as the model does."""
 
 
 class DivergedError(MTError):

@@ -62,12 +62,12 @@ def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line
 
 
 @contextlib.contextmanager
-def progress_bar(count: Callable[[], int | None], what: str, unit: str) -> Iterator[Callable[[int], object]]:
+def progress_bar(count: Callable[[], int | None], what: str, unit: str, is_shown: bool = True) -> Iterator[Callable[[int], object]]:
     """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where that cannot be known.
 
     Where stderr is no terminal nothing is shown, and nothing counted.
     """
-    if not sys.stderr.isatty():
+    if not (is_shown and sys.stderr.isatty()):
         yield lambda done: None
         return
     with tqdm(total=count(), desc=what, unit=unit, smoothing=0, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:

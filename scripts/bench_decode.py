@@ -12,6 +12,7 @@ are those of the best hypothesis, without end of sentence. Quote medians, and ra
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def mt_engine(model: str, precision: str) -> Engine:
             translator = Translator.load(
                 model, device="cpu", precision=precision, threads=count, workers=workers, beam_size=beam_size, batch_size=batch_size
             )
-            name = f"{translator.workers.count} x {translator.workers.threads}"
+            name = f"{translator.workers.count} x {max(1, translator.workers.threads // translator.workers.count)}"
             yield name, lambda sources, translator=translator: [hyps[0].tokens for hyps in translator.search(sources)]
 
     return variants
@@ -123,15 +124,21 @@ def measure(engine: Engine, sources: Sequence[list[int]], beams: list[int], size
     for beam_size in beams:
         for batch_size in sizes:
             part = sources[:LATENCY_LINES] if batch_size == 1 else sources
-            for name, search in engine(beam_size, batch_size):
+            for name, search in dict(engine(beam_size, batch_size)).items():
                 search(part[:64] if batch_size > 1 else part[:3])  # warms up
                 began = time.perf_counter()
                 found = search(part) if batch_size > 1 else [search([source])[0] for source in part]
                 seconds = time.perf_counter() - began
                 yield {
                     "beam": beam_size, "batch": batch_size, "threads": name, "seconds": seconds, "sentences": len(part),
-                    "tokens": sum(map(len, found)), "peak_mib": peak_process_memory() / 2**20, "hyps": found,
+                    "tokens": sum(map(len, found)), "peak_mib": peak_memory() / 2**20, "hyps": found,
                 }  # fmt: skip
+
+
+def peak_memory() -> int:
+    """Resident bytes of this process so far, and of as many worker processes of the largest one's size as there are threads."""
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return peak_process_memory() + largest * torch.get_num_threads()
 
 
 def child(args: argparse.Namespace, name: str, folder: str) -> None:

@@ -28,7 +28,7 @@ def evaluate(
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
 ) -> None:
     """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a model."""
     from mt.errors import ConfigError
@@ -82,7 +82,8 @@ def _score_model(
         found = score(translator, sources, refs)
         if output is not None:
             atomic_write(output, "".join(f"{line}\n" for line in found.hyps))
-        about = {"model": str(folder), "beam_size": translator.decode.beam_size, "compute": str(translator.compute)}
+        compute_used = translator.compute.describe(translator.workers.threads)
+        about = {"model": str(folder), "beam_size": translator.decode.beam_size, "compute": compute_used}
         results.append({**_result(test.label, len(refs), found.scores), "seconds": round(found.seconds, 2), **about})
     return results
 

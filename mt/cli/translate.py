@@ -33,7 +33,7 @@ def translate(
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
     format: Annotated[Literal["text", "tsv"], typer.Option(help="tsv: line number, rank, score, translation.")] = "text",
     on_invalid_utf8: Annotated[Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")] = "error",
 ) -> None:
@@ -52,7 +52,8 @@ def translate(
     )  # fmt: skip
     names = files or ["-"]
     found = translator.translate_stream(_lines(names, on_invalid_utf8))
-    with _open_output(output) as out, progress_bar(lambda: _count_lines(names), "translating", "line") as advance:
+    is_shown = output is not None or not sys.stdout.isatty()  # else the translations themselves show how far it is
+    with _open_output(output) as out, progress_bar(lambda: _count_lines(names), "translating", "line", is_shown) as advance:
         translator.on_progress = advance
         for line in _formatted(found, format):
             out.write(line.encode())

@@ -149,7 +149,7 @@ class CTranslate2Engine:
         return [([self.tgt_ids[piece] for piece in result.hypotheses[0]], result.scores[0]) for result in results]
 
     def score(self, source: list[int], target: list[int]) -> float:
-        """Mean log-probability of a target and its end of sentence."""
+        """Log-probability of a target and its end of sentence, over length**length_penalty."""
         pieces = [self.src_pieces[token] for token in source], [self.tgt_pieces[token] for token in target]
         [result] = self.translator.score_batch([pieces[0]], [pieces[1]])
-        return sum(result.log_probs) / len(result.log_probs)
+        return float(sum(result.log_probs) / len(result.log_probs) ** self.decode.length_penalty)

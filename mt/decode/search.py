@@ -186,7 +186,7 @@ class _Finished:
 
     def best(self, nbest: int, length_penalty: float) -> list[list[Hypothesis]]:
         """The best of each sentence, best first."""
-        scores = self.log_probs.double() / self.lengths**length_penalty
+        scores = self.log_probs.double() / self.lengths.double() ** length_penalty
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         order = order[:, :nbest]
         columns = (_select(self.tokens, order), self.lengths.gather(1, order), self.log_probs.gather(1, order), scores, self.count)

@@ -1,5 +1,6 @@
 """Text in, text out, in input order: the one way from a model to translations that training, `mt translate` and `mt evaluate` share."""
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,13 +110,13 @@ class Translator:
         """
         found: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
-        results = self.workers.map(self._search_or_halve, [[sources[i] for i in batch] for batch in batches])
-        for batch, batch_hyps in zip(batches, results, strict=True):
-            for i, hyps in zip(batch, batch_hyps, strict=True):
-                if not hyps:
-                    raise CheckpointError("the model's scores are not finite: its weights are not usable")
-                found[i] = hyps
-            on_batch(batch)
+        with contextlib.closing(self.workers.map(self._search_or_halve, [[sources[i] for i in batch] for batch in batches])) as results:
+            for batch, batch_hyps in zip(batches, results, strict=True):
+                for i, hyps in zip(batch, batch_hyps, strict=True):
+                    if not hyps:
+                        raise CheckpointError("the model's scores are not finite: its weights are not usable")
+                    found[i] = hyps
+                on_batch(batch)
         return found
 
     def _split(self, ids: list[int]) -> Iterator[list[int]]:

@@ -19,7 +19,10 @@ NO_DROPOUT = Dropout(0.0).eval()
 
 
 class InferenceModel:
-    """The weights of a `Transformer` as they are now, in fp32, bf16, fp16 or (on a CPU) int8; the residual stream stays in fp32."""
+    """The weights of a `Transformer` as they are now, in fp32, bf16, fp16 or (on a CPU) int8; the residual stream stays in fp32.
+
+    To be built anew when the weights change: some of them are copies.
+    """
 
     @torch.no_grad()
     def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
@@ -54,8 +57,7 @@ class InferenceModel:
 
         The first step may take fewer beams than there is room for: all hypotheses of a sentence begin alike.
         """
-        position = torch.tensor(state.length, device=tokens.device)
-        x = self.tgt_embedding.lookup(tokens.flatten(), position, state.length + 1)
+        x = self.tgt_embedding.lookup(tokens.flatten(), state.length, state.length + 1)
         cells, bias = state.advance(tokens.shape[1])
         for layer, cache in zip(self.decoder_layers, state.layers, strict=True):
             x = layer.step(x, cache, state.path.shape[2], cells, bias, state.src_bias)
@@ -101,9 +103,9 @@ class _DecoderLayer(_Block):
         attn, across = layer.self_attn, layer.encoder_attn
         self.head_dim = attn.head_dim
         self.encoder_attn_layer_norm = layer.encoder_attn_layer_norm
-        self.qkv = pack_linear(*attn.fused(_scaled(attn), attn.k_proj, attn.v_proj), dtype)
+        self.qkv = pack_linear(*_with_scaled_queries(attn, attn.k_proj, attn.v_proj), dtype)
         self.out = pack_linear(attn.out_proj.weight, attn.out_proj.bias, dtype)
-        self.q = pack_linear(*across.fused(_scaled(across)), dtype)
+        self.q = pack_linear(*_with_scaled_queries(across), dtype)
         self.kv = pack_linear(*across.fused(across.k_proj, across.v_proj), dtype)
         self.cross_out = pack_linear(across.out_proj.weight, across.out_proj.bias, dtype)
 
@@ -136,12 +138,12 @@ class _DecoderLayer(_Block):
         return self.feed_forward(self.residual(x, self.encoder_attn_layer_norm, attend_across))
 
 
-def _scaled(attn: MultiHeadAttention) -> nn.Linear:
-    """The projection of the queries divided by sqrt(head_dim)."""
-    layer, scale = nn.utils.skip_init(nn.Linear, *attn.q_proj.weight.shape[::-1]), attn.head_dim**-0.5
-    layer.weight.copy_(attn.q_proj.weight * scale)
-    layer.bias.copy_(attn.q_proj.bias * scale)
-    return layer
+def _with_scaled_queries(attn: MultiHeadAttention, *others: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The projection of the queries divided by sqrt(head_dim), fused with others."""
+    weight, bias = attn.fused(attn.q_proj, *others)
+    for fused in (weight, bias):
+        fused.unflatten(0, (attn.num_heads, 1 + len(others), attn.head_dim))[:, 0] *= attn.head_dim**-0.5
+    return weight, bias
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

@@ -101,7 +101,7 @@ class Embedding(nn.Module):
         """Embed ids [...] at `positions` [...], all below `length`; gives [..., d_model]."""
         return self.dropout(self.lookup(tokens, positions, length))
 
-    def lookup(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
+    def lookup(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
         """`forward` without dropout; `positions` may be one for all."""
         table = self._table(length, self.weight)
         return torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)

@@ -24,6 +24,8 @@ def export_and_prove(model: Path, out: Path, quantization: str | None, text: str
     """
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ConfigError(f"--quantization: {quantization!r} is none of {', '.join(QUANTIZATIONS)}")
+    if out.exists():
+        raise ExportError(f"{out}: exists already; choose another folder")
     loaded = load_model(model, torch.device("cpu"))
     source, lines = proof_text(loaded.config, text) if num_lines else ("", [])
     lines = lines[:num_lines]

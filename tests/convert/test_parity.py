@@ -10,6 +10,7 @@ from mt.convert.parity import Difference, OurEngine, Parity, compare
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer, train_tokenizer
 from mt.decode.translator import Translator
 from mt.device import Compute
+from mt.errors import DataError
 from mt.model.transformer import Transformer, build_model
 from tests.conftest import ROOT
 
@@ -55,17 +56,17 @@ class Changed(OurEngine):
 
 
 def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, set(), 0.25), ["", *sample("test", "de", 9)])
+    parity = compare(translator, Changed(translator, set(), 2e-4), ["", *sample("test", "de", 9)])
     assert parity.num_lines == 9  # the empty line is none
     assert parity.holds
-    assert parity.score_gap == pytest.approx(0.25)
+    assert parity.score_gap == pytest.approx(2e-4)
     assert "9 of 9 translations identical" in str(parity)
 
 
 def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, {4}, 0.0), sample("test", "de", 9))
+    parity = compare(translator, Changed(translator, {4}, 0.0), ["", *sample("test", "de", 9)])
     [difference] = parity.differences
-    assert difference.line == 5
+    assert difference.line == 6  # of the text, its empty line counted
     assert difference.gap > 1e-3
     assert not parity.holds
 
@@ -74,6 +75,15 @@ def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Transl
 def test_995_of_1000_must_be_identical_and_all_others_ties(ties: int, worse: int, holds: bool) -> None:
     differences = [Difference(1, "a", "b", 9e-4)] * ties + [Difference(1, "a", "b", 1.1e-3)] * worse
     assert Parity(1000, differences, 0.0).holds == holds
+
+
+def test_scores_that_differ_on_the_same_translations_are_no_proof() -> None:
+    assert not Parity(1000, [], 2e-3).holds
+
+
+def test_a_text_without_lines_is_no_proof(translator: Translator) -> None:
+    with pytest.raises(DataError, match="no line that both can translate"):
+        compare(translator, OurEngine(translator), ["", " "])
 
 
 @torch.no_grad()
