@@ -4,9 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from mt.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 MULTI30K = next((p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None)
@@ -18,7 +21,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     for split, count in (("train", 400), ("valid", 20), ("test", 20)):
         for language in ("de", "en"):
-            lines = (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+            lines = sample_lines(split, language, count)
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -61,6 +64,23 @@ def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPa
     result = run_mt("train", small_yaml(folder))
     assert result.returncode == 0, result.stderr
     return folder / "run"
+
+
+def sample_lines(split: str, language: str, count: int) -> list[str]:
+    """The first lines of the embedded corpus."""
+    return (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
+    """A joint model of 420 pieces, trained on 300 pairs of the embedded corpus."""
+    from mt.config import TokenizerConfig
+    from mt.data.tokenizer import Tokenizer, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    pairs = list(zip(*(sample_lines("train", language, 300) for language in ("de", "en")), strict=True))
+    train_tokenizer(lambda: pairs, TokenizerConfig(vocab_size=420, num_threads=1), folder)
+    return Tokenizer.load(folder)
 
 
 def run_mt(*args: Any, stdin: str | bytes = "", **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -32,7 +32,7 @@ S = TypeVar("S", bound=State)
 class StepModel(Protocol[S]):
     """What a search needs of a model; see `mt.model.inference`."""
 
-    def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> S: ...
+    def initial_state(self, src: Tensor, src_mask: Tensor) -> S: ...
     def step(self, tokens: Tensor, state: S) -> Tensor: ...
 
 
@@ -93,7 +93,7 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The `nbest` best hypotheses, best first, for each row of `src` [sentences, src_len]."""
     k = config.beam_size
-    state = model.initial_state(src, src_mask, k)
+    state = model.initial_state(src, src_mask)
     sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
     tokens = torch.full((len(src), 1), BOS_ID, device=src.device)  # all beams start alike: as one
     log_probs, history = torch.zeros(len(src), 1, device=src.device), tokens.new_empty(len(src), 1, 0)

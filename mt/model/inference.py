@@ -32,35 +32,32 @@ class InferenceModel:
         self.encoder_norm, self.decoder_norm = model.encoder.layer_norm, model.decoder.layer_norm
         self.output_projection = pack_linear(model.output_weight, None, dtype)
 
-    def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+    def encode(self, src: Tensor, mask: PaddedMask) -> Tensor:
         """Memory [src_len x batch, d_model], time first, of ids `src` [batch, src_len]."""
         batch, src_len = src.shape
-        mask = PaddedMask.of(batch, None if src_mask is None else src_mask[:, None])
         positions = torch.arange(src_len, device=src.device).repeat_interleave(batch)
         x = self.src_embedding.lookup(src.t().flatten(), positions, src_len)
         for layer in self.encoder_layers:
             x = layer(x, mask)
         return self.encoder_norm(x)
 
-    def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> DecoderState:
-        """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token stands. Room for `beam_size` beams."""
-        padding = None if src_mask.all() else src_mask
-        memory = self.encode(src, padding)
-        bias = None
-        if padding is not None:
-            bias = torch.zeros(src.shape, device=src.device).masked_fill_(~src_mask, float("-inf"))[:, None, None]
+    def initial_state(self, src: Tensor, src_mask: Tensor) -> DecoderState:
+        """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token stands."""
+        mask = PaddedMask.of(len(src), None if src_mask.all() else src_mask[:, None])
+        memory = self.encode(src, mask)
         layers = [layer.cache(memory, len(src)) for layer in self.decoder_layers]
-        return DecoderState(layers, bias, path=torch.zeros(len(src), beam_size, 0, dtype=torch.bool, device=src.device))
+        bias = None if mask.bias is None else mask.bias[:, None]
+        return DecoderState(layers, bias, path=torch.zeros(len(src), 1, 0, dtype=torch.bool, device=src.device))
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits [sentences, beams, tgt_vocab_size] after one more token [sentences, beams] of each hypothesis; `state` moves on.
 
-        The first step may take fewer beams than there is room for: all hypotheses of a sentence begin alike.
+        A search may begin with one beam: all hypotheses of a sentence begin alike.
         """
         x = self.tgt_embedding.lookup(tokens.flatten(), state.length, state.length + 1)
-        cells, bias = state.advance(tokens.shape[1])
+        places, bias = state.advance(tokens.shape[1])
         for layer, cache in zip(self.decoder_layers, state.layers, strict=True):
-            x = layer.step(x, cache, state.path.shape[2], cells, bias, state.src_bias)
+            x = layer.step(x, cache, state, places, bias)
         return self.output_projection(self.decoder_norm(x)).unflatten(0, tokens.shape)
 
 
@@ -116,23 +113,19 @@ class _DecoderLayer(_Block):
         empty = kv.new_zeros(2, sentences, self.num_heads, FIRST_CAPACITY, self.head_dim)
         return LayerCache(empty[0], empty[1], src_keys, src_values)
 
-    def step(
-        self, x: Tensor, cache: LayerCache, num_cells: int, cells: Tensor, bias: Tensor | None, src_bias: Tensor | None
-    ) -> Tensor:
-        """One token of every hypothesis, x [sentences x beams, d_model], into its `cells` [sentences, beams] of the first `num_cells`."""
-        sentences, beams = cells.shape
-        heads = torch.arange(sentences * self.num_heads, device=x.device).view(sentences, 1, -1)
-        rows = (heads * cache.keys.shape[2] + cells[:, :, None]).flatten()  # of keys and values, with all dimensions before the last as one
+    def step(self, x: Tensor, cache: LayerCache, state: DecoderState, places: Tensor, bias: Tensor | None) -> Tensor:
+        """One token of every hypothesis, x [sentences x beams, d_model]; `places` and `bias` are those of `state.advance`."""
+        sentences, beams, num_cells = state.path.shape
 
         def attend(y: Tensor) -> Tensor:
             q, k, v = self.qkv(y).view(sentences, beams, self.num_heads, 3, self.head_dim).unbind(3)
-            cache.keys.view(-1, self.head_dim).index_copy_(0, rows, k.reshape(-1, self.head_dim))
-            cache.values.view(-1, self.head_dim).index_copy_(0, rows, v.reshape(-1, self.head_dim))
+            cache.keys.view(-1, self.head_dim).index_copy_(0, places, k.reshape(-1, self.head_dim))
+            cache.values.view(-1, self.head_dim).index_copy_(0, places, v.reshape(-1, self.head_dim))
             return self.out(_attend(q, cache.keys[:, :, :num_cells], cache.values[:, :, :num_cells], bias))
 
         def attend_across(y: Tensor) -> Tensor:
             q = self.q(y).view(sentences, beams, self.num_heads, self.head_dim)
-            return self.cross_out(_attend(q, cache.src_keys, cache.src_values, src_bias))
+            return self.cross_out(_attend(q, cache.src_keys, cache.src_values, state.src_bias))
 
         x = self.residual(x, self.self_attn_layer_norm, attend)
         return self.feed_forward(self.residual(x, self.encoder_attn_layer_norm, attend_across))

@@ -24,6 +24,11 @@ class Mask(Protocol):
         """softmax(Q K^T / sqrt(head_dim)) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads x head_dim]."""
 
 
+def attention_bias(allowed: Tensor) -> Tensor:
+    """What is added to scores of attention: 0 where `allowed`, else -inf."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
 @dataclass(frozen=True)
 class PaddedMask:
     """Sequences padded on the right to one length, time first: token i belongs to sequence i % batch."""
@@ -36,7 +41,7 @@ class PaddedMask:
         """From a boolean mask, True where attention is allowed, [batch or 1, tgt_len or 1, src_len]."""
         if allowed is None:
             return cls(batch, None)
-        return cls(batch, torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf")))
+        return cls(batch, attention_bias(allowed))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
         """On CPU two batched products beat PyTorch's fused kernel at sentence length: its backward pass is slow."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mt.model.masks import attention_bias
 
 FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
 
@@ -35,26 +38,30 @@ class DecoderState:
     length: int = 0          # tokens of each hypothesis so far
 
     def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
-        """Give each of `num_beams` hypotheses a free cell for one more token.
+        """Give each of `num_beams` hypotheses a free cell for one more token; the first time there may be any number of them.
 
-        Returns these cells [sentences, num_beams], and the mask of self-attention [sentences, 1, num_beams, cells]: 0 where a cell
-        belongs to the hypothesis, else -inf; None where all do.
+        Returns where these cells are in the caches' first three dimensions taken as one, [sentences x num_beams x num_heads], and the
+        mask of self-attention [sentences, 1, num_beams, cells]: 0 where a cell belongs to the hypothesis, else -inf; None where all do.
         """
+        if not self.length:
+            self.path = self.path.expand(-1, num_beams, -1)
         taken = self.path.any(dim=1)  # [sentences, cells]
         num_free = int((~taken).sum(dim=1).min()) if taken.numel() else 0
         if num_free < num_beams:
             more = num_beams - num_free
-            self.path, taken = (torch.nn.functional.pad(x, (0, more)) for x in (self.path, taken))
+            self.path, taken = (F.pad(x, (0, more)) for x in (self.path, taken))
             for layer in self.layers:
                 while self.path.shape[2] > layer.keys.shape[2]:
                     layer.keys, layer.values = _doubled(layer.keys), _doubled(layer.values)
         cells = taken.int().sort(dim=1, stable=True).indices[:, :num_beams]
         self.path = self.path.scatter(2, cells[:, :, None], True)
         self.length += 1
+        sentences, num_heads, capacity, _ = self.layers[0].keys.shape
+        heads = torch.arange(sentences * num_heads, device=cells.device).view(sentences, 1, num_heads)
+        places = (heads * capacity + cells[:, :, None]).flatten()
         if self.path.shape[2] == self.length:
-            return cells, None  # there was never more than one hypothesis
-        bias = torch.zeros(self.path.shape, device=cells.device).masked_fill_(~self.path, float("-inf"))
-        return cells, bias[:, None]
+            return places, None  # there was never more than one hypothesis
+        return places, attention_bias(self.path)[:, None]
 
     def reorder(self, hyp_index: Tensor) -> None:
         """Let hypothesis i of each sentence go on from that sentence's hypothesis `hyp_index[:, i]` [sentences, beams]."""

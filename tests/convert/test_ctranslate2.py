@@ -18,8 +18,7 @@ from mt.errors import ConfigError, ExportError
 from mt.model.transformer import build_model
 from mt.workflows import export as workflow
 from mt.workflows.export import export_and_prove
-from tests.conftest import run_mt
-from tests.convert.test_parity import sample, tokenizer  # noqa: F401
+from tests.conftest import run_mt, sample_lines
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 FP32 = Compute(torch.device("cpu"), torch.float32)
@@ -30,7 +29,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:  # noqa: F811
+def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
     """An untrained model with firm choices, and norms and biases that are no ones and zeros."""
     sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
     config = Config.model_validate({
@@ -54,7 +53,7 @@ def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedMo
 ])  # fmt: skip
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_ctranslate2_gives_our_translations_with_our_scores(
-    tmp_path: Path, tokenizer: Tokenizer, beam_size: int, norm: str, activation: str, tie_embeddings: str  # noqa: F811
+    tmp_path: Path, tokenizer: Tokenizer, beam_size: int, norm: str, activation: str, tie_embeddings: str
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
     export_ctranslate2(loaded, tmp_path / "out")
@@ -62,26 +61,26 @@ def test_ctranslate2_gives_our_translations_with_our_scores(
     parity = compare(
         Translator(loaded.model, loaded.tokenizer, decode, FP32),
         CTranslate2Engine(tmp_path / "out", loaded.tokenizer, decode, 1, 1),
-        sample("test", "de", 60),
+        sample_lines("test", "de", 60),
     )
     assert parity.num_lines == 60
     assert parity.differences == []
     assert parity.score_gap < 1e-4
 
 
-def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
     from mt.convert.parity import OurEngine
 
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")
     ours = OurEngine(Translator(loaded.model, loaded.tokenizer, loaded.config.decode, FP32))
     theirs = CTranslate2Engine(tmp_path / "out", loaded.tokenizer, loaded.config.decode, 1, 1)
-    source = loaded.tokenizer.encode_src(sample("test", "de", 1))[0]
+    source = loaded.tokenizer.encode_src(sample_lines("test", "de", 1))[0]
     for target in ([5, 9, 100], [7]):
         assert theirs.score(source, target) == pytest.approx(ours.score(source, target), abs=1e-4)
 
 
-def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(tmp_path: Path, tokenizer: Tokenizer) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
     for name, quantization in (("exact", None), ("small", "int8")):
@@ -91,21 +90,21 @@ def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(tmp_path: Path
     assert sizes[0] < sizes[1]
 
 
-def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
     import sentencepiece
 
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "joint.spm"))
     engine = ctranslate2.Translator(str(tmp_path / "out"), intra_threads=1)
-    line = sample("test", "de", 1)[0]
+    line = sample_lines("test", "de", 1)[0]
     [result] = engine.translate_batch([pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8)
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
     [ours] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
     assert pieces.decode(result.hypotheses[0]) == ours
 
 
-def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:  # noqa: F811
+def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer)
     result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--quantization", "int8", "--lines", "40")
     assert result.returncode == 0, result.stderr
@@ -117,7 +116,7 @@ def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Token
 
 
 def test_without_text_the_export_says_that_it_is_not_proven(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
     monkeypatch.chdir(tmp_path)
@@ -126,7 +125,7 @@ def test_without_text_the_export_says_that_it_is_not_proven(
 
 
 def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
     real = workflow.export_ctranslate2
@@ -143,7 +142,7 @@ def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
 
 
 def test_an_unknown_quantization_and_a_missing_package_are_named(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     with pytest.raises(ConfigError, match="'int7' is none of int8"):

@@ -5,31 +5,19 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config import DecodeConfig, ModelConfig
 from mt.convert.parity import Difference, OurEngine, Parity, compare
-from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer, train_tokenizer
+from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mt.decode.translator import Translator
 from mt.device import Compute
 from mt.errors import DataError
 from mt.model.transformer import Transformer, build_model
-from tests.conftest import ROOT
+from tests.conftest import sample_lines
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def sample(part: str, language: str, count: int) -> list[str]:
-    return (ROOT / f"data/sample/{part}.{language}").read_text(encoding="utf-8").split("\n")[:count]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    pairs = list(zip(sample("train", "de", 200), sample("train", "en", 200), strict=True))
-    train_tokenizer(lambda: pairs, TokenizerConfig(vocab_size=420, num_threads=1), folder)
-    return Tokenizer.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ class Changed(OurEngine):
 
 
 def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, set(), 2e-4), ["", *sample("test", "de", 9)])
+    parity = compare(translator, Changed(translator, set(), 2e-4), ["", *sample_lines("test", "de", 9)])
     assert parity.num_lines == 9  # the empty line is none
     assert parity.holds
     assert parity.score_gap == pytest.approx(2e-4)
@@ -64,7 +52,7 @@ def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
 
 
 def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, {4}, 0.0), ["", *sample("test", "de", 9)])
+    parity = compare(translator, Changed(translator, {4}, 0.0), ["", *sample_lines("test", "de", 9)])
     [difference] = parity.differences
     assert difference.line == 6  # of the text, its empty line counted
     assert difference.gap > 1e-3
@@ -88,7 +76,7 @@ def test_a_text_without_lines_is_no_proof(translator: Translator) -> None:
 
 @torch.no_grad()
 def test_our_score_is_the_full_forwards_mean_log_probability(translator: Translator, model: Transformer) -> None:
-    source, target = translator.tokenizer.encode_src(sample("test", "de", 1))[0], [9, 5, 100]
+    source, target = translator.tokenizer.encode_src(sample_lines("test", "de", 1))[0], [9, 5, 100]
     tgt_in = torch.tensor([[BOS_ID, *target]])
     log_probs = model.project(model(torch.tensor([[*source, EOS_ID]]), None, tgt_in))[0].log_softmax(-1)
     expected = log_probs.gather(1, torch.tensor([*target, EOS_ID])[:, None]).mean()

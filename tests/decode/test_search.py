@@ -186,13 +186,13 @@ class Table:
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], vocab: int) -> None:
         self.table, self.vocab, self.prefixes = table, vocab, list[list[tuple[int, ...]]]()
 
-    def initial_state(self, src: Tensor, src_mask: Tensor, beam_size: int = 1) -> "Table":
-        self.prefixes = [[()] * beam_size for _ in src]
+    def initial_state(self, src: Tensor, src_mask: Tensor) -> "Table":
+        self.prefixes = [[()] for _ in src]
         return self
 
     def step(self, tokens: Tensor, state: "Table") -> Tensor:
         pairs = zip(self.prefixes, tokens.tolist(), strict=True)
-        self.prefixes = [[(*p, t) for p, t in zip(beams, own, strict=False)] for beams, own in pairs]
+        self.prefixes = [[(*p, t) for p, t in zip(beams, own, strict=True)] for beams, own in pairs]
         rows = [[self.table.get(p[1:], {EOS_ID: 1.0}) for p in beams] for beams in self.prefixes]
         return torch.tensor([[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]).log()
 

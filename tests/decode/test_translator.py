@@ -2,38 +2,25 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
-from mt.data.tokenizer import EOS_ID, Tokenizer, train_tokenizer
+from mt.config import DecodeConfig, ModelConfig
+from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.search import Hypothesis
 from mt.decode.translator import Translator, search_options
 from mt.device import Compute
 from mt.errors import ConfigError, MTError
 from mt.model.transformer import Transformer, build_model
+from tests.conftest import sample_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 FP32 = Compute(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def sample(language: str, part: str, count: int) -> list[str]:
-    return (ROOT / f"data/sample/{part}.{language}").read_text(encoding="utf-8").split("\n")[:count]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    pairs = list(zip(sample("de", "train", 300), sample("en", "train", 300), strict=True))
-    train_tokenizer(lambda: pairs, TokenizerConfig(vocab_size=420, num_threads=1), folder)
-    return Tokenizer.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +35,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 @pytest.fixture
 def lines() -> list[str]:
     """Lines of mixed lengths; every tenth is empty or blank."""
-    found = sample("de", "test", 30)
+    found = sample_lines("test", "de", 30)
     found[::10] = ["", " ", "\t"]
     return found
 
@@ -114,7 +101,7 @@ def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, t
 
 
 def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Transformer, tokenizer: Tokenizer) -> None:
-    words = sample("de", "test", 3)
+    words = sample_lines("test", "de", 3)
     long, short = " ".join(words), "Er kam."
     [ids, short_ids] = tokenizer.encode_src([long, short])
     subject = translator(model, tokenizer, max_src_len=10, batch_size=1)
@@ -130,7 +117,7 @@ def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Tra
 
 
 def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(model: Transformer, tokenizer: Tokenizer) -> None:
-    long = " ".join(sample("de", "test", 4))
+    long = " ".join(sample_lines("test", "de", 4))
     subject = translator(model, tokenizer, max_src_len=12)
     [[found]] = list(subject.translate_stream([long]))
     hyps = [translator(model, tokenizer)._search([part])[0][0] for part in subject._split(tokenizer.encode_src([long])[0])]
@@ -140,7 +127,7 @@ def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(mode
 
 def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, tokenizer: Tokenizer) -> None:
     subject = translator(model, tokenizer, max_src_len=30)
-    parts = list(subject._split(tokenizer.encode_src([" ".join(sample("de", "test", 5))])[0]))
+    parts = list(subject._split(tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0]))
     assert len(parts) > 2
     assert all(tokenizer.starts_word(part[0]) for part in parts)
     endless = tokenizer.encode_src(["x" * 100])[0]
@@ -151,7 +138,7 @@ def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, token
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_only_a_line_above_the_limit_is_split(model: Transformer, tokenizer: Tokenizer, extra: int) -> None:
-    line = sample("de", "test", 1)[0]
+    line = sample_lines("test", "de", 1)[0]
     limit = len(tokenizer.encode_src([line])[0]) - extra
     subject = translator(model, tokenizer, max_src_len=limit)
     subject.translate([line])
@@ -182,7 +169,7 @@ def test_a_stream_is_read_a_window_ahead_and_no_further(
 
 
 def test_nbest_gives_so_many_translations_best_first(model: Transformer, tokenizer: Tokenizer) -> None:
-    lines = sample("de", "test", 5)
+    lines = sample_lines("test", "de", 5)
     best = list(translator(model, tokenizer).translate_stream(lines))
     three = list(translator(model, tokenizer, nbest=3).translate_stream(lines))
     for [first], found in zip(best, three, strict=True):
@@ -194,7 +181,7 @@ def test_nbest_gives_so_many_translations_best_first(model: Transformer, tokeniz
 
 
 def test_translating_leaves_dropout_off(model: Transformer, tokenizer: Tokenizer) -> None:
-    line = sample("de", "test", 1)
+    line = sample_lines("test", "de", 1)
     expected = translator(model, tokenizer).translate(line)
     model.train()
     assert translator(model, tokenizer).translate(line) == expected

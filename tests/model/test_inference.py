@@ -4,37 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.config import ModelConfig
 from mt.model.inference import InferenceModel
+from mt.model.masks import PaddedMask
 from mt.model.state import FIRST_CAPACITY
-from mt.model.transformer import Transformer, build_model
-
-PAD, VOCAB = 0, 17
+from mt.model.transformer import Transformer
+from tests.model.small import VOCAB, small, sources
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small(norm: str = "pre", tie: str = "all", activation: str = "relu") -> Transformer:
-    """A small model whose norms and biases are no ones and zeros, so that a mixed-up one shows."""
-    config = ModelConfig(
-        d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
-    )  # fmt: skip
-    model = build_model(config, VOCAB, VOCAB, seed=1)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
-    return model.eval()
-
-
-def sources(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Random ids, padded on the right, and their mask."""
-    draw = torch.Generator().manual_seed(7)
-    src = torch.randint(4, VOCAB, (len(lengths), max(lengths)), generator=draw)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return src.masked_fill(~mask, PAD), mask
 
 
 def last_logits(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
@@ -53,7 +32,7 @@ def test_cached_steps_equal_the_full_forward(norm: str, tie: str, activation: st
     ready = InferenceModel(model)
     src, src_mask = sources(7, 3, 5)
     tgt = torch.randint(0, VOCAB, (3, 2, 6), generator=torch.Generator().manual_seed(3))
-    state = ready.initial_state(src, src_mask, 2)
+    state = ready.initial_state(src, src_mask)
     for t in range(6):
         logits = ready.step(tgt[:, :, t], state)
         torch.testing.assert_close(logits, last_logits(model, src, src_mask, tgt[:, :, : t + 1]), rtol=1e-5, atol=1e-5)
@@ -64,7 +43,7 @@ def test_cached_steps_equal_the_full_forward(norm: str, tie: str, activation: st
 def test_memory_equals_that_of_the_full_forward() -> None:
     model = small()
     src, src_mask = sources(7, 3, 5)
-    memory = InferenceModel(model).encode(src, src_mask).unflatten(0, (7, 3)).transpose(0, 1)
+    memory = InferenceModel(model).encode(src, PaddedMask.of(3, src_mask[:, None])).unflatten(0, (7, 3)).transpose(0, 1)
     torch.testing.assert_close(memory[src_mask], model.encode(src, src_mask)[src_mask], rtol=1e-5, atol=1e-5)
 
 
@@ -77,7 +56,7 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
     ready = InferenceModel(model)
     draw = torch.Generator().manual_seed(11)
     src, src_mask = sources(7, 3, 5, 6)
-    state = ready.initial_state(src, src_mask, beams)
+    state = ready.initial_state(src, src_mask)
     sentences = torch.arange(4)
     prefix = torch.empty(4, 1, 0, dtype=torch.int64)
     for step in range(steps):
@@ -105,7 +84,7 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
 def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
     """Two beams that always go on from the first: its own tokens and the last one's alternative need a cell each."""
     ready = InferenceModel(small())
-    state = ready.initial_state(*sources(4, 3), 2)
+    state = ready.initial_state(*sources(4, 3))
     for _ in range(20):
         ready.step(torch.full((2, 2), 5), state)
         state.reorder(torch.zeros(2, 2, dtype=torch.int64))
@@ -116,7 +95,7 @@ def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
 @torch.no_grad()
 def test_keys_and_values_of_the_source_belong_to_sentences_not_to_beams() -> None:
     ready = InferenceModel(small())
-    state = ready.initial_state(*sources(7, 3), beam_size=4)
+    state = ready.initial_state(*sources(7, 3))
     ready.step(torch.full((2, 4), 2), state)
     assert all(len(layer.src_keys) == len(layer.src_values) == len(layer.keys) == 2 for layer in state.layers)
 
@@ -124,7 +103,7 @@ def test_keys_and_values_of_the_source_belong_to_sentences_not_to_beams() -> Non
 @torch.no_grad()
 def test_keep_copies_only_sentences_that_change_place() -> None:
     ready = InferenceModel(small())
-    state = ready.initial_state(*sources(7, 3, 5), beam_size=2)
+    state = ready.initial_state(*sources(7, 3, 5))
     ready.step(torch.full((3, 2), 2), state)
     before = [layer.keys for layer in state.layers]
     third = before[0][2].clone()
@@ -136,7 +115,7 @@ def test_keep_copies_only_sentences_that_change_place() -> None:
 @torch.no_grad()
 def test_a_state_without_sentences_is_allowed() -> None:
     ready = InferenceModel(small())
-    state = ready.initial_state(*sources(7, 3), beam_size=2)
+    state = ready.initial_state(*sources(7, 3))
     ready.step(torch.full((2, 2), 2), state)
     state.keep(torch.empty(0, dtype=torch.int64))
     assert len(state.path) == len(state.layers[0].keys) == len(state.layers[0].src_keys) == 0
@@ -150,7 +129,7 @@ def test_other_precisions_are_near_fp32(dtype: torch.dtype, tolerance: float) ->
     tgt = torch.randint(0, VOCAB, (3, 2, 6), generator=torch.Generator().manual_seed(3))
     results = []
     for ready in (InferenceModel(model), InferenceModel(model, dtype)):
-        state = ready.initial_state(src, src_mask, 2)
+        state = ready.initial_state(src, src_mask)
         results.append(torch.stack([ready.step(tgt[:, :, t], state).float() for t in range(6)]))
     spread = results[0].std()
     assert 0 < (results[0] - results[1]).abs().max() / spread < tolerance * 4
@@ -162,7 +141,7 @@ def test_in_int8_a_sentence_alone_gives_what_it_gives_in_company() -> None:
     """But for what rounding of fp32 between the products moves across the edge of a level."""
     ready = InferenceModel(small(), torch.int8)
     src, src_mask = sources(7, 7, 7, 7)
-    logits = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask, 2))
+    logits = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))
     for i in range(4):
-        alone = ready.step(torch.full((1, 2), 5), ready.initial_state(src[i : i + 1], src_mask[i : i + 1], 2))
+        alone = ready.step(torch.full((1, 2), 5), ready.initial_state(src[i : i + 1], src_mask[i : i + 1]))
         torch.testing.assert_close(alone[0], logits[i], rtol=1e-5, atol=1e-5)

@@ -10,33 +10,12 @@ from torch.nn import functional as F
 
 from mt.config import PRESETS, ModelConfig
 from mt.model.transformer import Transformer, build_model
-
-PAD, VOCAB = 0, 17
+from tests.model.small import VOCAB, small, sources
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small(norm: str = "pre", tie: str = "all", activation: str = "relu", seed: int = 1) -> Transformer:
-    """A small model in evaluation whose norms and biases are no ones and zeros, so that a mixed-up one shows."""
-    config = ModelConfig(
-        d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
-    )  # fmt: skip
-    model = build_model(config, VOCAB, VOCAB, seed)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
-    return model.eval()
-
-
-def sources(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Random ids, padded on the right, and their mask."""
-    draw = torch.Generator().manual_seed(7)
-    src = torch.randint(4, VOCAB, (len(lengths), max(lengths)), generator=draw)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return src.masked_fill(~mask, PAD), mask
 
 
 # --- sizes, names, ties ---------------------------------------------------------------------------------------------------------
