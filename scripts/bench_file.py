@@ -97,7 +97,8 @@ def main() -> None:
                 options = {"precision": engine.removeprefix("mt-"), "beam-size": args.beam_size, "batch-size": args.batch_size}
                 command = [sys.executable, "-m", "mt", "translate", args.model, f"{name}/source", "-o", f"{name}/{engine}"]
                 command += [f"--{key}={value}" for key, value in options.items()]
-                command = ["script", "-qec", f"stty cols 100; exec {shlex.join(command)}", str(args.log / f"{engine}.log")]  # gives it a terminal
+                on_terminal = f"stty rows 30 cols 100; exec {shlex.join(command)}"
+                command = ["script", "-qec", on_terminal, str(args.log / f"{engine}.log")]
             seconds, samples = watch(command)
             translated = len((folder / engine).read_text(encoding="utf-8").splitlines())
             tenth = len(samples) // 10
