@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mt.decode.translator import Translator
-from mt.metrics import Score, corpus_scores
+from mt.metrics import Metrics, Score, corpus_scores
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Evaluation:
 
 
 def evaluate(
-    translator: Translator, src: Sequence[str], ref: Sequence[str], metrics: Sequence[str] = ("bleu", "chrf", "ter")
+    translator: Translator, src: Sequence[str], refs: Sequence[Sequence[str]], metrics: Metrics | None = None, resamples: int = 0
 ) -> Evaluation:
-    """Translate `src` and score against `ref`, line by line. Raises `DataError` for unequal or empty sides."""
+    """Translate `src` and score against one or more references, line by line: see `corpus_scores`."""
     began = time.perf_counter()
     hyps = translator.translate(src)
     seconds = time.perf_counter() - began
-    return Evaluation(hyps, corpus_scores(hyps, ref, metrics), seconds)
+    return Evaluation(hyps, corpus_scores(hyps, refs, metrics, resamples), seconds)

@@ -34,7 +34,7 @@ from mt.data.corpus import read_text
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mt.decode.search import max_output_len
 from mt.device import peak_process_memory
-from mt.metrics import corpus_scores
+from mt.metrics import build_metrics, corpus_scores
 
 LATENCY_LINES = 100
 Search = Callable[[Sequence[list[int]]], list[list[int]]]
@@ -154,7 +154,7 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
     refs = read_text(args.reference)
     for result in measure(engine, sources, *([int(n) for n in option.split(",")] for option in (args.beams, args.batch_sizes))):
         hyps = [tokenizer.decode_tgt(hyp) for hyp in result.pop("hyps")]
-        score = corpus_scores(hyps, refs[: len(hyps)], ("bleu",))["bleu"]
+        score = corpus_scores(hyps, [refs[: len(hyps)]], build_metrics(["bleu"]))["bleu"]
         print(json.dumps({"engine": name, **result, "bleu": score.value, "signature": score.signature}), flush=True)
 
 

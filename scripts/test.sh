@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-make_environment "[dev,ct2]"
+make_environment "[dev,ct2,ja,legacy]"
 
 .venv/bin/ruff check .
 .venv/bin/mypy

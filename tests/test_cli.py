@@ -98,6 +98,62 @@ def test_tsv_lists_line_rank_score_and_translation(trained_run: Path, sample: Pa
     assert [row[3] for row in rows if row[1] == "1"] == best
 
 
+def test_jsonl_tells_tokens_their_scores_and_over_long_lines(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    lines = (sample / "test.de").read_text(encoding="utf-8").split("\n")[:3]
+    lines = [*lines, "", " ".join(lines * 60)]
+    (tmp_path / "in").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = ["--format", "jsonl", "--nbest", 2, "--workers", 2, "--threads", 2]
+    result = run_mt("translate", trained_run, tmp_path / "in", *options)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["line"], row["source"], row["over_long"]) for row in rows] == [(i, line, i == 5) for i, line in enumerate(lines, 1)]
+    assert [len(row["translations"]) for row in rows] == [2, 2, 2, 1, 2]
+    assert rows[3]["translations"] == [{"text": "", "score": 0.0, "tokens": [], "token_scores": []}]
+    for row in rows[:3]:
+        for each in row["translations"]:
+            assert len(each["tokens"]) == len(each["token_scores"])
+            assert each["tokens"][-1] == "</s>"
+            assert each["text"].startswith(each["tokens"][0].strip("\u2581"))
+            with_end, without = (sum(scores) / len(scores) for scores in (each["token_scores"], each["token_scores"][:-1]))
+            assert min(abs(each["score"] - with_end), abs(each["score"] - without)) < 1e-4  # a translation at its limit has no end
+    assert rows[4]["translations"][0]["tokens"].count("</s>") > 1
+    texts = run_mt("translate", trained_run, tmp_path / "in").stdout.splitlines()
+    assert [row["translations"][0]["text"] for row in rows] == texts
+
+
+def test_alignment_is_a_line_of_word_pairs_for_each_line(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    lines = (sample / "test.de").read_text(encoding="utf-8").split("\n")[:-1]
+    lines[3] = ""
+    (tmp_path / "in").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = run_mt("translate", trained_run, tmp_path / "in", "--alignment", tmp_path / "pairs")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == run_mt("translate", trained_run, tmp_path / "in").stdout
+    aligned = (tmp_path / "pairs").read_text(encoding="ascii").split("\n")
+    assert len(aligned) == len(lines) + 1
+    assert aligned[3] == aligned[-1] == ""
+    for line, text, pairs in zip(lines, result.stdout.split("\n")[:-1], aligned[:-1], strict=True):
+        numbers = [tuple(map(int, pair.split("-"))) for pair in pairs.split()]
+        assert sorted(tgt for _, tgt in numbers) == list(range(len(text.split())))
+        assert all(0 <= src < len(line.split()) for src, _ in numbers)
+
+
+def test_alignment_is_the_same_by_several_workers_and_of_the_best_translation(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    options = {"one": ["--workers", 1], "two": ["--workers", 2, "--threads", 2], "tsv.gz": ["--format", "tsv", "--nbest", 2]}
+    for name, extra in options.items():
+        result = run_mt("translate", trained_run, sample / "test.de", "--alignment", tmp_path / name, *extra)
+        assert result.returncode == 0, result.stderr
+    one = (tmp_path / "one").read_bytes()
+    assert one.count(b"\n") == 20
+    assert one == (tmp_path / "two").read_bytes() == gzip.decompress((tmp_path / "tsv.gz").read_bytes())
+
+
+def test_alignment_and_translations_need_a_file_each(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+    result = run_mt("translate", trained_run, sample / "test.de", "--alignment", tmp_path / "x", "-o", tmp_path / "x")
+    assert result.returncode == 2
+    assert "give it a file of its own" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_reader_that_leaves_early_ends_the_command_quietly(trained_run: Path, sample: Path) -> None:
     command = f"'{sys.executable}' -m mt translate '{trained_run}' '{sample}/test.de' | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
@@ -111,7 +167,7 @@ def test_evaluate_scores_the_test_sets_of_the_configuration(trained_run: Path) -
     assert entry["test"] == "tiny test"
     assert entry["sentences"] == 20
     assert [score["name"] for score in entry["scores"]] == ["bleu", "chrf", "ter"]
-    assert entry["scores"][0]["signature"].startswith("nrefs:1|case:mixed")
+    assert entry["scores"][0]["signature"].startswith("nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a")
     table = run_mt("evaluate", trained_run).stdout
     assert "BLEU" in table
     assert "nrefs:1" in table

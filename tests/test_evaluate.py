@@ -4,7 +4,7 @@ import pytest
 
 from mt.errors import DataError
 from mt.evaluate import evaluate
-from mt.metrics import corpus_scores
+from mt.metrics import build_metrics, corpus_scores
 
 
 class Upper:
@@ -19,19 +19,19 @@ REF = ["THE CAT SAT ON THE MAT TODAY", "A DOG BARKED AT A RED CAR"]
 
 
 def test_an_evaluation_is_the_translations_and_their_corpus_scores() -> None:
-    found = evaluate(Upper(), SRC, REF)  # type: ignore[arg-type]
+    found = evaluate(Upper(), SRC, [REF])  # type: ignore[arg-type]
     assert found.hyps == [line.upper() for line in SRC]
-    assert found.scores == corpus_scores(found.hyps, REF)
+    assert found.scores == corpus_scores(found.hyps, [REF])
     assert list(found.scores) == ["bleu", "chrf", "ter"]
     assert 0 < found.scores["bleu"].value < 100
     assert 0 <= found.seconds < 10
 
 
 def test_only_the_metrics_asked_for_are_scored() -> None:
-    assert list(evaluate(Upper(), SRC, REF, ["chrf"]).scores) == ["chrf"]  # type: ignore[arg-type]
+    assert list(evaluate(Upper(), SRC, [REF], build_metrics(["chrf"])).scores) == ["chrf"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("src", "ref"), [(SRC, REF[:1]), ([], [])])
 def test_unequal_or_empty_sides_are_an_error(src: list[str], ref: list[str]) -> None:
     with pytest.raises(DataError):
-        evaluate(Upper(), src, ref)  # type: ignore[arg-type]
+        evaluate(Upper(), src, [ref])  # type: ignore[arg-type]

@@ -1,17 +1,18 @@
 """`mt translate`: text files or standard input through a model, in input order and constant memory."""
 
 import gzip
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 
 import typer
 
 if TYPE_CHECKING:
-    from mt.decode.translator import Translation
+    from mt.workflows.translate import Row
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def translate(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output).")] = None,
     beam_size: Annotated[int | None, typer.Option(help="Beams; 1 is greedy search (default here and below: the model's own).")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="a in score = log-probability / length**a.")] = None,
-    nbest: Annotated[int | None, typer.Option(help="Translations a line; needs --format tsv.")] = None,
+    nbest: Annotated[int | None, typer.Option(help="Translations a line; needs --format tsv or jsonl.")] = None,
     max_len_a: Annotated[float | None, typer.Option(help="At most max_len_a x source subwords + max_len_b subwords.")] = None,
     max_len_b: Annotated[int | None, typer.Option(help="See --max-len-a.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
@@ -34,29 +35,43 @@ def translate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
-    format: Annotated[Literal["text", "tsv"], typer.Option(help="tsv: line number, rank, score, translation.")] = "text",
+    format: Annotated[
+        Literal["text", "tsv", "jsonl"], typer.Option(help="tsv: line number, rank, score, text; jsonl: with tokens and their scores.")
+    ] = "text",
+    alignment: Annotated[Path | None, typer.Option(help="Write word alignments there: source-target pairs of words, a line each.")] = None,
     on_invalid_utf8: Annotated[Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")] = "error",
 ) -> None:
     """Translate text: one line out for each line in, in the same order. An empty line stays empty."""
     from mt.errors import ConfigError
 
     if format == "text" and (nbest or 1) > 1:
-        raise ConfigError(f"--nbest {nbest} needs --format tsv: as text, each line has one translation")
+        raise ConfigError(f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation")
+    if alignment is not None and alignment == output:
+        raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
+    from mt.decode.alignment import Aligner, pharaoh
+    from mt.decode.scorer import Scorer
     from mt.decode.translator import Translator
     from mt.log import progress_bar, setup_logging
+    from mt.workflows.translate import translated_rows
 
     setup_logging()
     translator = Translator.load(
         model, device=device, precision=precision, threads=threads, workers=workers, beam_size=beam_size,
         length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size, max_tokens=max_tokens,
     )  # fmt: skip
+    aligner = Aligner.load(model, translator.compute.device, translator.workers) if alignment is not None else None
+    scorer = Scorer.load(model, translator.compute, translator.workers) if format == "jsonl" else None
     names = files or ["-"]
-    found = translator.translate_stream(_lines(names, on_invalid_utf8))
+    rows = translated_rows(translator, _lines(names, on_invalid_utf8), aligner, scorer)
     is_shown = output is not None or not sys.stdout.isatty()  # else the translations themselves show how far it is
-    with _open_output(output) as out, progress_bar(lambda: _count_lines(names), "translating", "line", is_shown) as advance:
+    aligned: AbstractContextManager[BinaryIO | None] = nullcontext() if alignment is None else _open_output(alignment)
+    bar = progress_bar(lambda: _count_lines(names), "translating", "line", is_shown)
+    with _open_output(output) as out, aligned as pairs, bar as advance:
         translator.on_progress = advance
-        for line in _formatted(found, format):
-            out.write(line.encode())
+        for row in rows:
+            out.write(_formatted(row, format, translator.tokenizer.tgt_pieces).encode())
+            if pairs is not None:
+                pairs.write(f"{pharaoh(row.alignment or [])}\n".encode())
     if translator.num_split:
         limit = translator.decode.max_src_len
         sys.stderr.write(f"mt: {translator.num_split} lines of more than {limit} subwords were translated in parts (decode.max_src_len)\n")
@@ -77,14 +92,15 @@ def _count_lines(files: list[str]) -> int | None:
     return None if any(not Path(name).is_file() for name in files) else sum(1 for name in files for _ in read_lines(name))
 
 
-def _formatted(found: Iterable[list["Translation"]], format: str) -> Iterator[str]:
-    for number, translations in enumerate(found, 1):
-        if format == "text":
-            yield f"{translations[0].text}\n"
-            continue
-        for rank, translation in enumerate(translations, 1):
-            text = translation.text.replace("\t", " ")
-            yield f"{number}\t{rank}\t{translation.score:.6f}\t{text}\n"
+def _formatted(row: "Row", format: str, pieces: list[str]) -> str:
+    from mt.workflows.translate import as_json
+
+    if format == "text":
+        return f"{row.translations[0].text}\n"
+    if format == "jsonl":
+        return json.dumps(as_json(row, pieces), ensure_ascii=False) + "\n"
+    ranked = ((rank, each.score, each.text.replace("\t", " ")) for rank, each in enumerate(row.translations, 1))
+    return "".join(f"{row.number}\t{rank}\t{score:.6f}\t{text}\n" for rank, score, text in ranked)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from mt.files import sha256_file
 logger = logging.getLogger(__name__)
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # those that are no text
+WORD_MARK = "\u2581"  # what a piece that begins a word begins with
 JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
 
 
@@ -91,12 +94,37 @@ class Tokenizer:
 
     def decode_tgt(self, ids: Sequence[int]) -> str:
         """The text of target ids, on one line; special ids give nothing."""
-        text = str(self._tgt.decode([i for i in ids if i not in (PAD_ID, BOS_ID, EOS_ID)]))
+        text = str(self._tgt.decode([i for i in ids if i not in SPECIAL_IDS]))
         return text.replace("\n", " ").replace("\r", " ")  # byte pieces can spell a newline
+
+    def src_words(self, lines: Sequence[str]) -> list[list[int]]:
+        """Of each of the ids that `encode_src` gives, which of its line's words it is of; -1 where the line has none.
+
+        A word is what whitespace separates in the line as it stands, whatever normalization makes of it: a word that becomes two for the
+        model stays one, and two that become one stay two. An id of several words is of the last.
+        """
+        found = self._src.encode(list(lines), return_type="offset_mapping")
+        return [_word_numbers(line, each["pieces"], each["offsets"]) for line, each in zip(lines, found, strict=True)]
+
+    def tgt_words(self, ids: Sequence[int]) -> list[int]:
+        """Of each target id, which of the words of `decode_tgt(ids)` it is of; -1 for special ids and where there is no word."""
+        found = self._tgt.decode([i for i in ids if i not in SPECIAL_IDS], return_type="offset_mapping")
+        words = iter(_word_numbers(found["text"], found["pieces"], found["offsets"]))
+        return [-1 if i in SPECIAL_IDS else next(words) for i in ids]
 
     def starts_word(self, src_id: int) -> bool:
         """Whether a source piece begins a word, so that a line may be split before it."""
-        return str(self._src.id_to_piece(src_id)).startswith("\u2581")
+        return str(self._src.id_to_piece(src_id)).startswith(WORD_MARK)
+
+
+def _word_numbers(text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]) -> list[int]:
+    """Of pieces that stand at `offsets` of `text`, the number of the word that each ends in; a lone mark belongs to what follows it."""
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    numbers = []
+    for piece, (begin, end) in zip(pieces, offsets, strict=True):
+        place = end if piece == WORD_MARK else begin + max(0, len(text[begin:end].rstrip()) - 1)
+        numbers.append(min(bisect_right(ends, place), len(ends) - 1))
+    return numbers
 
 
 def _load_model(path: Path) -> sentencepiece.SentencePieceProcessor:

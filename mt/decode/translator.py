@@ -26,12 +26,20 @@ WINDOW = 8192  # lines read ahead and sorted by length together; bounds the memo
 
 
 @dataclass(frozen=True)
+class TranslatedPart:
+    """The ids of a line, or of a piece of one that was too long, and those of its translation; both without end of sentence."""
+
+    src: list[int]
+    tgt: list[int]
+
+
+@dataclass(frozen=True)
 class Translation:
     """One translation of one line."""
 
     text: str
-    score: float    # log-probability / length**length_penalty; of a split line, the mean over its parts
-    num_parts: int  # more than 1 where the source was too long and was translated in parts
+    score: float  # log-probability / length**length_penalty; of a split line, the mean over its parts
+    parts: list[TranslatedPart]  # several where the source was too long; none where the line has no words
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,9 @@ class Translator:
             for number, ids in enumerate(self._split(line))
         ]
         found = self.search([part.ids for part in parts], lambda batch: self.on_progress(sum(parts[i].is_first for i in batch)))
-        by_line: list[list[list[Hypothesis]]] = [[] for _ in lines]
+        by_line: list[list[tuple[list[int], list[Hypothesis]]]] = [[] for _ in lines]
         for part, hyps in zip(parts, found, strict=True):
-            by_line[part.line].append(hyps)
+            by_line[part.line].append((part.ids, hyps))
         self.num_split += sum(len(hyps) > 1 for hyps in by_line)
         self.on_progress(sum(not hyps for hyps in by_line))
         return [self._join(hyps) for hyps in by_line]
@@ -153,16 +161,16 @@ class Translator:
             return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
         return beam_search(self.model, src, src_mask, max_lens, SearchConfig(options.beam_size, options.nbest, options.length_penalty))
 
-    def _join(self, parts: list[list[Hypothesis]]) -> list[Translation]:
-        """Translations of a line from the hypotheses of its parts, rank by rank."""
+    def _join(self, parts: list[tuple[list[int], list[Hypothesis]]]) -> list[Translation]:
+        """Translations of a line from its parts and their hypotheses, rank by rank."""
         if not parts:
-            return [Translation("", 0.0, 0)]
-        ranks = min(len(hyps) for hyps in parts)
+            return [Translation("", 0.0, [])]
         joined = []
-        for rank in range(ranks):
-            texts = [self.tokenizer.decode_tgt(hyps[rank].tokens) for hyps in parts]
-            score = sum(hyps[rank].score for hyps in parts) / len(parts)
-            joined.append(Translation(" ".join(text for text in texts if text), score, len(parts)))
+        for ranked in zip(*(hyps for _, hyps in parts), strict=False):
+            texts = [self.tokenizer.decode_tgt(hyp.tokens) for hyp in ranked]
+            score = sum(hyp.score for hyp in ranked) / len(ranked)
+            pairs = [TranslatedPart(src, hyp.tokens) for (src, _), hyp in zip(parts, ranked, strict=True)]
+            joined.append(Translation(" ".join(text for text in texts if text), score, pairs))
         return joined
 
 

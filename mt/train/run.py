@@ -24,7 +24,7 @@ MAY_CHANGE = (
     "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.compile", "train.gradient_checkpointing",
 )  # fmt: skip
 HEADER = "# Written by mt: every setting of this run.\n"
-OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "crash", "report.html")  # what --overwrite deletes
+OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html")  # what --overwrite deletes
 STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}  # of status.json, by exit code; all others have failed
 
 

@@ -17,6 +17,7 @@ from mt.decode.translator import Translator
 from mt.device import Compute, in_halves
 from mt.evaluate import evaluate
 from mt.files import atomic_write
+from mt.metrics import build_metrics
 from mt.model.transformer import Transformer
 from mt.train.loss import loss_sums
 
@@ -32,13 +33,14 @@ class Validator:
         pairs = [(s, t) for s, t in zip(tokenizer.encode_src(src), tokenizer.encode_tgt(ref), strict=True) if s and t]
         self.loader = ValidLoader(pairs, config.batching.max_tokens)
         self.src, self.ref = src[: config.valid.max_sentences], ref[: config.valid.max_sentences]
+        self.metrics = build_metrics(("bleu", "chrf"), config.data.tgt_lang)
         self.decode = config.decode.model_copy(update={"beam_size": config.valid.beam_size, "nbest": 1})
 
     def validate(self, model: Transformer, step: int) -> dict[str, float]:
         """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in the run folder."""
         loss = self.loss(model)
         translator = Translator(model, self.tokenizer, self.decode, self.compute)
-        result = evaluate(translator, self.src, self.ref, ("bleu", "chrf"))
+        result = evaluate(translator, self.src, [self.ref], self.metrics)
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
         details = {**scores, "sentences": len(self.src), "signatures": {name: score.signature for name, score in result.scores.items()}}
         try:

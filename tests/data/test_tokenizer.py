@@ -185,6 +185,63 @@ def test_pieces_that_start_words_are_as_many_as_the_words(tokenizer: Tokenizer, 
         assert sum(map(tokenizer.starts_word, ids)) == len(src.split())
 
 
+# Words
+
+
+SPACES = ["  ", "\u00a0", "\t", "\u3000", "\u2028", " \u2003 "]
+WORDS = [
+    "Hund", "gel\u00e4ufig", ".", "\u00bd", "a\u00b4b", "\u2026", "a\u200bb", "\ufb01n", "\U0001f600", "\u65e5\u672c\u8a9e", "e\u0301",
+    "\u2581x", "\u00ad", "a\ufeff",
+]  # fmt: skip
+
+
+@given(words=st.lists(st.sampled_from(WORDS), max_size=6), spaces=st.lists(st.sampled_from(SPACES), min_size=7))
+def test_each_source_id_is_of_the_word_that_gives_it_alone(tokenizer: Tokenizer, words: list[str], spaces: list[str]) -> None:
+    """Whatever stands between the words of a line, and whatever spaces normalization puts into them."""
+    line = "".join(space + word for space, word in zip(spaces, words, strict=False))
+    expected = [number for number, ids in enumerate(tokenizer.encode_src(words)) for _ in ids]
+    assert len(line.split()) == len(words)
+    assert tokenizer.src_words([line]) == [expected]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_any_source_id_is_of_a_word_that_is_there_and_words_come_in_order(tokenizer: Tokenizer, text: str) -> None:
+    [ids], [words] = tokenizer.encode_src([text]), tokenizer.src_words([text])
+    assert len(words) == len(ids)
+    assert words == sorted(words)
+    count = len(text.split())
+    assert all(min(0, count - 1) <= word < count for word in words)
+
+
+def test_two_words_that_become_one_stay_two_and_a_piece_of_both_is_of_the_second(tokenizer: Tokenizer) -> None:
+    """U+001C is whitespace that normalization deletes."""
+    [ids], [words] = tokenizer.encode_src(["der\x1cHund"]), tokenizer.src_words(["der\x1cHund"])
+    assert tokenizer.decode_src(ids) == "derHund"
+    assert words == sorted(words)
+    assert [tokenizer.decode_src([i for i, word in zip(ids, words, strict=True) if word == number]) for number in (0, 1)] == ["der", "Hund"]
+    _, first, second = next(piece for piece in tokenizer.src_pieces if piece[0] == "\u2581" and len(piece) == 3 and piece[1:].isalpha())
+    assert tokenizer.src_words([f"{first}\x1c{second}"]) == [[1]]
+
+
+def test_each_target_id_is_of_its_word_and_special_ids_are_of_none(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+    for _, line in sample_pairs[:50]:
+        by_word = tokenizer.encode_tgt(line.split())
+        ids = [i for word in by_word for i in word]
+        expected = [number for number, word in enumerate(by_word) for _ in word]
+        assert tokenizer.tgt_words(ids) == expected
+        assert tokenizer.tgt_words([BOS_ID, *ids, EOS_ID, PAD_ID]) == [-1, *expected, -1, -1]
+    assert tokenizer.tgt_words([]) == []
+
+
+@given(ids=st.lists(st.integers(0, 419)))
+def test_whatever_ids_are_of_words_of_their_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+    words, count = tokenizer.tgt_words(ids), len(tokenizer.decode_tgt(ids).split())
+    assert len(words) == len(ids)
+    shown = [word for word, i in zip(words, ids, strict=True) if i not in (PAD_ID, BOS_ID, EOS_ID)]
+    assert shown == sorted(shown)
+    assert all(min(0, count - 1) <= word < count for word in shown)
+
+
 # Folders and trained models
 
 

@@ -92,7 +92,7 @@ def test_batches_hold_at_most_so_many_sentences_and_padded_tokens(model: Transfo
 def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, tokenizer: Tokenizer) -> None:
     subject = translator(model, tokenizer, nbest=3)
     found = list(subject.translate_stream(["", "  \t "]))
-    assert [[(t.text, t.score, t.num_parts) for t in each] for each in found] == [[("", 0.0, 0)], [("", 0.0, 0)]]
+    assert [[(t.text, t.score, t.parts) for t in each] for each in found] == [[("", 0.0, [])], [("", 0.0, [])]]
     assert not hasattr(subject, "searched")
     assert subject.translate([]) == []
 
@@ -108,9 +108,10 @@ def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Tra
     assert len(short_ids) <= 10 < len(ids)
     [[split], [whole]] = list(subject.translate_stream([long, short]))
     assert subject.num_split == 1
-    assert whole.num_parts == 1
+    assert [part.src for part in whole.parts] == [short_ids]
     parts = [part for [part] in subject.searched if part != short_ids]
-    assert split.num_parts == len(parts) > 2
+    assert len(split.parts) == len(parts) > 2
+    assert [i for part in split.parts for i in part.src] == ids
     assert all(len(part) <= 10 for part in parts)
     assert sorted(i for part in parts for i in part) == sorted(ids)
     assert [i for part in subject._split(ids) for i in part] == ids
@@ -177,7 +178,7 @@ def test_nbest_gives_so_many_translations_best_first(model: Transformer, tokeniz
         assert found[0] == first
         assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
     split = list(translator(model, tokenizer, nbest=3, max_src_len=8).translate_stream(lines))
-    assert all(len(found) == 3 and found[0].num_parts > 1 for found in split)
+    assert all(len(found) == 3 and len(found[0].parts) > 1 for found in split)
 
 
 def test_translating_leaves_dropout_off(model: Transformer, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,62 @@
+"""`mt attend`: what a model looks at while it translates a sentence, in the terminal or as an SVG."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mt.report.heatmap import Figure
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt attend`."""
+    app.command()(attend)
+
+
+def attend(
+    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    sentence: Annotated[str, typer.Argument(help="The source sentence.", show_default=False)],
+    target: Annotated[str | None, typer.Option(help="A translation to follow (default: the model's own).")] = None,
+    kind: Annotated[Literal["all", "encoder", "decoder", "cross"], typer.Option(help="Self-attention, or decoder to encoder.")] = "all",
+    layer: Annotated[str | None, typer.Option(help="A layer from 1, or all (default: the last but one).")] = None,
+    head: Annotated[str, typer.Option(help="A head from 1, all, or their mean.")] = "mean",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")] = None,
+) -> None:
+    """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
+    from mt.files import atomic_write
+    from mt.report.heatmap import as_svg
+    from mt.workflows.attend import attend as look
+    from mt.workflows.attend import figures
+
+    attended = look(model, sentence, target)
+    chosen = figures(attended, kind, layer, head)
+    if output is None:
+        _show([f"source       {attended.src}", f"translation  {attended.tgt}"], chosen)
+    else:
+        atomic_write(output, as_svg(chosen, [attended.src, attended.tgt]))
+        typer.echo(f"{output}: {sum(len(figure.maps) for figure in chosen)} maps")
+
+
+def _show(headings: list[str], figures: "list[Figure]") -> None:
+    """In shades and colours on a terminal, in percent and ASCII elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from mt.report.heatmap import as_text
+
+    console = Console(highlight=False, soft_wrap=True)
+    plain = not console.is_terminal or not console.encoding.startswith("utf")
+    width = console.width if console.is_terminal else 80
+    text = Text("\n".join([*headings, ""]))
+    for figure in figures:
+        for each in figure.maps:
+            text.append(f"\n{figure.title}, {each.title}\n", style="bold")
+            text.append(f"{figure.note}{'; percent' if plain else ''}\n", style="dim")
+            text.append_text(as_text(each, width, plain))
+    if plain:
+        encoding = sys.stdout.encoding or "utf-8"
+        typer.echo(text.plain.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+    else:
+        console.print(text, end="")

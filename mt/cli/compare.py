@@ -1,0 +1,93 @@
+"""`mt compare`: is B really better than A?"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mt.workflows.compare import Change, PairReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt compare`."""
+    app.command()(compare)
+
+
+def compare(
+    systems: Annotated[list[str], typer.Argument(help="Models, checkpoints, or files of translations; the first is the baseline.")],
+    src: Annotated[list[str] | None, typer.Option(help="Source text; may be repeated (default: test sets of the first model).")] = None,
+    ref: Annotated[list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")] = None,
+    metric: Annotated[list[str] | None, typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter).")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language).")] = None,
+    lang: Annotated[str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")] = False,
+    beam_size: Annotated[int | None, typer.Option(help="Beams (default: each model's own).")] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+) -> None:
+    """Compare systems with the first one: scores, paired significance tests, the sentences that changed most, and a verdict.
+
+    A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
+    """
+    from mt.log import setup_logging
+    from mt.workflows.compare import compare as run
+    from mt.workflows.evaluation import Scoring
+
+    setup_logging()
+    options = {"beam_size": beam_size, "precision": precision, "device": device, "threads": threads, "workers": workers}
+    pairs = run(systems, src or [], ref or [], Scoring(tuple(metric or Scoring.metrics), tokenizer, lang), options)
+    if as_json:
+        typer.echo(json.dumps([_as_dict(pair) for pair in pairs], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(*(part for pair in pairs for part in _render(pair, examples)), sep="\n")
+
+
+def _as_dict(pair: "PairReport") -> dict[str, object]:
+    from dataclasses import asdict
+
+    from mt.workflows.compare import verdict
+
+    comparisons = [
+        {"metric": c.score.name, "test": c.kind, "difference": c.difference, "p_value": c.p_value,
+         "baseline": c.baseline_score.as_dict(), "system": c.score.as_dict()}
+        for c in pair.comparisons
+    ]  # fmt: skip
+    counts = {"wins": pair.wins, "losses": pair.losses, "ties": pair.ties}
+    return {**asdict(pair), **counts, "comparisons": comparisons, "verdict": verdict(pair)}
+
+
+def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mt.metrics import KINDS, TITLES
+    from mt.workflows.compare import verdict
+
+    heading = f"{pair.test}: {pair.num_sentences:,} sentences\n  A: {pair.baseline}\n  B: {pair.system}"
+    table = Table(box=box.SIMPLE)
+    for column in ("", "A", "B", "B - A", *(f"p, {name.removeprefix('paired ')}" for name in KINDS.values())):
+        table.add_column(column, justify="right" if column else "left")
+    for name in dict.fromkeys(c.score.name for c in pair.comparisons):
+        group = [c for c in pair.comparisons if c.score.name == name]
+        values = [str(score).removeprefix(f"{TITLES[name]} ") for score in (group[0].baseline_score, group[0].score)]
+        p_values = ["-" if c.p_value is None else f"{c.p_value:.4f}{' *' if c.is_significant else ''}" for c in group]
+        table.add_row(TITLES[name], *values, f"{group[0].difference:+.2f}", *p_values)
+    counts = f"Sentence by sentence (chrF): {pair.wins:,} better, {pair.losses:,} worse, {pair.ties:,} alike"
+    shown = [*pair.changes[:examples], *[change for change in pair.changes[::-1][:examples] if change.gain < 0]]
+    return [escape(heading), table, counts, *(escape(_example(change)) for change in shown), f"\n[bold]{escape(verdict(pair))}[/bold]\n"]
+
+
+def _example(change: "Change") -> str:
+    names = [f"{name} ({score:.1f})" for name, score in zip("AB", change.scores, strict=True)]
+    rows = [("source", change.src), ("reference", change.ref), *zip(names, change.hyps, strict=True)]
+    return "\n".join([f"\nline {change.line}, {change.gain:+.1f}", *(f"  {name:9}  {text}" for name, text in rows if text)])

@@ -1,0 +1,27 @@
+"""`mt reproduce`: does a score card hold?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt reproduce`."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    card: Annotated[Path, typer.Argument(help="A scorecard.json that mt evaluate wrote.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the new run (default: the card's own with -reproduced).")] = None,
+) -> None:
+    """Train and evaluate again what a score card says; exits 1 where a score is not the same to two decimals."""
+    from mt.errors import MTError
+    from mt.log import setup_logging
+    from mt.workflows.reproduce import reproduce as run
+
+    setup_logging()
+    agreements, circumstances = run(card, run_dir)
+    typer.echo("\n".join([*map(str, agreements), *(f"not as it was: {line}" for line in circumstances)]))
+    if not all(agreement.holds for agreement in agreements):
+        raise MTError(f"{card}: not reproduced")

@@ -1,0 +1,53 @@
+"""`mt score`: how likely a model finds given translations."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `mt score`."""
+    app.command()(score)
+
+
+def score(
+    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    src: Annotated[str, typer.Option(help="Source text.", show_default=False)],
+    tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+) -> None:
+    """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation of --src, tab-separated.
+
+    Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
+    """
+    from mt.config import CorpusConfig, DataConfig
+    from mt.data.corpus import read_parallel
+    from mt.decode.scorer import Scorer
+    from mt.decode.workers import Workers
+    from mt.device import choose_compute
+    from mt.log import progress_bar, setup_logging
+
+    setup_logging()
+    sources, targets = read_parallel([CorpusConfig(src=src, tgt=tgt)], DataConfig())
+    compute = choose_compute(device, precision, threads)
+    scorer = Scorer.load(model, compute, Workers.choose(workers, compute))
+    total, num_tokens = 0.0, 0
+    with progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance:
+        for found in scorer.score(zip(sources, targets, strict=True)):
+            count = len(found.log_probs)
+            total, num_tokens = total + found.log_prob, num_tokens + count
+            sys.stdout.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
+            advance(1)
+    sys.stdout.flush()
+    summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
+    sys.stderr.write(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}\n")
+
+
+def _perplexity(log_prob: float, num_tokens: int) -> float:
+    return math.exp(min(-log_prob / num_tokens, 700))

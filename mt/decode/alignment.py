@@ -1,0 +1,112 @@
+"""Word alignments: which words of a line the words of its translation come from, by the model's own attention.
+
+After the search the model reads the line and writes its best translation once more. The attention of the last decoder layer but one to the
+source, the mean over its heads (Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models"), is summed over the
+subwords of each word on both sides; a target word is aligned to the source word with the most of it, the end of sentence left out.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt.checkpoint import load_model
+from mt.data.batching import collate, token_buckets
+from mt.data.tokenizer import Tokenizer
+from mt.decode.translator import TranslatedPart, Translation
+from mt.decode.workers import Workers
+from mt.device import in_halves
+from mt.model.maps import cross_attention
+from mt.model.transformer import Transformer
+
+MAX_TOKENS = 4096  # rows x longest side of a batch
+
+Alignment = list[tuple[int, int]]  # (source word, target word), in order
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A line or a part of one, and its translation."""
+
+    part: TranslatedPart
+    src_words: list[int]  # of each id, the number of its word in the line; -1: of none
+    tgt_words: list[int]  # the same in the line's translation
+
+
+class Aligner:
+    """A model that tells what it looked at; in fp32, in whatever precision it translated."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, workers: Workers | None = None) -> None:
+        self.model, self.tokenizer, self.workers = model, tokenizer, workers or Workers()
+        self.layer = max(0, len(model.decoder.layers) - 2)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device, workers: Workers | None = None) -> "Aligner":
+        """Open a model folder, or a run folder (its best checkpoint). Raises `CheckpointError`."""
+        loaded = load_model(Path(path), device)
+        return cls(loaded.model, loaded.tokenizer, workers)
+
+    def align(self, lines: Sequence[str], translations: Sequence[Translation]) -> list[Alignment]:
+        """The alignment of each line with its translation."""
+        pairs: list[_Pair] = []
+        line_of: list[int] = []  # of each pair
+        for number, (words, translation) in enumerate(zip(self.tokenizer.src_words(lines), translations, strict=True)):
+            pairs += self._pairs(words, translation.parts)
+            line_of += [number] * len(translation.parts)
+        found: list[set[tuple[int, int]]] = [set() for _ in lines]  # a word that was cut in two may come twice
+        for number, alignment in zip(line_of, self._align_pairs(pairs), strict=True):
+            found[number].update(alignment)
+        return [sorted(alignment) for alignment in found]
+
+    def _pairs(self, src_words: list[int], parts: Sequence[TranslatedPart]) -> Iterator[_Pair]:
+        """The parts of a line, their words numbered through the line and through its translation."""
+        begin, num_words = 0, 0
+        for part in parts:
+            tgt_words = [word if word < 0 else word + num_words for word in self.tokenizer.tgt_words(part.tgt)]
+            yield _Pair(part, src_words[begin : begin + len(part.src)], tgt_words)
+            begin, num_words = begin + len(part.src), num_words + len(self.tokenizer.decode_tgt(part.tgt).split())
+
+    def _align_pairs(self, pairs: Sequence[_Pair]) -> list[Alignment]:
+        """In batches of similar lengths, shared among the worker processes."""
+        lens = [np.array([1 + len(ids) for ids in side]) for side in ([pair.part.src for pair in pairs], [pair.part.tgt for pair in pairs])]
+        batches = token_buckets(lens[0], lens[1], MAX_TOKENS)
+        found: list[Alignment] = [[] for _ in pairs]
+        results = self.workers.map(partial(in_halves, self._align_batch), [[pairs[i] for i in batch] for batch in batches])
+        with contextlib.closing(results):
+            for batch, alignments in zip(batches, results, strict=True):
+                for i, alignment in zip(batch, alignments, strict=True):
+                    found[i] = alignment
+        return found
+
+    def _align_batch(self, pairs: Sequence[_Pair]) -> list[Alignment]:
+        device = self.model.output_weight.device
+        batch = collate([(pair.part.src, pair.part.tgt) for pair in pairs])
+        weights = cross_attention(self.model, batch.src.to(device), batch.src_mask.to(device), batch.tgt_in.to(device), self.layer)
+        return [word_pairs(w, pair.src_words, pair.tgt_words) for w, pair in zip(weights, pairs, strict=True)]
+
+
+def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:
+    """For each target word the source word that its subwords attend to most.
+
+    `weights` [tgt_len, src_len] has a row for each of `tgt_words`, the word of each target subword, and a column for each of `src_words`;
+    further rows and columns, such as those of the end of sentence, and subwords of word -1 are left out.
+    """
+    src_kept, tgt_kept = ([i for i, word in enumerate(words) if word >= 0] for words in (src_words, tgt_words))
+    if not src_kept or not tgt_kept:
+        return []
+    src_found, src_place = torch.tensor([src_words[i] for i in src_kept]).unique(return_inverse=True)
+    tgt_found, tgt_place = torch.tensor([tgt_words[i] for i in tgt_kept]).unique(return_inverse=True)
+    weights = weights[tgt_kept][:, src_kept]
+    by_source = weights.new_zeros(len(tgt_kept), len(src_found)).index_add_(1, src_place, weights)
+    by_word = weights.new_zeros(len(tgt_found), len(src_found)).index_add_(0, tgt_place, by_source)  # the mean has the same maximum
+    return list(zip(src_found[by_word.argmax(dim=1)].tolist(), tgt_found.tolist(), strict=True))
+
+
+def pharaoh(alignment: Alignment) -> str:
+    """`0-0 1-2`: source and target word of each pair, counted from 0."""
+    return " ".join(f"{src}-{tgt}" for src, tgt in alignment)

@@ -1,0 +1,85 @@
+"""Log-probabilities of given translations: how likely a model finds each token of a target, given its source."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mt.checkpoint import load_model
+from mt.data.batching import Batch, collate, moved, token_buckets
+from mt.data.tokenizer import Tokenizer
+from mt.decode.workers import Workers
+from mt.device import Compute, in_halves
+from mt.model.transformer import Transformer
+
+MAX_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
+WINDOW = 4096      # pairs read ahead and sorted by length together
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A target and the log-probability (natural) of each of its tokens, end of sentence included."""
+
+    ids: list[int]  # without end of sentence
+    log_probs: list[float]
+
+    @property
+    def log_prob(self) -> float:
+        """Their sum."""
+        return sum(self.log_probs)
+
+
+class Scorer:
+    """A model that reads given targets instead of searching for its own (teacher forcing)."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, compute: Compute, workers: Workers | None = None) -> None:
+        self.model, self.tokenizer, self.compute, self.workers = model.eval(), tokenizer, compute, workers or Workers()
+
+    @classmethod
+    def load(cls, path: str | Path, compute: Compute, workers: Workers | None = None) -> "Scorer":
+        """Open a model folder, or a run folder (its best checkpoint). Raises `CheckpointError`."""
+        loaded = load_model(Path(path), compute.device)
+        return cls(loaded.model, loaded.tokenizer, compute, workers)
+
+    def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[TokenScores]:
+        """Scores of (source, target) lines, in order; reads `WINDOW` pairs ahead."""
+        remaining = iter(pairs)
+        while window := list(islice(remaining, WINDOW)):
+            src, tgt = zip(*window, strict=True)
+            yield from self.score_ids(list(zip(self.tokenizer.encode_src(src), self.tokenizer.encode_tgt(tgt), strict=True)))
+
+    def source_gain(self, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
+        """By how much a token of each target is likelier, in the mean of natural logarithms, with its source than with another line's.
+
+        The other line is the one half the text away; 0 where both are the same. What a model makes up gains little, whatever its attention
+        looks like.
+        """
+        others = [*src[len(src) // 2 :], *src[: len(src) // 2]]
+        own, other = (self.score(zip(sources, tgt, strict=True)) for sources in (src, others))
+        return [(a.log_prob - b.log_prob) / len(a.log_probs) for a, b in zip(list(own), list(other), strict=True)]
+
+    def score_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
+        """The same of ids without end of sentence."""
+        found: list[list[float]] = [[] for _ in pairs]
+        src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
+        buckets = token_buckets(src_lens, tgt_lens, MAX_TOKENS)
+        work = partial(in_halves, self._batch)
+        with contextlib.closing(self.workers.map(work, [[pairs[i] for i in bucket] for bucket in buckets])) as results:
+            for bucket, scored in zip(buckets, results, strict=True):
+                for i, log_probs in zip(bucket, scored, strict=True):
+                    found[i] = log_probs
+        return [TokenScores(tgt, log_probs) for (_, tgt), log_probs in zip(pairs, found, strict=True)]
+
+    @torch.inference_mode()
+    def _batch(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        batch = moved(collate(pairs), self.compute.device)
+        assert isinstance(batch, Batch)
+        with self.compute.autocast():
+            logits = self.model.project(self.model(batch.src, batch.src_mask, batch.tgt_in))
+        log_probs = logits.float().log_softmax(dim=-1).gather(2, batch.tgt_out[:, :, None])[:, :, 0]
+        return [row[: len(tgt) + 1] for row, (_, tgt) in zip(log_probs.tolist(), pairs, strict=True)]

@@ -1,0 +1,45 @@
+"""The curves of a run from its metrics.jsonl, whatever state the file is in."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CURVES = {"train": ("loss", "lr", "tokens_per_second"), "valid": ("loss", "bleu", "chrf")}
+MAX_POINTS = 2000  # of a curve: more than a screen has
+
+
+def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
+    """Steps and values by kind of line, thinned evenly to `MAX_POINTS`; a value that is missing or not finite is None."""
+    entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CURVES}
+    for entry in _entries(run_dir / "metrics.jsonl"):
+        entries[entry["kind"]].append(entry)
+    return {kind: _columns(_thinned(entries[kind]), ("step", *names)) for kind, names in CURVES.items()}
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines that can be read: a run that is being written, or was cut off, may end in half a line."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("kind") in CURVES and isinstance(entry.get("step"), int):
+            yield entry
+
+
+def _thinned(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every n-th line, and always the last."""
+    stride = -(-len(entries) // MAX_POINTS) or 1
+    return entries[::-stride][::-1]
+
+
+def _columns(entries: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list[float | None]]:
+    return {name: [_number(entry.get(name)) for entry in entries] for name in names}
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""Texts to score, made worse in a way that is the same every time, and the `sacrebleu` command."""
+
+import gzip
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MULTI30K, ROOT
+
+ENJA = ROOT.parent / "shared/data/enja"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A reference text and how `sacrebleu` is to score it."""
+
+    name: str
+    read: Callable[[], list[str]]
+    lang: str = "en"
+    options: tuple[str, ...] = ()
+
+
+def sample_text() -> list[str]:
+    return (ROOT / "data/sample/test.en").read_text(encoding="utf-8").split("\n")[:100]
+
+
+def multi30k(language: str = "en") -> list[str]:
+    if MULTI30K is None:
+        pytest.skip("no Multi30k in data/multi30k or ../shared/data/multi30k")
+    return gzip.decompress((MULTI30K / f"test_2016_flickr.{language}.gz").read_bytes()).decode().split("\n")[:-1]
+
+
+def enja() -> list[str]:
+    if not ENJA.is_dir():
+        pytest.skip("no ../shared/data/enja")
+    if importlib.util.find_spec("MeCab") is None:
+        pytest.skip("MeCab is missing; pip install 'mt-forge[ja]'")
+    text = gzip.decompress((ENJA / "dev.ja.gz").read_bytes()).decode()
+    return [line.replace(" ", "") for line in text.split("\n")[:-1]]
+
+
+CORPORA = [
+    Corpus("sample", sample_text),
+    Corpus("multi30k", multi30k),
+    Corpus("enja", enja, "ja", ("--tokenize", "ja-mecab")),
+]
+
+
+def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
+    """Words (characters, where there are no spaces) dropped, swapped and replaced; one line left empty, one as it was."""
+    rng, out = random.Random(seed), []
+    for line in lines:
+        space = " " if " " in line else ""
+        words = [word for word in (line.split() if space else line) if rng.random() > 0.1]
+        if len(words) > 2 and rng.random() < 0.5:
+            i = rng.randrange(len(words) - 1)
+            words[i], words[i + 1] = words[i + 1], words[i]
+        out.append(space.join(word if rng.random() > 0.1 else "Straße" if space else "ー" for word in words))
+    return [lines[0], "", *out[2:]]
+
+
+def sacrebleu(folder: Path, refs: Sequence[Sequence[str]], hyps: Sequence[Sequence[str]], *options: str) -> Any:
+    """What the command prints as JSON, to ten decimals."""
+    names = {"ref": refs, "hyp": hyps}
+    files = {kind: [f"{kind}{number}" for number in range(len(texts))] for kind, texts in names.items()}
+    for kind, texts in names.items():
+        for file, lines in zip(files[kind], texts, strict=True):
+            (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"  # its JSON of --paired-bs fails on float32
+    main += "from sacrebleu.sacrebleu import main; main()"
+    command = [sys.executable, "-c", main, *files["ref"], "-i", *files["hyp"], *options, "--format", "json", "-w", "10"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
