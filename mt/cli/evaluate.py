@@ -95,7 +95,8 @@ def _score_model(
 def _table(result: dict[str, Any]) -> str:
     from mt.metrics import TITLES
 
-    head = f"{result['test']}: {result['sentences']:,} sentences"
+    count = result["sentences"]
+    head = f"{result['test']}: {count:,} sentence{'s' if count != 1 else ''}"
     if "model" in result:
         head += f", {result['model']}, beam {result['beam_size']}, {result['compute']}, {result['seconds']:.1f} s"
     width = max(len(TITLES[score["name"]]) for score in result["scores"])

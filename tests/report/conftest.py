@@ -117,7 +117,7 @@ def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
     yield browser
     assert not browser.errors()
     own = (tmp_path / "report.html").as_uri()
-    theirs = ("data:", "chrome:")  # the page's own icon; the tab that the browser began with
+    theirs = ("data:", "chrome:", "chrome-untrusted:")  # the page's own icon; the tab that the browser began with
     assert not [url for url in browser.requests() if url.split("#")[0] != own and not url.startswith(theirs)]
 
 
