@@ -69,14 +69,14 @@ def test_on_a_terminal_a_bar_tells_lines_speed_and_what_is_left(trained_run: Pat
     if pid == 0:
         os.chdir(ROOT)
         fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        arguments = ("translate", trained_run, sample / "test.de", "-o", tmp_path / "out")
+        arguments = ("translate", trained_run, sample / "test.de", "-o", tmp_path / "out", "--batch-size", 1)
         os.execv(sys.executable, [sys.executable, "-m", "mt", *map(str, arguments)])
     with contextlib.suppress(OSError):  # the other side has closed
         while block := os.read(terminal, 4096):
             shown += block
     assert os.waitpid(pid, 0)[1] == 0
     bars = shown.decode().replace("\r", "\n").split("\n")
-    count = len((tmp_path / "out").read_text(encoding="utf-8").splitlines())
+    count = (tmp_path / "out").read_bytes().count(b"\n")
     assert any(re.search(rf"translating: +\d+%.* \d+/{count} \[\d\d:\d\d<\d\d:\d\d, +[\d.]+line/s\]", bar) for bar in bars), bars
 
 
