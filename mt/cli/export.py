@@ -14,8 +14,11 @@ def register(app: typer.Typer) -> None:
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)],
-    to: Annotated[Literal["ctranslate2"], typer.Option(help="The engine.")] = "ctranslate2",
-    quantization: Annotated[str | None, typer.Option(help="Type of the weights: int8, float16, ... (default: float32).")] = None,
+    to: Annotated[
+        Literal["ctranslate2", "marian", "pegasus"],
+        typer.Option(help="The engine; for Hugging Face marian (post-norm) or pegasus (pre-norm)."),
+    ] = "ctranslate2",
+    quantization: Annotated[str | None, typer.Option(help="Of CTranslate2's weights: int8, float16, ... (default: float32).")] = None,
     prove: Annotated[str | None, typer.Option(help="Source text for the proof (default: the model's test or validation text).")] = None,
     lines: Annotated[int, typer.Option(min=0, help="Lines that both engines translate for the proof; 0: no proof.")] = 1000,
 ) -> None:
@@ -24,5 +27,5 @@ def export(
     from mt.workflows.export import export_and_prove
 
     setup_logging()
-    report = export_and_prove(model, output, quantization, prove, lines)
+    report = export_and_prove(model, output, to, quantization, prove, lines)
     typer.echo("\n".join(report))

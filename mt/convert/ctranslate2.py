@@ -1,6 +1,5 @@
 """Export to CTranslate2 (extra `ct2`): its own model folder with the tokenizer's models beside it, and the engine to prove it with."""
 
-import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from mt.checkpoint import LoadedModel
 from mt.config import DecodeConfig
+from mt.convert.parity import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
@@ -124,15 +124,8 @@ class CTranslate2Engine:
         self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
-        """The best hypothesis of each source and its score; by source length, as CTranslate2 has one limit of output length a call."""
-        found: list[tuple[list[int], float]] = [([], 0.0)] * len(sources)
-        by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-        for length, group in itertools.groupby(by_length, key=lambda i: len(sources[i])):
-            indices = list(group)
-            limit = max_output_len(length + 1, self.decode.max_len_a, self.decode.max_len_b)
-            for i, result in zip(indices, self.translate_batch([sources[i] for i in indices], limit), strict=True):
-                found[i] = result
-        return found
+        """The best hypothesis of each source and its score."""
+        return by_source_length(sources, self.decode, self.translate_batch)
 
     def translate_batch(self, sources: Sequence[list[int]], max_len: int) -> list[tuple[list[int], float]]:
         """The same with one limit of output length for all."""

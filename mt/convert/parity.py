@@ -1,12 +1,15 @@
 """The proof that an exported model translates as the original does: line by line, and what differs rescored by both engines."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from mt.config import DecodeConfig
 from mt.data.tokenizer import BOS_ID, EOS_ID
+from mt.decode.search import max_output_len
 from mt.decode.translator import Translator
 from mt.errors import DataError
 
@@ -76,6 +79,21 @@ def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Pari
         text, other_text = (translator.tokenizer.decode_tgt(tokens) for tokens in (hyp, other_hyp))
         differences.append(Difference(number, text, other_text, gap))
     return Parity(len(sources), differences, score_gap)
+
+
+Found = list[tuple[list[int], float]]  # hypothesis and score
+
+
+def by_source_length(sources: Sequence[list[int]], decode: DecodeConfig, translate: Callable[[Sequence[list[int]], int], Found]) -> Found:
+    """Translations of `sources`, those of one length together, as other engines have one limit of output length a call."""
+    found: Found = [([], 0.0)] * len(sources)
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    for length, group in itertools.groupby(order, key=lambda i: len(sources[i])):
+        indices = list(group)
+        limit = max_output_len(length + 1, decode.max_len_a, decode.max_len_b)
+        for i, result in zip(indices, translate([sources[i] for i in indices], limit), strict=True):
+            found[i] = result
+    return found
 
 
 class OurEngine:

@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from mt.checkpoint import LoadedModel, load_model, seal, write_model_folder
-from mt.config import Config
+from mt.checkpoint import LoadedModel
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
 from mt.convert.parity import compare
-from mt.data.tokenizer import EOS_ID, Tokenizer
+from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
 from mt.device import Compute
 from mt.errors import ConfigError, ExportError
-from mt.model.transformer import build_model
 from mt.workflows import export as workflow
 from mt.workflows.export import export_and_prove
 from tests.conftest import run_mt, sample_lines
+from tests.convert.folders import model_folder
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 FP32 = Compute(torch.device("cpu"), torch.float32)
@@ -27,25 +26,6 @@ FP32 = Compute(torch.device("cpu"), torch.float32)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
-    """An untrained model with firm choices, and norms and biases that are no ones and zeros."""
-    sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
-    config = Config.model_validate({
-        "model": {**sizes, **options}, "decode": {"max_len_a": 0.5, "max_len_b": 3},
-        "data": {"test": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]},
-    })  # fmt: skip
-    model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
-    model.output_weight.data *= 3
-    model.output_weight.data[EOS_ID] *= 1.5
-    folder.mkdir()
-    write_model_folder(folder, config, dict(model.named_parameters()), tokenizer, {})
-    seal(folder)
-    return load_model(folder, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("norm", "activation", "tie_embeddings"), [
@@ -120,7 +100,8 @@ def test_without_text_the_export_says_that_it_is_not_proven(
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
     monkeypatch.chdir(tmp_path)
-    assert "no text at hand; give --prove FILE" in export_and_prove(tmp_path / "model", tmp_path / "out", None, None, 1000)[-1]
+    *_, last = export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 1000)
+    assert "no text at hand; give --prove FILE" in last
     assert (tmp_path / "out" / "model.bin").exists()
 
 
@@ -137,7 +118,7 @@ def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
 
     monkeypatch.setattr(workflow, "export_ctranslate2", broken)
     with pytest.raises(ExportError, match=r"(?s)was not written: the engines disagree; .* that differ\n  line \d+"):
-        export_and_prove(tmp_path / "model", tmp_path / "out", None, None, 30)
+        export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 30)
     assert not (tmp_path / "out").exists()
 
 
@@ -146,7 +127,7 @@ def test_an_unknown_quantization_and_a_missing_package_are_named(
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     with pytest.raises(ConfigError, match="'int7' is none of int8"):
-        export_and_prove(tmp_path / "model", tmp_path / "out", "int7", None, 0)
+        export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", "int7", None, 0)
     real = builtins.__import__
 
     def without(name: str, *args: Any, **options: Any) -> Any:

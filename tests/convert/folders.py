@@ -1,0 +1,30 @@
+"""Small model folders to convert."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mt.checkpoint import LoadedModel, load_model, seal, write_model_folder
+from mt.config import Config
+from mt.data.tokenizer import EOS_ID, Tokenizer
+from mt.model.transformer import build_model
+
+
+def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
+    """An untrained model with firm choices, and norms and biases that are no ones and zeros."""
+    sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
+    config = Config.model_validate({
+        "model": {**sizes, **options}, "decode": {"max_len_a": 0.5, "max_len_b": 3},
+        "data": {"test": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]},
+    })  # fmt: skip
+    model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    model.output_weight.data *= 3
+    model.output_weight.data[EOS_ID] *= 1.5
+    folder.mkdir()
+    write_model_folder(folder, config, dict(model.named_parameters()), tokenizer, {})
+    seal(folder)
+    return load_model(folder, torch.device("cpu"))
