@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-make_environment "[dev,ct2,hf,ja,legacy]"
+make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 
 .venv/bin/ruff check .
 .venv/bin/mypy

@@ -15,7 +15,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)],
     to: Annotated[
-        Literal["ctranslate2", "marian", "pegasus"],
+        Literal["ctranslate2", "marian", "pegasus", "onnx"],
         typer.Option(help="The engine; for Hugging Face marian (post-norm) or pegasus (pre-norm)."),
     ] = "ctranslate2",
     quantization: Annotated[str | None, typer.Option(help="Of CTranslate2's weights: int8, float16, ... (default: float32).")] = None,

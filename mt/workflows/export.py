@@ -11,14 +11,17 @@ from mt.checkpoint import LoadedModel, load_model
 from mt.config import Config
 from mt.convert.ctranslate2 import QUANTIZATIONS, CTranslate2Engine, export_ctranslate2
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
-from mt.convert.parity import Parity, compare
+from mt.convert.onnx import OnnxModel, export_onnx
+from mt.convert.parity import OurEngine, Parity, compare
 from mt.data.corpus import read_text
 from mt.decode.translator import Translator
 from mt.device import choose_compute
 from mt.errors import ConfigError, DataError, ExportError
 
-Target = Literal["ctranslate2", "marian", "pegasus"]
-TITLES: dict[Target, str] = {"ctranslate2": "CTranslate2", "marian": "transformers (Marian)", "pegasus": "transformers (Pegasus)"}
+Target = Literal["ctranslate2", "marian", "pegasus", "onnx"]
+TITLES: dict[Target, str] = {
+    "ctranslate2": "CTranslate2", "marian": "transformers (Marian)", "pegasus": "transformers (Pegasus)", "onnx": "onnxruntime",
+}  # fmt: skip
 
 
 def export_and_prove(model: Path, out: Path, to: Target, quantization: str | None, text: str | None, num_lines: int) -> list[str]:
@@ -57,6 +60,8 @@ def write_export(to: Target, loaded: LoadedModel, out: Path, quantization: str |
     """Write a model in a format, unproven. Raises `ExportError`."""
     if to == "ctranslate2":
         export_ctranslate2(loaded, out, quantization)
+    elif to == "onnx":
+        export_onnx(loaded, out)
     else:
         export_huggingface(loaded, out, to)
 
@@ -79,9 +84,14 @@ def prove_export(
 ) -> Parity:
     """The original and its export on the same text, searching as the model says or with so many beams."""
     decode = loaded.config.decode.model_copy(update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})})
-    translator = Translator(loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None))
+    compute = choose_compute("cpu", "fp32", None)
+    translator = Translator(loaded.model, loaded.tokenizer, decode, compute)
     if to == "ctranslate2":
         return compare(translator, CTranslate2Engine(folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type), lines)
+    if to == "onnx":
+        theirs = Translator(loaded.model, loaded.tokenizer, decode, compute)
+        theirs.model = OnnxModel(folder, torch.get_num_threads())  # type: ignore[assignment]
+        return compare(translator, OurEngine(theirs), lines)
     engine = TransformersEngine(folder, decode)
     if to == "marian":
         check_tokenizer(folder, loaded.tokenizer, lines)

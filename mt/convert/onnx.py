@@ -1,0 +1,224 @@
+"""Export to ONNX (extra `onnx`): the encoder and one cached step of the decoder, to be run by onnxruntime under any search.
+
+  encoder.onnx   src [sentences, src_len] and src_mask, True where a token stands -> memory_keys, memory_values
+                 [decoder_layers, sentences, num_heads, src_len, head_dim]
+  decoder.onnx   tokens [sentences, beams], keys and values [decoder_layers, sentences, beams, num_heads, length, head_dim] of the tokens
+                 before (length 0 at first), memory_keys, memory_values, src_mask -> logits [sentences, beams, vocab_size], and keys and
+                 values with one more length
+  onnx.json      special ids, sizes, and the search that the model was made for
+Here the search is our own, with onnxruntime in the model's place.
+"""
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mt.checkpoint import LoadedModel
+from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from mt.decode.search import max_output_len
+from mt.errors import ExportError
+from mt.files import atomic_dir
+from mt.model.attention import MultiHeadAttention
+from mt.model.layers import ACTIVATIONS, Embedding, sinusoids
+from mt.model.transformer import DecoderLayer, EncoderLayer, Layer, Transformer
+
+MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (0, 1), (0, 1), (1, 3), (1, 2, 4)  # those whose size a call chooses
+
+
+def export_onnx(loaded: LoadedModel, out: Path) -> None:
+    """Write a model as a folder of two graphs in fp32. Raises `ExportError` where a package is missing or `out` exists."""
+    if out.exists():
+        raise ExportError(f"{out}: exists already; choose another folder")
+    _import("onnx")
+    _import("onnxscript")
+    model, decode = loaded.model, loaded.config.decode
+    num_positions = max(decode.max_src_len + 1, max_output_len(decode.max_src_len + 1, decode.max_len_a, decode.max_len_b))
+    sizes = loaded.config.model
+    head_dim = sizes.d_model // sizes.num_heads
+    src, mask = torch.full((3, 7), 5), torch.ones(3, 7, dtype=torch.bool)
+    # Two of each: inputs that share an example would be one input of the graph.
+    memory = [torch.zeros(sizes.decoder_layers, 3, sizes.num_heads, 7, head_dim) for _ in range(2)]
+    cache = [torch.zeros(sizes.decoder_layers, 3, 4, sizes.num_heads, 6, head_dim) for _ in range(2)]
+    with atomic_dir(out) as temporary:
+        encoder, decoder = _Encoder(model, num_positions).eval(), _Decoder(model, num_positions).eval()
+        sources = {"src": (src, MASK_AXES), "src_mask": (mask, MASK_AXES)}
+        _write(encoder, temporary / "encoder.onnx", sources, ["memory_keys", "memory_values"])
+        inputs = {
+            "tokens": (src[:, :4], TOKEN_AXES), "keys": (cache[0], CACHE_AXES), "values": (cache[1], CACHE_AXES),
+            "memory_keys": (memory[0], MEMORY_AXES), "memory_values": (memory[1], MEMORY_AXES), "src_mask": (mask, MASK_AXES),
+        }  # fmt: skip
+        _write(decoder, temporary / "decoder.onnx", inputs, ["logits", "new_keys", "new_values"])
+        ids = {"pad_id": PAD_ID, "unk_id": UNK_ID, "bos_id": BOS_ID, "eos_id": EOS_ID}
+        layers = {"decoder_layers": sizes.decoder_layers, "num_heads": sizes.num_heads, "head_dim": head_dim}
+        described = {**ids, **layers, "max_positions": num_positions, "decode": decode.model_dump()}
+        (temporary / "onnx.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        shutil.copytree(loaded.folder / "tokenizer", temporary / "tokenizer")
+
+
+def _import(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(f"this needs the package {name}; install mt-forge[onnx]") from error
+
+
+def _write(module: nn.Module, path: Path, inputs: Mapping[str, tuple[Tensor, tuple[int, ...]]], outputs: list[str]) -> None:
+    shapes = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, (_, axes) in inputs.items()}
+    examples = {name: tensor for name, (tensor, _) in inputs.items()}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody asked for
+    with warnings.catch_warnings(action="ignore"):  # of torch's own parts to one another
+        torch.onnx.export(
+            module, kwargs=examples, f=str(path), input_names=list(inputs), output_names=outputs, dynamic_shapes=shapes, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+class _Embedding(nn.Module):
+    """Token vectors times sqrt(d_model), plus positions, with all sinusoids in the graph."""
+
+    def __init__(self, embedding: Embedding, num_positions: int) -> None:
+        super().__init__()
+        self.weight, self.scale = embedding.weight, embedding.scale
+        self.register_buffer("positions", sinusoids(num_positions, embedding.weight.shape[1]))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: Transformer, num_positions: int) -> None:
+        super().__init__()
+        self.embedding = _Embedding(model.encoder.embed_tokens, num_positions)
+        self.layers, self.layer_norm, self.decoder_layers = model.encoder.layers, model.encoder.layer_norm, model.decoder.layers
+
+    def forward(self, src: Tensor, src_mask: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.embedding
+        x = F.embedding(src, embedding.weight) * embedding.scale + embedding.get_buffer("positions")[: src.shape[1]]
+        bias = _bias(src_mask)
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            attn = layer.self_attn
+
+            def attend(y: Tensor, attn: MultiHeadAttention = attn) -> Tensor:
+                q, k, v = (_heads(projection(y), attn) for projection in (attn.q_proj, attn.k_proj, attn.v_proj))
+                context = _attend(q, k, v, bias)
+                return attn.out_proj(context.transpose(1, 2).flatten(2))
+
+            x = _feed_forward(layer, _residual(layer, x, layer.self_attn_layer_norm, attend))
+        x = self.layer_norm(x)
+        across: list[MultiHeadAttention] = [layer.encoder_attn for layer in self.decoder_layers]  # type: ignore[misc]
+        return torch.stack([_heads(a.k_proj(x), a) for a in across]), torch.stack([_heads(a.v_proj(x), a) for a in across])
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: Transformer, num_positions: int) -> None:
+        super().__init__()
+        self.embedding = _Embedding(model.decoder.embed_tokens, num_positions)
+        self.layers, self.layer_norm, self.output_weight = model.decoder.layers, model.decoder.layer_norm, model.output_weight
+
+    def forward(
+        self, tokens: Tensor, keys: Tensor, values: Tensor, memory_keys: Tensor, memory_values: Tensor, src_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        embedding, length = self.embedding, keys.shape[4]
+        x = F.embedding(tokens, embedding.weight) * embedding.scale + embedding.get_buffer("positions").narrow(0, length, 1)
+        bias = _bias(src_mask)
+        new_keys, new_values = [], []
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+
+            def attend(y: Tensor, attn: MultiHeadAttention = layer.self_attn, i: int = i) -> Tensor:
+                q, k, v = (p(y).unflatten(2, (attn.num_heads, 1, attn.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+                new_keys.append(torch.cat([keys[i], k], dim=3))
+                new_values.append(torch.cat([values[i], v], dim=3))
+                return attn.out_proj(_attend(q, new_keys[-1], new_values[-1], None).flatten(2))
+
+            def attend_across(y: Tensor, attn: MultiHeadAttention = layer.encoder_attn, i: int = i) -> Tensor:
+                context = _attend(_heads(attn.q_proj(y), attn), memory_keys[i], memory_values[i], bias)
+                return attn.out_proj(context.transpose(1, 2).flatten(2))
+
+            x = _residual(layer, x, layer.self_attn_layer_norm, attend)
+            x = _residual(layer, x, layer.encoder_attn_layer_norm, attend_across)
+            x = _feed_forward(layer, x)
+        return F.linear(self.layer_norm(x), self.output_weight), torch.stack(new_keys), torch.stack(new_values)
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """Of a mask [sentences, src_len]: 0 where a token stands, -inf elsewhere, for all heads and queries."""
+    return torch.where(mask, 0.0, float("-inf"))[:, None, None]
+
+
+def _heads(x: Tensor, attn: MultiHeadAttention) -> Tensor:
+    """[sentences, length, d_model] to [sentences, num_heads, length, head_dim]."""
+    return x.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
+
+
+def _residual(layer: Layer, x: Tensor, norm: nn.LayerNorm, block: Any) -> Tensor:
+    return x + block(norm(x)) if layer.pre_norm else norm(x + block(x))
+
+
+def _feed_forward(layer: Layer, x: Tensor) -> Tensor:
+    activation = ACTIVATIONS[layer.activation.name]
+    return _residual(layer, x, layer.final_layer_norm, lambda y: layer.fc2(activation(layer.fc1(y))))
+
+
+@dataclass
+class OnnxState:
+    """What a search may do with what the graphs keep; see `mt.decode.search.State`."""
+
+    keys: Tensor  # [decoder_layers, sentences, beams, num_heads, length, head_dim]
+    values: Tensor
+    memory_keys: Tensor
+    memory_values: Tensor
+    src_mask: Tensor
+
+    def reorder(self, hyp_index: Tensor) -> None:
+        """The beams `hyp_index` [sentences, beams] of each sentence."""
+        rows = torch.arange(len(hyp_index))[:, None]
+        self.keys, self.values = self.keys[:, rows, hyp_index], self.values[:, rows, hyp_index]
+
+    def keep(self, sentence_index: Tensor) -> None:
+        """Only some sentences, in this order."""
+        for name in ("keys", "values", "memory_keys", "memory_values"):
+            setattr(self, name, getattr(self, name)[:, sentence_index])
+        self.src_mask = self.src_mask[sentence_index]
+
+
+class OnnxModel:
+    """An exported folder in onnxruntime, in the place of a model in a search (`mt.decode.search.StepModel`)."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        runtime = _import("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        paths = (str(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
+        self.encoder, self.decoder = (runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths)
+        self.sizes = json.loads((folder / "onnx.json").read_text(encoding="utf-8"))
+
+    def initial_state(self, src: Tensor, src_mask: Tensor) -> OnnxState:
+        """Encode `src` [sentences, src_len]."""
+        found = self.encoder.run(None, {"src": src.numpy(), "src_mask": src_mask.numpy()})
+        memory_keys, memory_values = (torch.from_numpy(array) for array in found)
+        cache = torch.zeros(self.sizes["decoder_layers"], len(src), 1, self.sizes["num_heads"], 0, self.sizes["head_dim"])
+        return OnnxState(cache, cache, memory_keys, memory_values, src_mask)
+
+    def step(self, tokens: Tensor, state: OnnxState) -> Tensor:
+        """Logits [sentences, beams, vocab_size] after one more token [sentences, beams] of each hypothesis."""
+        names = ("keys", "values", "memory_keys", "memory_values", "src_mask")
+        inputs: dict[str, np.ndarray] = {name: getattr(state, name).numpy() for name in names}
+        logits, keys, values = (torch.from_numpy(x) for x in self.decoder.run(None, {"tokens": tokens.contiguous().numpy(), **inputs}))
+        state.keys, state.values = keys, values
+        return logits

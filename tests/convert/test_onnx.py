@@ -1,0 +1,94 @@
+"""The export to ONNX, run by onnxruntime under our own search."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mt.convert.onnx import OnnxModel, export_onnx
+from mt.data.tokenizer import Tokenizer
+from mt.errors import ExportError
+from mt.workflows.export import prove_export
+from tests.conftest import run_mt, sample_lines
+from tests.convert.folders import model_folder
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("norm", "activation", "tie_embeddings"), [("pre", "gelu", "all"), ("post", "silu", "none")])
+def test_onnxruntime_gives_our_translations_with_our_scores(
+    tmp_path: Path, tokenizer: Tokenizer, norm: str, activation: str, tie_embeddings: str
+) -> None:
+    loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
+    export_onnx(loaded, tmp_path / "out")
+    for beam_size in (1, 4):
+        parity = prove_export("onnx", loaded, tmp_path / "out", sample_lines("test", "de", 40), beam_size)
+        assert parity.num_lines == 40
+        assert parity.differences == []
+        assert parity.score_gap < 1e-4
+
+
+def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_with(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """With padding, hypotheses that change places and sentences that leave; against the whole model without a cache."""
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    export_onnx(loaded, tmp_path / "out")
+    model, runtime = loaded.model, OnnxModel(tmp_path / "out", 1)
+    generator = torch.Generator().manual_seed(1)
+    src = torch.randint(4, 400, (5, 13), generator=generator)
+    mask = torch.arange(13) < torch.tensor([13, 2, 7, 13, 1])[:, None]
+    state = runtime.initial_state(src, mask)
+    prefix = torch.full((5, 2, 0), 0)
+    state.reorder(torch.zeros(5, 2, dtype=torch.long))
+    for step in range(6):
+        tokens = torch.randint(4, 400, prefix.shape[:2], generator=generator)
+        prefix = torch.cat([prefix, tokens[:, :, None]], dim=2)
+        logits = runtime.step(tokens, state)
+        with torch.no_grad():
+            whole = [model.project(model(src, mask, prefix[:, beam])[:, -1]) for beam in range(prefix.shape[1])]
+        torch.testing.assert_close(logits, torch.stack(whole, dim=1), rtol=1e-4, atol=1e-4)
+        order = torch.randint(0, prefix.shape[1], (len(src), 3), generator=generator)
+        prefix = prefix.gather(1, order[:, :, None].expand(-1, -1, prefix.shape[2]))
+        state.reorder(order)
+        if step == 2:
+            kept = torch.tensor([4, 1, 2])
+            state.keep(kept)
+            src, mask, prefix = src[kept], mask[kept], prefix[kept]
+
+
+def test_the_command_exports_proves_and_says_what_the_graphs_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model_folder(tmp_path / "model", tokenizer)
+    result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--to", "onnx", "--lines", "20")
+    assert result.returncode == 0, result.stderr
+    assert "for onnxruntime, weights in float32" in result.stdout
+    assert "20 of 20 translations identical" in result.stdout
+    assert "torchvision" not in result.stderr
+    described = json.loads((tmp_path / "out/onnx.json").read_text(encoding="utf-8"))
+    assert (described["bos_id"], described["eos_id"], described["decoder_layers"], described["num_heads"]) == (2, 3, 1, 2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["decoder.onnx", "encoder.onnx", "onnx.json", "tokenizer"]
+
+
+def test_a_missing_package_is_named(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    loaded = model_folder(tmp_path / "model", tokenizer)
+    real = importlib.import_module
+
+    def without(name: str, *args: Any) -> Any:
+        if name in {"onnx", "onnxscript", "onnxruntime"}:
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ExportError, match=r"install mt-forge\[onnx\]"):
+        export_onnx(loaded, tmp_path / "out")
+    with pytest.raises(ExportError, match=r"package onnxruntime; install"):
+        OnnxModel(tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
