@@ -101,6 +101,7 @@ class _Encoder(nn.Module):
         self.layers, self.layer_norm, self.decoder_layers = model.encoder.layers, model.encoder.layer_norm, model.decoder.layers
 
     def forward(self, src: Tensor, src_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source for each decoder layer."""
         embedding = self.embedding
         x = F.embedding(src, embedding.weight) * embedding.scale + embedding.get_buffer("positions")[: src.shape[1]]
         bias = _bias(src_mask)
@@ -128,6 +129,7 @@ class _Decoder(nn.Module):
     def forward(
         self, tokens: Tensor, keys: Tensor, values: Tensor, memory_keys: Tensor, memory_values: Tensor, src_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, and keys and values with those of `tokens` at their end."""
         embedding, length = self.embedding, keys.shape[4]
         x = F.embedding(tokens, embedding.weight) * embedding.scale + embedding.get_buffer("positions").narrow(0, length, 1)
         bias = _bias(src_mask)
