@@ -22,6 +22,7 @@ from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
 from mt.files import atomic_dir
+from mt.model.layers import sinusoids
 
 Format = Literal["marian", "pegasus"]
 CLASSES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
@@ -38,7 +39,7 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
     if reasons := refusals(loaded, format):
         raise ExportError("\n".join([f"{loaded.folder}: cannot be a {format} model", *(f"  {reason}" for reason in reasons)]))
     with atomic_dir(out) as temporary:
-        save_file(_weights(loaded), temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(_weights(loaded, format), temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", _config(loaded, format))
         _write_json(temporary / "generation_config.json", _generation_config(loaded))
         if format == "marian":
@@ -61,14 +62,17 @@ def refusals(loaded: LoadedModel, format: Format) -> list[str]:
     return reasons
 
 
-def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Ours by their names there; tied ones once."""
+def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
+    """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file, and says so."""
     weights = {name: weight.detach().float().contiguous() for name, weight in loaded.model.named_parameters()}
     renamed = {f"model.{name}": weight for name, weight in weights.items() if not name.startswith("output_projection")}
     if loaded.config.model.tie_embeddings == "all":
         renamed["model.shared.weight"] = renamed.pop("model.encoder.embed_tokens.weight")
     if loaded.config.model.tie_embeddings == "none":
         renamed["lm_head.weight"] = weights["output_projection.weight"]
+    if format == "pegasus":
+        positions = sinusoids(_longest(loaded.config.decode), loaded.config.model.d_model)
+        renamed |= {f"model.{side}.embed_positions.weight": positions.clone() for side in ("encoder", "decoder")}
     return {**renamed, "final_logits_bias": torch.zeros(1, loaded.tokenizer.tgt_vocab_size)}
 
 
@@ -167,7 +171,7 @@ class TransformersEngine:
         for start in range(0, len(sources), self.decode.batch_size):
             batch = sources[start : start + self.decode.batch_size]
             output = self.model.generate(
-                pad_rows(batch, suffix=EOS_ID), max_new_tokens=max_len, num_beams=self.decode.beam_size, do_sample=False,
+                pad_rows(batch, suffix=EOS_ID), max_length=max_len + 1, num_beams=self.decode.beam_size, do_sample=False,
                 length_penalty=self.decode.length_penalty, early_stopping=self.decode.beam_size > 1,
             )  # fmt: skip
             for source, (_, *tokens) in zip(batch, output.tolist(), strict=True):

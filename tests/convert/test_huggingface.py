@@ -118,6 +118,10 @@ def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Token
     assert result.returncode == 0, result.stderr
     assert "for transformers (Marian), weights in float32" in result.stdout
     assert "20 of 20 translations identical" in result.stdout
+    assert result.stderr == ""
+    model_folder(tmp_path / "pre", tokenizer, norm="pre")
+    other = run_mt("export", tmp_path / "pre", "-o", tmp_path / "out3", "--to", "pegasus", "--lines", "20")
+    assert (other.returncode, other.stderr) == (0, "")
     wrong = run_mt("export", tmp_path / "model", "-o", tmp_path / "out2", "--to", "marian", "--quantization", "int8")
     assert wrong.returncode == 2
     assert "--quantization is for --to ctranslate2" in wrong.stderr
