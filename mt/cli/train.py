@@ -15,12 +15,16 @@ def train(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(help="A model to begin with (train.init_from): its tokenizer, sizes and weights are taken over.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Train nothing: print parameters, memory, corpus and time of the run.")] = False,
 ) -> None:
     """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
     from mt.config import load_config
 
-    loaded = load_config(config, overrides or ())
+    begin = [f"train.init_from={init_from}"] if init_from is not None else []
+    loaded = load_config(config, [*(overrides or ()), *begin])
     if plan:
         from mt.log import setup_logging
         from mt.train.plan import plan as plan_run

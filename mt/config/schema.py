@@ -163,6 +163,7 @@ class ModelConfig(Section):
         description="Share source, target and output matrices (Press and Wolf 2017), target and output only, or none. "
         "`all` needs a joint vocabulary.",
     )
+    output_bias: bool = Field(default=False, description="A bias for each output, as Marian's own models have.")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":
@@ -211,6 +212,10 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop: how long, how large an update, how often what."""
 
+    init_from: str | None = Field(
+        default=None, description="A model to begin with: its tokenizer, sizes and weights are taken over (fine-tuning).",
+    )
+    freeze: list[str] = Field(default=[], description="Parameters that stay as they are, by pattern, such as `encoder.*`.")
     max_steps: int | None = Field(default=100_000, ge=1, description="Stop after this many updates.")
     max_epochs: int | None = Field(default=None, ge=1, description="Stop after this many passes over the data.")
     patience: int | None = Field(default=None, ge=1, description="Stop after this many validations without a better `metric`.")

@@ -58,6 +58,8 @@ def _specification(loaded: LoadedModel) -> Any:
     _set_stack(spec.encoder, model.encoder, loaded.config.decode)
     _set_stack(spec.decoder, model.decoder, loaded.config.decode)
     spec.decoder.projection.weight = _array(model.output_weight)
+    if model.output_bias is not None:
+        spec.decoder.projection.bias = _array(model.output_bias)
     tokenizer = loaded.tokenizer
     spec.register_source_vocabulary(tokenizer.src_pieces)
     spec.register_target_vocabulary(tokenizer.tgt_pieces)

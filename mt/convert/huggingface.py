@@ -17,7 +17,6 @@ from torch import Tensor
 from mt.checkpoint import LoadedModel
 from mt.config import DecodeConfig
 from mt.convert.parity import by_source_length
-from mt.data.batching import pad_rows
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
@@ -65,7 +64,7 @@ def refusals(loaded: LoadedModel, format: Format) -> list[str]:
 def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
     """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file, and says so."""
     weights = {name: weight.detach().float().contiguous() for name, weight in loaded.model.named_parameters()}
-    renamed = {f"model.{name}": weight for name, weight in weights.items() if not name.startswith("output_projection")}
+    renamed = {f"model.{name}": weight for name, weight in weights.items() if not name.startswith("output_")}
     if loaded.config.model.tie_embeddings == "all":
         renamed["model.shared.weight"] = renamed.pop("model.encoder.embed_tokens.weight")
     if loaded.config.model.tie_embeddings == "none":
@@ -73,7 +72,8 @@ def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
     if format == "pegasus":
         positions = sinusoids(_longest(loaded.config.decode), loaded.config.model.d_model)
         renamed |= {f"model.{side}.embed_positions.weight": positions.clone() for side in ("encoder", "decoder")}
-    return {**renamed, "final_logits_bias": torch.zeros(1, loaded.tokenizer.tgt_vocab_size)}
+    bias = weights.get("output_bias", torch.zeros(loaded.tokenizer.tgt_vocab_size))
+    return {**renamed, "final_logits_bias": bias[None].contiguous()}
 
 
 def _config(loaded: LoadedModel, format: Format) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     tokenizer, data = loaded.tokenizer, loaded.config.data
-    is_joint = tokenizer.src_model == tokenizer.tgt_model
+    is_joint = tokenizer.is_joint
     names = tokenizer.tgt_pieces
     shutil.copyfile(tokenizer.src_model, folder / "source.spm")
     shutil.copyfile(tokenizer.tgt_model, folder / "target.spm")
@@ -148,9 +148,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class TransformersEngine:
-    """An exported model at work, on ids; see `mt.convert.parity.Engine`."""
+    """A folder of theirs at work, on our ids; see `mt.convert.parity.Engine`. `ids` has theirs of each of ours, where they differ."""
 
-    def __init__(self, folder: Path, decode: DecodeConfig) -> None:
+    def __init__(self, folder: Path, decode: DecodeConfig, ids: Sequence[int] | None = None) -> None:
         try:
             from transformers import AutoModelForSeq2SeqLM
             from transformers.utils.logging import disable_progress_bar
@@ -159,6 +159,9 @@ class TransformersEngine:
         disable_progress_bar()
         self.model = AutoModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32).eval()
         self.decode = decode
+        sizes = (self.model.config.vocab_size, getattr(self.model.config, "decoder_vocab_size", 0))
+        self.ids = list(range(max(sizes))) if ids is None else list(ids)
+        self.own = {theirs: i for i, theirs in reversed(list(enumerate(self.ids)))}  # of two that share one, the first
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
         """The best hypothesis of each source and its score."""
@@ -170,11 +173,13 @@ class TransformersEngine:
         found: list[tuple[list[int], float]] = []
         for start in range(0, len(sources), self.decode.batch_size):
             batch = sources[start : start + self.decode.batch_size]
+            inputs = torch.tensor([self._theirs([*source, EOS_ID]) for source in batch])
             output = self.model.generate(
-                pad_rows(batch, suffix=EOS_ID), max_length=max_len + 1, num_beams=self.decode.beam_size, do_sample=False,
+                inputs, max_length=max_len + 1, num_beams=self.decode.beam_size, do_sample=False,
                 length_penalty=self.decode.length_penalty, early_stopping=self.decode.beam_size > 1,
             )  # fmt: skip
-            for source, (_, *tokens) in zip(batch, output.tolist(), strict=True):
+            for source, (_, *found_ids) in zip(batch, output.tolist(), strict=True):
+                tokens = [self.own[i] for i in found_ids]
                 ended = tokens[: tokens.index(EOS_ID) + 1] if EOS_ID in tokens else tokens
                 score = self._log_prob(source, ended) / len(ended) ** self.decode.length_penalty
                 found.append((ended[:-1] if ended[-1] == EOS_ID else ended, score))
@@ -182,9 +187,12 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _log_prob(self, source: list[int], tokens: list[int]) -> float:
-        inputs = torch.tensor([[*source, EOS_ID]]), torch.tensor([[BOS_ID, *tokens[:-1]]])
-        logits = self.model(input_ids=inputs[0], decoder_input_ids=inputs[1]).logits[0]
-        return float(logits.log_softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None]).sum())
+        src, tgt_in = (torch.tensor([self._theirs(ids)]) for ids in ([*source, EOS_ID], [BOS_ID, *tokens[:-1]]))
+        logits = self.model(input_ids=src, decoder_input_ids=tgt_in).logits[0]
+        return float(logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum())
+
+    def _theirs(self, ids: Sequence[int]) -> list[int]:
+        return [self.ids[i] for i in ids]
 
     def score(self, source: list[int], target: list[int]) -> float:
         """Log-probability of a target and its end of sentence, over length**length_penalty."""

@@ -124,7 +124,8 @@ class _Decoder(nn.Module):
     def __init__(self, model: Transformer, num_positions: int) -> None:
         super().__init__()
         self.embedding = _Embedding(model.decoder.embed_tokens, num_positions)
-        self.layers, self.layer_norm, self.output_weight = model.decoder.layers, model.decoder.layer_norm, model.output_weight
+        self.layers, self.layer_norm = model.decoder.layers, model.decoder.layer_norm
+        self.output_weight, self.output_bias = model.output_weight, model.output_bias
 
     def forward(
         self, tokens: Tensor, keys: Tensor, values: Tensor, memory_keys: Tensor, memory_values: Tensor, src_mask: Tensor
@@ -150,7 +151,7 @@ class _Decoder(nn.Module):
             x = _residual(layer, x, layer.self_attn_layer_norm, attend)
             x = _residual(layer, x, layer.encoder_attn_layer_norm, attend_across)
             x = _feed_forward(layer, x)
-        return F.linear(self.layer_norm(x), self.output_weight), torch.stack(new_keys), torch.stack(new_values)
+        return F.linear(self.layer_norm(x), self.output_weight, self.output_bias), torch.stack(new_keys), torch.stack(new_values)
 
 
 def _bias(mask: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def _pairs(config: Config, what: str, show: bool = False) -> Iterator[SentencePa
 
 def _tokenizer(config: Config, text: str, cache_dir: Path) -> Tokenizer:
     options = config.tokenizer
+    if config.train.init_from is not None:
+        return Tokenizer.load(Path(config.train.init_from) / "tokenizer")
     if options.src_model is not None:
         return open_trained(options)
     folder = cache_dir / "tokenizers" / fingerprint(text, options.model_dump(), config.data.on_invalid_utf8)

@@ -12,10 +12,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from mt.config import TokenizerConfig
+from mt.data.pieces import RelabeledModel, read_table
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.files import sha256_file
 
@@ -25,26 +27,31 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # those that are no text
 WORD_MARK = "\u2581"  # what a piece that begins a word begins with
 JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
+TABLE_FILE = "pieces.json"  # the piece of each id, where that is not the order of the models
 
 
 class Tokenizer:
     """Text to ids and back, each side by its own model (the same one where the vocabulary is joint)."""
 
-    def __init__(self, src_model: Path, tgt_model: Path) -> None:
-        self.src_model, self.tgt_model = src_model, tgt_model
-        self._src = _load_model(src_model)
-        self._tgt = self._src if src_model == tgt_model else _load_model(tgt_model)
+    def __init__(self, src_model: Path, tgt_model: Path, table: Path | None = None) -> None:
+        self.src_model, self.tgt_model, self.table = src_model, tgt_model, table
+        pieces = None if table is None else read_table(table)
+        self._src = _load_model(src_model, pieces)
+        self._tgt = self._src if src_model == tgt_model else _load_model(tgt_model, pieces)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Open a tokenizer folder. Raises `CheckpointError` where a file is missing or is no SentencePiece model."""
-        joint = folder / JOINT_FILE
-        return cls(joint, joint) if joint.exists() else cls(folder / SRC_FILE, folder / TGT_FILE)
+        joint, table = folder / JOINT_FILE, folder / TABLE_FILE
+        models = (joint, joint) if joint.exists() else (folder / SRC_FILE, folder / TGT_FILE)
+        return cls(*models, table if table.exists() else None)
 
     def save(self, folder: Path) -> None:
         """Write the models into a folder that `load` opens."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.is_joint:
+        if self.table is not None:
+            shutil.copyfile(self.table, folder / TABLE_FILE)
+        if self._src is self._tgt:
             shutil.copyfile(self.src_model, folder / JOINT_FILE)
         else:
             shutil.copyfile(self.src_model, folder / SRC_FILE)
@@ -52,8 +59,8 @@ class Tokenizer:
 
     @property
     def is_joint(self) -> bool:
-        """Whether both sides share one model, and so their ids."""
-        return self._src is self._tgt
+        """Whether both sides share their ids: one model, or one table."""
+        return self._src is self._tgt or self.table is not None
 
     @property
     def src_vocab_size(self) -> int:
@@ -67,8 +74,8 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """Names the models by their bytes."""
-        return f"{sha256_file(self.src_model)[:16]}-{sha256_file(self.tgt_model)[:16]}"
+        """Names the models, and the table, by their bytes."""
+        return "-".join(sha256_file(path)[:16] for path in (self.src_model, self.tgt_model, self.table) if path is not None)
 
     @cached_property
     def src_pieces(self) -> list[str]:
@@ -127,13 +134,14 @@ def _word_numbers(text: str, pieces: Iterable[str], offsets: Iterable[tuple[int,
     return numbers
 
 
-def _load_model(path: Path) -> sentencepiece.SentencePieceProcessor:
+def _load_model(path: Path, pieces: list[str] | None) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such SentencePiece model")
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
+    return model if pieces is None else RelabeledModel(model, pieces, UNK_ID)
 
 
 def open_trained(config: TokenizerConfig) -> Tokenizer:

@@ -30,7 +30,7 @@ class InferenceModel:
         self.encoder_layers = [_EncoderLayer(layer, dtype) for layer in model.encoder.layers]  # type: ignore[arg-type]
         self.decoder_layers = [_DecoderLayer(layer, dtype) for layer in model.decoder.layers]  # type: ignore[arg-type]
         self.encoder_norm, self.decoder_norm = model.encoder.layer_norm, model.decoder.layer_norm
-        self.output_projection = pack_linear(model.output_weight, None, dtype)
+        self.output_projection = pack_linear(model.output_weight, model.output_bias, dtype)
 
     def encode(self, src: Tensor, mask: PaddedMask) -> Tensor:
         """Memory [src_len x batch, d_model], time first, of ids `src` [batch, src_len]."""

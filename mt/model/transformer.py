@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017), with layer norm before or after each block.
 
 What is unusual here: parameter names are those that fairseq and Hugging Face's Marian share, so an export is nearly a copy; positions are
-Marian's sinusoids; the output projection has no bias and stands apart from `forward`, so that the loss can fuse it.
+Marian's sinusoids; the output projection stands apart from `forward`, so that the loss can fuse it.
 """
 
 import math
@@ -119,6 +119,7 @@ class Transformer(nn.Module):
         self.decoder = Decoder(config, tgt_embedding)
         own_output = config.tie_embeddings == "none"
         self.output_projection = nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
+        self.output_bias = nn.Parameter(torch.zeros(tgt_vocab_size)) if config.output_bias else None
         self._initialize()
 
     def _initialize(self) -> None:
@@ -167,7 +168,7 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
-        return F.linear(hidden, self.output_weight)
+        return F.linear(hidden, self.output_weight, self.output_bias)
 
     @property
     def output_weight(self) -> Tensor:

@@ -29,20 +29,22 @@ def loss_sums(model: Transformer, batch: AnyBatch, label_smoothing: float) -> Lo
         hidden = model(batch.src, batch.src_mask, batch.tgt_in).flatten(0, 1)
     else:
         hidden = model.packed(batch.src, batch.src_offsets, batch.max_src_len, batch.tgt_in, batch.tgt_offsets, batch.max_tgt_len)
-    return linear_cross_entropy(hidden, model.output_weight, batch.tgt_out.flatten(), label_smoothing)
+    return linear_cross_entropy(hidden, model.output_weight, batch.tgt_out.flatten(), label_smoothing, model.output_bias)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Loss:
-    """Loss of the logits `hidden` [positions, d_model] x `weight` [vocab, d_model]^T against `targets` [positions].
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, bias: Tensor | None = None) -> Loss:
+    """Loss of the logits `hidden` [positions, d_model] x `weight` [vocab, d_model]^T + `bias` [vocab] against `targets` [positions].
 
     Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the loss and its sums never below fp32.
     """
-    return Loss(*_LinearCrossEntropy.apply(hidden, weight, targets, label_smoothing))
+    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
         """(smoothed sum, nll sum); the gradients of the first are saved where any is wanted."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -51,12 +53,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         smoothed = nll = torch.zeros((), dtype=exact, device=hidden.device)
         d_weight = torch.zeros_like(weight) if with_grad else None
+        d_bias = torch.zeros_like(bias) if with_grad and bias is not None else None
         d_hidden = []
         with torch.autocast(device, enabled=False):
             w = weight.to(dtype)
             for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
                 real = (target != PAD_ID)[:, None]
                 logits = (h.to(dtype) @ w.t()).to(exact)
+                if bias is not None:
+                    logits = logits + bias
                 probs = logits.softmax(dim=-1)
                 log_sum = logits.amax(dim=-1, keepdim=True) - probs.amax(dim=-1, keepdim=True).log()
                 token_nll = (log_sum - logits.gather(1, target[:, None])) * real
@@ -67,18 +72,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     # The gradient of a position by its logits: probs - (1 - e) at the target - e / vocab everywhere.
                     d_logits = probs.sub_(smoothing / len(weight))
                     d_logits.scatter_add_(1, target[:, None], d_logits.new_full(target[:, None].shape, smoothing - 1))
+                    if d_bias is not None:
+                        d_bias += (d_logits * real).sum(dim=0)
                     d_logits = d_logits.to(dtype)
                     d_hidden.append((d_logits @ w).to(hidden.dtype) * real)
                     _add_product(d_weight, d_logits.t(), (h * real).to(dtype))
         if d_weight is not None:
-            ctx.save_for_backward(torch.cat(d_hidden), d_weight)
+            ctx.save_for_backward(torch.cat(d_hidden), d_weight, d_bias)
         ctx.mark_non_differentiable(nll)
         return smoothed, nll
 
     @staticmethod
-    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_smoothed, d_weight * d_smoothed, None, None
+    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        return d_hidden * d_smoothed, d_weight * d_smoothed, None if d_bias is None else d_bias * d_smoothed, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -28,6 +28,7 @@ from mt.device import Compute, available_memory, choose_compute, peak_process_me
 from mt.log import format_seconds
 from mt.model.transformer import Transformer, build_model
 from mt.train.autobatch import find_max_tokens, with_max_tokens
+from mt.train.finetune import with_initial_model
 from mt.train.gpu import packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.loss import loss_sums
@@ -220,12 +221,12 @@ def parameters_by_block(model: Transformer) -> dict[str, int]:
         "source embedding": model.encoder.embed_tokens, "target embedding": model.decoder.embed_tokens,
         "encoder layers": torch.nn.ModuleList([*model.encoder.layers, model.encoder.layer_norm]),
         "decoder layers": torch.nn.ModuleList([*model.decoder.layers, model.decoder.layer_norm]),
-        "output projection": model.output_projection,
+        "output projection": torch.nn.ParameterList(p for name, p in model.named_parameters() if name.startswith("output_")),
     }  # fmt: skip
     seen: set[int] = set()
     counts = {}
     for name, block in blocks.items():
-        own = [p for p in (block.parameters() if block is not None else ()) if id(p) not in seen]
+        own = [p for p in block.parameters() if id(p) not in seen]
         seen.update(map(id, own))
         counts[name] = sum(p.numel() for p in own)
     return counts
@@ -250,6 +251,7 @@ def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple
 
 def plan(config: Config) -> str:
     """The whole plan as text; prepares the data, writes nothing into the run folder. Raises `MTError` as training would."""
+    config, _ = with_initial_model(config)
     compute = choose_compute(config.device, config.precision, config.threads)
     process = process_memory(config, compute) if compute.device.type == "cpu" else 0  # before preparing leaves its traces
     prepared = prepare(config)

@@ -13,6 +13,7 @@ from mt.errors import CheckpointError, ConfigError, MTError
 from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 from mt.log import format_seconds, setup_logging
 from mt.train.autobatch import find_max_tokens, smaller_that_fits, with_max_tokens
+from mt.train.finetune import with_initial_model
 from mt.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,12 @@ def train(config: Config, *, overwrite: bool = False) -> None:
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir / "lock", wait=False):
+        config, taken_over = with_initial_model(config)
         changed = _check_folder(config, run_dir, overwrite)
         remove_leftovers(run_dir)
         setup_logging(run_dir / "train.log")
+        for line in taken_over:
+            logger.info("%s", line)
         for line in changed:
             logger.info("changed since the last start: %s", line)
         try:

@@ -26,6 +26,7 @@ from mt.log import MetricLogger
 from mt.metrics import is_better
 from mt.model.transformer import build_model
 from mt.train.crash import write_crash
+from mt.train.finetune import initialize
 from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
 from mt.train.loss import Loss, loss_sums
@@ -46,6 +47,7 @@ class Trainer:
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
         train, tokenizer = config.train, prepared.tokenizer
         self.model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, config.seed).to(compute.device)
+        initialize(self.model, config)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
             compile_layers(self.model, compute)

@@ -35,7 +35,8 @@ def _one_thread() -> None:
 def test_ctranslate2_gives_our_translations_with_our_scores(
     tmp_path: Path, tokenizer: Tokenizer, beam_size: int, norm: str, activation: str, tie_embeddings: str
 ) -> None:
-    loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
+    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": norm == "post"}
+    loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_ctranslate2(loaded, tmp_path / "out")
     decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
     parity = compare(

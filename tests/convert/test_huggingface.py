@@ -48,7 +48,8 @@ def separate(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def test_transformers_gives_our_translations_with_our_scores(
     tmp_path: Path, tokenizer: Tokenizer, beam_size: int, format: Any, norm: str, activation: str, tie_embeddings: str
 ) -> None:
-    loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
+    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": activation != "gelu"}
+    loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_huggingface(loaded, tmp_path / "out", format)
     decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
     ours = Translator(loaded.model, loaded.tokenizer, decode, FP32)

@@ -27,7 +27,8 @@ def _one_thread() -> None:
 def test_onnxruntime_gives_our_translations_with_our_scores(
     tmp_path: Path, tokenizer: Tokenizer, norm: str, activation: str, tie_embeddings: str
 ) -> None:
-    loaded = model_folder(tmp_path / "model", tokenizer, norm=norm, activation=activation, tie_embeddings=tie_embeddings)
+    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": norm == "post"}
+    loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_onnx(loaded, tmp_path / "out")
     for beam_size in (1, 4):
         parity = prove_export("onnx", loaded, tmp_path / "out", sample_lines("test", "de", 40), beam_size)

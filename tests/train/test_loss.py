@@ -142,6 +142,19 @@ def test_gradients_agree_with_finite_differences(smoothing: float, rows: int, mo
     assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, smoothing).smoothed, (hidden, weight))
 
 
+@pytest.mark.parametrize("rows", [4, 100])
+def test_a_bias_of_the_outputs_has_its_loss_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_into(rows, monkeypatch)
+    hidden, weight, targets = inputs()
+    bias = torch.randn(VOCAB, dtype=hidden.dtype, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    logits = hidden @ weight.T + bias
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum", ignore_index=PAD_ID)
+    ours = linear_cross_entropy(hidden, weight, targets, 0.1, bias).smoothed
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+    for a, b in zip(*(torch.autograd.grad(loss, (hidden, weight, bias)) for loss in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_gradients_scale_with_that_of_the_loss_as_often_as_it_is_asked() -> None:
     """They are taken in the forward pass, when nothing is known of what the loss will be multiplied by."""
     hidden, weight, targets = inputs()

@@ -1,0 +1,207 @@
+"""Import of Marian models as Hugging Face keeps them, such as OPUS-MT's: weights, vocabulary and search, without `transformers`.
+
+Special pieces move to our ids, and all others keep their order, so that a folder of our own comes back bit for bit. Marian begins a target
+with its padding; here that is a row of its own, a copy, which a bias keeps from ever being written.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.checkpoint import seal, write_model_folder
+from mt.checkpoint.manifest import read_tensors
+from mt.config import Config
+from mt.data.tokenizer import JOINT_FILE, SRC_FILE, TABLE_FILE, TGT_FILE, Tokenizer
+from mt.errors import CheckpointError, ConfigError
+from mt.files import atomic_dir
+from mt.model.transformer import build_model
+
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+NEVER = -100.0  # the bias of what is not to be written: e^-100 of a probability, and finite for label smoothing
+PICKLES = ("pytorch_model.bin", "tf_model.h5", "model.npz")
+
+
+@dataclass(frozen=True)
+class MarianFolder:
+    """What such a folder holds, read and checked."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    tokenizer: dict[str, Any]
+    weights: dict[str, Tensor]
+    src_pieces: list[str]  # by their ids
+    tgt_pieces: list[str]
+    spm: tuple[Path, Path]
+
+
+def import_marian(folder: Path, out: Path) -> list[int]:
+    """Write a model folder; gives their id of each of our target ids. Raises `CheckpointError` with all reasons, or where `out` exists."""
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another folder")
+    source = read_marian(folder)
+    order, has_own_start = _order(source)
+    config = _config(source)
+    weights = _weights(source, config, order, has_own_start, folder)
+    with atomic_dir(out) as temporary:
+        _write_tokenizer(temporary / "given", source, order, has_own_start)
+        tokenizer = Tokenizer.load(temporary / "given")
+        write_model_folder(temporary, config, weights, tokenizer, {"imported_from": folder.name, "format": "marian"})
+        for path in (temporary / "given").iterdir():
+            path.unlink()
+        (temporary / "given").rmdir()
+        seal(temporary)
+    return order
+
+
+def read_marian(folder: Path) -> MarianFolder:
+    """Open a folder. Raises `CheckpointError` with every reason why it cannot be imported."""
+    config = _json(folder / "config.json")
+    reasons = _unlike(config)
+    spm = folder / "source.spm", folder / "target.spm"
+    reasons += [f"{path.name} is missing" for path in spm if not path.is_file()]
+    if not (folder / "model.safetensors").is_file():
+        pickles = [name for name in PICKLES if (folder / name).exists()]
+        reasons.append("model.safetensors is missing" + (f"; {_how_to_convert(pickles[0], folder)}" if pickles else ""))
+    vocabularies = []
+    for name in ("vocab.json", *(["target_vocab.json"] if (folder / "target_vocab.json").exists() else [])):
+        try:
+            ids = _json(folder / name)
+            pieces = sorted(ids, key=ids.__getitem__)
+            if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+                reasons.append(f"{name}: its ids are not 0 to {len(pieces) - 1}, each once")
+            vocabularies.append(pieces)
+        except (CheckpointError, TypeError) as error:
+            reasons.append(str(error))
+    if reasons:
+        raise CheckpointError("\n".join([f"{folder}: cannot be imported", *(f"  {reason}" for reason in reasons)]))
+    optional = [_json(folder / name) if (folder / name).exists() else {} for name in ("generation_config.json", "tokenizer_config.json")]
+    source = MarianFolder(
+        config, optional[0], optional[1], read_tensors(folder / "model.safetensors"), vocabularies[0], vocabularies[-1], spm
+    )
+    sizes = {"vocab_size": len(source.src_pieces), "decoder_vocab_size": len(source.tgt_pieces)}
+    wrong = [f"{key}: {config[key]}, but {size:,} pieces" for key, size in sizes.items() if (config.get(key) or size) != size]
+    if wrong:
+        raise CheckpointError("\n".join([f"{folder}: its vocabulary does not fit its weights", *(f"  {line}" for line in wrong)]))
+    return source
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return found
+
+
+def _unlike(config: Mapping[str, Any]) -> list[str]:
+    """In what a model differs from those that can be imported."""
+    if config.get("model_type") != "marian":
+        return [f"model_type: {config.get('model_type')}; only marian can be imported"]
+    reasons = []
+    for name in ("ffn_dim", "attention_heads"):
+        sides = [config.get(f"{side}_{name}") for side in ("encoder", "decoder")]
+        if sides[0] != sides[1]:
+            reasons.append(f"{name}: {sides[0]} in the encoder, {sides[1]} in the decoder; they must be the same")
+    if not config.get("scale_embedding", False):
+        reasons.append("scale_embedding: false; embeddings here are scaled by sqrt(d_model)")
+    if config.get("activation_function") not in ACTIVATIONS:
+        reasons.append(f"activation_function: {config.get('activation_function')} is none of {', '.join(ACTIVATIONS)}")
+    norms = ("normalize_before", "normalize_embedding", "add_final_layer_norm")
+    return reasons + [f"{key}: true; only post-norm without further norms can be imported" for key in norms if config.get(key)]
+
+
+def _how_to_convert(name: str, folder: Path) -> str:
+    return (
+        f"{name} is no safetensors file, and a pickle can run code. Where you trust it, convert it once with transformers:\n"
+        f"    python -c \"from transformers import MarianMTModel as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
+def _order(source: MarianFolder) -> tuple[list[int], bool]:
+    """Their id of each of ours, specials first; whether the start of a target has an id of its own (else it is padding's)."""
+    config = source.config
+    unk = source.tgt_pieces.index(source.tokenizer.get("unk_token", "<unk>"))
+    pad, eos, start = (int(config[f"{name}_token_id"]) for name in ("pad", "eos", "decoder_start"))
+    specials = [pad, unk, start, eos]
+    others = [i for i in range(len(source.tgt_pieces)) if i not in specials]
+    return [*specials, *others], start != pad
+
+
+def _config(source: MarianFolder) -> Config:
+    theirs, search = source.config, {**source.config, **source.generation}
+    is_shared = theirs.get("share_encoder_decoder_embeddings", True)
+    tied = "none" if not theirs.get("tie_word_embeddings", True) else "all" if is_shared else "decoder"
+    is_joint = source.src_pieces == source.tgt_pieces
+    positions = int(theirs.get("max_position_embeddings", 512))
+    return Config.model_validate({
+        "data": {"src_lang": source.tokenizer.get("source_lang"), "tgt_lang": source.tokenizer.get("target_lang")},
+        "tokenizer": {"vocab_size": len(source.tgt_pieces), "joint": is_joint},
+        "model": {
+            "d_model": theirs["d_model"], "d_ff": theirs["encoder_ffn_dim"], "num_heads": theirs["encoder_attention_heads"],
+            "encoder_layers": theirs["encoder_layers"], "decoder_layers": theirs["decoder_layers"], "norm": "post",
+            "activation": ACTIVATIONS[theirs["activation_function"]], "dropout": float(theirs.get("dropout", 0.1)),
+            "attention_dropout": float(theirs.get("attention_dropout", 0.0)), "tie_embeddings": tied, "output_bias": True,
+            "activation_dropout": float(theirs.get("activation_dropout", 0.0)),
+        },
+        "decode": {
+            "beam_size": int(search.get("num_beams") or 1), "length_penalty": float(search.get("length_penalty") or 1.0),
+            "max_src_len": positions - 1, "max_len_a": 0.0, "max_len_b": min(int(search.get("max_length") or positions), positions) - 1,
+        },
+    })  # fmt: skip
+
+
+def _weights(source: MarianFolder, config: Config, order: list[int], has_own_start: bool, folder: Path) -> dict[str, Tensor]:
+    given = {name.removeprefix("model."): weight.float() for name, weight in source.weights.items()}
+    shared = given.get("shared.weight")
+    bias = given.get("final_logits_bias", torch.zeros(1, len(source.tgt_pieces)))[0].clone()
+    banned = [pair[0] for pair in source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or [] if len(pair) == 1]
+    bias[banned] = NEVER
+    rows = torch.tensor(order)
+    taken = {
+        "encoder.embed_tokens.weight": given.get("encoder.embed_tokens.weight", shared),
+        "decoder.embed_tokens.weight": given.get("decoder.embed_tokens.weight", shared),
+        "output_projection.weight": given.get("lm_head.weight"), "output_bias": bias,
+    }  # fmt: skip
+    size = len(order)
+    model = build_model(config.model, size if config.tokenizer.joint else len(source.src_pieces), size, seed=0)
+    weights, reasons = {}, []
+    for name, parameter in model.named_parameters():
+        weight = taken[name] if name in taken else given.get(name)
+        if weight is not None and name in taken and len(weight) == len(source.tgt_pieces):
+            weight = weight[rows]
+        if weight is None or weight.shape != parameter.shape:
+            reasons.append(f"{name}: {'missing' if weight is None else list(weight.shape)} instead of {list(parameter.shape)}")
+        else:
+            weights[name] = weight
+    if reasons:
+        raise CheckpointError("\n".join([f"{folder}: its weights do not fit its config.json", *(f"  {line}" for line in reasons[:8])]))
+    if not has_own_start:
+        weights["output_bias"][2] = NEVER
+    return weights
+
+
+def _write_tokenizer(folder: Path, source: MarianFolder, order: list[int], has_own_start: bool) -> None:
+    """The SentencePiece models, and the table of pieces where their ids are not those of the vocabulary."""
+    folder.mkdir()
+    texts = [path.read_bytes() for path in source.spm]
+    if texts[0] == texts[1] and source.src_pieces == source.tgt_pieces:
+        (folder / JOINT_FILE).write_bytes(texts[0])
+    else:
+        for name, text in zip((SRC_FILE, TGT_FILE), texts, strict=True):
+            (folder / name).write_bytes(text)
+    pieces = [source.tgt_pieces[i] for i in order]
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.tgt_pieces == pieces and tokenizer.src_pieces == source.src_pieces:
+        return
+    if source.src_pieces != source.tgt_pieces:
+        raise ConfigError("two vocabularies whose ids are not those of their SentencePiece models cannot be imported")
+    if not has_own_start:
+        pieces[2] = next(name for name in ("<s>", "<start>", "<start-of-target>") if name not in pieces)
+    (folder / TABLE_FILE).write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")

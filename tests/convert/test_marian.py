@@ -1,0 +1,200 @@
+"""The import of Marian folders, against `transformers` on the same folder."""
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mt.checkpoint import load_model
+from mt.convert.huggingface import TransformersEngine, export_huggingface
+from mt.convert.marian import NEVER, import_marian
+from mt.convert.parity import compare
+from mt.data.tokenizer import Tokenizer
+from mt.decode.translator import Translator
+from mt.device import Compute
+from mt.errors import CheckpointError
+from mt.workflows.importing import import_and_prove
+from tests.conftest import run_mt, sample_lines
+from tests.convert.folders import model_folder
+
+transformers = pytest.importorskip("transformers")
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_spm(path: Path, lang: str) -> list[str]:
+    """A model with SentencePiece's own ids, as OPUS-MT's have them; gives its pieces."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    lines = iter(sample_lines("test", lang, 300))
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=250, minloglevel=2)
+    path.write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+
+
+@pytest.fixture(scope="module")
+def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model like those of OPUS-MT: SiLU, biases, two models of one vocabulary in an order of its own, padding begins a target."""
+    folder = tmp_path_factory.mktemp("opus")
+    pieces = sorted({*write_spm(folder / "source.spm", "de"), *write_spm(folder / "target.spm", "en"), ">>eng<<"})
+    random.Random(4).shuffle(pieces)
+    vocab = {piece: i for i, piece in enumerate(["</s>", "<unk>", *pieces, "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    pad = len(vocab) - 1
+    config = transformers.MarianConfig(
+        vocab_size=len(vocab), d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, activation_function="silu", scale_embedding=True, pad_token_id=pad, eos_token_id=0,
+        decoder_start_token_id=pad, forced_eos_token_id=None, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    model = transformers.MarianMTModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.final_logits_bias.normal_()
+    model.save_pretrained(str(folder))
+    about = {"tokenizer_class": "MarianTokenizer", "source_lang": "de", "target_lang": "en"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    return folder
+
+
+def test_a_random_model_has_the_logits_and_ids_of_transformers(opus: Path, tmp_path: Path) -> None:
+    order = import_marian(opus, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", torch.device("cpu"))
+    theirs = transformers.MarianMTModel.from_pretrained(str(opus)).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(opus))
+    assert loaded.model.output_bias is not None
+    assert float(theirs.final_logits_bias.abs().max()) > 1
+    kept = [i for i in range(len(order)) if i != 2]  # the start of a target has a row of its own here
+    for src, tgt in zip([*sample_lines("test", "de", 20), ">>eng<< Ein Hund ?"], [*sample_lines("test", "en", 20), "A dog ?"], strict=True):
+        [src_ids], [tgt_ids] = loaded.tokenizer.encode_src([src]), loaded.tokenizer.encode_tgt([tgt])
+        assert [order[i] for i in (*src_ids, 3)] == tokenizer(src)["input_ids"]
+        assert [order[i] for i in (*tgt_ids, 3)] == tokenizer(text_target=tgt)["input_ids"]
+        with torch.no_grad():
+            ours = loaded.model.project(loaded.model(torch.tensor([[*src_ids, 3]]), None, torch.tensor([[2, *tgt_ids]])))[0]
+            inputs = {"input_ids": torch.tensor([[order[i] for i in (*src_ids, 3)]])}
+            logits = theirs(**inputs, decoder_input_ids=torch.tensor([[order[i] for i in (2, *tgt_ids)]])).logits[0]
+        torch.testing.assert_close(ours[:, kept], logits[:, [order[i] for i in kept]], rtol=0, atol=1e-4)
+        assert (ours[:, 2] < NEVER / 2).all()
+
+
+def test_the_command_imports_and_proves_and_says_so(opus: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("".join(f"{line}\n" for line in sample_lines("test", "de", 12)), encoding="utf-8")
+    config = json.loads((opus / "generation_config.json").read_text(encoding="utf-8"))
+    assert "num_beams" not in config
+    result = run_mt("import", "marian", opus, "-o", tmp_path / "model", "--prove", tmp_path / "text")
+    assert result.returncode == 0, result.stderr
+    assert "12 of 12 translations identical" in result.stdout
+    again = run_mt("import", "marian", opus, "-o", tmp_path / "model")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert import_and_prove(opus, tmp_path / "second", None, 10)[-1].startswith("not proven: give --prove FILE")
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_it_translates_as_transformers_does(opus: Path, tmp_path: Path, beam_size: int) -> None:
+    order = import_marian(opus, tmp_path / "model")
+    ours = Translator.load(tmp_path / "model", threads=1, beam_size=beam_size, max_len_a=0.5, max_len_b=6)
+    parity = compare(ours, TransformersEngine(opus, ours.decode, order), sample_lines("test", "de", 20))
+    assert parity.num_lines == 20
+    assert parity.differences == []
+    assert parity.score_gap < 1e-4
+
+
+@pytest.mark.parametrize("tie_embeddings", ["all", "decoder", "none"])
+def test_our_own_export_comes_back_bit_for_bit(tmp_path: Path, tokenizer: Tokenizer, tie_embeddings: str) -> None:
+    loaded = model_folder(tmp_path / "model", tokenizer, norm="post", tie_embeddings=tie_embeddings, activation="silu", output_bias=True)
+    export_huggingface(loaded, tmp_path / "out", "marian")
+    import_marian(tmp_path / "out", tmp_path / "back")
+    back = load_model(tmp_path / "back", torch.device("cpu"))
+    before, after = dict(loaded.model.named_parameters()), dict(back.model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert back.tokenizer.hash == tokenizer.hash
+    lines = sample_lines("test", "de", 5)
+    assert Translator(back.model, back.tokenizer, loaded.config.decode, FP32).translate(lines) == Translator(
+        loaded.model, tokenizer, loaded.config.decode, FP32
+    ).translate(lines)
+
+
+def test_an_import_exports_again_to_the_same_logits(opus: Path, tmp_path: Path) -> None:
+    import_marian(opus, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", torch.device("cpu"))
+    export_huggingface(loaded, tmp_path / "again", "marian")
+    first, again = (transformers.MarianMTModel.from_pretrained(str(folder)).eval() for folder in (opus, tmp_path / "again"))
+    tokenizers = [transformers.AutoTokenizer.from_pretrained(str(folder)) for folder in (opus, tmp_path / "again")]
+    [line] = sample_lines("test", "de", 1)
+    texts = []
+    for model, tokenizer in zip((first, again), tokenizers, strict=True):
+        output = model.generate(**tokenizer([line], return_tensors="pt"), num_beams=2, early_stopping=True, max_length=8)
+        texts.append(tokenizer.batch_decode(output, skip_special_tokens=True))
+    assert texts[0] == texts[1]
+
+
+def test_an_imported_model_trains_on_and_exports_again(opus: Path, sample: Path, tmp_path: Path) -> None:
+    import_marian(opus, tmp_path / "model")
+    config = {
+        "run_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache"), "threads": 1,
+        "data": {"train": [{"src": str(sample / "train.de"), "tgt": str(sample / "train.en")}],
+                 "valid": [{"src": str(sample / "test.de"), "tgt": str(sample / "test.en")}]},
+        "optim": {"lr": 0.003, "warmup_steps": 5}, "train": {"max_steps": 30, "valid_every": 10, "save_every": 10},
+        "batching": {"max_tokens": 512}, "decode": {"max_len_a": 0.0, "max_len_b": 8, "beam_size": 2},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(config), encoding="utf-8")
+    result = run_mt("train", tmp_path / "c.yaml", "--init-from", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    assert "model.output_bias: True, as in" in result.stderr
+    entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [entry["loss"] for entry in entries if entry["kind"] == "valid"]
+    assert losses[0] > losses[1] > losses[2]
+    exported = run_mt("export", tmp_path / "run", "-o", tmp_path / "out", "--to", "marian", "--prove", sample / "test.de", "--lines", 10)
+    assert exported.returncode == 0, exported.stderr
+    assert "10 of 10 translations identical" in exported.stdout
+
+
+def broken(opus: Path, folder: Path, what: str) -> None:
+    for path in opus.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if what == "architecture":
+        config["model_type"] = "bart"
+    elif what == "several":
+        config |= {"scale_embedding": False, "activation_function": "tanh", "decoder_ffn_dim": 64}
+        (folder / "target.spm").unlink()
+    elif what == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif what == "vocabulary":
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        (folder / "vocab.json").write_text(json.dumps({**vocab, "another": len(vocab)}), encoding="utf-8")
+    elif what == "weights":
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.decoder.layers.0.fc1.bias"]
+        save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ("architecture", ["model_type: bart; only marian"]),
+    ("several", ["scale_embedding: false", "activation_function: tanh is", "ffn_dim: 48 in the encoder, 64", "target.spm is missing"]),
+    ("pickle", ["model.safetensors is missing", "a pickle can run code", "save_pretrained"]),
+    ("vocabulary", ["vocabulary does not fit its weights", "vocab_size"]),
+    ("weights", ["decoder.layers.0.fc1.bias: missing instead of [48]"]),
+])  # fmt: skip
+def test_what_cannot_be_imported_is_refused_with_all_reasons(opus: Path, tmp_path: Path, what: str, says: list[Any]) -> None:
+    (tmp_path / "in").mkdir()
+    broken(opus, tmp_path / "in", what)
+    with pytest.raises(CheckpointError) as error:
+        import_marian(tmp_path / "in", tmp_path / "out")
+    assert all(text in str(error.value) for text in says), str(error.value)
+    assert not (tmp_path / "out").exists()
