@@ -234,9 +234,9 @@ CHAIN = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: *m{i - 1}}}\n" for i in
          "keys", "long"],
 )  # fmt: skip
 def test_bombs_are_refused_within_a_second(text):
-    start = time.perf_counter()
+    start = time.process_time()  # on a machine that has other work, too
     (message,) = complaints(text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert message.endswith("over 10,000 values or 40 levels, aliases written out")
 
 
