@@ -5,6 +5,7 @@ with its padding; here that is a row of its own, a copy, which a bias keeps from
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,9 @@ def import_marian(folder: Path, out: Path) -> list[int]:
     order, has_own_start = _order(source)
     config = _config(source)
     weights = _weights(source, config, order, has_own_start, folder)
-    with atomic_dir(out) as temporary:
-        _write_tokenizer(temporary / "given", source, order, has_own_start)
-        tokenizer = Tokenizer.load(temporary / "given")
-        write_model_folder(temporary, config, weights, tokenizer, {"imported_from": folder.name, "format": "marian"})
-        for path in (temporary / "given").iterdir():
-            path.unlink()
-        (temporary / "given").rmdir()
+    with tempfile.TemporaryDirectory() as given, atomic_dir(out) as temporary:
+        _write_tokenizer(Path(given), source, order, has_own_start)
+        write_model_folder(temporary, config, weights, Tokenizer.load(Path(given)), {"imported_from": folder.name, "format": "marian"})
         seal(temporary)
     return order
 
@@ -189,7 +186,6 @@ def _weights(source: MarianFolder, config: Config, order: list[int], has_own_sta
 
 def _write_tokenizer(folder: Path, source: MarianFolder, order: list[int], has_own_start: bool) -> None:
     """The SentencePiece models, and the table of pieces where their ids are not those of the vocabulary."""
-    folder.mkdir()
     texts = [path.read_bytes() for path in source.spm]
     if texts[0] == texts[1] and source.src_pieces == source.tgt_pieces:
         (folder / JOINT_FILE).write_bytes(texts[0])

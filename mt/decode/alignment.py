@@ -5,22 +5,19 @@ source, the mean over its heads (Garg et al. 2019, "Jointly Learning to Align an
 subwords of each word on both sides; a target word is aligned to the source word with the most of it, the end of sentence left out.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mt.checkpoint import load_model
-from mt.data.batching import collate, token_buckets
+from mt.data.batching import collate
 from mt.data.tokenizer import Tokenizer
+from mt.decode.buckets import map_in_buckets
 from mt.decode.translator import TranslatedPart, Translation
 from mt.decode.workers import Workers
-from mt.device import in_halves
 from mt.model.maps import cross_attention
 from mt.model.transformer import Transformer
 
@@ -72,16 +69,7 @@ class Aligner:
             begin, num_words = begin + len(part.src), num_words + len(self.tokenizer.decode_tgt(part.tgt).split())
 
     def _align_pairs(self, pairs: Sequence[_Pair]) -> list[Alignment]:
-        """In batches of similar lengths, shared among the worker processes."""
-        lens = [np.array([1 + len(ids) for ids in side]) for side in ([pair.part.src for pair in pairs], [pair.part.tgt for pair in pairs])]
-        batches = token_buckets(lens[0], lens[1], MAX_TOKENS)
-        found: list[Alignment] = [[] for _ in pairs]
-        results = self.workers.map(partial(in_halves, self._align_batch), [[pairs[i] for i in batch] for batch in batches])
-        with contextlib.closing(results):
-            for batch, alignments in zip(batches, results, strict=True):
-                for i, alignment in zip(batch, alignments, strict=True):
-                    found[i] = alignment
-        return found
+        return map_in_buckets(self.workers, self._align_batch, pairs, [(pair.part.src, pair.part.tgt) for pair in pairs], MAX_TOKENS)
 
     def _align_batch(self, pairs: Sequence[_Pair]) -> list[Alignment]:
         device = self.model.output_weight.device

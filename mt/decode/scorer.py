@@ -1,20 +1,18 @@
 """Log-probabilities of given translations: how likely a model finds each token of a target, given its source."""
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mt.checkpoint import load_model
-from mt.data.batching import Batch, collate, moved, token_buckets
+from mt.data.batching import Batch, collate, moved
 from mt.data.tokenizer import Tokenizer
+from mt.decode.buckets import map_in_buckets
 from mt.decode.workers import Workers
-from mt.device import Compute, in_halves
+from mt.device import Compute
 from mt.model.transformer import Transformer
 
 MAX_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
@@ -65,14 +63,7 @@ class Scorer:
 
     def score_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
         """The same of ids without end of sentence."""
-        found: list[list[float]] = [[] for _ in pairs]
-        src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
-        buckets = token_buckets(src_lens, tgt_lens, MAX_TOKENS)
-        work = partial(in_halves, self._batch)
-        with contextlib.closing(self.workers.map(work, [[pairs[i] for i in bucket] for bucket in buckets])) as results:
-            for bucket, scored in zip(buckets, results, strict=True):
-                for i, log_probs in zip(bucket, scored, strict=True):
-                    found[i] = log_probs
+        found = map_in_buckets(self.workers, self._batch, pairs, pairs, MAX_TOKENS)
         return [TokenScores(tgt, log_probs) for (_, tgt), log_probs in zip(pairs, found, strict=True)]
 
     @torch.inference_mode()

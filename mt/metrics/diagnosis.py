@@ -50,11 +50,12 @@ def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[s
 
     `source_gain` is that of `Scorer.source_gain`, where a model is at hand.
     """
+    src_words, ref_words, hyp_words = words(src), words(ref), words(hyp)
     found = {
         "empty": bool(src.strip()) and not hyp.strip(),
-        "copy": _is_copied(words(src), words(ref), words(hyp)),
-        "loop": _loops(words(hyp)) > max(_loops(words(ref)), _loops(words(src))),
-        "long": len(words(hyp)) > BLOW_UP * len(words(ref)) + 5,
+        "copy": _is_copied(src_words, ref_words, hyp_words),
+        "loop": _loops(hyp_words) > max(_loops(ref_words), _loops(src_words)),
+        "long": len(hyp_words) > BLOW_UP * len(ref_words) + 5,
         "number": bool((_numbers(src) & _numbers(ref)) - _numbers(hyp)),
         "name": bool((_names(src) & _names(ref)) - set(WORD.findall(hyp))),
         "detached": bool(src.strip()) and source_gain < DETACHED,

@@ -50,7 +50,7 @@ def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
         tgt = _ids("--target", target, tokenizer.encode_tgt, 2 * options.max_src_len)
     maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
     text = tokenizer.decode_tgt(tgt) if target is None else target
-    return Attended(sentence, text, *_tokens(tokenizer, src, tgt), maps)
+    return Attended(sentence, text, *token_names(tokenizer, src, tgt), maps)
 
 
 def _ids(name: str, text: str, encode: Callable[[Sequence[str]], list[list[int]]], limit: int) -> list[int]:
@@ -66,7 +66,8 @@ def _ids(name: str, text: str, encode: Callable[[Sequence[str]], list[list[int]]
     return ids
 
 
-def _tokens(tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]) -> tuple[list[str], list[str], list[str]]:
+def token_names(tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]) -> tuple[list[str], list[str], list[str]]:
+    """The pieces of a source, of what the decoder reads and of what it writes, for ids without begin and end."""
     src_tokens, tgt_tokens = [tokenizer.src_pieces[i] for i in src], [tokenizer.tgt_pieces[i] for i in tgt]
     begin, end = tokenizer.tgt_pieces[BOS_ID], tokenizer.tgt_pieces[EOS_ID]
     return [*src_tokens, tokenizer.src_pieces[EOS_ID]], [begin, *tgt_tokens], [*tgt_tokens, end]

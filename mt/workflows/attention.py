@@ -11,6 +11,7 @@ from torch import Tensor
 from mt.checkpoint import LoadedModel, load_model
 from mt.data.tokenizer import BOS_ID, EOS_ID
 from mt.model.maps import attention_maps
+from mt.workflows.attend import token_names
 
 MAX_TOKENS = 40  # a side: with 6 layers of 8 heads a sentence is 0.3 MB
 
@@ -38,11 +39,9 @@ def _ids(loaded: LoadedModel, src: str, tgt: str) -> tuple[list[int], list[int]]
 
 def _maps(loaded: LoadedModel, src: list[int], tgt: list[int]) -> dict[str, Any]:
     maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
-    src_pieces, tgt_pieces = loaded.tokenizer.src_pieces, loaded.tokenizer.tgt_pieces
+    names = zip(("src_tokens", "read_tokens", "written_tokens"), token_names(loaded.tokenizer, src, tgt), strict=True)
     return {
-        "src_tokens": [src_pieces[token] for token in (*src, EOS_ID)],
-        "read_tokens": [tgt_pieces[token] for token in (BOS_ID, *tgt)],
-        "written_tokens": [tgt_pieces[token] for token in (*tgt, EOS_ID)],
+        **dict(names),
         **{name: _packed(getattr(maps, name)) for name in ("encoder", "decoder", "cross")},
     }
 

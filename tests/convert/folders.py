@@ -1,8 +1,10 @@
-"""Small model folders to convert."""
+"""Small model folders to convert, and packages that are not there."""
 
+import builtins
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mt.checkpoint import LoadedModel, load_model, seal, write_model_folder
@@ -28,3 +30,15 @@ def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedMo
     write_model_folder(folder, config, dict(model.named_parameters()), tokenizer, {})
     seal(folder)
     return load_model(folder, torch.device("cpu"))
+
+
+def hide_package(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the package cannot be imported."""
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name == hidden:
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)

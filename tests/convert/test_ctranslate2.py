@@ -1,8 +1,6 @@
 """The export to CTranslate2, proven by CTranslate2 itself."""
 
-import builtins
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from mt.errors import ConfigError, ExportError
 from mt.workflows import export as workflow
 from mt.workflows.export import export_and_prove
 from tests.conftest import run_mt, sample_lines
-from tests.convert.folders import model_folder
+from tests.convert.folders import hide_package, model_folder
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 FP32 = Compute(torch.device("cpu"), torch.float32)
@@ -129,13 +127,6 @@ def test_an_unknown_quantization_and_a_missing_package_are_named(
     loaded = model_folder(tmp_path / "model", tokenizer)
     with pytest.raises(ConfigError, match="'int7' is none of int8"):
         export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", "int7", None, 0)
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **options: Any) -> Any:
-        if name == "ctranslate2":
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide_package("ctranslate2", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[ct2\]"):
         export_ctranslate2(loaded, tmp_path / "out")

@@ -1,6 +1,5 @@
 """The exports to Hugging Face, opened and proven by `transformers` itself."""
 
-import builtins
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mt.device import Compute
 from mt.errors import ConfigError, ExportError
 from mt.workflows.export import export_and_prove
 from tests.conftest import run_mt, sample_lines
-from tests.convert.folders import model_folder
+from tests.convert.folders import hide_package, model_folder
 
 transformers = pytest.importorskip("transformers")
 FP32 = Compute(torch.device("cpu"), torch.float32)
@@ -140,14 +139,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path, tokenizer: 
 
 def test_a_missing_package_is_named(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     model_folder(tmp_path / "model", tokenizer, norm="post")
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **options: Any) -> Any:
-        if name == "transformers":
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide_package("transformers", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[hf\]"):
         export_and_prove(tmp_path / "model", tmp_path / "out", "marian", None, None, 5)
     assert not (tmp_path / "out").exists()
