@@ -59,6 +59,8 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
         raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)")
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # streams and events are made on the current device
     if threads is not None:
         torch.set_num_threads(threads)
     if chosen.type == "cpu":

@@ -1,10 +1,9 @@
-"""Scoring a model on a test set: the one path that `mt evaluate` and validation in training both take."""
+"""Scoring translations of a test set as they are made: the one path that `mt evaluate` and validation in training both take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mt.decode.translator import Translator
 from mt.metrics import Metrics, Score, corpus_scores
 
 
@@ -18,10 +17,14 @@ class Evaluation:
 
 
 def evaluate(
-    translator: Translator, src: Sequence[str], refs: Sequence[Sequence[str]], metrics: Metrics | None = None, resamples: int = 0
+    translate: Callable[[Sequence[str]], list[str]],
+    src: Sequence[str],
+    refs: Sequence[Sequence[str]],
+    metrics: Metrics | None = None,
+    resamples: int = 0,
 ) -> Evaluation:
-    """Translate `src` and score against one or more references, line by line: see `corpus_scores`."""
+    """`translate` the lines of `src` and score against one or more references, line by line: see `corpus_scores`."""
     began = time.perf_counter()
-    hyps = translator.translate(src)
+    hyps = translate(src)
     seconds = time.perf_counter() - began
     return Evaluation(hyps, corpus_scores(hyps, refs, metrics, resamples), seconds)

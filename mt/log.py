@@ -39,10 +39,10 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-def setup_logging(log_file: Path | None = None) -> None:
-    """Send the messages of `mt` to stderr and, where given, append them to `log_file`."""
+def setup_logging(log_file: Path | None = None, *, is_first: bool = True) -> None:
+    """Send the messages of `mt` to stderr and, where given, append them to `log_file`; of several ranks only the first speaks."""
     logger = logging.getLogger("mt")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_first else logging.ERROR)
     logger.propagate = False
     for handler in list(logger.handlers):
         handler.close()

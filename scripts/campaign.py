@@ -26,7 +26,7 @@ from survival.harness import ROOT, reference, start, write_config
 
 from mt.files import fingerprint
 
-PROMISES = ("kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile", "spot")
+PROMISES = ("kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile", "ranks", "spot")
 
 
 def main() -> None:

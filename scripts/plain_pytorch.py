@@ -15,6 +15,7 @@ from mt.data.tokenizer import PAD_ID
 from mt.model.layers import Dropout
 from mt.model.masks import PaddedMask
 from mt.model.transformer import Transformer
+from mt.train import loss as loss_module
 from mt.train import trainer as trainer_module
 from mt.train.gradients import LossScale
 from mt.train.loss import Loss
@@ -48,7 +49,7 @@ trainer_build_optimizer = trainer_module.build_optimizer
 PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "dropout": [(Dropout, "drops", lambda self, x: False)],             # F.dropout, not masks from random bytes
     "attention": [(PaddedMask, "attend", PaddedMask._fused)],           # the fused kernel, not two batched products
-    "loss": [(trainer_module, "loss_sums", plain_loss)],                # all logits at once, not in chunks
+    "loss": [(loss_module, "loss_sums", plain_loss)],                   # all logits at once, not in chunks
     "optimizer": [(trainer_module, "apply_gradients", plain_step), (trainer_module, "build_optimizer", plain_optimizer)],
     "allocator": [(device_module, "keep_freed_memory", lambda: None)],  # glibc returns freed memory; in a fresh process only
 }

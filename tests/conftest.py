@@ -1,12 +1,18 @@
 """What many tests share: a small configuration over the embedded corpus, and one run trained from it."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
@@ -83,13 +89,46 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
     return Tokenizer.load(folder)
 
 
-def run_mt(*args: Any, stdin: str | bytes = "", **options: Any) -> "subprocess.CompletedProcess[str]":
-    """The real command in a process of its own."""
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    result = subprocess.run(
-        [sys.executable, "-m", "mt", *map(str, args)], input=data, capture_output=True, timeout=300, check=False, **{"cwd": ROOT, **options}
-    )
-    return subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode("utf-8", "replace"), result.stderr.decode("utf-8", "replace")
-    )
+def run_mt(*args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """The real command in a process of its own, forked from this one, in which PyTorch is loaded: a second, not five.
 
+    With `env`, a fresh interpreter with these variables.
+    """
+    command = [sys.executable, "-m", "mt", *map(str, args)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        if env is not None:
+            with files[0].open() as given, files[1].open("w") as out, files[2].open("w") as err:
+                code = subprocess.run(command, stdin=given, stdout=out, stderr=err, cwd=cwd, env=env, timeout=300, check=False).returncode
+        else:
+            if not (pid := os.fork()):
+                become_mt(command[2:], files, cwd)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = [path.read_text(encoding="utf-8", errors="replace") for path in files[1:]]
+    return subprocess.CompletedProcess(command, code, *said)
+
+
+def become_mt(argv: list[str], files: list[Path], cwd: Path) -> NoReturn:
+    """In a forked child: forget the tests, and be the command."""
+    from mt.cli import main
+
+    code = 1
+    try:
+        for number, path in enumerate(files):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        sys.stdin = os.fdopen(0, encoding="utf-8")
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", buffering=1) for number in (1, 2))
+        warnings.resetwarnings()
+        os.chdir(cwd)
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        sys.argv = argv
+        main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)

@@ -16,7 +16,7 @@ def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False)
 
 
-@pytest.mark.parametrize("promise", ["kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile"])
+@pytest.mark.parametrize("promise", ["kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile", "ranks"])
 def test_every_try_of_a_promise_is_kept(promise: str, tmp_path: Path) -> None:
     result = campaign(tmp_path, promise)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -9,7 +9,7 @@ from mt.checkpoint.folder import (
     resolve_model,
     write_model_folder,
 )
-from mt.checkpoint.manager import CheckpointManager, TrainingState, run_checkpoints
+from mt.checkpoint.manager import CheckpointManager, TrainingState, load_training, run_checkpoints
 from mt.checkpoint.manifest import MANIFEST, TRAINING, num_values, read_json, seal, verify
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "TrainingState",
     "average_checkpoints",
     "load_model",
+    "load_training",
     "load_weights",
     "num_values",
     "read_config",

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mt.checkpoint.folder import read_config, resolve_model, write_model_folder
-from mt.checkpoint.manifest import TRAINING, read_json, read_tensors, seal, verify, write_json
+from mt.checkpoint.manifest import TRAINING, read_json, seal, tensor_shapes, verify, write_json
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
-from mt.errors import CheckpointError
+from mt.distributed import ALONE, World, is_sharded, load_shards
+from mt.errors import CheckpointError, RankError
 from mt.files import atomic_dir, remove_folder, replace_link
 from mt.metrics import is_better
 
@@ -34,13 +35,23 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     state: dict[str, Any]             # what JSON can hold
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What training/ holds: raw weights, where the model's are an average, and the optimizer's tensors."""
+        return {**(self.weights if self.average is not None else {}), **self.optimizer}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks have shared it out, and each must write its part."""
+        return any(is_sharded(tensor) for tensor in self.weights.values())
+
 
 class CheckpointManager:
     """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to go on."""
 
-    def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str) -> None:
+    def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE) -> None:
         self.folder = run_dir / "checkpoints"
-        self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric
+        self.keep_last, self.keep_best, self.metric, self.world = keep_last, keep_best, metric, world
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -51,17 +62,33 @@ class CheckpointManager:
         return self.folder / f"step_{step:08d}"
 
     def save(self, step: int, config: Config, tokenizer: Tokenizer, training: TrainingState, provenance: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, point the links at it, and delete those that need not be kept.
+        """Write a checkpoint, point the links at it, and delete those that need not be kept. All ranks must call this.
 
         Raises `CheckpointError` where it cannot be written; those before it are as they were.
         """
-        try:
+        weights = self.world.gathered(training.average or training.weights)
+
+        def begin() -> str:
             self._check_space(training)
-            with atomic_dir(self.path(step)) as temporary:
-                write_model_folder(temporary, config, training.average or training.weights, tokenizer, {"step": step, **provenance})
-                _write_training(temporary / TRAINING, training)
-                seal(temporary)
-        except (OSError, SafetensorError) as error:
+            temporary = stack.enter_context(atomic_dir(self.path(step)))
+            write_model_folder(temporary, config, weights, tokenizer, {"step": step, **provenance})
+            (temporary / TRAINING).mkdir()
+            write_json(temporary / TRAINING / "state.json", training.state)
+            if not training.is_sharded:
+                _write_whole(temporary / TRAINING, training)
+            return str(temporary)
+
+        def end() -> None:
+            seal(temporary)
+            stack.close()  # into place
+
+        try:
+            with contextlib.ExitStack() as stack:
+                temporary = Path(self.world.first(begin))
+                if training.is_sharded:
+                    self.world.save(training.tensors, temporary / TRAINING)
+                self.world.first(end)
+        except (OSError, SafetensorError, RankError) as error:
             raise CheckpointError(f"{self.path(step)}: could not be written: {error}") from error
         self.tidy()
         return self.path(step)
@@ -76,6 +103,8 @@ class CheckpointManager:
 
     def tidy(self) -> None:
         """Point `last` at the newest and `best` at the best checkpoint, and delete those that need not be kept; a failure is a warning."""
+        if not self.world.is_first:
+            return
         steps, ranked = self.steps(), self.ranked()
         try:
             for name, in_order in (("last", steps[::-1]), ("best", ranked)):
@@ -100,18 +129,21 @@ class CheckpointManager:
             value = read_json(scores).get(self.metric)
         return float(value) if isinstance(value, int | float) else None
 
-    def newest(self) -> tuple[Path, TrainingState] | None:
-        """The newest checkpoint that is whole, None where there is none at all.
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole, None where there is none at all. All ranks must call this.
 
         A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged, now or at an earlier start.
         """
+        found = self.world.first(self._newest)
+        return None if found is None else Path(found)
+
+    def _newest(self) -> str | None:
         steps = self.steps()
         for step in reversed(steps):
             try:
                 verify(self.path(step), with_training=True)
-                found = self.path(step), _read_training(self.path(step))
                 self.tidy()  # a kill may have come between a save and this
-                return found
+                return str(self.path(step))
             except CheckpointError as error:
                 aside = self.folder / f"damaged_{self.path(step).name}"
                 shutil.rmtree(aside, ignore_errors=True)
@@ -133,18 +165,19 @@ def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[P
     return [manager.path(step) for step in steps[:wanted]]
 
 
-def _write_training(folder: Path, training: TrainingState) -> None:
-    folder.mkdir()
+def _write_whole(folder: Path, training: TrainingState) -> None:
     if training.average is not None:
         save_file(training.weights, folder / "weights.safetensors")
     save_file(training.optimizer, folder / "optimizer.safetensors")
-    write_json(folder / "state.json", training.state)
 
 
-def _read_training(folder: Path) -> TrainingState:
-    weights = read_tensors(folder / "model.safetensors")
-    raw = folder / TRAINING / "weights.safetensors"
-    average = weights if raw.exists() else None
-    optimizer = read_tensors(folder / TRAINING / "optimizer.safetensors")
-    state = read_json(folder / TRAINING / "state.json")
-    return TrainingState(weights if average is None else read_tensors(raw), average, optimizer, state)
+def load_training(folder: Path, training: TrainingState) -> dict[str, Any]:
+    """Fill the tensors of `training` from a verified checkpoint, whatever number of ranks wrote it; gives its state, as JSON holds it.
+
+    Raises `CheckpointError` for tensors of other names or shapes.
+    """
+    for place, tensors in ((folder, training.average or training.weights), (folder / TRAINING, training.tensors)):
+        for path in sorted(place.glob("*.safetensors")):
+            tensor_shapes(path)  # bounds the header
+        load_shards(tensors, place)
+    return read_json(folder / TRAINING / "state.json")

@@ -59,7 +59,7 @@ def _run() -> NoReturn:
     try:
         build_app()()
     except MTError as error:
-        _fail(str(error), error.exit_code)
+        _fail("" if error.is_told else str(error), error.exit_code)
     except BrokenPipeError:
         # The reader has left (`| head`): nothing to say, and nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,6 +76,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"{message}\n")  # no prefix: a message that begins with file:line is one that editors jump to
+        if message:  # no prefix where there is one process: a message that begins with file:line is one that editors jump to
+            sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
     sys.exit(code)

@@ -65,6 +65,8 @@ def evaluate(
         options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size}
         compute = {"precision": precision, "device": device, "threads": threads, "workers": workers}
         results = _score_model(model, sources, references, output, scoring, {**options, **compute})
+        if not results:  # the first rank has them
+            return
     typer.echo(json.dumps(results, indent=2, ensure_ascii=False) if as_json else "\n".join(_table(result) for result in results))
 
 
@@ -80,14 +82,19 @@ def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
 def _score_model(
     model: Path, sources: list[str], references: list[str], output: Path | None, scoring: "Scoring", options: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    from mt.distributed import PATIENCE, joined
     from mt.files import atomic_write
     from mt.log import setup_logging
     from mt.workflows.evaluation import evaluate_model
 
-    setup_logging()
-    found = evaluate_model(model, scoring, sources, references, options)
-    if output is not None:
-        atomic_write(output, "".join(f"{line}\n" for line in found.results[0].hyps))
+    with joined(PATIENCE) as world:
+        setup_logging(is_first=world.is_first)
+        place = {"device": world.place(options["device"]), "threads": world.threads(options["threads"])}
+        found = evaluate_model(model, scoring, sources, references, {**options, **place}, world)
+        if not world.is_first:
+            return []
+        if output is not None:
+            atomic_write(output, "".join(f"{line}\n" for line in found.results[0].hyps))
     about = {"model": str(found.folder), "beam_size": found.card["decode"]["beam_size"], "compute": found.card["compute"]}
     return [{**result.as_dict(), **about} for result in found.results]
 

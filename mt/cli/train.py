@@ -18,6 +18,10 @@ def train(
     init_from: Annotated[
         Path | None, typer.Option(help="A model to begin with (train.init_from): its tokenizer, sizes and weights are taken over.")
     ] = None,
+    nproc: Annotated[
+        str | None, typer.Option(help="Processes on this machine that train together: a number, or gpu for one a GPU.", show_default=False)
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: how often to go on by itself after a process has died.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Train nothing: print parameters, memory, corpus and time of the run.")] = False,
 ) -> None:
     """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
@@ -32,6 +36,11 @@ def train(
         setup_logging()
         typer.echo(plan_run(loaded))
         return
+    if nproc is not None:
+        from mt.workflows.launch import launch
+
+        flags = ["--overwrite"] if overwrite else []
+        raise typer.Exit(launch(loaded, nproc, ["train", str(config), *(overrides or ()), *begin, *flags], max_restarts))
     from mt.train.run import train as run
 
     run(loaded, overwrite=overwrite)

@@ -1,7 +1,6 @@
 """`mt translate`: text files or standard input through a model, in input order and constant memory."""
 
 import gzip
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 import typer
 
 if TYPE_CHECKING:
-    from mt.workflows.translate import Row
+    from mt.decode.translator import Translator
 
 
 def register(app: typer.Typer) -> None:
@@ -48,33 +47,52 @@ def translate(
         raise ConfigError(f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation")
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
-    from mt.decode.alignment import Aligner, pharaoh
+    from mt.decode.alignment import Aligner
     from mt.decode.scorer import Scorer
     from mt.decode.translator import Translator
-    from mt.log import progress_bar, setup_logging
-    from mt.workflows.translate import translated_rows
+    from mt.distributed import PATIENCE, joined
+    from mt.log import setup_logging
+    from mt.workflows.translate import outputs
 
-    setup_logging()
-    translator = Translator.load(
-        model, device=device, precision=precision, threads=threads, workers=workers, beam_size=beam_size,
-        length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size, max_tokens=max_tokens,
-    )  # fmt: skip
-    aligner = Aligner.load(model, translator.compute.device, translator.workers) if alignment is not None else None
-    scorer = Scorer.load(model, translator.compute, translator.workers) if format == "jsonl" else None
-    names = files or ["-"]
-    rows = translated_rows(translator, _lines(names, on_invalid_utf8), aligner, scorer)
+    with joined(PATIENCE) as world:
+        setup_logging(is_first=world.is_first)
+        translator = Translator.load(
+            model, device=world.place(device), precision=precision, threads=world.threads(threads), workers=workers, beam_size=beam_size,
+            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
+            max_tokens=max_tokens,
+        )  # fmt: skip
+        aligner = Aligner.load(model, translator.compute.device, translator.workers) if alignment is not None else None
+        scorer = Scorer.load(model, translator.compute, translator.workers) if format == "jsonl" else None
+        names = files or ["-"]
+        rows = outputs(world, translator, _lines(names, on_invalid_utf8), format, aligner, scorer)
+        if world.is_first:
+            _write(rows, translator, names, output, alignment, is_alone=world.is_alone)
+        else:
+            for _ in rows:
+                pass
+        num_split = sum(world.shared(lambda _: [translator.num_split], range(world.size)))
+        if num_split and world.is_first:
+            limit = translator.decode.max_src_len
+            sys.stderr.write(f"mt: {num_split} lines of more than {limit} subwords were translated in parts (decode.max_src_len)\n")
+
+
+def _write(
+    rows: Iterable[tuple[str, str]], translator: "Translator", names: list[str], output: Path | None, alignment: Path | None, is_alone: bool
+) -> None:
+    from mt.log import progress_bar
+
     is_shown = output is not None or not sys.stdout.isatty()  # else the translations themselves show how far it is
     aligned: AbstractContextManager[BinaryIO | None] = nullcontext() if alignment is None else _open_output(alignment)
     bar = progress_bar(lambda: _count_lines(names), "translating", "line", is_shown)
     with _open_output(output) as out, aligned as pairs, bar as advance:
-        translator.on_progress = advance
-        for row in rows:
-            out.write(_formatted(row, format, translator.tokenizer.tgt_pieces).encode())
+        if is_alone:
+            translator.on_progress = advance
+        for text, links in rows:
+            out.write(text.encode())
             if pairs is not None:
-                pairs.write(f"{pharaoh(row.alignment or [])}\n".encode())
-    if translator.num_split:
-        limit = translator.decode.max_src_len
-        sys.stderr.write(f"mt: {translator.num_split} lines of more than {limit} subwords were translated in parts (decode.max_src_len)\n")
+                pairs.write(f"{links}\n".encode())
+            if not is_alone:
+                advance(1)
 
 
 def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
@@ -90,17 +108,6 @@ def _count_lines(files: list[str]) -> int | None:
     from mt.files import read_lines
 
     return None if any(not Path(name).is_file() for name in files) else sum(1 for name in files for _ in read_lines(name))
-
-
-def _formatted(row: "Row", format: str, pieces: list[str]) -> str:
-    from mt.workflows.translate import as_json
-
-    if format == "text":
-        return f"{row.translations[0].text}\n"
-    if format == "jsonl":
-        return json.dumps(as_json(row, pieces), ensure_ascii=False) + "\n"
-    ranked = ((rank, each.score, each.text.replace("\t", " ")) for rank, each in enumerate(row.translations, 1))
-    return "".join(f"{row.number}\t{rank}\t{score:.6f}\t{text}\n" for rank, score, text in ranked)
 
 
 @contextmanager

@@ -231,9 +231,9 @@ class TrainConfig(Section):
         description="Decay of the moving average of the weights, which validation, checkpoints and translation then "
         "use; 0 is off. The first updates use min(decay, (1 + step) / (10 + step)).",
     )
-    grad_accum_steps: int = Field(default=1, ge=1, description="Micro-batches an update.")
+    grad_accum_steps: int = Field(default=1, ge=1, description="Micro-batches an update, over all ranks.")
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="Target tokens an update, at most; sets the number of micro-batches by itself.",
+        default=None, ge=1, description="Target tokens an update over all ranks, at most; sets the number of micro-batches by itself.",
     )
     gradient_checkpointing: bool = Field(
         default=False,
@@ -241,6 +241,13 @@ class TrainConfig(Section):
     )
     compile: bool = Field(
         default=True, description="Compile the layers with torch.compile on a GPU. A CPU is faster without; it stays off there.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="Of several processes each holds the whole model (ddp), or a share, for models too large for one GPU (fsdp).",
+    )
+    timeout: float = Field(
+        default=300.0, gt=0, description="Seconds without an answer after which a rank counts as lost and the run ends.",
     )
     divergence_factor: float | None = Field(
         default=1.3, gt=1,
@@ -314,7 +321,7 @@ class Config(Section):
         "in fp32.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads (default: PyTorch's own, one a core; OMP_NUM_THREADS is heard).",
+        default=None, ge=1, description="CPU threads on a machine, of its ranks together (default: one a core; OMP_NUM_THREADS is heard).",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)

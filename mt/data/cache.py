@@ -5,7 +5,8 @@ i is tokens[offsets[i]:offsets[i + 1]], without end of sentence), and `manifest.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,12 +33,26 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 class _Side:
     tokens: Ids
     offsets: npt.NDArray[np.uint64]
+    files: tuple[BinaryIO, BinaryIO]  # of both, for what the system is told of them
+
+    def expect(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Let the system read these runs of pairs now, all at a time."""
+        token_file, offset_file = self.files
+        for start, stop in runs:
+            _expect(offset_file, 8 * start, 8 * (stop + 1))
+        for start, stop in runs:
+            _expect(token_file, *(int(self.offsets[i]) * self.tokens.itemsize for i in (start, stop)))
 
     def __getitem__(self, index: int) -> Ids:
         return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (self.offsets[indices + 1] - self.offsets[indices]).astype(np.int64)
+
+
+def _expect(file: BinaryIO, start: int, stop: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 class TokenCache:
@@ -57,13 +72,19 @@ class TokenCache:
         expected = (self.manifest["tokens"][side] * dtype.itemsize, (self.manifest["pairs"] + 1) * 8)
         if (tokens.stat().st_size, offsets.stat().st_size) != expected:
             raise ValueError(f"{side} files are of another size than written")
-        return _Side(np.memmap(tokens, dtype, "r"), np.memmap(offsets, np.uint64, "r"))
+        files = tokens.open("rb"), offsets.open("rb")
+        return _Side(np.memmap(files[0], dtype, "r"), np.memmap(files[1], np.uint64, "r"), files)
 
     def __len__(self) -> int:
         return int(self.manifest["pairs"])
 
     def __getitem__(self, index: int) -> tuple[Ids, Ids]:
         return self._src[index], self._tgt[index]
+
+    def expect(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Say that the pairs of these runs [start, stop) come next: one by one, those that are not in memory would take a seek each."""
+        for side in (self._src, self._tgt):
+            side.expect(runs)
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Source and target subwords of each pair, ends of sentence not counted."""

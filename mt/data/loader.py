@@ -34,19 +34,21 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """The micro-batches of one optimizer update, and where the order goes on after it."""
+    """One optimizer update: this rank's micro-batches, what the update is as a whole, and where the order goes on after it."""
 
-    micro_batches: Sequence[AnyBatch]
+    micro_batches: Sequence[AnyBatch]  # rank, rank + size, rank + 2 size, ... of the whole update
     after: Position
+    num_tokens: int                    # target tokens of the whole update
+    indices: Sequence[IntArray]        # pairs of each micro-batch of the whole update
 
-    @property
-    def num_tokens(self) -> int:
-        """Target tokens of the whole update."""
-        return sum(batch.num_tokens for batch in self.micro_batches)
+    @classmethod
+    def of(cls, micro_batches: Sequence[AnyBatch]) -> "Update":
+        """An update of these micro-batches, which belong to no order."""
+        return cls(micro_batches, Position(), sum(batch.num_tokens for batch in micro_batches), [])
 
 
 class TrainLoader:
-    """Endless updates from a token cache; epoch follows epoch."""
+    """Endless updates from a token cache; epoch follows epoch. Of `size` ranks each makes its own share of the same updates."""
 
     def __init__(
         self,
@@ -57,10 +59,12 @@ class TrainLoader:
         grad_accum_steps: int = 1,
         batch_tokens: int | None = None,
         packed: bool = False,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.cache, self.config, self.seed = cache, config, seed
         self.grad_accum_steps, self.batch_tokens = grad_accum_steps, batch_tokens
-        self.packed = packed
+        self.packed, self.rank, self.size = packed, rank, size
         self.position = Position()
         self._run = 1 if len(cache) <= config.block_size else RUN
         num_runs = -(-len(cache) // self._run)
@@ -93,9 +97,17 @@ class TrainLoader:
                 return
 
     def _updates_from(self, position: Position) -> Iterator[Update]:
-        make_batch = pack if self.packed else collate
         for group, after in self._groups(position):
-            yield Update([make_batch([self.cache[i] for i in indices.tolist()]) for indices in group], after)
+            num_tokens = sum(int(self.cache.lengths(indices)[1].sum()) + len(indices) for indices in group)
+            yield Update([self._batch(indices) for indices in group[self.rank :: self.size]], after, num_tokens, group)
+
+    def whole(self, update: Update) -> Sequence[AnyBatch]:
+        """The micro-batches of an update, those of other ranks included."""
+        return update.micro_batches if self.size == 1 else [self._batch(indices) for indices in update.indices]
+
+    def _batch(self, indices: IntArray) -> AnyBatch:
+        pairs = [self.cache[i] for i in indices.tolist()]
+        return pack(pairs) if self.packed else collate(pairs)
 
     def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], Position]]:
         """(the index arrays of one update, the position after it)."""
@@ -137,6 +149,8 @@ class TrainLoader:
     def block_buckets(self, epoch: int, block: int, run_order: IntArray) -> list[IntArray]:
         """The shuffled buckets of pair indices of one block."""
         runs = run_order[block * self._runs_a_block : (block + 1) * self._runs_a_block]
+        if self._run > 1:
+            self.cache.expect([(start, min(start + self._run, len(self.cache))) for start in (runs * self._run).tolist()])
         indices = (runs[:, None] * self._run + np.arange(self._run)).reshape(-1)
         indices = indices[indices < len(self.cache)]
         src_lens, tgt_lens = self.cache.lengths(indices)

@@ -14,7 +14,8 @@ from mt.config import Config, CorpusConfig
 from mt.data.cache import FORMAT_VERSION, TokenCache, build_cache
 from mt.data.corpus import CorpusStats, SentencePair, open_corpus
 from mt.data.tokenizer import Tokenizer, open_trained, train_tokenizer
-from mt.errors import ConfigError, DataError
+from mt.distributed import ALONE, World
+from mt.errors import ConfigError, DataError, MTError
 from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_file
 from mt.log import progress
 
@@ -30,11 +31,29 @@ class Prepared:
     data_fingerprint: str
 
 
-def prepare(config: Config) -> Prepared:
-    """Open the tokenizer and the token cache of `config`, making what is missing.
+def prepare(config: Config, world: World = ALONE) -> Prepared:
+    """Open the tokenizer and the token cache of `config`; the first rank makes what is missing.
 
     Raises `DataError` for text that is missing, damaged, unequal or too little.
     """
+    made: list[Prepared] = []
+
+    def make() -> tuple[list[str], str, str]:
+        made.append(_make(config))
+        tokenizer, cache = made[0].tokenizer, made[0].train
+        models = [str(path) for path in (tokenizer.src_model, tokenizer.tgt_model, tokenizer.table) if path is not None]
+        return models, str(cache.folder), made[0].data_fingerprint
+
+    models, tokens, fingerprint = world.first(make)
+    if made:
+        return made[0]
+    try:
+        return Prepared(Tokenizer(*map(Path, models)), TokenCache(Path(tokens)), fingerprint)
+    except (OSError, MTError) as error:
+        raise DataError(f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines of a run see") from error
+
+
+def _make(config: Config) -> Prepared:
     if not config.data.train:
         raise ConfigError("data.train: no training corpus; give at least one")
     text = text_fingerprint(config)

@@ -4,7 +4,6 @@ On a CPU a process of one thread to each core translates faster than one process
 product.
 """
 
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from mt.device import Compute
+from mt.distributed.presence import die_with
 from mt.errors import ConfigError, MTError
 
 T = TypeVar("T")
@@ -108,10 +108,7 @@ def _serve(end: Connection, work: Callable[[Any], Any], threads: int, parent: in
     """The life of a worker: a result, or the error instead, for each item that comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    pr_set_pdeathsig = 1  # of sys/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)
+    die_with(parent)
     # In a thread of its own: OpenMP believes that this one still has the parent's pool of threads, which no fork takes along, and waits.
     computing = threading.Thread(target=_compute, args=(end, work, threads))
     computing.start()

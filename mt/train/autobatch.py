@@ -12,7 +12,7 @@ import torch
 
 from mt.config import Config
 from mt.data.batching import empty_batch
-from mt.data.loader import Position, Update
+from mt.data.loader import Update
 from mt.data.prepare import Prepared
 from mt.device import Compute, available_memory, is_out_of_memory, peak_process_memory
 from mt.errors import ConfigError, DivergedError
@@ -29,13 +29,13 @@ def with_max_tokens(config: Config, max_tokens: int) -> Config:
     return config.model_copy(update={"batching": config.batching.model_copy(update={"max_tokens": max_tokens})})
 
 
-def find_max_tokens(config: Config, prepared: Prepared, compute: Compute) -> int:
-    """The largest power of two, at most `train.batch_tokens`, whose worst micro-batch trains in `SHARE` of the memory there is.
+def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks: int = 1) -> int:
+    """The largest power of two, at most a rank's part of `train.batch_tokens`, whose worst micro-batch trains in `SHARE` of the memory.
 
     Raises `ConfigError` where not even a batch of the longest pairs fits.
     """
     longest, total = longest_side(prepared), available_memory(compute.device)
-    candidates = list(_candidates(longest, config, compute))
+    candidates = list(_candidates(longest, config, compute, ranks))
     found, base = None, _taken(compute)
     with trial(with_max_tokens(config, candidates[0]), prepared, compute) as trainer:
         for candidate in candidates:
@@ -61,9 +61,11 @@ def longest_side(prepared: Prepared) -> int:
     return max(int(max(src.max(), tgt.max())) for src, tgt in parts) + 1
 
 
-def _candidates(longest: int, config: Config, compute: Compute) -> Iterator[int]:
+def _candidates(longest: int, config: Config, compute: Compute, ranks: int) -> Iterator[int]:
     assert config.train.batch_tokens is not None
-    ceiling = min(config.train.batch_tokens, CPU_CEILING) if compute.device.type == "cpu" else config.train.batch_tokens
+    ceiling = config.train.batch_tokens // ranks
+    if compute.device.type == "cpu":
+        ceiling = min(ceiling, CPU_CEILING)
     candidate = 1 << max(8, (longest - 1).bit_length())
     yield candidate
     while (candidate := candidate * 2) <= ceiling:
@@ -89,7 +91,7 @@ def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
     try:
         for _ in range(2):
             with contextlib.suppress(DivergedError):  # what becomes of these weights is of no interest
-                trainer.train_step(Update([batch], Position())).read()
+                trainer.train_step(Update.of([batch])).read()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

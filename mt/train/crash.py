@@ -5,7 +5,7 @@ of the batch. Dropout is a function of (seed, update, micro-batch), so that a re
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mt.checkpoint import LoadedModel, seal, write_model_folder
 from mt.config import Config
-from mt.data.batching import pairs_of
+from mt.data.batching import AnyBatch, pairs_of
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
 from mt.files import atomic_dir
@@ -23,14 +23,16 @@ from mt.train.gradients import PendingStats
 BATCH = "batch.jsonl"
 
 
-def write_crash(run_dir: Path, config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], stats: PendingStats) -> str:
+def write_crash(
+    run_dir: Path, config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], micro_batches: Sequence[AnyBatch], stats: PendingStats
+) -> str:
     """Write down the batch of an update and the weights it met; says where, or why it could not."""
     folder = run_dir / "crash" / f"step_{stats.step:08d}"
     about = {"step": stats.step, "loss_scale": float(stats.loss_scale), "num_tokens": stats.update.num_tokens}
     try:
         with atomic_dir(folder) as temporary:
             write_model_folder(temporary, config, weights, tokenizer, about)
-            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(stats, tokenizer))
+            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(micro_batches, tokenizer))
             (temporary / BATCH).write_text("".join(lines), encoding="utf-8")
             seal(temporary)
     except Exception as error:  # what it is about matters more
@@ -38,8 +40,8 @@ def write_crash(run_dir: Path, config: Config, tokenizer: Tokenizer, weights: di
     return f"its batch is in {folder}; run it again alone: mt replay {folder}"
 
 
-def _lines(stats: PendingStats, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    for index, batch in enumerate(stats.update.micro_batches):
+def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    for index, batch in enumerate(micro_batches):
         for src, tgt in pairs_of(batch):
             text = {"src": tokenizer.decode_src(src), "tgt": tokenizer.decode_tgt(tgt)}
             yield {"micro_batch": index, **text, "src_ids": src, "tgt_ids": tgt}

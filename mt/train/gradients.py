@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mt.data.loader import Update
+from mt.distributed import unsharded
 from mt.errors import DivergedError
 from mt.train.stopping import REMEDIES
 
@@ -55,7 +56,7 @@ def apply_gradients(
     of range is no divergence while its scale can fall.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    scaled_norm = torch.nn.utils.get_total_norm(gradients)
+    scaled_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
     norm = scaled_norm / scale.scale
     finite = norm.isfinite() & loss.isfinite()
     excess = (norm / clip_norm).clamp(min=1.0) if clip_norm else torch.ones_like(norm)

@@ -7,7 +7,7 @@ whole batch never stand in memory, and it takes its gradients on the way, so no 
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt.data.batching import AnyBatch, Batch
 from mt.data.tokenizer import PAD_ID
@@ -21,6 +21,18 @@ class Loss(NamedTuple):
 
     smoothed: Tensor  # what training minimizes
     nll: Tensor       # negative log-likelihood in nats, without smoothing, detached
+
+
+class TrainingLoss(nn.Module):
+    """A model with its loss: one module, so that what shares out a model among ranks sees every use of its parameters."""
+
+    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: AnyBatch) -> Loss:
+        """See `loss_sums`."""
+        return loss_sums(self.model, batch, self.label_smoothing)
 
 
 def loss_sums(model: Transformer, batch: AnyBatch, label_smoothing: float) -> Loss:

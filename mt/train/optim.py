@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import OptimConfig
+from mt.distributed import own_shard
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
@@ -37,17 +38,8 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the weights after update `step`; early updates use a smaller decay, so that the start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = list(self.weights.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights by parameter name."""
-        return dict(self.weights)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averaged weights."""
-        for name, weight in self.weights.items():
-            weight.copy_(state[name])
+        averages = [own_shard(average) for average in self.weights.values()]
+        torch._foreach_lerp_(averages, [own_shard(p.detach()) for p in model.parameters()], 1 - decay)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -59,12 +51,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_tensors` gave. Raises `ValueError` for a tensor that fits no parameter."""
-    by_name = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        what, _, name = key.partition(".")
-        parameter = by_name.get(name)
-        if parameter is None or tensor.shape not in (parameter.shape, torch.Size()):
-            raise ValueError(f"{key} {list(tensor.shape)} fits no parameter")
-        optimizer.state[parameter][what] = tensor.to(torch.float32 if what == "step" else parameter.dtype).to(parameter.device)
+def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give a new AdamW the state that its first step would make, so that there is something to load into."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}

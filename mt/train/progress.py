@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 class TrainProgress:
     """Adds up updates and times; reports every `log_every` updates."""
 
-    def __init__(self, config: TrainConfig, metrics: MetricLogger, step: int, seconds: Callable[[], float]) -> None:
+    def __init__(self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float]) -> None:
+        """Without `metrics`, nothing is written or shown: the first rank does."""
         self.config, self.metrics, self.seconds = config, metrics, seconds
         self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
-        self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        hidden = metrics is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=hidden, dynamic_ncols=True)
         self._step, self._epoch = step, 0
         self._start_window()
 
@@ -65,7 +67,8 @@ class TrainProgress:
 
     def flush(self) -> None:
         """Report the updates since the last report."""
-        if not self._window:
+        if not self._window or self.metrics is None:
+            self._start_window()
             return
         tokens = sum(stats.num_tokens for stats in self._window)
         seconds = max(time.perf_counter() - self._window_began - self._window_aside, 1e-9)
@@ -88,6 +91,8 @@ class TrainProgress:
 
     def validated(self, step: int, scores: dict[str, float], improved: bool, bad_validations: int) -> None:
         """Report a validation."""
+        if self.metrics is None:
+            return
         self.metrics.write("valid", step, **scores, improved=improved, seconds=self.seconds(), valid_share=self._share("valid"))
         text = ", ".join(f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}" for name, value in scores.items())
         verdict = "best so far" if improved else f"no better {TITLES[self.config.metric]} for {bad_validations}"
@@ -104,6 +109,8 @@ class TrainProgress:
         return format_seconds((self.config.max_steps - self._step) * (time.perf_counter() - self._began) / max(done, 1))
 
     def close(self) -> None:
-        """Report what is left and remove the bar."""
+        """Report what is left, remove the bar and close `metrics`."""
         self.flush()
         self._bar.close()
+        if self.metrics is not None:
+            self.metrics.close()

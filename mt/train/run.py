@@ -1,15 +1,19 @@
 """A run from its configuration: folder and lock, data, resume, training, and the status that schedulers read."""
 
+import contextlib
+import itertools
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import CheckpointManager, TrainingState
+from mt.checkpoint import TRAINING, CheckpointManager, read_json
 from mt.config import AUTO, Config, config_from_text, flatten, to_yaml
+from mt.data.loader import TrainLoader
 from mt.data.prepare import Prepared, prepare
 from mt.device import Compute, choose_compute, is_out_of_memory
-from mt.errors import CheckpointError, ConfigError, MTError
+from mt.distributed import World, joined
+from mt.errors import CheckpointError, ConfigError, Interrupted, MTError, RankLostError, exit_code
 from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 from mt.log import format_seconds, setup_logging
 from mt.train.autobatch import find_max_tokens, smaller_that_fits, with_max_tokens
@@ -22,46 +26,62 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = (
     "run_dir", "cache_dir", "device", "precision", "threads", "data.", "valid.", "decode.", "batching.prefetch", "train.max_steps",
     "train.max_epochs", "train.patience", "train.metric", "train.log_every", "train.valid_every", "train.save_every", "train.keep_last",
-    "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.compile", "train.gradient_checkpointing",
+    "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.parallel", "train.timeout",
+    "train.compile", "train.gradient_checkpointing",
 )  # fmt: skip
 HEADER = "# Written by mt: every setting of this run.\n"
 OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html")  # what --overwrite deletes
+ENDS_FOR_GOOD = (2, 3, 130, 143)  # exit codes after which a launcher need not start the run anew
+LEAST_BUSY = 0.8  # share of the time in which ranks have work, below which a warning is due
 STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}  # of status.json, by exit code; all others have failed
 
 
 def train(config: Config, *, overwrite: bool = False) -> None:
     """Train, or go on with, the run that `config` describes; with `overwrite`, forget what its folder holds of an earlier run.
 
-    Raises `MTError` for all that a user can mend.
+    Under `torchrun` all ranks call this. Raises `MTError` for all that a user can mend.
     """
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir / "lock", wait=False):
-        config, taken_over = with_initial_model(config)
-        changed = _check_folder(config, run_dir, overwrite)
-        remove_leftovers(run_dir)
-        setup_logging(run_dir / "train.log")
-        for line in taken_over:
-            logger.info("%s", line)
-        for line in changed:
-            logger.info("changed since the last start: %s", line)
+    with joined(config.train.timeout) as world, contextlib.ExitStack() as held:
+        setup_logging(is_first=world.is_first)
+        overwrite = overwrite and not world.attempt
+        # What is trained is what the first rank reads, and the checkpoint to begin with the one that it finds.
+        text = world.first(lambda: to_yaml(_claim(config, run_dir, overwrite, world.attempt, held)))
         try:
-            limit = _train_locked(config, run_dir, overwrite)
+            limit = _train_claimed(config_from_text(text, str(run_dir)), run_dir, overwrite, world)
         except BaseException as error:
-            code = _exit_code(error)
-            _write_status(run_dir, state=STATES.get(code, "failed"), exit_code=code, message=_message(error))
+            if world.presence.speaks:
+                code = exit_code(error)
+                write_status(run_dir, state=STATES.get(code, "failed"), exit_code=code, message=_message(error))
             raise
-        _write_status(run_dir, state="done", exit_code=0, message=limit)
+        if world.is_first:
+            write_status(run_dir, state="done", exit_code=0, message=limit)
 
 
-def _exit_code(error: BaseException) -> int:
-    """What the process will exit with."""
-    if isinstance(error, MTError):
-        return error.exit_code
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code  # SIGTERM while preparing
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+def _claim(config: Config, run_dir: Path, overwrite: bool, attempt: int, held: contextlib.ExitStack) -> Config:
+    """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be trained."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(run_dir / "lock", wait=False))
+    if attempt:
+        _check_last_end(run_dir, attempt)
+    config, taken_over = with_initial_model(config)
+    changed = _check_folder(config, run_dir, overwrite)
+    remove_leftovers(run_dir)
+    setup_logging(run_dir / "train.log")
+    for line in taken_over:
+        logger.info("%s", line)
+    for line in changed:
+        logger.info("changed since the last start: %s", line)
+    return config
+
+
+def _check_last_end(run_dir: Path, attempt: int) -> None:
+    """Raise again what ended this run before its launcher started it anew, where that was asked for or would only come again."""
+    status = read_status(run_dir)
+    if status.get("exit_code") in ENDS_FOR_GOOD:
+        raise Interrupted(f"not started anew: {status.get('message')}", status["exit_code"])
+    logger.info("started anew by the launcher (restart %d)", attempt)
 
 
 def _message(error: BaseException) -> str:
@@ -70,53 +90,79 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _train_locked(config: Config, run_dir: Path, overwrite: bool) -> str:
-    compute = choose_compute(config.device, config.precision, config.threads)
-    _write_status(run_dir, state="running", exit_code=None, message="preparing")
-    prepared = prepare(config)
+def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World) -> str:
+    compute = choose_compute(world.place(config.device), config.precision, world.threads(config.threads))
+    if world.is_first:
+        write_status(run_dir, state="running", exit_code=None, message="preparing")
+    prepared = prepare(config, world)
     if overwrite:
-        _forget(run_dir)
-    checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric)
+        world.first(lambda: _forget(run_dir))
+    checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world)
     resumed = checkpoints.newest()
-    trainer = Trainer(_with_batch_size(config, prepared, compute, resumed), prepared, run_dir, compute, checkpoints)
+    trainer = Trainer(_with_batch_size(config, prepared, compute, resumed, world), prepared, run_dir, compute, checkpoints, world)
+    if not world.is_alone:
+        world.first(lambda: _check_shares(trainer.loader, world.size, is_new=resumed is None))
     if resumed is not None:
-        _resume(trainer, prepared, *resumed)
-        resumed = None  # as large as the model and its optimizer
-    atomic_write(run_dir / "config.yaml", HEADER + to_yaml(config))
+        _resume(trainer, prepared, resumed)
+    if world.is_first:
+        atomic_write(run_dir / "config.yaml", HEADER + to_yaml(config))
     num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    logger.info("model: %s parameters; %s; run folder %s", f"{num_parameters:,}", compute, run_dir)
+    where = str(compute) if world.is_alone else f"{world.size} ranks ({config.train.parallel}), each {compute}"
+    logger.info("model: %s parameters; %s; run folder %s", f"{num_parameters:,}", where, run_dir)
     if (limit := trainer.limit_reached()) is not None and trainer.is_validated():
         logger.info("%s: this run is finished at update %d (%s); raise train.max_steps to go on", run_dir, trainer.step, limit)
         return limit
-    _write_status(run_dir, state="running", exit_code=None, message="training")
-    limit = _train_in_memory(trainer)
+    if world.is_first:
+        write_status(run_dir, state="running", exit_code=None, message="training")
+    limit = _train_together(trainer, world)
     took = format_seconds(trainer.seconds())
     logger.info("done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints))
     return limit
 
 
-def _train_in_memory(trainer: Trainer) -> str:
-    """Train; where memory runs out, find out what would have fitted. Raises `MTError` with it."""
+def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
+    """Refuse a new run in which some of `size` ranks would never have anything to do; warn where they often have not."""
+    counts = [len(update) for update in itertools.islice(loader.epoch_updates(), 100)]
+    busy = sum(counts) / sum(size * -(-count // size) for count in counts)
+    remedy = "raise train.grad_accum_steps or train.batch_tokens, or lower batching.max_tokens"
+    if is_new and max(counts) < size:
+        raise ConfigError(f"updates have {max(counts)} micro-batches at most, over all ranks, too few for {size} ranks; {remedy}")
+    if busy < LEAST_BUSY:
+        idle = 100 - 100 * busy
+        logger.warning("ranks have no work for %.0f%% of the time: the micro-batches of updates do not go into %d; %s", idle, size, remedy)
+
+
+def _train_together(trainer: Trainer, world: World) -> str:
+    """Train; where memory runs out, find out what would have fitted, and where a rank is lost, which. Raises `MTError` with it."""
     try:
         return trainer.train()
     except (RuntimeError, MemoryError) as error:
+        if (lost := world.presence.lost(error)) is not None:
+            raise RankLostError(f"update {trainer.step}: {lost}") from error
         if not is_out_of_memory(error):
             raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
     # Out here the error is gone, and with it what the failed update held.
-    fits, now = smaller_that_fits(trainer), trainer.config.batching.max_tokens
-    smaller = f"start anew with batching.max_tokens: {fits}, which fits (tried just now; it was {now})" if fits else "use a smaller model"
+    now = trainer.config.batching.max_tokens
+    if not world.is_alone:  # the others wait for this rank, and cannot join in trying
+        smaller = f"start anew with a batching.max_tokens below {now}"
+    elif fits := smaller_that_fits(trainer):
+        smaller = f"start anew with batching.max_tokens: {fits}, which fits (tried just now; it was {now})"
+    else:
+        smaller = "use a smaller model"
     raise MTError(
         f"update {trainer.step}: out of memory ({cause})\n{smaller}, with train.batch_tokens to keep the update as large; or go on with "
         "train.gradient_checkpointing=true"
     )
 
 
-def _with_batch_size(config: Config, prepared: Prepared, compute: Compute, resumed: tuple[Path, TrainingState] | None) -> Config:
-    """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying."""
+def _with_batch_size(config: Config, prepared: Prepared, compute: Compute, resumed: Path | None, world: World) -> Config:
+    """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying on the first rank."""
     if config.batching.max_tokens != AUTO:
         return config
-    return with_max_tokens(config, resumed[1].state["max_tokens"] if resumed else find_max_tokens(config, prepared, compute))
+    if resumed is not None:
+        return with_max_tokens(config, read_json(resumed / TRAINING / "state.json")["max_tokens"])
+    return with_max_tokens(config, world.first(lambda: find_max_tokens(config, prepared, compute, world.size)))
 
 
 def _forget(run_dir: Path) -> None:
@@ -151,13 +197,14 @@ def _check_folder(config: Config, run_dir: Path, overwrite: bool) -> list[str]:
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
 
 
-def _resume(trainer: Trainer, prepared: Prepared, folder: Path, training: TrainingState) -> None:
+def _resume(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
+    before = read_json(folder / TRAINING / "state.json")
     now = {"data": prepared.data_fingerprint, "tokenizer": prepared.tokenizer.hash}
-    other = [what for what, name in now.items() if training.state.get(what) != name]
+    other = [what for what, name in now.items() if before.get(what) != name]
     if other:
         raise ConfigError(f"{folder}: this run was started with other {' and '.join(other)}; put the text back, or choose another run_dir")
     try:
-        trainer.load(folder, training)
+        trainer.load(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: its training state cannot be used: {type(error).__name__}: {error}") from error
     logger.info("going on from %s", folder)
@@ -168,7 +215,16 @@ def _where(checkpoints: CheckpointManager) -> str:
     return f"the best checkpoint is {checkpoints.path(best[0])}" if best else f"the last checkpoint is {checkpoints.folder / 'last'}"
 
 
-def _write_status(run_dir: Path, **status: Any) -> None:
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """What status.json says of a run; nothing where there is none."""
+    try:
+        return read_json(run_dir / "status.json")
+    except CheckpointError:
+        return {}
+
+
+def write_status(run_dir: Path, **status: Any) -> None:
+    """Write status.json, which schedulers read; a failure is a warning."""
     try:
         atomic_write(run_dir / "status.json", json.dumps(status) + "\n")
     except OSError as error:

@@ -3,15 +3,18 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from mt.config import TrainConfig
+from mt.distributed import ALONE, World
 from mt.errors import DivergedError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 REMEDIES = "Try a lower optim.lr, a longer optim.warmup_steps, model.norm: pre, or optim.clip_norm: 1.0"
+SAME_REQUEST = 3.0  # seconds within which a launcher may pass on a signal that a rank has had already
 LEAST_BEST = 1.0  # nats a token; below it a loss may well double without harm
 
 
@@ -20,10 +23,18 @@ class Abandoned(Exception):
 
 
 class SignalStop:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours after its update; a second one ends the process at once."""
+    """Turns the first SIGINT or SIGTERM into a request that the loop honours after its update; a second one ends the process at once.
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    Of several ranks all honour what any of them got. Under a launcher a second signal counts from `SAME_REQUEST` seconds on.
+    """
+
+    def __init__(self, world: World = ALONE, *, late: bool = False) -> None:
+        """With `late`, `agree` gives what the ranks said the time before, so that nobody waits for the slowest to say it."""
+        self.world, self.late = world, late
+        self.signal: signal.Signals | None = None  # as all ranks know it
+        self._own: signal.Signals | None = None
+        self._own_at = 0.0
+        self._asked: list[Callable[[], int]] = []
         self._interruptible = False
 
     @contextlib.contextmanager
@@ -41,16 +52,32 @@ class SignalStop:
         """A block that a signal abandons at once with `Abandoned`."""
         self._interruptible = True
         try:
-            if self.signal is not None:
+            if self._own is not None:
                 raise Abandoned
             yield
         finally:
             self._interruptible = False
 
+    def agree(self, *, now: bool = False) -> None:
+        """Tell the other ranks of a signal that came here, and hear of theirs, with `now` at once; all ranks must call this together."""
+        if self.world.is_alone:
+            return
+        self._asked.append(self.world.highest(self._own or 0))
+        while len(self._asked) > (self.late and not now):
+            if number := self._asked.pop(0)():
+                self.signal = signal.Signals(number)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for each in EXIT_CODES:
-            signal.signal(each, signal.SIG_DFL)
+        if self._own is None:
+            self._own, self._own_at = signal.Signals(number), time.monotonic()
+        if self.world.is_alone:
+            self.signal = self._own
+        if not self.world.is_launched:
+            for each in EXIT_CODES:
+                signal.signal(each, signal.SIG_DFL)
+        elif time.monotonic() - self._own_at > SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if self._interruptible:
             raise Abandoned
 

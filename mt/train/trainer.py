@@ -8,29 +8,30 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mt.checkpoint import CheckpointManager, TrainingState, load_weights
+from mt.checkpoint import CheckpointManager, TrainingState, load_training, load_weights
 from mt.config import Config
-from mt.data.batching import AnyBatch, moved
+from mt.data.batching import AnyBatch, empty_batch, moved
 from mt.data.loader import TrainLoader, Update
 from mt.data.prepare import Prepared
 from mt.device import Compute
-from mt.errors import CheckpointError, DivergedError, Interrupted
+from mt.distributed import ALONE, World, unsharded
+from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
 from mt.metrics import is_better
-from mt.model.transformer import build_model
+from mt.model.transformer import Transformer, build_model
 from mt.train.crash import write_crash
 from mt.train.finetune import initialize
 from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
-from mt.train.loss import Loss, loss_sums
-from mt.train.optim import WeightAverage, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from mt.train.loss import Loss, TrainingLoss
+from mt.train.optim import WeightAverage, build_optimizer, learning_rate, optimizer_tensors, prepare_optimizer
 from mt.train.progress import TrainProgress
 from mt.train.stopping import EXIT_CODES, Abandoned, DivergenceWatch, SignalStop, limit_reached
 from mt.train.validation import Validator
@@ -43,23 +44,30 @@ FAILED_SAVES = 3  # in a row end a run: more would only make a loss larger
 class Trainer:
     """One run: a model, its data, its optimizer, and how far they are."""
 
-    def __init__(self, config: Config, prepared: Prepared, run_dir: Path, compute: Compute, checkpoints: CheckpointManager) -> None:
+    def __init__(
+        self, config: Config, prepared: Prepared, run_dir: Path, compute: Compute, checkpoints: CheckpointManager, world: World = ALONE
+    ) -> None:
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
+        self.world = world
         train, tokenizer = config.train, prepared.tokenizer
         self.model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, config.seed).to(compute.device)
         initialize(self.model, config)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
             compile_layers(self.model, compute)
+        self.is_sharded = train.parallel == "fsdp" and not world.is_alone
+        layers = [*self.model.encoder.layers, *self.model.decoder.layers]
+        self.criterion = world.wrap(TrainingLoss(self.model, train.label_smoothing), train.parallel, layers, compute.device)
         self.optimizer = build_optimizer(self.model, config.optim, compute.device)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.loss_scale = LossScale(compute.device, enabled=compute.dtype == torch.float16)
         self.loader = TrainLoader(
             prepared.train, config.batching, config.seed,
             grad_accum_steps=train.grad_accum_steps, batch_tokens=train.batch_tokens, packed=packs(config.model, compute),
+            rank=world.rank, size=world.size,
         )  # fmt: skip
-        self.validator = Validator(config, tokenizer, compute, run_dir) if config.data.valid else None
-        self.stop = SignalStop()
+        self.validator = Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
+        self.stop = SignalStop(world, late=compute.device.type == "cuda")
         self.watch = DivergenceWatch(train)
         self.diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
         self.failed_saves = 0
@@ -77,10 +85,10 @@ class Trainer:
     def train(self) -> str:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
         config = self.config.train
-        metrics = MetricLogger(self.run_dir, self.step)
+        metrics = MetricLogger(self.run_dir, self.step) if self.world.is_first else None
         self.progress = TrainProgress(config, metrics, self.step, self.seconds)
         updates = self.loader.updates()
-        with self.stop.installed(), contextlib.closing(metrics), contextlib.closing(self.progress):
+        with self.stop.installed(), contextlib.closing(self.progress):
             try:
                 if self.step and self._due(config.valid_every) and not self.scores:  # a signal had abandoned it
                     self.validate()
@@ -88,6 +96,7 @@ class Trainer:
                     with self.progress.waiting():
                         update = next(updates)
                     self.report(self.train_step(update))
+                    self.stop.agree()
                     improved = self._due(config.valid_every) and self.validate()
                     if improved or self._due(config.save_every):
                         self.save()
@@ -102,21 +111,31 @@ class Trainer:
         self.step += 1
         self.scores = {}
         self.model.train()
-        sums = []
-        for index, batch in enumerate(update.micro_batches):
-            seed_draws(self.config.seed, self.step, index)
-            loss = self.forward(moved(batch, self.compute.device))
-            self.backward(loss.smoothed * (self.loss_scale.scale / update.num_tokens))
-            sums.append(torch.stack([loss.smoothed.detach(), loss.nll]))
-        means = torch.stack(sums).sum(dim=0) / update.num_tokens
+        sums = [self.micro_batch(update, turn) for turn in range(self._turns(update))]
+        means = self.world.add_up(torch.stack(sums).sum(dim=0)) / update.num_tokens
         lr, scale = learning_rate(self.step, self.config.optim), self.loss_scale.scale
         norm = self.optimize(means[0], lr)
         return PendingStats(self.step, torch.stack([*means, norm, self.diverged]), lr, update, scale)
 
+    def _turns(self, update: Update) -> int:
+        """Micro-batches of each rank, those that only add zero included."""
+        return max(len(update.micro_batches), -(-len(update.indices) // self.world.size))
+
+    def micro_batch(self, update: Update, turn: int) -> Tensor:
+        """Add the gradients of this rank's micro-batch of a turn, or zero where it has none; gives its loss sums (smoothed, nll)."""
+        has_one = turn < len(update.micro_batches)
+        batch = update.micro_batches[turn] if has_one else empty_batch((1, 1, 1), torch.device("cpu"), packed=self.loader.packed)
+        seed_draws(self.config.seed, self.step, turn * self.world.size + self.world.rank)
+        with self.world.accumulating(self.criterion, is_last=turn == self._turns(update) - 1):
+            loss = self.forward(moved(batch, self.compute.device))
+            # The gradients' mean over the ranks is taken later, hence the factor.
+            self.backward(loss.smoothed * (self.loss_scale.scale * (has_one * self.world.size / update.num_tokens)))
+        return torch.stack([loss.smoothed.detach(), loss.nll]) * has_one
+
     def forward(self, batch: AnyBatch) -> Loss:
         """The loss of one micro-batch."""
         with self.compute.autocast():
-            return loss_sums(self.model, batch, self.config.train.label_smoothing)
+            return cast(Loss, self.criterion(batch))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to those of earlier micro-batches."""
@@ -146,7 +165,11 @@ class Trainer:
         try:
             return pending.read()
         except DivergedError as error:
-            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, self.weights(), pending)
+            weights = self.world.gathered(self.weights())
+            if not self.world.is_first:
+                raise
+            batches = self.loader.whole(pending.update)
+            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending)
             raise DivergedError(f"{error}\n{where}") from error
 
     def validate(self) -> bool:
@@ -155,9 +178,12 @@ class Trainer:
         if self.validator is None:
             return False
         try:
-            with self.progress.validating(), self.averaged_weights(), self.stop.interruptible():
-                scores = self.validator.validate(self.model, self.step)
-        except Abandoned:
+            with self.progress.validating(), self.model_to_score() as model:
+                scores = self.validator.validate(model, self.step, self._shared)
+        except (Abandoned, RankError) as error:
+            if isinstance(error, RankError) and error.kind != Abandoned.__name__:
+                raise
+            self.stop.agree(now=True)
             return False
         self.scores = scores
         metric = self.config.train.metric
@@ -168,18 +194,33 @@ class Trainer:
         self.checkpoints.tidy()
         return improved
 
+    def _shared(self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
+        """`World.shared`; a signal abandons this rank's part, and with it all."""
+
+        def own_part(part: Sequence[Any]) -> Sequence[Any]:
+            with self.stop.interruptible():
+                return work(part)
+
+        return self.world.shared(own_part, items)
+
     @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The model with the weights' average in place, where one is kept."""
-        if self.average is None:
-            yield
-            return
-        raw = {name: weight.clone() for name, weight in self.weights().items()}
-        load_weights(self.model, self.average.weights, self.run_dir)
-        try:
-            yield
-        finally:
-            load_weights(self.model, raw, self.run_dir)
+    def model_to_score(self) -> Iterator[Transformer]:
+        """A whole model with the weights' average, where one is kept: the model itself, or a copy where it is shared out."""
+        scored = self.weights() if self.average is None else self.average.weights
+        if self.is_sharded:
+            tokenizer = self.prepared.tokenizer
+            model = build_model(self.config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, self.config.seed)
+            load_weights(model, {name: unsharded(weight) for name, weight in scored.items()}, self.run_dir)
+            yield model.to(self.compute.device)
+        elif self.average is None:
+            yield self.model
+        else:
+            raw = {name: weight.clone() for name, weight in self.weights().items()}
+            load_weights(self.model, scored, self.run_dir)
+            try:
+                yield self.model
+            finally:
+                load_weights(self.model, raw, self.run_dir)
 
     def limit_reached(self) -> str | None:
         """The limit that ends this run, or None."""
@@ -187,13 +228,13 @@ class Trainer:
 
     def is_validated(self) -> bool:
         """Whether this step's scores are written down, or there is nothing to validate."""
-        return self.validator is None or self.step in self.checkpoints.ranked()
+        return self.validator is None or self.world.first(lambda: self.step in self.checkpoints.ranked())
 
     def save(self, *, last: bool = False) -> None:
         """Write a checkpoint of this step, if there is none yet. One that cannot be written is an error only if it is the `last`, or the
         third in a row."""
         self.report(late=0)
-        if self.step in self.checkpoints.steps():
+        if self.world.first(lambda: self.step in self.checkpoints.steps()):
             return
         try:
             with self.progress.saving():
@@ -213,7 +254,7 @@ class Trainer:
 
     def training_state(self) -> TrainingState:
         """All that moves, as a checkpoint holds it."""
-        average = self.average.state_dict() if self.average is not None else None
+        average = self.average.weights if self.average is not None else None
         optimizer = optimizer_tensors(self.optimizer, self.model) | self.loss_scale.state_dict()
         return TrainingState(self.weights(), average, optimizer, self.state_dict())
 
@@ -226,15 +267,10 @@ class Trainer:
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 
-    def load(self, folder: Path, training: TrainingState) -> None:
-        """Go on from a checkpoint."""
-        load_weights(self.model, training.weights, folder)
-        optimizer = dict(training.optimizer)
-        self.loss_scale.load_state_dict({name: optimizer.pop(name) for name in LossScale.NAMES if name in optimizer})
-        load_optimizer_tensors(self.optimizer, self.model, optimizer)
-        if self.average is not None:
-            self.average.load_state_dict(training.average or training.weights)
-        state = training.state
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint, whatever number of ranks wrote it. Raises `CheckpointError`."""
+        prepare_optimizer(self.optimizer)
+        state = load_training(folder, self.training_state())
         self.loader.load_state_dict(state["loader"])
         self.watch.load_state_dict(state["divergence"])
         self.step, self.scores = state["step"], state["scores"]

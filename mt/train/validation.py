@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mt.data.loader import ValidLoader
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
 from mt.device import Compute, in_halves
+from mt.distributed import ALONE, World
 from mt.evaluate import evaluate
 from mt.files import atomic_write
 from mt.metrics import build_metrics
@@ -22,13 +23,14 @@ from mt.model.transformer import Transformer
 from mt.train.loss import loss_sums
 
 logger = logging.getLogger(__name__)
+Share = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]
 
 
 class Validator:
     """The validation text of a run and what is done with it."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, compute: Compute, run_dir: Path) -> None:
-        self.config, self.tokenizer, self.compute, self.run_dir = config, tokenizer, compute, run_dir
+    def __init__(self, config: Config, tokenizer: Tokenizer, compute: Compute, run_dir: Path, world: World = ALONE) -> None:
+        self.config, self.tokenizer, self.compute, self.run_dir, self.world = config, tokenizer, compute, run_dir, world
         src, ref = read_parallel(config.data.valid, config.data)
         pairs = [(s, t) for s, t in zip(tokenizer.encode_src(src), tokenizer.encode_tgt(ref), strict=True) if s and t]
         self.loader = ValidLoader(pairs, config.batching.max_tokens)
@@ -36,13 +38,19 @@ class Validator:
         self.metrics = build_metrics(("bleu", "chrf"), config.data.tgt_lang)
         self.decode = config.decode.model_copy(update={"beam_size": config.valid.beam_size, "nbest": 1})
 
-    def validate(self, model: Transformer, step: int) -> dict[str, float]:
-        """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in the run folder."""
-        loss = self.loss(model)
+    def validate(self, model: Transformer, step: int, shared: Share | None = None) -> dict[str, float]:
+        """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in the run folder.
+
+        `shared` does a work on items as `World.shared` does, which is what is called where it is not given.
+        """
+        shared = shared or self.world.shared
+        loss = self.loss(model, shared)
         translator = Translator(model, self.tokenizer, self.decode, self.compute)
-        result = evaluate(translator, self.src, [self.ref], self.metrics)
+        result = evaluate(lambda lines: shared(translator.translate, lines), self.src, [self.ref], self.metrics)
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
         details = {**scores, "sentences": len(self.src), "signatures": {name: score.signature for name, score in result.scores.items()}}
+        if not self.world.is_first:
+            return scores
         try:
             self._write(self.run_dir / "valid" / f"step_{step:08d}", result.hyps, details)
         except OSError as error:
@@ -57,14 +65,13 @@ class Validator:
         atomic_write(folder / "scores.json", json.dumps(details, indent=2) + "\n")
 
     @torch.no_grad()
-    def loss(self, model: Transformer) -> float:
+    def loss(self, model: Transformer, shared: Share | None = None) -> float:
         """Negative log-likelihood in nats a target token, without dropout and label smoothing."""
         model.eval()
-        total, num_tokens = 0.0, 0
-        for group in self.loader:
-            total += sum(in_halves(lambda pairs: [self._nll(model, pairs)], group))
-            num_tokens += sum(len(tgt) + 1 for _, tgt in group)
-        return total / num_tokens
+        groups = list(self.loader)
+        shared = shared or self.world.shared
+        nlls = shared(lambda part: [sum(in_halves(lambda pairs: [self._nll(model, pairs)], group)) for group in part], groups)
+        return sum(nlls) / sum(len(tgt) + 1 for group in groups for _, tgt in group)
 
     def _nll(self, model: Transformer, pairs: Sequence[IdPair]) -> float:
         with self.compute.autocast():

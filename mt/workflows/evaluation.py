@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mt.config import Config, CorpusConfig, DataConfig, DecodeConfig
 from mt.data.corpus import read_parallel, read_text
 from mt.decode.translator import Translator, search_options
 from mt.device import NAMES, choose_compute
+from mt.distributed import ALONE, World
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluate import evaluate
 from mt.files import atomic_write, fingerprint
@@ -111,17 +113,21 @@ def evaluate_model(
     sources: Sequence[str] = (),
     references: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> EvaluatedModel:
-    """Translate and score, and write translations and score card to `evaluation_folder`; `options` are those of `Translator.load`."""
-    folder = resolve_model(model)
+    """Translate and score, and write translations and score card to `evaluation_folder`; `options` are those of `Translator.load`.
+
+    Ranks share the lines; what they found, the first writes down.
+    """
+    folder = Path(world.first(lambda: str(resolve_model(model))))
     config = read_config(folder)
     tests = read_tests(config.data, sources, references)  # a missing file, or package, shows before minutes of translating
     metrics = scoring.build(config)
     translator = Translator.load(folder, **(options or {}))
     results = []
     for test in tests:
-        found = evaluate(translator, test.src, test.refs, metrics, scoring.resamples)
-        scores = {**found.scores, **(scoring.comet.score(test.src, found.hyps, test.refs[0]) if scoring.comet else {})}
+        found = evaluate(partial(world.shared, translator.translate), test.src, test.refs, metrics, scoring.resamples)
+        scores = {**found.scores, **(scoring.comet.score(test.src, found.hyps, test.refs[0]) if scoring.comet and world.is_first else {})}
         results.append(Result(test.name, found.hyps, scores, found.seconds))
     names = list(file_names([test.name for test in tests]))
     described = [
@@ -129,7 +135,8 @@ def evaluate_model(
         for test, result, name in zip(tests, results, names, strict=True)
     ]
     card = scorecard(folder, config, translator, scoring.as_dict(), described)
-    _keep(evaluation_folder(folder), card, dict(zip(names, results, strict=True)))
+    if world.is_first:
+        _keep(evaluation_folder(folder), card, dict(zip(names, results, strict=True)))
     return EvaluatedModel(folder, results, card)
 
 

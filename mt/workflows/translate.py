@@ -1,14 +1,16 @@
 """`mt translate`: lines, their translations, and what else is to be told of them."""
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mt.data.tokenizer import EOS_ID
-from mt.decode.alignment import Aligner, Alignment
+from mt.decode.alignment import Aligner, Alignment, pharaoh
 from mt.decode.scorer import Scorer, TokenScores
-from mt.decode.translator import Translation, Translator
+from mt.decode.translator import WINDOW, Translation, Translator
+from mt.distributed import World
 
 CHUNK = 1024  # lines that are aligned or scored together
 
@@ -24,12 +26,41 @@ class Row:
     token_scores: list[list[TokenScores]] | None  # of each part of each translation, where they were asked for
 
 
+def outputs(
+    world: World, translator: Translator, lines: Iterable[str], format: str, aligner: Aligner | None = None, scorer: Scorer | None = None
+) -> Iterator[tuple[str, str]]:
+    """(what to write, word alignments) of each line, in order and on all ranks, which share the lines, a window each at a time."""
+    pieces = translator.tokenizer.tgt_pieces
+
+    def of(numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
+        for row in translated_rows(translator, numbered, aligner, scorer):
+            yield formatted(row, format, pieces), pharaoh(row.alignment or [])
+
+    numbered = enumerate(lines, 1)
+    if world.is_alone:
+        yield from of(numbered)
+        return
+    while window := world.first(lambda: list(itertools.islice(numbered, WINDOW * world.size))):  # only the first rank reads
+        yield from world.shared(lambda part: list(of(part)), window)
+
+
+def formatted(row: Row, format: str, pieces: list[str]) -> str:
+    """A row as text, tsv or jsonl."""
+    if format == "text":
+        return f"{row.translations[0].text}\n"
+    if format == "jsonl":
+        return json.dumps(as_json(row, pieces), ensure_ascii=False) + "\n"
+    ranked = ((rank, each.score, each.text.replace("\t", " ")) for rank, each in enumerate(row.translations, 1))
+    return "".join(f"{row.number}\t{rank}\t{score:.6f}\t{text}\n" for rank, score, text in ranked)
+
+
 def translated_rows(
-    translator: Translator, lines: Iterable[str], aligner: Aligner | None = None, scorer: Scorer | None = None
+    translator: Translator, numbered: Iterable[tuple[int, str]], aligner: Aligner | None = None, scorer: Scorer | None = None
 ) -> Iterator[Row]:
-    """One for each line, in order."""
-    lines, sources = itertools.tee(lines)
-    found = zip(itertools.count(1), sources, translator.translate_stream(lines))
+    """One for each numbered line, in order."""
+    numbered, again = itertools.tee(numbered)
+    each_best_first = translator.translate_stream(line for _, line in numbered)
+    found = ((number, source, found) for (number, source), found in zip(again, each_best_first, strict=True))
     while chunk := list(itertools.islice(found, CHUNK)):
         alignments: Iterable[Alignment | None] = itertools.repeat(None)
         if aligner is not None:

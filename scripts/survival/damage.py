@@ -38,8 +38,8 @@ def run(case: str, folder: Path) -> str:
             if f"{file.name}: " not in f"{error}: " and file.name != MANIFEST:
                 return f"{file.name}: not named: {error}"
     found = manager.newest()
-    if found is None or found[0] != manager.path(before):
-        return f"{file.name}: went on from {found and found[0]}"
+    if found != manager.path(before):
+        return f"{file.name}: went on from {found}"
     return ""
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint
+from safetensors.torch import load_file
 
 import mt.train.run
 import mt.workflows.inspect  # noqa: F401  warmed for every child
@@ -28,7 +30,6 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 PAIRS = {"train": 300, "valid": 12, "test": 12}
 STEPS = 30
-LEARNED = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
 
 CONFIG = """
 run_dir: {folder}/run
@@ -127,9 +128,10 @@ def reference(folder: Path, name: str, *overrides: str) -> Path:
 
 
 def learned(run: Path, step: int = STEPS) -> dict[str, str]:
-    """SHA-256 of all that a run has learned."""
-    folder = run / f"checkpoints/step_{step:08d}"
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in LEARNED if (folder / name).exists()}
+    """SHA-256 of all that a run has learned, by file and tensor; the order of a file's header is the library's, and random."""
+    files = (run / f"checkpoints/step_{step:08d}").rglob("*.safetensors")
+    tensors = ((path.name, name, tensor) for path in files for name, tensor in load_file(path).items())
+    return {f"{file} {name}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for file, name, tensor in tensors}
 
 
 def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, Any]]:

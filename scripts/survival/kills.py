@@ -15,7 +15,7 @@ TITLE = "kill -9: resumes to the same weights"
 
 def cases(full: bool) -> list[str]:
     """Half by the clock, half at what is done to the disk."""
-    count = 100 if full else 20
+    count = 100 if full else 10
     return [f"{kind} {i}/{count}" for kind in ("clock", "disk") for i in range(count)]
 
 

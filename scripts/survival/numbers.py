@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import torch
 
-import mt.train.trainer as trainer_module
+import mt.train.loss as loss_module
 from mt.config import load_config
 from mt.data.prepare import prepare
 from mt.device import Compute
@@ -77,7 +77,7 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 def broken(place: str, bad: float):  # type: ignore[no-untyped-def]
     """A context in which the loss, or a gradient alone, is `bad`."""
-    real = trainer_module.loss_sums
+    real = loss_module.loss_sums
 
     def loss_sums(model, batch, smoothing):  # type: ignore[no-untyped-def]
         loss = real(model, batch, smoothing)
@@ -87,4 +87,4 @@ def broken(place: str, bad: float):  # type: ignore[no-untyped-def]
             loss.smoothed.register_hook(lambda gradient: gradient * bad)
         return loss
 
-    return patch.object(trainer_module, "loss_sums", loss_sums)
+    return patch.object(loss_module, "loss_sums", loss_sums)

@@ -98,7 +98,7 @@ def test_a_file_that_the_disk_does_not_give_is_damage_and_the_checkpoint_before_
     monkeypatch.setattr(manifest, "sha256_file", unreadable)
     found = CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest()
     assert found is not None
-    assert found[0].name == "step_00000008"
+    assert found.name == "step_00000008"
     assert (folder.parent / "last").readlink() == Path("step_00000008")
 
 

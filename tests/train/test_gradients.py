@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mt.config import OptimConfig
 from mt.data.batching import empty_batch
-from mt.data.loader import Position, Update
+from mt.data.loader import Update
 from mt.errors import DivergedError
 from mt.train import gradients as gradients_module
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
@@ -20,7 +20,7 @@ CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
 NOT_YET = torch.tensor(False)  # diverged
 ONE = torch.tensor(1.0)  # the loss scale
-UPDATE = Update([empty_batch((8, 10, 80), CPU, packed=False)], Position())  # of 640 target tokens
+UPDATE = Update.of([empty_batch((8, 10, 80), CPU, packed=False)])  # of 640 target tokens
 
 
 @pytest.fixture(autouse=True)

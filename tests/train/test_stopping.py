@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mt.config import TrainConfig
+from mt.distributed import World
 from mt.errors import DivergedError
 from mt.train.stopping import Abandoned, DivergenceWatch, SignalStop, limit_reached
 from tests.conftest import ROOT
@@ -47,6 +48,14 @@ def test_a_signal_is_a_request_and_an_interruptible_block_ends_at_once() -> None
         with pytest.raises(Abandoned), stop.interruptible():
             pytest.fail("a block that starts after the signal must not run")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_a_launcher_passes_on_is_the_same_request() -> None:
+    stop = SignalStop(World(is_launched=True))
+    with stop.installed():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM
 
 
 def test_a_second_signal_ends_the_process() -> None:
