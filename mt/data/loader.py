@@ -91,14 +91,13 @@ class TrainLoader:
 
     def epoch_updates(self, epoch: int = 0) -> Iterator[list[IntArray]]:
         """The pair indices of each micro-batch of each update of one epoch."""
-        for group, after in self._groups(Position(epoch)):
+        for group, _, after in self._groups(Position(epoch)):
             yield group
             if after.epoch != epoch:
                 return
 
     def _updates_from(self, position: Position) -> Iterator[Update]:
-        for group, after in self._groups(position):
-            num_tokens = sum(int(self.cache.lengths(indices)[1].sum()) + len(indices) for indices in group)
+        for group, num_tokens, after in self._groups(position):
             yield Update([self._batch(indices) for indices in group[self.rank :: self.size]], after, num_tokens, group)
 
     def whole(self, update: Update) -> Sequence[AnyBatch]:
@@ -109,20 +108,20 @@ class TrainLoader:
         pairs = [self.cache[i] for i in indices.tolist()]
         return pack(pairs) if self.packed else collate(pairs)
 
-    def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], Position]]:
-        """(the index arrays of one update, the position after it)."""
+    def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], int, Position]]:
+        """(the index arrays of one update, its target tokens, the position after it)."""
         group: list[IntArray] = []
         tokens, before = 0, position
         for indices, here, after in self._buckets(position):
             num_tokens = int(self.cache.lengths(indices)[1].sum()) + len(indices)
             if group and self.batch_tokens is not None and tokens + num_tokens > self.batch_tokens:
-                yield group, here
+                yield group, tokens, here
                 group, tokens = [], 0
             group.append(indices)
             tokens += num_tokens
             full = self.batch_tokens is None and len(group) == self.grad_accum_steps
             if full or after.epoch != before.epoch:
-                yield group, after
+                yield group, tokens, after
                 group, tokens = [], 0
             before = after
 
