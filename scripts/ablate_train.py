@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What each change to the training step gains: target tokens/s with PyTorch's own operation in its place, one at a time.
 
 Usage: python scripts/ablate_train.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
@@ -5,9 +6,9 @@ Usage: python scripts/ablate_train.py CONFIG [key=value ...] [--rounds 3] [--upd
 Every measurement is a process of its own, and each round measures every variant once, so that a slow minute of the machine falls on all.
 """
 
-import os
+from mt.environment import prepare_environment
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the command `mt` does
+prepare_environment()  # before PyTorch loads, as the command `mt` does
 
 import argparse
 import contextlib

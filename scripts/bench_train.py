@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Training speed of a configuration: target tokens/s, where the time goes, how much of the machine it uses, and peak memory.
 
 Usage: python scripts/bench_train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3] [--json FILE]
@@ -8,9 +9,9 @@ source token for each target token and leaves attention out, over the fastest ma
 this device does in the same run, in bf16 or in fp32. Quote medians, and ratios within one run: machines are noisy.
 """
 
-import os
+from mt.environment import prepare_environment
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the command `mt` does
+prepare_environment()  # before PyTorch loads, as the command `mt` does
 
 import argparse
 import contextlib

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Whether training as `mt` computes it learns what a plain fp32 PyTorch learns: the loss of both, side by side, for several seeds.
 
 Usage: python scripts/check_fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3] [--json FILE]
@@ -7,9 +8,9 @@ The reference is the same model, data and order with PyTorch's own operations th
 masks, so their losses differ as those of two seeds do: the table shows the mean difference beside the spread over seeds.
 """
 
-import os
+from mt.environment import prepare_environment
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the command `mt` does
+prepare_environment()  # before PyTorch loads, as the command `mt` does
 
 import argparse
 import contextlib

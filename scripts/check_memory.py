@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Whether memory stays bounded while batch shapes change: peak resident memory after the first and after the second half of a training.
 
 Usage: python scripts/check_memory.py CONFIG [key=value ...] [--updates 2000]
@@ -5,9 +6,9 @@ Usage: python scripts/check_memory.py CONFIG [key=value ...] [--updates 2000]
 Exits 1 where the peak of the whole is more than 1.02 times that of the first half. Validation and saving are left out.
 """
 
-import os
+from mt.environment import prepare_environment
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch loads, as the command `mt` does
+prepare_environment()  # before PyTorch loads, as the command `mt` does
 
 import argparse
 import contextlib

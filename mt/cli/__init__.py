@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 
 from mt import __version__
+from mt.environment import prepare_environment
 from mt.errors import MTError
 
 
@@ -39,10 +40,7 @@ def _global_options(version: bool = typer.Option(False, "--version", help="Print
 
 def main() -> NoReturn:
     """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3 diverged, 130 and 143 interrupted."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Read when PyTorch loads. Threads that spin for long while they wait slow training down tenfold where another process wants a
-        # core; threads that never spin cost a small model a third of its speed. This is some tenths of a millisecond.
-        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    prepare_environment()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run()

@@ -49,6 +49,9 @@ class PaddedMask:
             return self._fused(q, k, v, dropout)
         num_heads, head_dim = q.shape[1:]
         q, k, v = (x.reshape(-1, self.batch * num_heads, head_dim).transpose(0, 1) for x in (q, k, v))
+        if q.dtype != torch.float32:
+            # oneDNN, which multiplies these types, would copy them in each of the products that read them.
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         scores, scale = torch.bmm(q, k.transpose(1, 2)), head_dim**-0.5  # [batch x heads, tgt_len, src_len]
         if self.bias is None:
             scores = scores * scale

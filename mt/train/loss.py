@@ -14,6 +14,7 @@ from mt.data.tokenizer import PAD_ID
 from mt.model.transformer import Transformer
 
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # logits at a time; on a CPU so many that they stay in its cache, which is 16 to 32 MiB
+TILE = {"cpu": 1 << 20, "cuda": 1 << 26}   # of those in half precision, how many become fp32 at a time
 
 
 class Loss(NamedTuple):
@@ -49,55 +50,84 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_
 
     Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the loss and its sums never below fp32.
     """
-    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing))
+    # Inside the function, PyTorch tells nothing about `torch.no_grad`.
+    with_grad = torch.is_grad_enabled()
+    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, with_grad))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        """(smoothed sum, nll sum); the gradients of the first are saved where any is wanted."""
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float,
+        with_grad: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(smoothed sum, nll sum); the gradients of the first are saved if any is wanted."""
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        is_autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
         rows = max(1, CHUNK[device] // len(weight))
-        with_grad = any(ctx.needs_input_grad)
+        with_grad = with_grad and any(ctx.needs_input_grad)
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        smoothed = nll = torch.zeros((), dtype=exact, device=hidden.device)
+        sums = torch.zeros(2, dtype=exact, device=hidden.device)
         d_weight = torch.zeros_like(weight) if with_grad else None
         d_bias = torch.zeros_like(bias) if with_grad and bias is not None else None
         d_hidden = []
         with torch.autocast(device, enabled=False):
             w = weight.to(dtype)
             for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-                real = (target != PAD_ID)[:, None]
-                logits = (h.to(dtype) @ w.t()).to(exact)
-                if bias is not None:
-                    logits = logits + bias
-                probs = logits.softmax(dim=-1)
-                log_sum = logits.amax(dim=-1, keepdim=True) - probs.amax(dim=-1, keepdim=True).log()
-                token_nll = (log_sum - logits.gather(1, target[:, None])) * real
-                uniform = (log_sum - logits.mean(dim=-1, keepdim=True)) * real
-                nll = nll + token_nll.sum()
-                smoothed = smoothed + ((1 - smoothing) * token_nll + smoothing * uniform).sum()
+                logits = h.to(dtype) @ w.t()
+                chunk_sums, d_logits = _loss_and_gradient(
+                    logits, bias, target, smoothing, exact, with_grad, d_bias
+                )
+                sums += chunk_sums
                 if d_weight is not None:
-                    # The gradient of a position by its logits: probs - (1 - e) at the target - e / vocab everywhere.
-                    d_logits = probs.sub_(smoothing / len(weight))
-                    d_logits.scatter_add_(1, target[:, None], d_logits.new_full(target[:, None].shape, smoothing - 1))
-                    if d_bias is not None:
-                        d_bias += (d_logits * real).sum(dim=0)
-                    d_logits = d_logits.to(dtype)
+                    real = (target != PAD_ID)[:, None]
                     d_hidden.append((d_logits @ w).to(hidden.dtype) * real)
                     _add_product(d_weight, d_logits.t(), (h * real).to(dtype))
         if d_weight is not None:
             ctx.save_for_backward(torch.cat(d_hidden), d_weight, d_bias)
+        smoothed, nll = sums.unbind()
         ctx.mark_non_differentiable(nll)
-        return smoothed, nll
+        return smoothed.clone(), nll
 
     @staticmethod
-    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * d_smoothed, d_weight * d_smoothed, None if d_bias is None else d_bias * d_smoothed, None, None
+    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight, d_bias = (d if d is None else d * d_smoothed for d in ctx.saved_tensors)
+        return d_hidden, d_weight, d_bias, None, None, None
+
+
+def _loss_and_gradient(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, exact: torch.dtype,
+    with_grad: bool, d_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The sums (smoothed, nll) of `logits` [positions, vocab] without `bias`, and the gradient of the first.
+
+    All is computed in the type `exact`; the gradient comes in that of `logits`, in whose memory it may be.
+    Rows of padding have one too: it is the caller's to leave them out. Adds the gradient of the bias to
+    `d_bias`.
+    """
+    sums, gradient = torch.zeros(2, dtype=exact, device=logits.device), logits
+    is_exact = logits.dtype == exact
+    rows = len(logits) if is_exact else max(1, TILE[logits.device.type] // logits.shape[1])
+    for tile, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        real = (target != PAD_ID)[:, None]
+        scores = tile.to(exact) if bias is None else tile.to(exact) + bias
+        probs = scores.softmax(dim=-1)
+        log_sum = scores.amax(dim=-1, keepdim=True) - probs.amax(dim=-1, keepdim=True).log()
+        nll = (log_sum - scores.gather(1, target[:, None])) * real
+        uniform = (log_sum - scores.mean(dim=-1, keepdim=True)) * real
+        sums += torch.stack([((1 - smoothing) * nll + smoothing * uniform).sum(), nll.sum()])
+        if with_grad:
+            # By the logits of a position: probs - (1 - e) at the target - e / vocab everywhere.
+            probs.sub_(smoothing / logits.shape[1])
+            probs.scatter_add_(1, target[:, None], probs.new_full((len(probs), 1), smoothing - 1))
+            if d_bias is not None:
+                d_bias += (probs * real).sum(dim=0)
+            if is_exact:
+                gradient = probs  # there is one tile
+            else:
+                tile.copy_(probs)
+    return sums, gradient
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -11,6 +11,7 @@ from mt.config import load_config
 from mt.data.loader import Position, TrainLoader
 from mt.data.prepare import prepare
 from mt.device import Compute
+from mt.environment import SETTINGS
 from mt.model.transformer import Transformer, build_model
 from mt.train.plan import empty_batch, micro_batch_memory, parameters_by_block, plan_corpus, plan_memory, process_memory
 from tests.conftest import ROOT, run_mt
@@ -119,14 +120,15 @@ def test_a_mistake_in_the_configuration_still_exits_2(small_yaml: Callable[..., 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_peak_is_within_15_percent_of_a_real_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_peak_is_within_15_percent_of_a_real_training(precision: str, tmp_path: Path) -> None:
     import os
     import subprocess
 
-    env = {**os.environ, "GOMP_SPINCOUNT": "30000"}  # as the command sets it
+    env = {**os.environ, **SETTINGS}  # as the command makes them
     options = (
         str(ROOT / "configs/quickstart.yaml"), f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "data.valid=[]", "device=cpu",
-        "model.d_model=192", "batching.max_tokens=4096", "train.max_steps=6",
+        f"precision={precision}", "model.d_model=192", "batching.max_tokens=4096", "train.max_steps=6",
     )  # fmt: skip
     prepared = run_mt("prepare", options[0], *options[1:])
     assert prepared.returncode == 0, prepared.stderr
