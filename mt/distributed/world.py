@@ -68,16 +68,20 @@ class World:
     # The model and its gradients.
 
     def wrap(self, module: nn.Module, engine: Engine, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
-        """`module`, whose gradients are from here on the mean over all ranks; with `fsdp` they and the parameters are shared out.
+        """`module` on `device`; its gradients are from here on the mean over all ranks.
 
-        `blocks` are what FSDP2 brings together at a time.
+        With `fsdp` they and the parameters are shared out. `blocks` are what FSDP2 brings together
+        at a time. It also moves them to the device one at a time, so `module`, built on the CPU, is
+        never there whole.
         """
         if self.is_alone:
-            return module
+            return module.to(device)
         if engine == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
-            return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+            return DistributedDataParallel(
+                module.to(device), gradient_as_bucket_view=True, forward_sync_buffers=False
+            )
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

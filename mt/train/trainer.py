@@ -50,7 +50,8 @@ class Trainer:
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
         self.world = world
         train, tokenizer = config.train, prepared.tokenizer
-        self.model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, config.seed).to(compute.device)
+        sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+        self.model = build_model(config.model, *sizes, config.seed)  # on the CPU; `wrap` moves it
         initialize(self.model, config)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
