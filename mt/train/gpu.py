@@ -18,9 +18,9 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     """Whether training batches are packed for flash attention; if a GPU cannot, a warning says why.
 
     Flash attention needs half precision, an Ampere GPU or later, heads of certain sizes, and no
-    dropout of attention weights.
+    dropout of attention weights. A deterministic run pads too: `mt.device.make_deterministic`.
     """
-    if compute.device.type != "cuda":
+    if compute.device.type != "cuda" or compute.is_deterministic:
         return False
     major, minor = torch.cuda.get_device_capability(compute.device)
     head_dim = config.d_model // config.num_heads
