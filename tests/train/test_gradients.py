@@ -308,11 +308,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @pytest.mark.gpu
 @needs_gpu
-def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read() -> None:
+@pytest.mark.parametrize("patience", [None, 60.0])
+def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read(
+    patience: float | None,
+) -> None:
     numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
     pending = PendingStats(7, numbers, 1e-3, UPDATE, ONE)
     numbers.fill_(float("nan"))  # queued after the copy
-    assert pending.read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert pending.read(patience) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
     with pytest.raises(DivergedError, match="update 8"):
         PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, UPDATE, ONE).read()
 

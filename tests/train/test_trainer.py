@@ -91,6 +91,24 @@ def test_deterministic_may_be_set_when_a_run_goes_on_and_is_told(
     assert straight == changed  # on a CPU it changes nothing
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_deterministic_run_on_a_gpu_goes_on_to_the_same_bytes(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("straight", "stopped")]
+    options = ("device=cuda", "precision=bf16", "train.compile=false", "train.deterministic=true")
+    for folder, stops in zip(folders, [(8,), (3, 8)], strict=True):
+        folder.mkdir()
+        for stop in stops:
+            command = ["train", small_yaml(folder), *options, f"train.max_steps={stop}"]
+            result = run_mt(*command, env=dict(os.environ))
+            assert result.returncode == 0, result.stderr
+            assert "bf16, deterministic" in result.stderr
+    straight, stopped = (final_files(folder / "run", 8) for folder in folders)
+    assert straight == stopped
+
+
 def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
     options = ("train.max_steps=60", "train.save_every=3", "train.valid_every=20")
     straight, killed = (tmp_path / name for name in ("straight", "killed"))
