@@ -21,6 +21,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
+# Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
+    is_deterministic: bool = False  # whether a GPU was told to give the same bits every time
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model runs."""
@@ -42,14 +46,17 @@ class Compute:
     def describe(self, threads: int) -> str:
         """For people: the device with so many threads, and the precision."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {threads} threads"
-        return f"{name}, {NAMES[self.dtype]}"
+        return f"{name}, {NAMES[self.dtype]}{', deterministic' if self.is_deterministic else ''}"
 
 
-def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
+def choose_compute(
+    device: str, precision: str, threads: int | None, *, deterministic: bool = False
+) -> Compute:
     """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8), and set the CPU threads.
 
     int8 is for translating. Raises `ConfigError` for a GPU that is not there, for fp16 on a CPU, and for int8 where PyTorch has no such
-    products. bf16 on hardware without it is kept, slow as it is, with a warning.
+    products. bf16 on hardware without it is kept, slow as it is, with a warning. `deterministic`
+    changes what a GPU does; a CPU is deterministic anyway.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +81,25 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
         raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
     if precision == "auto":
         precision = "bf16" if native else "fp32"
-    return Compute(chosen, next(dtype for dtype, name in NAMES.items() if name == precision))
+    deterministic = deterministic and chosen.type == "cuda"
+    if deterministic:
+        make_deterministic()
+    dtype = next(dtype for dtype, name in NAMES.items() if name == precision)
+    return Compute(chosen, dtype, deterministic)
+
+
+def make_deterministic() -> None:
+    """Let CUDA give the same bits every time, for the rest of this process.
+
+    An operation that has no deterministic way raises an error. Of attention's kernels two are left:
+    PyTorch's own products, and the memory-efficient kernel, which then adds up in a fixed order;
+    cuDNN's backward pass has none.
+    """
+    if os.environ.get(CUBLAS_WORKSPACE) not in DETERMINISTIC_WORKSPACES:
+        os.environ[CUBLAS_WORKSPACE] = DETERMINISTIC_WORKSPACES[0]  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def has_native_bf16(device: torch.device) -> bool:

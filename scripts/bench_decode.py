@@ -1,13 +1,16 @@
 """Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its weights, in one run.
 
 Usage: python scripts/bench_decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams 1,5] [--batch-sizes 1,16,64,256]
-           [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--json FILE]
+           [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--device cpu] [--json FILE]
 
-Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package transformers. Each engine of a round is a
-process of its own, the engines take turns, and all get the same ids: tokenization and loading are not counted, processes that mt starts
-are. Batch size 1 is one sentence at a time (at most 100), each waited for: its figure is the latency, at the better of one thread and
-all. For other batch sizes CTranslate2 takes the better of one translator of all threads and a translator to each thread. Target tokens
-are those of the best hypothesis, without end of sentence. Quote medians, and ratios within one run: machines are noisy.
+Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package
+transformers. `--device cuda` puts mt on a GPU and leaves the others on the CPU. Each engine of a
+round is a process of its own, the engines take turns, and all get the same ids: tokenization and
+loading are not counted, processes that mt starts are. Batch size 1 is one sentence at a time (at
+most 100), each waited for: its figure is the latency, at the better of one thread and all. For
+other batch sizes CTranslate2 takes the better of one translator of all threads and a translator to
+each thread. Target tokens are those of the best hypothesis, without end of sentence. Quote
+medians, and ratios within one run: machines are noisy.
 """
 
 import argparse
@@ -41,8 +44,25 @@ Search = Callable[[Sequence[list[int]]], list[list[int]]]
 Engine = Callable[[int, int], Iterator[tuple[str, Search]]]  # of beam and batch size: its ways to work, each with a name
 
 
-def mt_engine(model: str, precision: str) -> Engine:
+def gpu_engine(model: str, precision: str, device: str) -> Engine:
+    """Ours on a GPU, where `batch_size` alone limits a batch."""
+
+    def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        translator = Translator.load(
+            model, device=device, precision=precision, beam_size=beam_size, batch_size=batch_size,
+            max_tokens=batch_size * 512,
+        )  # fmt: skip
+        yield device, lambda sources: [hyps[0].tokens for hyps in translator.search(sources)]
+
+    return variants
+
+
+def mt_engine(model: str, precision: str, device: str) -> Engine:
     """Ours: worker processes; for one sentence at a time this process alone."""
+    if device != "cpu":
+        return gpu_engine(model, precision, device)
     threads = torch.get_num_threads()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
@@ -136,7 +156,12 @@ def measure(engine: Engine, sources: Sequence[list[int]], beams: list[int], size
 
 
 def peak_memory() -> int:
-    """Resident bytes of this process so far, and of as many worker processes of the largest one's size as there are threads."""
+    """Peak bytes of tensors on a GPU; on a CPU, of this process and its workers.
+
+    Each thread stands for a worker of the size of the largest.
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return peak_process_memory() + largest * torch.get_num_threads()
 
@@ -145,7 +170,7 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
     """One engine: a JSON line for each measurement."""
     kind, _, precision = name.partition("-")
     engine = {
-        "mt": lambda: mt_engine(args.model, precision),
+        "mt": lambda: mt_engine(args.model, precision, args.device),
         "ct2": lambda: ct2_engine(args.model, folder, precision),
         "hf": lambda: hf_engine(args.model, precision),
     }[kind]()
@@ -187,6 +212,7 @@ def main() -> None:
     parser.add_argument("--beams", default="1,5")
     parser.add_argument("--batch-sizes", default="1,16,64,256")
     parser.add_argument("--engines", default="mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -195,7 +221,9 @@ def main() -> None:
         return
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        export_ctranslate2(load_model(Path(args.model), torch.device("cpu")), Path(folder) / "ct2")
+        if "ct2-" in args.engines:
+            loaded = load_model(Path(args.model), torch.device("cpu"))
+            export_ctranslate2(loaded, Path(folder) / "ct2")
         for number in range(args.rounds):
             for engine in args.engines.split(","):
                 command = [sys.executable, *sys.argv, "--child", engine, f"{folder}/ct2"]
@@ -206,8 +234,8 @@ def main() -> None:
                         print(line, end="", file=sys.stderr, flush=True)
                 if process.returncode:
                     sys.exit(f"{engine} failed")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+                if args.json:
+                    args.json.write_text(json.dumps(results, indent=1) + "\n")
     Console(width=160).print(table(results))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {results[0]['signature']}")
 

@@ -63,7 +63,8 @@ def main() -> None:
 
 def built(args: argparse.Namespace, world: World, compute: Compute) -> tuple[Transformer, nn.Module, torch.optim.Optimizer]:
     """(model, what to call, optimizer) as a trainer has them."""
-    model = build_model(ModelConfig(preset=args.preset, **PRESETS[args.preset]), VOCAB, VOCAB, 1).to(compute.device).train()
+    config = ModelConfig(preset=args.preset, **PRESETS[args.preset])
+    model = build_model(config, VOCAB, VOCAB, 1).train()
     layers = [*model.encoder.layers, *model.decoder.layers]
     wrapped = world.wrap(TrainingLoss(model, 0.1), args.engine, layers, compute.device)
     return model, wrapped, build_optimizer(model, OptimConfig(), compute.device)
@@ -76,6 +77,12 @@ def timed(work: Callable[[], object], compute: Compute) -> float:
     if compute.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def agree(world: World, compute: Compute) -> None:
+    """The small calls of an update: its numbers, and signals."""
+    world.add_up(torch.zeros(2, device=compute.device))
+    world.highest(0)
 
 
 def say(world: World, text: str) -> None:
@@ -104,7 +111,7 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
         step()  # leaves no gradients to add to
         times["exchanged"].append(timed(lambda: micro_batch(is_last=True), compute))
         times["step"].append(timed(step, compute))
-        times["agree"].append(timed(lambda: (world.add_up(torch.zeros(2, device=compute.device)), world.highest(0)()), compute))
+        times["agree"].append(timed(lambda: agree(world, compute), compute))
     alone, exchanged, stepped, agreed = (1000 * statistics.median(values[1:]) for values in times.values())
     where = f"{world.size} ranks, {args.engine}, {compute}, preset {args.preset}: {num_parameters / 1e6:.1f} M parameters"
     say(world, f"{where}, {args.tokens} + {args.tokens} tokens a micro-batch, medians of {args.rounds}")

@@ -136,7 +136,10 @@ def peak_memory(compute: Compute) -> float:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     config = load_config(args.config, args.overrides)
-    compute = choose_compute(config.device, config.precision, config.threads)
+    deterministic = config.train.deterministic
+    compute = choose_compute(
+        config.device, config.precision, config.threads, deterministic=deterministic
+    )
     prepared = prepare(config)
     with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
         for _ in range(args.warmup):

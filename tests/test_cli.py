@@ -56,6 +56,44 @@ def test_the_python_call_gives_what_the_command_gives(trained_run: Path, sample:
     assert Translator.load(trained_run, threads=1).translate(text.split("\n")[:-1]) == command.split("\n")[:-1]
 
 
+COMMANDS = {
+    "translate": ["MODEL"],
+    "evaluate": ["MODEL"],
+    "compare": ["MODEL", "MODEL"],
+    "score": ["MODEL", "--src", "SRC", "--tgt", "SRC"],
+    "report": ["MODEL"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_fp16_is_a_precision_and_a_cpu_refuses_it(
+    command: str, trained_run: Path, sample: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run, symlinks=True)
+    names = {"MODEL": run, "SRC": sample / "test.de"}
+    arguments = [names.get(argument, argument) for argument in COMMANDS[command]]
+    result = run_mt(command, *arguments, "--precision", "fp16", "--device", "cpu")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "precision: fp16 is for GPUs; a CPU computes in fp32" in result.stderr
+
+
+def test_a_process_that_lost_a_rank_ends_at_once_with_its_code_and_message() -> None:
+    """Its GPU may wait for that rank, and the interpreter for the GPU."""
+    code = (
+        "import atexit\nfrom unittest.mock import patch\nfrom mt import cli\n"
+        "from mt.errors import MTError, RankLostError\n"
+        "def lose():\n    raise {error}('rank 1 is gone')\n"
+        "atexit.register(lambda: print('unwound'))\n"
+        "with patch.object(cli, 'build_app', lambda: lose):\n    cli.main()"
+    )
+    for error, said in (("RankLostError", ""), ("MTError", "unwound\n")):
+        command = [sys.executable, "-c", code.format(error=error)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        ended = result.returncode, result.stdout, result.stderr
+        assert ended == (1, said, "rank 1 is gone\n")
+
+
 def test_several_workers_give_what_one_gives(trained_run: Path, sample: Path) -> None:
     results = [run_mt("translate", trained_run, sample / "test.de", "--workers", n, "--threads", 2, "--batch-size", 8) for n in (1, 2)]
     assert [result.returncode for result in results] == [0, 0], results[1].stderr

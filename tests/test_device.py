@@ -1,5 +1,6 @@
 """Where to compute: what is chosen, what is refused, and that bf16 is not chosen where it is slow."""
 
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,51 @@ def test_threads_are_set_in_a_process_of_their_own() -> None:
     code = "import torch; from mt.device import choose_compute; print(choose_compute('cpu', 'fp32', 1), torch.get_num_threads())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
     assert result.stdout == "CPU, 1 threads, fp32 1\n"
+
+
+def test_deterministic_changes_nothing_on_a_cpu() -> None:
+    compute = choose_compute("cpu", "fp32", None, deterministic=True)
+    assert compute == choose_compute("cpu", "fp32", None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "deterministic" not in str(compute)
+
+
+def test_deterministic_on_a_gpu_is_set_up_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("mt.device.make_deterministic", lambda: made.append(True))
+    assert str(choose_compute("cuda", "bf16", None)) == "a GPU, bf16"
+    assert made == []
+    compute = choose_compute("cuda", "bf16", None, deterministic=True)
+    assert str(compute) == "a GPU, bf16, deterministic"
+    assert made == [True]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, ":4096:8"), (":16:8", ":16:8"), (":4096:8", ":4096:8"), (":0:0", ":4096:8")],
+)
+def test_deterministic_means_algorithms_workspaces_and_attention(
+    before: str | None, after: str
+) -> None:
+    code = (
+        "import os, torch\nfrom mt.device import make_deterministic\nmake_deterministic()\n"
+        "print(os.environ['CUBLAS_WORKSPACE_CONFIG'], torch.are_deterministic_algorithms_enabled(),"
+        " torch.is_deterministic_algorithms_warn_only_enabled())\n"
+        "cuda = torch.backends.cuda\n"
+        "print(cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled(),"
+        " cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    env |= {} if before is None else {"CUBLAS_WORKSPACE_CONFIG": before}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    assert result.stdout == f"{after} True False\nFalse False True True\n"
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ import typer
 
 from mt import __version__
 from mt.environment import prepare_environment
-from mt.errors import MTError
+from mt.errors import MTError, RankLostError
 
 
 def build_app() -> typer.Typer:
@@ -45,12 +45,21 @@ def main() -> NoReturn:
     try:
         _run()
     finally:
-        if any(thread.name == "mt-tokenizer" for thread in threading.enumerate()):
-            # SentencePiece, interrupted in the middle of its training: it can neither be ended nor outlive the interpreter.
-            error = sys.exc_info()[1]
+        error = sys.exc_info()[1]
+        if _cannot_unwind(error):
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _cannot_unwind(error: BaseException | None) -> bool:
+    """Whether the interpreter might never end by itself.
+
+    Because of SentencePiece, interrupted while it trains, which can neither be ended nor outlive
+    the interpreter; or of a GPU that waits for a rank that is gone.
+    """
+    is_training_tokenizer = any(thread.name == "mt-tokenizer" for thread in threading.enumerate())
+    return is_training_tokenizer or isinstance(getattr(error, "__context__", None), RankLostError)
 
 
 def _run() -> NoReturn:

@@ -27,7 +27,10 @@ def compare(
     examples: Annotated[int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")] = False,
     beam_size: Annotated[int | None, typer.Option(help="Beams (default: each model's own).")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        typer.Option(help="auto: bf16 where the hardware has it; fp16 needs a GPU, int8 a CPU."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,

@@ -34,7 +34,10 @@ def evaluate(
     beam_size: Annotated[int | None, typer.Option(help="Beams (default: the model's own).")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="a in score = log-probability / length**a.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        typer.Option(help="auto: bf16 where the hardware has it; fp16 needs a GPU, int8 a CPU."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,

@@ -20,7 +20,10 @@ def report(
     tokenizer: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language).")] = None,
     lang: Annotated[str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")] = None,
     maps: Annotated[int, typer.Option(min=0, help="Sentences whose attention is shown.")] = 8,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        typer.Option(help="auto: bf16 where the hardware has it; fp16 needs a GPU, int8 a CPU."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,

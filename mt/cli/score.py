@@ -17,7 +17,10 @@ def score(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
     src: Annotated[str, typer.Option(help="Source text.", show_default=False)],
     tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="auto: bf16 where the hardware has it; fp16 needs a GPU."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,

@@ -101,8 +101,7 @@ class TokenizerConfig(Section):
     src_model: str | None = Field(default=None, description="A trained SentencePiece model for the source.")
     tgt_model: str | None = Field(
         default=None,
-        description="A trained SentencePiece model for the target; the same file as `src_model` makes the vocabulary "
-        "joint.",
+        description="One for the target; the same file as `src_model` makes the vocabulary joint.",
     )
     character_coverage: float = Field(
         default=1.0, gt=0.9, le=1.0,
@@ -147,8 +146,7 @@ class ModelConfig(Section):
     decoder_layers: int = Field(default=6, ge=1, description="Layers of the decoder.")
     norm: Literal["pre", "post"] = Field(
         default="post",
-        description="Layer norm before each block (stable to train, Xiong et al. 2020) or after the residual sum (the "
-        "paper).",
+        description="Layer norm before each block (Xiong et al. 2020) or after the sum (paper).",
     )
     activation: Literal["relu", "gelu", "silu"] = Field(default="relu", description="Of the feed-forward blocks.")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="On the output of each block, before the residual sum.")
@@ -242,6 +240,9 @@ class TrainConfig(Section):
     compile: bool = Field(
         default=True, description="Compile the layers with torch.compile on a GPU. A CPU is faster without; it stays off there.",
     )
+    deterministic: bool = Field(
+        default=False, description="Let a GPU give the same bits every time, which is slower.",
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
         description="Of several processes each holds the whole model (ddp), or a share, for models too large for one GPU (fsdp).",
@@ -275,8 +276,7 @@ class ValidConfig(Section):
 
     max_sentences: int = Field(
         default=500, ge=1,
-        description="Sentences translated for BLEU and chrF: the first of the validation text. The loss is over all "
-        "of it.",
+        description="Sentences translated for BLEU and chrF (the first); the loss is over all.",
     )
     beam_size: int = Field(default=1, ge=1, description="Beam of these translations; 1 is greedy search.")
     samples: int = Field(default=3, ge=0, description="Translations shown in the log.")

@@ -19,7 +19,9 @@ from mt.errors import ConfigError, DivergedError, Interrupted, MTError, RankErro
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
 PATIENCE = 3600.0  # seconds without an answer, where ranks translate for long before they have anything to say
-GPU_GRACE = 60.0  # seconds by which NCCL waits longer than the hosts, which can say for whom
+# Seconds by which NCCL, which can only abort the process, waits longer than the hosts, which can
+# say for whom. A host waits for its own GPU half as long.
+GPU_GRACE = 60.0
 
 
 class World:
@@ -48,6 +50,11 @@ class World:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
+    @property
+    def gpu_patience(self) -> float | None:
+        """Seconds to wait for this rank's GPU, which may wait for others; None: without end."""
+        return None if self.is_alone else self.timeout + GPU_GRACE / 2
+
     def place(self, device: str) -> str:
         """`device` of a configuration for this rank: the GPU of its number on its machine, where GPUs are meant."""
         if self.is_alone or device not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -61,16 +68,20 @@ class World:
     # The model and its gradients.
 
     def wrap(self, module: nn.Module, engine: Engine, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
-        """`module`, whose gradients are from here on the mean over all ranks; with `fsdp` they and the parameters are shared out.
+        """`module` on `device`; its gradients are from here on the mean over all ranks.
 
-        `blocks` are what FSDP2 brings together at a time.
+        With `fsdp` they and the parameters are shared out. `blocks` are what FSDP2 brings together
+        at a time. It also moves them to the device one at a time, so `module`, built on the CPU, is
+        never there whole.
         """
         if self.is_alone:
-            return module
+            return module.to(device)
         if engine == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
-            return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+            return DistributedDataParallel(
+                module.to(device), gradient_as_bucket_view=True, forward_sync_buffers=False
+            )
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -92,18 +103,13 @@ class World:
 
     # What the hosts tell each other.
 
-    def highest(self, value: int) -> Callable[[], int]:
-        """The highest `value` of all ranks, once the result is called; until then the ranks go on."""
+    def highest(self, value: int) -> int:
+        """The highest `value` of all ranks."""
         if self.is_alone:
-            return lambda: value
+            return value
         number = torch.tensor(value)
-        work = torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._hosts, async_op=True)
-
-        def result() -> int:
-            work.wait()
-            return int(number)
-
-        return result
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return int(number)
 
     def shared(self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
         """What `work` makes of `items`, one for one and as JSON holds it, in order and on all ranks; each works on its part.

@@ -32,10 +32,18 @@ def with_max_tokens(config: Config, max_tokens: int) -> Config:
 def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks: int = 1) -> int:
     """The largest power of two, at most a rank's part of `train.batch_tokens`, whose worst micro-batch trains in `SHARE` of the memory.
 
-    Raises `ConfigError` where not even a batch of the longest pairs fits.
+    Raises `ConfigError` where not even a batch of the longest pairs fits, and where ranks share out
+    the model: one cannot try alone, and one that runs out of memory leaves the others waiting.
     """
     longest, total = longest_side(prepared), available_memory(compute.device)
     candidates = list(_candidates(longest, config, compute, ranks))
+    if ranks > 1 and config.train.parallel == "fsdp":
+        raise ConfigError(
+            f"batching.max_tokens: auto cannot be tried by {ranks} ranks that share out the model "
+            f"(train.parallel: fsdp); give a number: {candidates[0]} to begin with, which holds "
+            f"the longest pair ({longest} tokens), then twice as many while memory holds, up to "
+            f"{candidates[-1]}"
+        )
     found, base = None, _taken(compute)
     with trial(with_max_tokens(config, candidates[0]), prepared, compute) as trainer:
         for candidate in candidates:

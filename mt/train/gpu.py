@@ -15,13 +15,19 @@ logger = logging.getLogger(__name__)
 
 
 def packs(config: ModelConfig, compute: Compute) -> bool:
-    """Whether training batches are packed for flash attention, which knows half precision, and no dropout of attention weights."""
-    if compute.device.type != "cuda":
+    """Whether training batches are packed for flash attention; if a GPU cannot, a warning says why.
+
+    Flash attention needs half precision, an Ampere GPU or later, heads of certain sizes, and no
+    dropout of attention weights. A deterministic run pads too: `mt.device.make_deterministic`.
+    """
+    if compute.device.type != "cuda" or compute.is_deterministic:
         return False
+    major, minor = torch.cuda.get_device_capability(compute.device)
     head_dim = config.d_model // config.num_heads
     obstacles = {
         "precision: fp32": compute.dtype == torch.float32,
         f"model.attention_dropout: {config.attention_dropout}": config.attention_dropout > 0,
+        f"a GPU of compute capability {major}.{minor} (8.0, Ampere, or later will do)": major < 8,
         f"heads of {head_dim} (d_model / num_heads; multiples of 8 up to 256 will do)": head_dim % 8 != 0 or head_dim > 256,
     }
     found = [what for what, there in obstacles.items() if there]

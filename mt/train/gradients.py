@@ -4,6 +4,7 @@ All of it is computed on the device and handed to the fused optimizer there, so 
 update's numbers when the next one is under way.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from mt.distributed import unsharded
 from mt.errors import DivergedError
 from mt.train.stopping import REMEDIES
 
+POLL = 0.0005      # seconds between two looks at a GPU; it has the next update to work on
 GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)
 
 
@@ -80,6 +82,21 @@ class UpdateStats:
     num_tokens: int
 
 
+def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
+    """Wait until a GPU has come to `event`, at most `patience` seconds; None: as long as it takes.
+
+    A GPU can wait for another rank without end. Raises a `RuntimeError` that `Presence.lost` knows.
+    """
+    if patience is None:
+        event.synchronize()
+        return
+    end = time.monotonic() + patience
+    while not event.query():
+        if time.monotonic() > end:
+            raise RuntimeError(f"Timed out waiting for the GPU for {patience:g} s")
+        time.sleep(POLL)
+
+
 class PendingStats:
     """The numbers of an update that a GPU may still be computing."""
 
@@ -94,10 +111,10 @@ class PendingStats:
         else:
             self._numbers = numbers
 
-    def read(self) -> UpdateStats:
-        """Wait for them. Raises `DivergedError` for an update that was left out."""
+    def read(self, patience: float | None = None) -> UpdateStats:
+        """Wait for them (`wait_for_gpu`). Raises `DivergedError` for an update left out."""
         if self._done is not None:
-            self._done.synchronize()
+            wait_for_gpu(self._done, patience)
         loss, nll, norm, diverged = self._numbers.tolist()
         if diverged:
             raise DivergedError(

@@ -252,7 +252,10 @@ def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple
 def plan(config: Config) -> str:
     """The whole plan as text; prepares the data, writes nothing into the run folder. Raises `MTError` as training would."""
     config, _ = with_initial_model(config)
-    compute = choose_compute(config.device, config.precision, config.threads)
+    deterministic = config.train.deterministic
+    compute = choose_compute(
+        config.device, config.precision, config.threads, deterministic=deterministic
+    )
     process = process_memory(config, compute) if compute.device.type == "cpu" else 0  # before preparing leaves its traces
     prepared = prepare(config)
     if config.batching.max_tokens == AUTO:

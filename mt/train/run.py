@@ -27,7 +27,7 @@ MAY_CHANGE = (
     "run_dir", "cache_dir", "device", "precision", "threads", "data.", "valid.", "decode.", "batching.prefetch", "train.max_steps",
     "train.max_epochs", "train.patience", "train.metric", "train.log_every", "train.valid_every", "train.save_every", "train.keep_last",
     "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.parallel", "train.timeout",
-    "train.compile", "train.gradient_checkpointing",
+    "train.compile", "train.deterministic", "train.gradient_checkpointing",
 )  # fmt: skip
 HEADER = "# Written by mt: every setting of this run.\n"
 OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html")  # what --overwrite deletes
@@ -91,7 +91,10 @@ def _message(error: BaseException) -> str:
 
 
 def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World) -> str:
-    compute = choose_compute(world.place(config.device), config.precision, world.threads(config.threads))
+    threads, deterministic = world.threads(config.threads), config.train.deterministic
+    compute = choose_compute(
+        world.place(config.device), config.precision, threads, deterministic=deterministic
+    )
     if world.is_first:
         write_status(run_dir, state="running", exit_code=None, message="preparing")
     prepared = prepare(config, world)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -28,13 +28,11 @@ class SignalStop:
     Of several ranks all honour what any of them got. Under a launcher a second signal counts from `SAME_REQUEST` seconds on.
     """
 
-    def __init__(self, world: World = ALONE, *, late: bool = False) -> None:
-        """With `late`, `agree` gives what the ranks said the time before, so that nobody waits for the slowest to say it."""
-        self.world, self.late = world, late
+    def __init__(self, world: World = ALONE) -> None:
+        self.world = world
         self.signal: signal.Signals | None = None  # as all ranks know it
         self._own: signal.Signals | None = None
         self._own_at = 0.0
-        self._asked: list[Callable[[], int]] = []
         self._interruptible = False
 
     @contextlib.contextmanager
@@ -58,14 +56,10 @@ class SignalStop:
         finally:
             self._interruptible = False
 
-    def agree(self, *, now: bool = False) -> None:
-        """Tell the other ranks of a signal that came here, and hear of theirs, with `now` at once; all ranks must call this together."""
-        if self.world.is_alone:
-            return
-        self._asked.append(self.world.highest(self._own or 0))
-        while len(self._asked) > (self.late and not now):
-            if number := self._asked.pop(0)():
-                self.signal = signal.Signals(number)
+    def agree(self) -> None:
+        """Tell the other ranks of a signal that came here, and hear of theirs; a collective."""
+        if not self.world.is_alone and (number := self.world.highest(self._own or 0)):
+            self.signal = signal.Signals(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._own is None:

@@ -50,7 +50,8 @@ class Trainer:
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
         self.world = world
         train, tokenizer = config.train, prepared.tokenizer
-        self.model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, config.seed).to(compute.device)
+        sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+        self.model = build_model(config.model, *sizes, config.seed)  # on the CPU; `wrap` moves it
         initialize(self.model, config)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
@@ -67,7 +68,7 @@ class Trainer:
             rank=world.rank, size=world.size,
         )  # fmt: skip
         self.validator = Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
-        self.stop = SignalStop(world, late=compute.device.type == "cuda")
+        self.stop = SignalStop(world)
         self.watch = DivergenceWatch(train)
         self.diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
         self.failed_saves = 0
@@ -95,8 +96,10 @@ class Trainer:
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
                     with self.progress.waiting():
                         update = next(updates)
-                    self.report(self.train_step(update))
+                    stats = self.train_step(update)
+                    # Before anything waits for the GPU: hosts can tell who is missing.
                     self.stop.agree()
+                    self.report(stats)
                     improved = self._due(config.valid_every) and self.validate()
                     if improved or self._due(config.save_every):
                         self.save()
@@ -163,7 +166,7 @@ class Trainer:
 
     def _read(self, pending: PendingStats) -> UpdateStats:
         try:
-            return pending.read()
+            return pending.read(self.world.gpu_patience)
         except DivergedError as error:
             weights = self.world.gathered(self.weights())
             if not self.world.is_first:
@@ -183,7 +186,7 @@ class Trainer:
         except (Abandoned, RankError) as error:
             if isinstance(error, RankError) and error.kind != Abandoned.__name__:
                 raise
-            self.stop.agree(now=True)
+            self.stop.agree()
             return False
         self.scores = scores
         metric = self.config.train.metric

@@ -47,7 +47,9 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     in_range = (0 <= i < size for pairs in micro_batches for pair in pairs for side, size in zip(pair, sizes, strict=True) for i in side)
     if not all(isinstance(number, int | float) and number > 0 for number in numbers) or not all(in_range):
         raise CheckpointError(f"{folder}: its batch does not fit its model; the folder is damaged or not a crash folder")
-    compute = choose_compute(device if device != "auto" else config.device, config.precision, config.threads)
+    place = device if device != "auto" else config.device
+    deterministic = config.train.deterministic
+    compute = choose_compute(place, config.precision, config.threads, deterministic=deterministic)
     loaded.model.to(compute.device).train()
     return [_replay(loaded, compute, index, pairs) for index, pairs in enumerate(micro_batches)]
 

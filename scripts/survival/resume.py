@@ -10,7 +10,7 @@ STEPS = 52
 SETTINGS = {
     "dropout": ("model.dropout=0.1", "train.label_smoothing=0.1"),
     "accumulation": ("train.grad_accum_steps=3", "batching.max_tokens=256"),
-    "bf16": ("precision=bf16",),
+    "bf16": ("precision=bf16", "train.deterministic=true"),
 }
 COMMON = (f"train.max_steps={STEPS}", "train.save_every=1", "train.valid_every=25", "train.keep_last=60")
 EXACT = ("loss", "nll", "grad_norm", "lr", "update_tokens")

@@ -241,22 +241,21 @@ def test_ranks_evaluate_as_one(trained_run: Path, tmp_path: Path) -> None:
     assert [result["scores"] for result in json.loads(first.stdout)] == [result["scores"] for result in alone]
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_signal_to_one_rank_is_known_to_all_at_once_or_one_update_late(late: bool) -> None:
+def test_a_signal_to_one_rank_is_known_to_all_at_once() -> None:
     def work(world: World) -> list[int]:
-        stop, known = SignalStop(world, late=late), []
+        stop, known = SignalStop(world), []
         with stop.installed():
             stop.agree()
             if world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            for now in (False, False, True):
-                stop.agree(now=now)
+            for _ in range(3):
+                stop.agree()
                 known.append(int(stop.signal or 0))
             if world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what this rank has had
         return known
 
-    assert on_ranks(2, work) == [[0 if late else 15, 15, 15]] * 2
+    assert on_ranks(2, work) == [[15, 15, 15]] * 2
 
 
 @pytest.mark.parametrize("kind", ["signal", "error"])

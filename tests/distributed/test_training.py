@@ -1,8 +1,11 @@
 """Two ranks train as one process does: the same updates, losses and weights, whichever way the model is shared out."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,11 +14,14 @@ from mt.checkpoint import CheckpointManager
 from mt.config import Config, load_config
 from mt.data.prepare import prepare
 from mt.device import Compute
-from mt.distributed import World, unsharded
+from mt.distributed import World, is_sharded, unsharded
+from mt.model.transformer import build_model
 from mt.train.trainer import Trainer
+from tests.conftest import ROOT
 from tests.distributed.ranks import on_ranks
 
 CPU = Compute(torch.device("cpu"), torch.float32)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture
@@ -68,6 +74,68 @@ def test_two_ranks_equal_one_with_two_micro_batches_dropout_on(settings: Callabl
     other_draws = trained(settings("model.dropout=0.1", "train.grad_accum_steps=2", "seed=2"), tmp_path / "other", World())
     with pytest.raises(AssertionError):
         assert_same(alone, other_draws, tolerance=1e-6)
+
+
+def test_a_model_that_is_shared_out_has_the_weights_of_its_seed_and_is_never_moved_whole(
+    settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = settings("train.parallel=fsdp")
+
+    def work(world: World) -> tuple[dict[str, torch.Tensor], list[str]]:
+        moved, to = [], torch.nn.Module.to
+        with patch.object(
+            torch.nn.Module,
+            "to",
+            lambda module, *args: moved.append(type(module).__name__) or to(module, *args),
+        ):
+            manager = CheckpointManager(tmp_path, 3, 1, "bleu", world)
+            trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+        assert all(is_sharded(weight) for weight in trainer.weights().values())
+        return {name: unsharded(weight) for name, weight in trainer.weights().items()}, moved
+
+    tokenizer = prepare(config).tokenizer
+    sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+    expected = dict(build_model(config.model, *sizes, config.seed).named_parameters())
+    for weights, moved in on_ranks(2, work):
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+        assert moved == []
+
+
+# A rank of four, the other three made up: what sharing out a model takes on the device at most.
+SHARED_OUT = """
+import sys
+import torch
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from mt.config import ModelConfig
+from mt.distributed import World
+from mt.model.transformer import build_model
+from mt.train.loss import TrainingLoss
+
+device = torch.device(sys.argv[1])
+torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+model = build_model(ModelConfig(d_model=256, d_ff=1024, num_heads=4), 2000, 2000, seed=1)
+whole = sum(p.nbytes for p in model.parameters())
+layers = [*model.encoder.layers, *model.decoder.layers]
+World(0, 4, timeout=10.0).wrap(TrainingLoss(model, 0.1), "fsdp", layers, device)
+local = sum(p.to_local().nbytes for p in model.parameters())
+places = {p.to_local().device.type for p in model.parameters()}
+peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+print(*places, local / whole, peak / whole)
+"""
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])]
+)
+def test_sharing_out_a_model_takes_a_share_and_a_layer_at_most(device: str) -> None:
+    command = [sys.executable, "-c", SHARED_OUT, device]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    place, local, peak = result.stdout.split()
+    assert place == device
+    assert float(local) == pytest.approx(0.25, abs=0.01)
+    assert (0.25 if device == "cuda" else 0) <= float(peak) < 0.5
 
 
 @pytest.mark.parametrize(("size", "micro_batches"), [(2, 2), (2, 3), (3, 4)])

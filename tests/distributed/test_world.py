@@ -12,13 +12,22 @@ from torch.distributed import TCPStore
 
 from mt.distributed import World, joined, presence
 from mt.errors import ConfigError, DataError, RankError, RankLostError
+from mt.train.gradients import wait_for_gpu
+from mt.train.stopping import SignalStop
 from tests.distributed.ranks import RankFailedError, on_ranks
+
+
+class NeverDone:
+    """An event that a GPU never comes to."""
+
+    def query(self) -> bool:
+        return False
 
 
 def test_sums_and_signals_are_those_of_all_ranks() -> None:
     def work(world: World) -> Any:
         highest = world.highest(15 * (world.rank == 1))
-        return world.add_up(torch.tensor([1.0, world.rank])).tolist(), highest()
+        return world.add_up(torch.tensor([1.0, world.rank])).tolist(), highest
 
     assert on_ranks(3, work) == [([3.0, 3.0], 15)] * 3
     assert work(World()) == ([1.0, 0.0], 0)
@@ -100,6 +109,38 @@ def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) ->
     assert f"no answer for 2 s from rank {silent} (" in str(failed.value)
     others = {0, 1, 2} - {silent}
     assert not [rank for rank in others if f"from rank {rank} (" in str(failed.value)]
+
+
+@pytest.mark.parametrize("where", ["agree", "gpu"])
+def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
+    """Missed when the hosts agree, or later, when an event behind a collective never comes."""
+
+    def work(world: World) -> None:
+        stop = SignalStop(world)
+        stop.agree()
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            if where == "agree":
+                stop.agree()
+            wait_for_gpu(NeverDone(), patience=2.5)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            lost = f"{world.presence.lost(error)}; missed by the {'GPU' * ('GPU' in str(error))}"
+            raise RankLostError(lost) from error
+
+    with pytest.raises(RankFailedError) as failed:
+        on_ranks(3, work, timeout=2.0)
+    assert f"rank 1: exit {-signal.SIGKILL}" in str(failed.value)
+    missed = f"(train.timeout); missed by the {'GPU' * (where == 'gpu')}\n"
+    assert str(failed.value).count("no answer for 2 s from rank 1 (") == 2
+    assert str(failed.value).count(missed) == 2
+    assert "from rank 0 (" not in str(failed.value)
+    assert "from rank 2 (" not in str(failed.value)
+
+
+def test_a_gpu_is_waited_for_longer_than_hosts_and_shorter_than_nccl_waits() -> None:
+    assert World().gpu_patience is None
+    assert World(0, 2, timeout=10.0).gpu_patience == 40.0
 
 
 def test_a_rank_that_dies_ends_the_others_at_once() -> None:

@@ -73,6 +73,22 @@ def test_the_largest_that_fits_is_taken(
     assert seen == tries
 
 
+def test_ranks_that_share_out_the_model_are_told_what_to_try_by_hand(
+    tried: Callable[[dict[int, int | None]], list[int]],
+    small_yaml: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    seen = tried({256: 100, 512: 200, 1024: 300})
+    options = [AUTO[0], AUTO[1], "train.batch_tokens=5000"]
+    config = load_config(small_yaml(tmp_path), [*options, "train.parallel=fsdp"])
+    message = r"auto cannot be tried by 4 ranks .*: 256 to begin with, .*\d+ tokens.*, up to 1024$"
+    with pytest.raises(ConfigError, match=message):
+        find_max_tokens(config, prepare(config), CPU, ranks=4)
+    assert seen == []
+    ddp = load_config(small_yaml(tmp_path), options)
+    assert find_max_tokens(ddp, prepare(ddp), CPU, ranks=4) == 1024
+
+
 def test_nothing_that_fits_is_said_with_what_to_do(
     tried: Callable[[dict[int, int | None]], list[int]], small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 """What a GPU does differently: when batches are packed, which layers are compiled, and that neither changes what is computed."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from mt.train.gpu import compile_layers, missing_compiler, packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.loss import loss_sums
 from mt.train.optim import build_optimizer
+from tests.conftest import ROOT
 
 VOCAB = 40
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -36,6 +39,17 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return warnings
 
 
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Pretends a GPU of a compute capability; Ampere's to begin with."""
+
+    def pretend(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+    pretend(8, 0)
+    return pretend
+
+
 def tiny(**options: Any) -> ModelConfig:
     return ModelConfig(**{"d_model": 16, "d_ff": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0} | options)
 
@@ -43,6 +57,7 @@ def tiny(**options: Any) -> ModelConfig:
 # --- packing --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("d_model", "num_heads"), [(512, 8), (16, 2), (512, 2)])
 def test_half_precision_without_attention_dropout_is_packed(dtype: torch.dtype, d_model: int, num_heads: int, said: list[str]) -> None:
@@ -59,6 +74,7 @@ OBSTACLES = [
 ]
 
 
+@pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize(("dtype", "options", "named"), OBSTACLES)
 def test_one_warning_names_every_obstacle_to_packing(
     dtype: torch.dtype, options: dict[str, Any], named: list[str], said: list[str]
@@ -69,6 +85,25 @@ def test_one_warning_names_every_obstacle_to_packing(
         any(text in name for name in named) for text in ("precision:", "model.attention_dropout:", "heads of")
     ]
     assert all(name in warning for name in named)
+
+
+@pytest.mark.parametrize(("major", "minor"), [(7, 0), (7, 5)])
+def test_fp16_on_a_gpu_before_ampere_is_padded_and_the_warning_says_why(
+    major: int, minor: int, said: list[str], capability: Callable[[int, int], None]
+) -> None:
+    capability(major, minor)
+    assert not packs(tiny(), Compute(CUDA, torch.float16))
+    [warning] = said
+    assert f"a GPU of compute capability {major}.{minor} (8.0" in warning
+    assert "precision" not in warning
+    capability(9, 0)
+    assert packs(tiny(), Compute(CUDA, torch.float16))
+
+
+@pytest.mark.usefixtures("capability")
+def test_a_deterministic_run_is_padded_as_it_was_asked_for(said: list[str]) -> None:
+    assert not packs(tiny(), Compute(CUDA, torch.bfloat16, is_deterministic=True))
+    assert said == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -210,8 +245,11 @@ def test_traced_layers_give_the_same_loss_and_gradients(
 # --- on a GPU -------------------------------------------------------------------------------------------------------------------
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
+    return pytest.mark.gpu(NEEDS_GPU(test))
 
 
 BF16 = Compute(CUDA, torch.bfloat16)
@@ -305,3 +343,74 @@ def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]
             ours, theirs = loss_and_gradients(model, batch), loss_and_gradients(eager, batch)
         assert relative_error(ours[:2], theirs[:2]) < 0.01
         assert relative_error(ours[2:], theirs[2:]) < 0.05
+
+
+# Some updates of a model with dropout, then a search: what they end in, as a hash.
+DETERMINISTIC_CODE = """
+import hashlib, sys
+import torch
+from mt.config import ModelConfig, OptimConfig
+from mt.data.batching import collate, moved
+from mt.decode.search import SearchConfig, beam_search
+from mt.device import choose_compute
+from mt.model.inference import InferenceModel
+from mt.model.transformer import build_model
+from mt.train.gpu import compile_layers, missing_compiler, packs
+from mt.train.gradients import LossScale, apply_gradients
+from mt.train.loss import loss_sums
+from mt.train.optim import build_optimizer
+
+device, precision, wants_compiled = sys.argv[1], sys.argv[2], sys.argv[3] == "compiled"
+compute = choose_compute(device, precision, 1, deterministic=True)
+sizes = dict(d_model=256, d_ff=512, num_heads=4, encoder_layers=2, decoder_layers=2)
+config = ModelConfig(**sizes, dropout=0.1, activation_dropout=0.1, embedding_dropout=0.1)
+assert not packs(config, compute)
+model = build_model(config, 500, 500, seed=1).to(compute.device).train()
+if wants_compiled:
+    compile_layers(model, compute)
+optimizer = build_optimizer(model, OptimConfig(lr=1e-3), compute.device)
+scale = LossScale(compute.device, enabled=compute.dtype == torch.float16)
+diverged = torch.tensor(False, device=compute.device)
+draw = torch.Generator().manual_seed(1)
+for step in range(10):
+    lens = torch.randint(1, 40, (64, 2), generator=draw).tolist()
+    pairs = [[torch.randint(4, 500, (n,), generator=draw).tolist() for n in pair] for pair in lens]
+    batch = moved(collate(pairs), compute.device)
+    torch.manual_seed(step)
+    with compute.autocast():
+        loss = loss_sums(model, batch, 0.1)
+    (loss.smoothed * (scale.scale / batch.num_tokens)).backward()
+    _, diverged = apply_gradients(model, optimizer, loss.smoothed.detach(), scale, 1.0, diverged)
+digest = hashlib.sha256()
+for weight in model.parameters():
+    digest.update(weight.detach().cpu().numpy().tobytes())
+limits = torch.full((64,), 20, device=compute.device)
+translates = InferenceModel(model.eval(), compute.dtype)
+hyps = beam_search(translates, batch.src, batch.src_mask, limits, SearchConfig(beam_size=4))
+digest.update(repr([[(hyp.tokens, hyp.score) for hyp in group] for group in hyps]).encode())
+print(compute, digest.hexdigest())
+"""
+
+
+def deterministic_end(*arguments: str) -> str:
+    """Where `DETERMINISTIC_CODE` ends, in a process of its own as the settings are a process's."""
+    command = [sys.executable, "-c", DETERMINISTIC_CODE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "kind"),
+    [
+        ("cpu", "fp32", "eager"),
+        pytest.param("cuda", "fp32", "eager", marks=[pytest.mark.gpu, NEEDS_GPU]),
+        pytest.param("cuda", "bf16", "eager", marks=[pytest.mark.gpu, NEEDS_GPU]),
+        pytest.param("cuda", "fp16", "eager", marks=[pytest.mark.gpu, NEEDS_GPU]),
+        pytest.param("cuda", "bf16", "compiled", marks=[pytest.mark.gpu, NEEDS_GPU]),
+    ],
+)
+def test_a_deterministic_run_ends_in_the_same_bits_twice(
+    device: str, precision: str, kind: str
+) -> None:
+    ends = [deterministic_end(device, precision, kind) for _ in range(2)]
+    assert ends[0] == ends[1]
+    assert ("deterministic" in ends[0]) == (device == "cuda")

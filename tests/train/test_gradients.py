@@ -1,5 +1,6 @@
 """From gradients to weights: the step against PyTorch's clipping and AdamW, the guard that leaves weights alone, the scale of fp16."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -37,6 +38,20 @@ def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
     """A loss whose gradients are tenfold of one another from update to update, so that some are clipped and some are not."""
     draw = torch.Generator().manual_seed(step)
     return model(torch.randn(7, 5, generator=draw)).square().mean() * 10.0 ** (step % 3 - 1) * factor
+
+
+class FakeEvent:
+    """An event of a GPU that is come to after so many looks; None: never."""
+
+    def __init__(self, looks: int | None) -> None:
+        self.looks, self.seen, self.waited = looks, 0, False
+
+    def query(self) -> bool:
+        self.seen += 1
+        return self.looks is not None and self.seen >= self.looks
+
+    def synchronize(self) -> None:
+        self.waited = True
 
 
 def no_scale(device: torch.device = CPU) -> LossScale:
@@ -248,6 +263,32 @@ def test_the_stats_of_a_good_update_are_its_numbers() -> None:
     assert PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, UPDATE, ONE).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
 
 
+def pending_on_a_gpu(event: FakeEvent) -> PendingStats:
+    stats = PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, UPDATE, ONE)
+    stats._done = event  # type: ignore[assignment]
+    return stats
+
+
+def test_a_gpu_is_waited_for_as_long_as_it_takes_without_other_ranks() -> None:
+    event = FakeEvent(looks=None)
+    assert pending_on_a_gpu(event).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert (event.waited, event.seen) == (True, 0)
+
+
+def test_a_gpu_that_comes_to_the_numbers_in_time_is_read() -> None:
+    event = FakeEvent(looks=5)
+    assert pending_on_a_gpu(event).read(patience=60.0) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert (event.waited, event.seen) == (False, 5)
+
+
+def test_a_gpu_that_never_comes_to_the_numbers_is_an_error_after_the_patience() -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"Timed out waiting for the GPU for 0\.3 s"):
+        pending_on_a_gpu(FakeEvent(looks=None)).read(patience=0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+
 def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
     pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE)
     with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf;.*optim\.lr.*optim\.clip_norm"):
@@ -267,11 +308,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @pytest.mark.gpu
 @needs_gpu
-def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read() -> None:
+@pytest.mark.parametrize("patience", [None, 60.0])
+def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read(
+    patience: float | None,
+) -> None:
     numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
     pending = PendingStats(7, numbers, 1e-3, UPDATE, ONE)
     numbers.fill_(float("nan"))  # queued after the copy
-    assert pending.read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert pending.read(patience) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
     with pytest.raises(DivergedError, match="update 8"):
         PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, UPDATE, ONE).read()
 

@@ -22,8 +22,10 @@ from mt.data.prepare import prepare
 from mt.device import Compute
 from mt.errors import DivergedError
 from mt.log import MetricLogger
+from mt.train.gradients import PendingStats
 from mt.train.loss import Loss
 from mt.train.progress import TrainProgress
+from mt.train.stopping import SignalStop
 from mt.train.trainer import Trainer, seed_draws
 from tests.conftest import ROOT, run_mt
 
@@ -39,6 +41,17 @@ def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..
         return Trainer(config, prepare(config), tmp_path, CPU, CheckpointManager(tmp_path, 2, 1, "bleu"))
 
     return make
+
+
+def test_ranks_agree_before_any_waits_for_its_gpu(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, calls = make_trainer("train.max_steps=3"), []
+    agree, read = SignalStop.agree, PendingStats.read
+    monkeypatch.setattr(SignalStop, "agree", lambda stop: calls.append("agree") or agree(stop))
+    monkeypatch.setattr(PendingStats, "read", lambda stats, _: calls.append("read") or read(stats))
+    trainer.train()
+    assert calls == ["agree", "read"] * 3
 
 
 def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
@@ -60,6 +73,40 @@ def final_files(run: Path, step: int) -> dict[str, bytes]:
     folder = run / f"checkpoints/step_{step:08d}"
     names = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
     return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_deterministic_may_be_set_when_a_run_goes_on_and_is_told(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("straight", "changed")]
+    for folder in folders:
+        folder.mkdir()
+        result = run_mt("train", small_yaml(folder), "train.max_steps=4")
+        assert result.returncode == 0, result.stderr
+    assert run_mt("train", small_yaml(folders[0]), "train.max_steps=8").returncode == 0
+    options = ("train.max_steps=8", "train.deterministic=true")
+    result = run_mt("train", small_yaml(folders[1]), *options)
+    assert "changed since the last start: train.deterministic: False -> True" in result.stderr
+    straight, changed = (final_files(folder / "run", 8) for folder in folders)
+    assert straight == changed  # on a CPU it changes nothing
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_deterministic_run_on_a_gpu_goes_on_to_the_same_bytes(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("straight", "stopped")]
+    options = ("device=cuda", "precision=bf16", "train.compile=false", "train.deterministic=true")
+    for folder, stops in zip(folders, [(8,), (3, 8)], strict=True):
+        folder.mkdir()
+        for stop in stops:
+            command = ["train", small_yaml(folder), *options, f"train.max_steps={stop}"]
+            result = run_mt(*command, env=dict(os.environ))
+            assert result.returncode == 0, result.stderr
+            assert "bf16, deterministic" in result.stderr
+    straight, stopped = (final_files(folder / "run", 8) for folder in folders)
+    assert straight == stopped
 
 
 def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
