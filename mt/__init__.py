@@ -1,6 +1,9 @@
 """mt: train, run and score machine translation models. Importing it imports no torch; the names below load on first use."""
 
-from typing import TYPE_CHECKING, Any
+import sys
+from importlib.util import find_spec
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mt.config import load_config as load_config
@@ -10,6 +13,23 @@ __version__ = "0.1.0"
 __all__ = ["Translator", "__version__", "load_config"]
 
 _HOMES = {"Translator": "mt.decode.translator", "load_config": "mt.config"}
+
+
+def _refuse_system() -> NoReturn:
+    """End the command line with one message and exit code 2; raise `ImportError` in any other program."""
+    message = f"mt needs Linux or macOS and does not run on {sys.platform}"
+    if sys.platform == "win32":
+        message = "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it, as on Linux"
+    # Python calls the program "-m" while it looks for `mt.__main__`.
+    if PurePath(sys.argv[0]).stem in ("mt", "-m"):
+        sys.stderr.write(f"{message}\n")
+        sys.exit(2)
+    raise ImportError(message)
+
+
+# Here, before any module imports them: the locks of `mt.files` and the peak memory of `mt.device`.
+if not (find_spec("fcntl") and find_spec("resource")):
+    _refuse_system()
 
 
 def __getattr__(name: str) -> Any:

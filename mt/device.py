@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -60,10 +61,9 @@ def choose_compute(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", device):
+        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N")
+    chosen = torch.device(device)
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)")
     if chosen.type == "cuda" and chosen.index is not None:

@@ -6,7 +6,10 @@ make_environment() {
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
             { echo "mt needs Python 3.11 or later; set PYTHON to one" >&2; return 1; }
         echo "making .venv ..."
-        "${PYTHON:-python3}" -m venv .venv
+        "${PYTHON:-python3}" -m venv .venv || { rm -rf .venv; return 1; }
+    elif [ -n "${PYTHON:-}" ] && [ "$("$PYTHON" -V)" != "$(.venv/bin/python -V)" ]; then
+        echo ".venv has $(.venv/bin/python -V), but PYTHON is $("$PYTHON" -V); delete .venv or unset PYTHON" >&2
+        return 1
     fi
     if [ ! "$stamp" -nt pyproject.toml ] || [ ! "$stamp" -nt constraints.txt ]; then
         echo "installing mt$extras into .venv (PyTorch is large: this can take minutes) ..."

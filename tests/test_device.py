@@ -31,7 +31,7 @@ def test_bf16_without_hardware_for_it_is_kept_with_a_warning(monkeypatch: pytest
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "toaster", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:99", "toaster", "cpu:x", "mps", "cuda:01"])
 def test_a_device_that_is_not_there_is_a_config_error(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         choose_compute(device, "fp32", None)

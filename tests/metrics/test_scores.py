@@ -65,7 +65,9 @@ def test_a_missing_package_names_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     for tokenizer in ("sacrebleu.tokenizers.tokenizer_ja_mecab", "sacrebleu.tokenizers.tokenizer_ko_mecab"):
-        monkeypatch.delitem(sys.modules, tokenizer, raising=False)
+        # Set first, so that what is imported below without its package does not outlive this test.
+        monkeypatch.setitem(sys.modules, tokenizer, None)
+        monkeypatch.delitem(sys.modules, tokenizer)
     with pytest.raises(ConfigError, match=rf"mt-forge\[{extra}\]"):
         build_metrics([name], lang)
 
