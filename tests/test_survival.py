@@ -51,8 +51,9 @@ def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
         "--jobs",
         "2",
     ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False
     )
 
 
