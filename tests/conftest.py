@@ -1,18 +1,20 @@
 """What many tests share: a small configuration over the embedded corpus, and one run trained from it."""
 
 import contextlib
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
 import tempfile
-import traceback
-import warnings
+import termios
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from survival import warm
 
 if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
@@ -95,7 +97,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
 
 
 def run_mt(*args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """The real command in a process of its own, forked from this one, in which PyTorch is loaded: a second, not five.
+    """The real command in a process of its own, forked from a warm one: a second, not five.
 
     With `env`, a fresh interpreter with these variables.
     """
@@ -107,33 +109,24 @@ def run_mt(*args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str,
             with files[0].open() as given, files[1].open("w") as out, files[2].open("w") as err:
                 code = subprocess.run(command, stdin=given, stdout=out, stderr=err, cwd=cwd, env=env, timeout=300, check=False).returncode
         else:
-            if not (pid := os.fork()):
-                become_mt(command[2:], files, cwd)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = warm.start(warm.command(*args), files, cwd).wait()
         said = [path.read_text(encoding="utf-8", errors="replace") for path in files[1:]]
     return subprocess.CompletedProcess(command, code, *said)
 
 
-def become_mt(argv: list[str], files: list[Path], cwd: Path) -> NoReturn:
-    """In a forked child: forget the tests, and be the command."""
-    from mt.cli import main
-
-    code = 1
-    try:
-        for number, path in enumerate(files):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-        sys.stdin = os.fdopen(0, encoding="utf-8")
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", buffering=1) for number in (1, 2))
-        warnings.resetwarnings()
-        os.chdir(cwd)
-        torch.set_num_threads(1)  # a pool of threads does not survive a fork
-        sys.argv = argv
-        main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+def run_on_terminal(*args: Any, rows: int, columns: int, env: dict[str, str] | None = None) -> str:
+    """What the real command shows on a terminal of this size; it must exit 0."""
+    terminal, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    command = [sys.executable, "-m", "mt", *map(str, args)]
+    process = subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, cwd=ROOT, env=env, start_new_session=True
+    )
+    os.close(side)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side has closed
+        while block := os.read(terminal, 4096):
+            shown += block
+    os.close(terminal)
+    assert process.wait() == 0
+    return shown.decode()

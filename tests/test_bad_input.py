@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from survival import warm
 
 from tests.conftest import ROOT, run_mt
 
@@ -141,7 +142,7 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(run: Path, sma
         for folder in (tmp_path, *tmp_path.parents):
             if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
                 folder.chmod(folder.stat().st_mode | 0o055)
-        code = fork_train(config)
+        code = train_as_nobody(config, tmp_path / "log")
     finally:
         for folder in (run, run / "checkpoints"):
             folder.chmod(0o755)
@@ -149,28 +150,16 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(run: Path, sma
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def fork_train(config: Path) -> int:
+def train_as_nobody(config: Path, log: Path) -> int:
     """The exit code of `mt train` in a child without root's rights, all modules loaded before it gives them up."""
-    import mt.cli
-    import mt.train.run
 
-    mt.cli.build_app()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.getuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            import sys
+    def run() -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        warm.command("train", config, "train.max_steps=20")()
 
-            sys.argv = ["mt", "train", str(config), "train.max_steps=20"]
-            mt.cli.main()
-        except SystemExit as error:
-            os._exit(int(error.code or 0))
-        except BaseException:
-            os._exit(99)
-        os._exit(98)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return warm.start(run, [os.devnull, log, log]).wait()
 
 
 def test_changed_model_or_data_is_refused_on_resume_with_the_difference(

@@ -1,23 +1,17 @@
 """The command line: quick start-up, clear mistakes, and the Python call giving what the command gives."""
 
-import contextlib
-import fcntl
 import gzip
 import json
-import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_mt
+from tests.conftest import ROOT, run_mt, run_on_terminal
 
 HEAVY = ("torch", "datasets", "sentencepiece", "numpy", "sacrebleu")
 
@@ -102,18 +96,9 @@ def test_several_workers_give_what_one_gives(trained_run: Path, sample: Path) ->
 
 
 def test_on_a_terminal_a_bar_tells_lines_speed_and_what_is_left(trained_run: Path, sample: Path, tmp_path: Path) -> None:
-    shown = b""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(ROOT)
-        fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        arguments = ("translate", trained_run, sample / "test.de", "-o", tmp_path / "out", "--batch-size", 1)
-        os.execv(sys.executable, [sys.executable, "-m", "mt", *map(str, arguments)])
-    with contextlib.suppress(OSError):  # the other side has closed
-        while block := os.read(terminal, 4096):
-            shown += block
-    assert os.waitpid(pid, 0)[1] == 0
-    bars = shown.decode().replace("\r", "\n").split("\n")
+    arguments = ("translate", trained_run, sample / "test.de", "-o", tmp_path / "out", "--batch-size", 1)
+    shown = run_on_terminal(*arguments, rows=30, columns=100)
+    bars = shown.replace("\r", "\n").split("\n")
     count = (tmp_path / "out").read_bytes().count(b"\n")
     assert any(re.search(rf"translating: +\d+%.* \d+/{count} \[\d\d:\d\d<\d\d:\d\d, +[\d.]+line/s\]", bar) for bar in bars), bars
 

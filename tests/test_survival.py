@@ -1,6 +1,10 @@
-"""A small sample of the survival campaign (scripts/campaign.py): real runs killed, signalled, raced, damaged and cut off from the disk."""
+"""A small sample of the survival campaign (scripts/campaign.py): real runs that are harmed."""
 
+import importlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +13,48 @@ import pytest
 
 from tests.conftest import ROOT
 
+PROMISES = ["ranks", "kills", "resume", "signals", "disk", "races", "hostile", "numbers", "damage"]
+CASES = [
+    (name, case)
+    for name in PROMISES
+    for case in importlib.import_module(f"survival.{name}").cases(full=False)
+]
+
+
+@pytest.fixture(scope="session")
+def campaign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where cases find the runs that nobody disturbed; all workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "survival"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("promise", "case"), CASES, ids=[f"{promise}-{case}" for promise, case in CASES]
+)
+def test_every_try_of_a_promise_is_kept(promise: str, case: str, campaign_folder: Path) -> None:
+    folder = campaign_folder / re.sub(r"\W+", "-", f"{promise} {case}")
+    folder.mkdir()
+    assert importlib.import_module(f"survival.{promise}").run(case, folder) == ""
+    shutil.rmtree(folder)
+
 
 def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """The script in a process of its own."""
-    command = [sys.executable, "scripts/campaign.py", *arguments, "--folder", str(folder), "--jobs", "1"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False)
-
-
-@pytest.mark.parametrize("promise", ["kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile", "ranks"])
-def test_every_try_of_a_promise_is_kept(promise: str, tmp_path: Path) -> None:
-    result = campaign(tmp_path, promise)
-    assert result.returncode == 0, result.stdout + result.stderr
-    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert results
-    assert not [line for line in results if line["problem"]]
+    command = [
+        sys.executable,
+        "scripts/campaign.py",
+        *arguments,
+        "--folder",
+        str(folder),
+        "--jobs",
+        "2",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False
+    )
 
 
 @pytest.mark.slow
@@ -36,8 +68,24 @@ def test_a_campaign_goes_on_where_it_stopped_and_tells_what_was_not_kept(tmp_pat
     assert first.returncode == 0, first.stdout
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     forged = json.loads(lines[0]) | {"problem": "a forged failure"}
-    (tmp_path / "results.jsonl").write_text("\n".join([json.dumps(forged), *lines[1:-1]]) + '\n{"promise": "ra')
+    (tmp_path / "results.jsonl").write_text(
+        "\n".join([json.dumps(forged), *lines[1:-1]]) + '\n{"promise": "ra'
+    )
     second = campaign(tmp_path, "races")
     assert second.returncode == 1, second.stdout
-    again = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines() if line.endswith("}")]
+    again = [
+        json.loads(line)
+        for line in (tmp_path / "results.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
     assert len(again) == len(lines)  # only the one cut short was tried again
+
+
+def test_a_case_that_breaks_is_a_failure_that_shows_where(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    import campaign as script
+
+    assert "ZeroDivisionError" in script.outcome(
+        SimpleNamespace(run=lambda case, place: 1 / 0), "any", tmp_path / "case"
+    )

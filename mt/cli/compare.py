@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -39,6 +40,10 @@ def compare(
 
     A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
     """
+    from mt.decode.template import start_early
+
+    if any(Path(system).is_dir() for system in systems):  # models, not translations
+        start_early(workers, threads, device)
     from mt.log import setup_logging
     from mt.workflows.compare import compare as run
     from mt.workflows.evaluation import Scoring

@@ -85,6 +85,9 @@ def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
 def _score_model(
     model: Path, sources: list[str], references: list[str], output: Path | None, scoring: "Scoring", options: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    from mt.decode.template import start_early
+
+    start_early(options["workers"], options["threads"], options["device"])
     from mt.distributed import PATIENCE, joined
     from mt.files import atomic_write
     from mt.log import setup_logging

@@ -32,6 +32,9 @@ def report(
 
     It opens from disk and asks the network for nothing. Translations that mt evaluate has kept are used again.
     """
+    from mt.decode.template import start_early
+
+    start_early(workers, threads, device)
     from mt.files import atomic_write
     from mt.log import setup_logging
     from mt.report.page import render

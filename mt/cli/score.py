@@ -29,6 +29,9 @@ def score(
 
     Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
     """
+    from mt.decode.template import start_early
+
+    start_early(workers, threads, device)
     from mt.config import CorpusConfig, DataConfig
     from mt.data.corpus import read_parallel
     from mt.decode.scorer import Scorer

@@ -50,6 +50,9 @@ def translate(
         raise ConfigError(f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation")
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
+    from mt.decode.template import start_early
+
+    start_early(workers, threads, device)
     from mt.decode.alignment import Aligner
     from mt.decode.scorer import Scorer
     from mt.decode.translator import Translator

@@ -109,7 +109,8 @@ class OurEngine:
     @torch.inference_mode()
     def score(self, source: list[int], target: list[int]) -> float:
         """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        model, device = self.translator.model, self.translator.compute.device
+        assert self.translator.searcher is not None, "needs a translator of one process"
+        model, device = self.translator.searcher.model, self.translator.compute.device
         src = torch.tensor([[*source, EOS_ID]], device=device)
         state = model.initial_state(src, torch.ones_like(src, dtype=torch.bool))
         total, previous = 0.0, BOS_ID

@@ -7,6 +7,7 @@ subwords of each word on both sides; a target word is aligned to the source word
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from mt.data.tokenizer import Tokenizer
 from mt.decode.buckets import map_in_buckets
 from mt.decode.translator import TranslatedPart, Translation
 from mt.decode.workers import Workers
+from mt.device import in_halves
 from mt.model.maps import cross_attention
 from mt.model.transformer import Transformer
 
@@ -39,8 +41,9 @@ class Aligner:
     """A model that tells what it looked at; in fp32, in whatever precision it translated."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, workers: Workers | None = None) -> None:
-        self.model, self.tokenizer, self.workers = model, tokenizer, workers or Workers()
-        self.layer = max(0, len(model.decoder.layers) - 2)
+        self.tokenizer, self.workers = tokenizer, workers or Workers()
+        layer = max(0, len(model.decoder.layers) - 2)
+        self._align_batch = self.workers.share(partial(in_halves, partial(align_batch, model, layer)))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device, workers: Workers | None = None) -> "Aligner":
@@ -71,11 +74,13 @@ class Aligner:
     def _align_pairs(self, pairs: Sequence[_Pair]) -> list[Alignment]:
         return map_in_buckets(self.workers, self._align_batch, pairs, [(pair.part.src, pair.part.tgt) for pair in pairs], MAX_TOKENS)
 
-    def _align_batch(self, pairs: Sequence[_Pair]) -> list[Alignment]:
-        device = self.model.output_weight.device
-        batch = collate([(pair.part.src, pair.part.tgt) for pair in pairs])
-        weights = cross_attention(self.model, batch.src.to(device), batch.src_mask.to(device), batch.tgt_in.to(device), self.layer)
-        return [word_pairs(w, pair.src_words, pair.tgt_words) for w, pair in zip(weights, pairs, strict=True)]
+
+def align_batch(model: Transformer, layer: int, pairs: Sequence[_Pair]) -> list[Alignment]:
+    """The words of each pair that belong together, by the attention of one decoder layer."""
+    device = model.output_weight.device
+    batch = collate([(pair.part.src, pair.part.tgt) for pair in pairs])
+    weights = cross_attention(model, batch.src.to(device), batch.src_mask.to(device), batch.tgt_in.to(device), layer)
+    return [word_pairs(w, pair.src_words, pair.tgt_words) for w, pair in zip(weights, pairs, strict=True)]
 
 
 def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:

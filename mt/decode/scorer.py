@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mt.data.batching import Batch, collate, moved
 from mt.data.tokenizer import Tokenizer
 from mt.decode.buckets import map_in_buckets
 from mt.decode.workers import Workers
-from mt.device import Compute
+from mt.device import Compute, in_halves
 from mt.model.transformer import Transformer
 
 MAX_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
@@ -36,7 +37,8 @@ class Scorer:
     """A model that reads given targets instead of searching for its own (teacher forcing)."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, compute: Compute, workers: Workers | None = None) -> None:
-        self.model, self.tokenizer, self.compute, self.workers = model.eval(), tokenizer, compute, workers or Workers()
+        self.tokenizer, self.workers = tokenizer, workers or Workers()
+        self._score_batch = self.workers.share(partial(in_halves, partial(token_log_probs, model.eval(), compute)))
 
     @classmethod
     def load(cls, path: str | Path, compute: Compute, workers: Workers | None = None) -> "Scorer":
@@ -63,14 +65,16 @@ class Scorer:
 
     def score_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
         """The same of ids without end of sentence."""
-        found = map_in_buckets(self.workers, self._batch, pairs, pairs, MAX_TOKENS)
+        found = map_in_buckets(self.workers, self._score_batch, pairs, pairs, MAX_TOKENS)
         return [TokenScores(tgt, log_probs) for (_, tgt), log_probs in zip(pairs, found, strict=True)]
 
-    @torch.inference_mode()
-    def _batch(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        batch = moved(collate(pairs), self.compute.device)
-        assert isinstance(batch, Batch)
-        with self.compute.autocast():
-            logits = self.model.project(self.model(batch.src, batch.src_mask, batch.tgt_in))
-        log_probs = logits.float().log_softmax(dim=-1).gather(2, batch.tgt_out[:, :, None])[:, :, 0]
-        return [row[: len(tgt) + 1] for row, (_, tgt) in zip(log_probs.tolist(), pairs, strict=True)]
+
+@torch.inference_mode()
+def token_log_probs(model: Transformer, compute: Compute, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+    """The log-probability of each token of each target, end of sentence included, in one batch."""
+    batch = moved(collate(pairs), compute.device)
+    assert isinstance(batch, Batch)
+    with compute.autocast():
+        logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in))
+    log_probs = logits.float().log_softmax(dim=-1).gather(2, batch.tgt_out[:, :, None])[:, :, 0]
+    return [row[: len(tgt) + 1] for row, (_, tgt) in zip(log_probs.tolist(), pairs, strict=True)]

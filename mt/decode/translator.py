@@ -5,8 +5,10 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from mt.checkpoint import load_model
@@ -51,16 +53,41 @@ class _Part:
     is_first: bool  # of its line
 
 
+@dataclass(frozen=True)
+class Searcher:
+    """A model and how to search with it: ids to hypotheses, in one batch."""
+
+    model: InferenceModel
+    options: DecodeConfig
+    device: torch.device
+
+    def __call__(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
+        """The `nbest` hypotheses of each of `sources`, ids without end of sentence."""
+        options = self.options
+        src = pad_rows(sources, suffix=EOS_ID).to(self.device)
+        src_mask = src != PAD_ID
+        max_lens = max_output_lens(src_mask, options.max_len_a, options.max_len_b)
+        if options.beam_size == 1:
+            return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
+        return beam_search(self.model, src, src_mask, max_lens, SearchConfig(options.beam_size, options.nbest, options.length_penalty))
+
+
 class Translator:
     """A model, its tokenizer, and how to search."""
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None
     ) -> None:
-        self.model, self.tokenizer, self.decode, self.compute = InferenceModel(model, compute.dtype), tokenizer, decode, compute
-        self.workers = workers or Workers()
+        self.tokenizer, self.decode, self.compute, self.workers = tokenizer, decode, compute, workers or Workers()
+        self.search_with(InferenceModel(model, compute.dtype))
         self.on_progress: Callable[[int], object] = lambda num_lines: None  # called with the number of lines that were just translated
         self.num_split = 0  # lines so far that were translated in parts
+
+    def search_with(self, model: InferenceModel) -> None:
+        """Use this model from now on."""
+        searcher = Searcher(model, self.decode, self.compute.device)
+        self.searcher = searcher if self.workers.count == 1 else None  # several workers have it instead
+        self._search = self.workers.share(partial(in_halves, searcher))
 
     @classmethod
     def load(
@@ -118,7 +145,7 @@ class Translator:
         """
         found: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
-        with contextlib.closing(self.workers.map(self._search_or_halve, [[sources[i] for i in batch] for batch in batches])) as results:
+        with contextlib.closing(self.workers.map(self._search, [[sources[i] for i in batch] for batch in batches])) as results:
             for batch, batch_hyps in zip(batches, results, strict=True):
                 for i, hyps in zip(batch, batch_hyps, strict=True):
                     if not hyps:
@@ -148,18 +175,6 @@ class Translator:
             batch.append(i)
         if batch:
             yield batch
-
-    def _search_or_halve(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
-        return in_halves(self._search, sources)
-
-    def _search(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
-        options = self.decode
-        src = pad_rows(sources, suffix=EOS_ID).to(self.compute.device)
-        src_mask = src != PAD_ID
-        max_lens = max_output_lens(src_mask, options.max_len_a, options.max_len_b)
-        if options.beam_size == 1:
-            return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
-        return beam_search(self.model, src, src_mask, max_lens, SearchConfig(options.beam_size, options.nbest, options.length_penalty))
 
     def _join(self, parts: list[tuple[list[int], list[Hypothesis]]]) -> list[Translation]:
         """Translations of a line from its parts and their hypotheses, rank by rank."""

@@ -1,26 +1,29 @@
-"""Several processes that share the work: forked from this one, so that they share its model, and nothing is loaded again.
+"""Several processes that share the work, and the memory of its model.
 
-On a CPU a process of one thread to each core translates faster than one process of many threads, as threads wait for one another after each
-product.
+On a CPU a process of one thread to each core translates faster than one process of many threads,
+as threads wait for one another after each product. The processes are forked from a template that
+has not computed (see `mt.distributed.template`), never from this one.
 """
 
+import contextlib
 import itertools
-import multiprocessing
-import os
-import signal
+import logging
+import logging.handlers
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
 
-from mt.device import Compute
-from mt.distributed.presence import die_with
+from mt.decode.sharing import SharedWork, receive_work
+from mt.decode.template import worker_template
+from mt.device import Compute, keep_freed_memory, release_freed_memory
+from mt.distributed.template import Child
 from mt.errors import ConfigError, MTError
 
 T = TypeVar("T")
@@ -29,98 +32,147 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Workers:
-    """`count` processes that share `threads` threads; with a count of 1 the work is done in this process."""
+    """`count` processes that share `threads` threads; if it is 1, this process does the work."""
 
     count: int = 1
     threads: int = 1
 
     @classmethod
     def choose(cls, count: int | None, compute: Compute) -> "Workers":
-        """`count` processes that share the threads that PyTorch has here; None: one to each thread, on a CPU.
+        """`count` processes that share PyTorch's threads; None: one process per thread, on a CPU.
 
-        Where there are several, this process itself computes with one thread from here on: a pool of threads would not survive a fork.
-        Raises `ConfigError` for several on a GPU, or on a system that cannot fork.
+        Raises `ConfigError` for several on a GPU, or on a system other than Linux.
         """
         can_share = compute.device.type == "cpu" and sys.platform == "linux"
         threads = torch.get_num_threads()
         if count is None:
             count = threads if can_share else 1
         if count < 1 or (count > 1 and not can_share):
-            raise ConfigError(f"workers: {count} is not possible; several processes need a CPU under Linux")
+            raise ConfigError(
+                f"workers: {count} is not possible; several processes need a CPU under Linux"
+            )
         if count > 1:
-            torch.set_num_threads(1)
+            worker_template()  # which imports while this process loads the model
         return cls(count, threads)
 
-    def map(self, work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None, None]:
-        """`work` of each item, in order. Raises what `work` raises, and `MTError` where a process is killed.
+    def share(self, work: Callable[[T], R]) -> Callable[[T], R] | SharedWork[T, R]:
+        """`work` as `map` takes it again and again.
 
-        Where there are fewer items than processes, each process has more threads.
+        For several processes it is copied to memory that all map; this one need not keep its own.
         """
-        if self.count == 1 or not items:
-            yield from map(work, items)
-            return
-        context = multiprocessing.get_context("fork")
+        return work if self.count == 1 else SharedWork(work)
+
+    def map(
+        self, work: Callable[[T], R] | SharedWork[T, R], items: Sequence[T]
+    ) -> Generator[R, None, None]:
+        """`work` of each item, in order.
+
+        Raises what `work` raises, and `MTError` if a process is killed. If there are fewer items
+        than processes, each process has more threads. Several processes need work, items and
+        results that can be pickled.
+        """
+        if not isinstance(work, SharedWork):
+            if self.count == 1 or not items:
+                yield from map(work, items)
+                return
+            work = SharedWork(work)
         count = min(self.count, len(items))
-        processes, ends = [], []
+        level = logging.getLogger("mt").getEffectiveLevel()
+        release_freed_memory()  # of a model that is now in the memory of `work`
+        children: list[Child] = []
         try:
             for _ in range(count):
-                end, other_end = context.Pipe()
-                arguments = (other_end, work, max(1, self.threads // count), os.getpid())
-                processes.append(context.Process(target=_serve, args=arguments, daemon=True))
-                processes[-1].start()
-                other_end.close()  # so that the death of the process closes it for good
-                ends.append(end)
-            yield from _in_order(ends, items)
+                serve = partial(_serve, max(1, self.threads // count), level)
+                children.append(worker_template().start(serve))
+                with _told_of_deaths():
+                    work.send(children[-1].pipe, children[-1].pid)
+            yield from _in_order([child.pipe for child in children], items)
         finally:  # all is done, or nobody waits for what they do
-            for process, end in zip(processes, ends, strict=False):
-                process.kill()
-                process.join()
-                end.close()
+            for child in children:
+                child.kill()
+            for child in children:
+                child.wait()
 
 
-def _in_order(ends: Sequence[Connection], items: Sequence[Any]) -> Iterator[Any]:
+def _in_order(pipes: Sequence[Connection], items: Sequence[Any]) -> Iterator[Any]:
     """Hand out `items` one by one to whoever is free, and give the results in order."""
     jobs = iter(enumerate(items))
     finished: dict[int, Any] = {}
-    for end, job in zip(ends, jobs, strict=False):
-        end.send(job)
+    for pipe, job in zip(pipes, jobs, strict=False):
+        _send(pipe, job)
     for number in range(len(items)):
         while number not in finished:
-            for ready in connection.wait(ends):
+            for ready in connection.wait(pipes):
                 assert isinstance(ready, Connection)
-                index, result, error = _receive(ready)
-                if error is not None:
-                    raise error
-                finished[index] = result
-                for job in itertools.islice(jobs, 1):
-                    ready.send(job)
+                if (result := _receive(ready)) is not None:
+                    finished.update([result])
+                    for job in itertools.islice(jobs, 1):
+                        _send(ready, job)
         yield finished.pop(number)
 
 
-def _receive(end: Connection) -> Any:
+def _send(pipe: Connection, job: tuple[int, Any]) -> None:
+    with _told_of_deaths():
+        pipe.send(job)
+
+
+def _receive(pipe: Connection) -> tuple[int, Any] | None:
+    """The number of an item and its result; None after a message for the log.
+
+    Raises the worker's error.
+    """
+    with _told_of_deaths():
+        index, result = pipe.recv()
+    if isinstance(result, logging.LogRecord):
+        if (logger := logging.getLogger(result.name)).isEnabledFor(result.levelno):
+            logger.handle(result)
+        return None
+    if isinstance(result, _Failure):
+        raise result.error
+    return index, result
+
+
+@contextlib.contextmanager
+def _told_of_deaths() -> Iterator[None]:
     try:
-        return end.recv()
+        yield
     except (EOFError, OSError) as error:
-        raise MTError("a worker process was killed (was memory short? use fewer --workers, or a smaller --batch-size)") from error
+        raise MTError(
+            "a worker process was killed "
+            "(was memory short? use fewer --workers, or a smaller --batch-size)"
+        ) from error
 
 
-def _serve(end: Connection, work: Callable[[Any], Any], threads: int, parent: int) -> None:
+@dataclass(frozen=True)
+class _Failure:
+    """In place of a result."""
+
+    error: Exception
+
+
+class _LogSender(logging.handlers.QueueHandler):
+    """Sends messages for the log to the process that has set up logging."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.send((-1, record))  # type: ignore[attr-defined]
+
+
+def _serve(threads: int, log_level: int, pipe: Connection) -> None:
     """The life of a worker: a result, or the error instead, for each item that comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with(parent)
-    # In a thread of its own: OpenMP believes that this one still has the parent's pool of threads, which no fork takes along, and waits.
-    computing = threading.Thread(target=_compute, args=(end, work, threads))
-    computing.start()
-    computing.join()
-
-
-def _compute(end: Connection, work: Callable[[Any], Any], threads: int) -> None:
     torch.set_num_threads(threads)
-    while True:
-        index, item = end.recv()
-        try:
-            end.send((index, work(item), None))
-        except Exception as error:
-            error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-            end.send((index, None, error))
+    keep_freed_memory()
+    logging.getLogger().addHandler(_LogSender(pipe))  # type: ignore[arg-type]
+    logging.getLogger().setLevel(log_level)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody waits any more
+        work = _outcome(receive_work, pipe)
+        while True:
+            number, item = pipe.recv()
+            pipe.send((number, work if isinstance(work, _Failure) else _outcome(work, item)))
+
+
+def _outcome(work: Callable[[Any], Any], item: Any) -> Any:
+    try:
+        return work(item)
+    except Exception as error:
+        error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+        return _Failure(error)

@@ -42,6 +42,14 @@ class Int8Linear:
         self.scale, self.zero_points = scale, torch.zeros(len(scale), dtype=torch.int32)
         self.bias = None if bias is None else bias.float()
 
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """For another process: the weights as they were before oneDNN packed them."""
+        return {**self.__dict__, "weight": self.weight.to_dense().t().contiguous()}
+
+    def __setstate__(self, state: dict[str, Tensor]) -> None:
+        """Pack the weights again."""
+        self.__dict__ = {**state, "weight": torch.ops.onednn.qlinear_prepack(state["weight"], None)}
+
     def __call__(self, x: Tensor) -> Tensor:
         largest = torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)).clamp_min_(TINY)
         # The half makes cutting off decimals a rounding; PyTorch converts to signed bytes much faster than to unsigned ones.

@@ -90,7 +90,7 @@ def prove_export(
         return compare(translator, CTranslate2Engine(folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type), lines)
     if to == "onnx":
         theirs = Translator(loaded.model, loaded.tokenizer, decode, compute)
-        theirs.model = OnnxModel(folder, torch.get_num_threads())  # type: ignore[assignment]
+        theirs.search_with(OnnxModel(folder, torch.get_num_threads()))  # type: ignore[arg-type]
         return compare(translator, OurEngine(theirs), lines)
     engine = TransformersEngine(folder, decode)
     if to == "marian":

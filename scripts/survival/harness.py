@@ -1,35 +1,26 @@
-"""Small runs of the real command in children of one warm process, so that starting one costs no import of PyTorch.
-
-The parent must stay single-threaded: a fork takes only the calling thread along.
-"""
+"""Small runs of the real command, in children of one warm process that has imported PyTorch."""
 
 import contextlib
 import hashlib
 import json
 import os
-import signal
-import sys
+import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint
 from safetensors.torch import load_file
 
-import mt.train.run
-import mt.workflows.inspect  # noqa: F401  warmed for every child
-from mt.cli import main
+from mt.distributed.template import Child
+from survival import warm
+from survival.warm import ROOT
 
-with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard
-
-torch.set_num_threads(1)
-ROOT = Path(__file__).parent.parent.parent
 PAIRS = {"train": 300, "valid": 12, "test": 12}
 STEPS = 30
+WAIT = 120.0  # seconds after which something that must come is given up
+
+_making = threading.RLock()
 
 CONFIG = """
 run_dir: {folder}/run
@@ -52,79 +43,68 @@ decode: {{max_len_b: 5}}
 def write_config(folder: Path, *, cache: Path | None = None) -> Path:
     """The configuration of a small run in `folder`; the text and the cache are shared by all beside it."""
     shared = folder.parent / "shared"
-    text = shared / "text"
-    if not text.exists():
-        made = shared / f"text.{os.getpid()}"
-        made.mkdir(parents=True)
-        for split, count in PAIRS.items():
-            for language in ("de", "en"):
-                lines = (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
-                (made / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        with contextlib.suppress(OSError):  # another was first
-            made.rename(text)
+    text = once(shared / "text", _write_text)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "small.yaml"
     path.write_text(CONFIG.format(folder=folder, cache=cache or shared / "cache", text=text, steps=STEPS), encoding="utf-8")
     return path
 
 
-def start(function: Callable[[], Any], log: Path) -> int:
-    """Run `function` in a forked child, its output into `log`; gives the child's process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        function()
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def _write_text(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in PAIRS.items():
+        for language in ("de", "en"):
+            lines = (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+            (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def finish(pid: int) -> int:
-    """Wait for a child; its exit status, negative for the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def once(place: Path, make: Callable[[Path], object]) -> Path:
+    """`place`, which `make` makes under another name if it is not there.
+
+    Threads wait for one another; of several processes that make it, the fastest has made it.
+    """
+    with _making:
+        if not place.exists():
+            made = place.with_name(f"{place.name}.{os.getpid()}")
+            make(made)
+            with contextlib.suppress(OSError):
+                made.rename(place)
+    return place
+
+
+def start(function: Callable[[], Any], log: Path) -> Child:
+    """Run `function` in a child of the warm process, its output into `log`."""
+    return warm.start(function, [os.devnull, log, log])
 
 
 def command(*args: Any, before: Callable[[], Any] | None = None) -> Callable[[], None]:
     """The real `mt` command as a function for `start`; `before` prepares the child."""
+    run = warm.command(*args)
 
-    def run() -> None:
+    def prepared() -> None:
         if before is not None:
             before()
-        sys.argv = ["mt", *map(str, args)]
-        main()
+        run()
 
-    return run
+    return prepared
 
 
 def train(config: Path, *overrides: str, before: Callable[[], Any] | None = None) -> int:
     """`mt train` in a child, to its end."""
-    return finish(start(command("train", config, *overrides, before=before), config.parent / "log.txt"))
+    log = config.parent / "log.txt"
+    return start(command("train", config, *overrides, before=before), log).wait()
 
 
 def reference(folder: Path, name: str, *overrides: str) -> Path:
     """The run folder of an uninterrupted run with these overrides, made once."""
-    place = folder.parent / f"reference-{name}"
-    if not (place / "done").exists():
-        made = folder.parent / f"reference-{name}.{os.getpid()}"
-        began = time.perf_counter()
-        code = train(write_config(made), *overrides)
+
+    def make(made: Path) -> None:
+        config, began = write_config(made), time.perf_counter()
+        code = train(config, *overrides)
         assert code == 0, (made / "log.txt").read_text()
-        (made / "done").write_text(str(time.perf_counter() - began))
-        with contextlib.suppress(OSError):
-            made.rename(place)
-    return place / "run"
+        (made / "seconds").write_text(str(time.perf_counter() - began))
+
+    return once(folder.parent / f"reference-{name}", make) / "run"
 
 
 def learned(run: Path, step: int = STEPS) -> dict[str, str]:
@@ -164,3 +144,13 @@ def left(run: Path) -> dict[str, str]:
     found = {path.name: str(path.readlink()) if path.is_symlink() else "" for path in (run / "checkpoints").iterdir()}
     found |= {path.parent.name: path.read_text() for path in run.glob("valid/*/scores.json")}
     return found | {path.name: "half written" for path in run.rglob(".*.tmp")}
+
+
+def until(
+    condition: Callable[[], bool], problem: str, seconds: float = WAIT, pause: float = 0.005
+) -> None:
+    """Return once `condition` holds, which is looked at every `pause` seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, problem
+        time.sleep(pause)

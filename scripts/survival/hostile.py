@@ -7,10 +7,11 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mt.checkpoint import MANIFEST, manifest, seal
-from survival.harness import command, finish, reference, start, write_config
+from survival.harness import command, reference, start, write_config
 
 TITLE = "hostile files: refused in under 1 s and 100 MB"
 SECONDS, BYTES = 1.0, 100_000_000
@@ -131,19 +132,15 @@ def run(case: str, folder: Path) -> str:
 def refused(arguments: tuple[object, ...], folder: Path) -> str:
     """What was wrong in how the command refused, or nothing."""
 
-    def before() -> None:
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-
     def measured() -> None:
         used, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         try:
-            command(*arguments, before=before)()
+            command(*arguments, before=partial(os.chdir, folder))()
         finally:
             took, more = time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
             (folder / "cost.json").write_text(json.dumps([took, more]))
 
-    code, log = finish(start(measured, folder / "log.txt")), (folder / "log.txt").read_text()
+    code, log = start(measured, folder / "log.txt").wait(), (folder / "log.txt").read_text()
     if code not in (1, 2) or "Traceback" in log:
         return f"exit {code}: {log[-300:]}"
     seconds, more = json.loads((folder / "cost.json").read_text())

@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 from survival import events
-from survival.harness import command, finish, reference, same_end, start, train, write_config
+from survival.harness import command, once, reference, same_end, start, train, write_config
 
 TITLE = "kill -9: resumes to the same weights"
 
 
 def cases(full: bool) -> list[str]:
     """Half by the clock, half at what is done to the disk."""
-    count = 100 if full else 10
-    return [f"{kind} {i}/{count}" for kind in ("clock", "disk") for i in range(count)]
+    counts = {"clock": 100, "disk": 100} if full else {"clock": 3, "disk": 8}
+    return [f"{kind} {i}/{count}" for kind, count in counts.items() for i in range(count)]
 
 
 def run(case: str, folder: Path) -> str:
@@ -26,7 +26,7 @@ def run(case: str, folder: Path) -> str:
     straight = reference(folder, "plain")
     config = write_config(folder)
     if kind == "clock":
-        seconds = float((straight.parent / "done").read_text()) * random.Random(case).random()
+        seconds = float((straight.parent / "seconds").read_text()) * random.Random(case).random()
         while (killed := kill_after(config, seconds)) == 0:  # it was done before
             shutil.rmtree(folder / "run")
             seconds *= 0.8
@@ -40,10 +40,10 @@ def run(case: str, folder: Path) -> str:
 
 def kill_after(config: Path, seconds: float) -> int:
     """Kill a training `seconds` after its start."""
-    pid = start(command("train", config), config.parent / "log.txt")
+    child = start(command("train", config), config.parent / "log.txt")
     time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)
-    return finish(pid)
+    child.kill()
+    return child.wait()
 
 
 def kill_at_event(config: Path, number: int) -> int:
@@ -61,15 +61,14 @@ def kill_at_event(config: Path, number: int) -> int:
 
 def count_events(folder: Path) -> int:
     """How many events on the disk a whole run has, counted once."""
-    place = folder.parent / "events.txt"
-    if not place.exists():
-        config = write_config(folder.parent / f"events.{os.getpid()}")
-        names = config.parent / "names.txt"
+
+    def make(made: Path) -> None:
+        config = write_config(made)
 
         def watch() -> None:
-            descriptor = os.open(names, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            descriptor = os.open(made / "names.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             events.watch(lambda name: os.write(descriptor, f"{name}\n".encode()) and None)
 
-        assert train(config, before=watch) == 0, (config.parent / "log.txt").read_text()
-        names.rename(place)
-    return place.read_bytes().count(b"\n")
+        assert train(config, before=watch) == 0, (made / "log.txt").read_text()
+
+    return (once(folder.parent / "events", make) / "names.txt").read_bytes().count(b"\n")

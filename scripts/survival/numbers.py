@@ -13,7 +13,7 @@ from mt.errors import DivergedError
 from mt.train.loss import Loss
 from mt.train.trainer import Trainer, trial
 from mt.workflows.replay import replay
-from survival.harness import finish, start, write_config
+from survival.harness import start, write_config
 
 TITLE = "NaN and infinity: never in the weights"
 BAD = {"nan": float("nan"), "inf": float("inf")}
@@ -22,7 +22,9 @@ PLACES = ("loss", "gradient", "weight")
 
 def cases(full: bool) -> list[str]:
     """Two values, three places, updates from the first on."""
-    return [f"{value} {place} {step}" for step in ((1, 2, 7, 15, 30) if full else (1, 3)) for place in PLACES for value in BAD]
+    if full:
+        return [f"{value} {place} {step}" for step in (1, 2, 7, 15, 30) for place in PLACES for value in BAD]
+    return [f"{value} {place} {step}" for place in PLACES for value, step in zip(BAD, (1, 3), strict=True)]
 
 
 def run(case: str, folder: Path) -> str:
@@ -35,7 +37,7 @@ def run(case: str, folder: Path) -> str:
         with trial(settings, prepare(settings), Compute(torch.device("cpu"), torch.float32)) as trainer:
             said.write_text(broken_update(trainer, *case.split()))
 
-    code = finish(start(work, folder / "log.txt"))
+    code = start(work, folder / "log.txt").wait()
     return said.read_text() if code == 0 else f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
 
 

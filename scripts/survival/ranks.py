@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from survival.harness import ROOT, STEPS, same_end, write_config
+from survival.harness import ROOT, STEPS, WAIT, once, same_end, until, write_config
 
 TITLE = "ranks killed, stopped, signalled: same end, or an end in time that names the silent one"
 TIMEOUT = 5  # seconds, of train.timeout
 SIGNALLED = ("rank 0", "rank 1", "ranks", "launcher", "all")
-WAIT = 120.0
 
 
 def cases(full: bool) -> list[str]:
@@ -101,15 +99,11 @@ def started(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
 
 def straight(folder: Path) -> Path:
     """The run folder of two ranks that nobody touched, made once."""
-    place = folder.parent / "reference-ranks"
-    if not (place / "done").exists():
-        made = folder.parent / f"reference-ranks.{os.getpid()}"
-        made.mkdir()
+
+    def make(made: Path) -> None:
         assert started(made).wait(WAIT) == 0, said(made)
-        (made / "done").touch()
-        if not place.exists():
-            made.rename(place)
-    return place / "run"
+
+    return once(folder.parent / "reference-ranks", make) / "run"
 
 
 def wait_for_update(folder: Path, update: int) -> None:
@@ -147,14 +141,6 @@ def orphans(folder: Path) -> str:
     except AssertionError:
         return f"orphans: {left}"
     return ""
-
-
-def until(condition: Callable[[], bool], problem: str, seconds: float = WAIT) -> None:
-    """Return once `condition` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, problem
-        time.sleep(0.005)
 
 
 def read(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import mt.decode.alignment
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.alignment import Aligner, Alignment, pharaoh, word_pairs
@@ -154,15 +156,14 @@ def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
 ) -> None:
     lines = sample_lines("test", "de", 8)
     best, expected = zip(*aligned(model, tokenizer, lines), strict=True)
-    subject = Aligner(model, tokenizer)
-    real, sizes = subject._align_batch, []
+    real, sizes = mt.decode.alignment.align_batch, []
 
-    def tight(pairs: Sequence[object]) -> list[Alignment]:
+    def tight(model: Transformer, layer: int, pairs: Sequence[Any]) -> list[Alignment]:
         sizes.append(len(pairs))
         if len(pairs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(pairs)  # type: ignore[arg-type]
+        return real(model, layer, pairs)
 
-    monkeypatch.setattr(subject, "_align_batch", tight)
-    assert subject.align(lines, best) == list(expected)
+    monkeypatch.setattr(mt.decode.alignment, "align_batch", tight)
+    assert Aligner(model, tokenizer).align(lines, best) == list(expected)
     assert max(sizes) > 2

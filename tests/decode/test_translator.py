@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.search import Hypothesis
-from mt.decode.translator import Translator, search_options
+from mt.decode.translator import Searcher, Translator, search_options
 from mt.device import Compute
 from mt.errors import ConfigError, MTError
 from mt.model.transformer import Transformer, build_model
@@ -46,9 +48,14 @@ OPTIONS = {"beam_size": 3, "max_len_a": 0.5, "max_len_b": 3}
 class Recording(Translator):
     """Remembers what it searched for, batch by batch."""
 
-    def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
-        self.searched = [*getattr(self, "searched", []), sources]
-        return super()._search(sources)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.searched: list[list[list[int]]] = []
+        self._search = partial(self._record, self._search)
+
+    def _record(self, search: Any, sources: list[list[int]]) -> list[list[Hypothesis]]:
+        self.searched.append(sources)
+        return search(sources)
 
 
 def translator(model: Transformer, tokenizer: Tokenizer, **options: object) -> Recording:
@@ -93,7 +100,7 @@ def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, t
     subject = translator(model, tokenizer, nbest=3)
     found = list(subject.translate_stream(["", "  \t "]))
     assert [[(t.text, t.score, t.parts) for t in each] for each in found] == [[("", 0.0, [])], [("", 0.0, [])]]
-    assert not hasattr(subject, "searched")
+    assert not subject.searched
     assert subject.translate([]) == []
 
 
@@ -211,18 +218,18 @@ def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
 ) -> None:
     translator = Translator(model, tokenizer, DecodeConfig(batch_size=16), FP32)
     expected = translator.translate(lines)
-    real, sizes = translator._search, []
+    real, sizes = Searcher.__call__, []
 
-    def tight(sources: list[list[int]]) -> list[list[Hypothesis]]:
+    def tight(self: Searcher, sources: list[list[int]]) -> list[list[Hypothesis]]:
         sizes.append(len(sources))
         if len(sources) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(sources)
+        return real(self, sources)
 
-    monkeypatch.setattr(translator, "_search", tight)
+    monkeypatch.setattr(Searcher, "__call__", tight)
     assert translator.translate(lines) == expected
     assert max(sizes) > 3
-    monkeypatch.setattr(translator, "_search", lambda sources: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(Searcher, "__call__", lambda self, _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(MTError, match="a single sentence"):
         translator.translate(lines[1:2])
 
@@ -232,11 +239,11 @@ def test_another_error_than_out_of_memory_is_no_reason_for_halves(
 ) -> None:
     translator, tried = Translator(model, tokenizer, DecodeConfig(), FP32), []
 
-    def broken(sources: list[list[int]]) -> list[list[Hypothesis]]:
+    def broken(self: Searcher, sources: list[list[int]]) -> list[list[Hypothesis]]:
         tried.append(len(sources))
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(translator, "_search", broken)
+    monkeypatch.setattr(Searcher, "__call__", broken)
     with pytest.raises(RuntimeError, match="something else"):
         translator.translate(lines)
     assert len(tried) == 1

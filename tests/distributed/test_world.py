@@ -162,9 +162,10 @@ def test_a_rank_that_dies_ends_the_others_at_once() -> None:
 def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
     """As a launcher's store does when it starts its ranks anew."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = server.port
 
     def client() -> TCPStore:
-        return TCPStore("127.0.0.1", server.port, is_master=False)
+        return TCPStore("127.0.0.1", port, is_master=False)
 
     def dies(world: World) -> None:
         world.first(lambda: "of the dead")

@@ -1,19 +1,13 @@
 """`mt attend` shows what the model looks at: the maps that were asked for, on a terminal, in a log, as an SVG."""
 
-import contextlib
-import fcntl
 import os
-import pty
 import re
-import struct
-import sys
-import termios
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import ROOT, run_mt
+from tests.conftest import run_mt, run_on_terminal
 
 SENTENCE = "Der Hund schläft."
 TITLES = ["Encoder: self-attention", "Decoder: masked self-attention", "Decoder: cross-attention"]
@@ -69,18 +63,8 @@ def test_an_svg_holds_every_map_asked_for(trained_run: Path, tmp_path: Path) -> 
 
 
 def test_on_a_terminal_there_are_shades_in_colour(trained_run: Path) -> None:
-    shown = b""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(ROOT)
-        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 60, 0, 0))
-        environment = {**os.environ, "COLUMNS": "60", "COLORTERM": "truecolor", "TERM": "xterm-256color", "PYTHONUTF8": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "mt", "attend", str(trained_run), SENTENCE], environment)
-    with contextlib.suppress(OSError):  # the other side has closed
-        while block := os.read(terminal, 4096):
-            shown += block
-    assert os.waitpid(pid, 0)[1] == 0
-    text = shown.decode()
+    environment = {**os.environ, "COLUMNS": "60", "COLORTERM": "truecolor", "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    text = run_on_terminal("attend", trained_run, SENTENCE, rows=50, columns=60, env=environment)
     assert "\u2588\u2588" in text
     assert re.search(r"\x1b\[38;2;\d+;\d+;\d+m", text)
     assert "; percent" not in text
