@@ -19,11 +19,6 @@ from survival import warm
 if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
 
-# If there is a GPU at the first gradient, PyTorch starts threads for it, and forked children can compute no gradients from then
-# on. A CUDA build without a GPU counts one as soon as a test has compiled a model: compute a first gradient before that.
-if not torch.cuda.is_available():
-    torch.ones(1, requires_grad=True).backward()
-
 ROOT = Path(__file__).parent.parent
 MULTI30K = next((p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None)
 
