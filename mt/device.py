@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from instructions for bf16 that the processor has.
+ISA_WITHOUT_BF16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
 
 
@@ -78,9 +82,21 @@ def choose_compute(device: str, precision: str, threads: int | None) -> Compute:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with
+    AVX512-BF16 or AMX that oneDNN may use (ONEDNN_MAX_CPU_ISA).
+
+    For a CPU, the environment variable MT_NATIVE_BF16=0 or 1 gives the answer of another processor,
+    to try and to test what happens there. Raises `ConfigError` for another value of it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if forced := os.environ.get("MT_NATIVE_BF16"):
+        if forced not in ("0", "1"):
+            raise ConfigError(f"MT_NATIVE_BF16 is {forced!r} in the environment; use 0 or 1")
+        return forced == "1"
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if isa.upper() in ISA_WITHOUT_BF16:
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
 
