@@ -49,19 +49,21 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_
 
     Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the loss and its sums never below fp32.
     """
-    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing))
+    # Inside the function, PyTorch tells nothing about `torch.no_grad`.
+    with_grad = torch.is_grad_enabled()
+    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, with_grad))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, with_grad: bool
     ) -> tuple[Tensor, Tensor]:
         """(smoothed sum, nll sum); the gradients of the first are saved where any is wanted."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rows = max(1, CHUNK[device] // len(weight))
-        with_grad = any(ctx.needs_input_grad)
+        with_grad = with_grad and any(ctx.needs_input_grad)
         exact = torch.promote_types(hidden.dtype, torch.float32)
         smoothed = nll = torch.zeros((), dtype=exact, device=hidden.device)
         d_weight = torch.zeros_like(weight) if with_grad else None
@@ -95,9 +97,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return smoothed, nll
 
     @staticmethod
-    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * d_smoothed, d_weight * d_smoothed, None if d_bias is None else d_bias * d_smoothed, None, None
+    def backward(ctx: Any, d_smoothed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight, d_bias = (d if d is None else d * d_smoothed for d in ctx.saved_tensors)
+        return d_hidden, d_weight, d_bias, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
