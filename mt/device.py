@@ -15,12 +15,17 @@ from typing import Any, TypeVar
 
 import torch
 
+from mt.environment import prepare_environment
 from mt.errors import ConfigError, MTError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from instructions for bf16 that the processor has.
+ISA_WITHOUT_BF16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
 # Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -51,13 +56,16 @@ class Compute:
 
 
 def choose_compute(
-    device: str, precision: str, threads: int | None, *, deterministic: bool = False
-) -> Compute:
+    device: str, precision: str, threads: int | None, *, for_training: bool = False,
+    deterministic: bool = False,
+) -> Compute:  # fmt: skip
     """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8), and set the CPU threads.
 
-    int8 is for translating. Raises `ConfigError` for a GPU that is not there, for fp16 on a CPU, and for int8 where PyTorch has no such
-    products. bf16 on hardware without it is kept, slow as it is, with a warning. `deterministic`
-    changes what a GPU does; a CPU is deterministic anyway.
+    `auto` means bf16 for training if the hardware has it. For all else it means fp32, because a
+    translation and its score should be the same on every machine. int8 is for translating.
+    `deterministic` changes what a GPU does; a CPU is deterministic anyway. bf16 is allowed on
+    hardware without it, with a warning that it is slow. Raises `ConfigError` for a GPU that is not
+    there, for fp16 on a CPU, and for int8 where PyTorch has no such products.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,6 +79,7 @@ def choose_compute(
     if threads is not None:
         torch.set_num_threads(threads)
     if chosen.type == "cpu":
+        prepare_environment()  # what can still be settled, if `mt` is not the command that began
         keep_freed_memory()
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
@@ -80,7 +89,7 @@ def choose_compute(
     if precision == "int8" and (chosen.type != "cpu" or not torch.backends.mkldnn.is_available()):
         raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
     if precision == "auto":
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if native and for_training else "fp32"
     deterministic = deterministic and chosen.type == "cuda"
     if deterministic:
         make_deterministic()
@@ -103,9 +112,21 @@ def make_deterministic() -> None:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with
+    AVX512-BF16 or AMX that oneDNN may use (ONEDNN_MAX_CPU_ISA).
+
+    For a CPU, the environment variable MT_NATIVE_BF16=0 or 1 gives the answer of another processor,
+    to try and to test what happens there. Raises `ConfigError` for another value of it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if forced := os.environ.get("MT_NATIVE_BF16"):
+        if forced not in ("0", "1"):
+            raise ConfigError(f"MT_NATIVE_BF16 is {forced!r} in the environment; use 0 or 1")
+        return forced == "1"
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if isa.upper() in ISA_WITHOUT_BF16:
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
 

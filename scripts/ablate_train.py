@@ -35,7 +35,7 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
     """Target tokens/s of a few updates."""
     config = load_config(config_path, overrides)
     with plain_pytorch(kinds):
-        compute = device_module.choose_compute(config.device, config.precision, config.threads)
+        compute = device_module.choose_compute(config.device, config.precision, config.threads, for_training=True)
         with trial(config, prepare(config), compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
             for _ in range(WARMUP):
                 trainer.train_step(next(updates))

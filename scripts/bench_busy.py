@@ -52,7 +52,7 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
 
     logging.getLogger("mt").setLevel(logging.WARNING)
     config = load_config(config_path, overrides)
-    compute = choose_compute(config.device, config.precision, config.threads)
+    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
     with trial(config, prepare(config), compute) as trainer:
         with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
             drawn = [next(updates) for _ in range(num_updates)]

@@ -57,7 +57,7 @@ def main() -> None:
             cache(args.folders)
         else:
             with joined(600.0) as world:
-                compute = choose_compute(world.place("auto"), "auto", None)
+                compute = choose_compute(world.place("auto"), "auto", None, for_training=True)
                 {"exchange": exchange, "checkpoint": checkpoint}[args.what](args, world, compute, Path(folder))
 
 

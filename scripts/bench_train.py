@@ -138,7 +138,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     deterministic = config.train.deterministic
     compute = choose_compute(
-        config.device, config.precision, config.threads, deterministic=deterministic
+        config.device, config.precision, config.threads, for_training=True,
+        deterministic=deterministic
     )
     prepared = prepare(config)
     with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]

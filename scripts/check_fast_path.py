@@ -35,7 +35,7 @@ KINDS = PLAIN.keys() - {"allocator"}  # which changes no number
 
 def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tuple[list[float], float]:
     """(mean nll of each window of updates, target tokens/s) of one training."""
-    compute = choose_compute(config.device, "fp32" if plain else config.precision, config.threads)
+    compute = choose_compute(config.device, "fp32" if plain else config.precision, config.threads, for_training=True)
     with plain_pytorch(KINDS) if plain else contextlib.nullcontext(), trial(config, prepared, compute) as trainer:
         losses, tokens, began = [], 0, time.perf_counter()
         with contextlib.closing(trainer.loader.updates()) as stream:  # type: ignore[type-var]

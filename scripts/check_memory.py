@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("mt").setLevel(logging.WARNING)
     config = load_config(args.config, args.overrides)
-    compute = choose_compute(config.device, config.precision, config.threads)
+    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     peaks, shapes, waited, began = [], set(), 0.0, time.perf_counter()
     with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]

@@ -93,7 +93,7 @@ def speed(train: Callable[[Update], None], updates: Iterator[Update], compute: C
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     config = load_config(args.config, args.overrides)
-    compute = choose_compute(config.device, config.precision, config.threads)
+    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     torch.manual_seed(config.seed)
     model = marian(config, prepared.tokenizer.tgt_vocab_size).to(compute.device).train()

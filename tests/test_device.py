@@ -14,10 +14,39 @@ from tests.conftest import ROOT
 CPU = torch.device("cpu")
 
 
-def test_auto_on_cpu_is_bf16_only_with_hardware_for_it() -> None:
-    expected = torch.bfloat16 if has_native_bf16(CPU) else torch.float32
-    assert choose_compute("cpu", "auto", None).dtype == expected
-    assert choose_compute("cpu", "fp32", None).dtype == torch.float32
+@pytest.mark.parametrize(("native", "expected"), [("0", torch.float32), ("1", torch.bfloat16)])
+def test_auto_is_bf16_only_for_training_and_with_hardware_for_it(
+    native: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MT_NATIVE_BF16", native)
+    assert has_native_bf16(CPU) == (native == "1")
+    assert choose_compute("cpu", "auto", None, for_training=True).dtype == expected
+    assert choose_compute("cpu", "auto", None).dtype == torch.float32
+    assert choose_compute("cpu", "fp32", None, for_training=True).dtype == torch.float32
+
+
+def test_a_forced_answer_that_is_neither_yes_nor_no_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MT_NATIVE_BF16", "yes")
+    with pytest.raises(ConfigError, match="'yes' in the environment; use 0 or 1"):
+        choose_compute("cpu", "auto", None)
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("isa", "has_it"),
+    [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("ALL", True)],
+)
+def test_hardware_that_onednn_may_not_use_does_not_count(
+    isa: str, has_it: bool, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MT_NATIVE_BF16", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert has_native_bf16(CPU)
+    monkeypatch.setenv(variable, isa)
+    assert has_native_bf16(CPU) == has_it
 
 
 def test_bf16_without_hardware_for_it_is_kept_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +75,7 @@ def test_fp16_on_a_cpu_is_refused_and_the_error_says_what_to_use() -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: str) -> None:
-    compute = choose_compute("cpu", precision, None)
+    compute = choose_compute("cpu", precision, None, for_training=True)
     assert compute.dtype in {"auto": {torch.float32, torch.bfloat16}, "fp32": {torch.float32}, "bf16": {torch.bfloat16}}[precision]
     with compute.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype

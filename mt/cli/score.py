@@ -19,7 +19,7 @@ def score(
     tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(help="auto: bf16 where the hardware has it; fp16 needs a GPU."),
+        typer.Option(help="auto: fp32, so that every machine gives the same. bf16; fp16 on GPUs."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,

@@ -317,12 +317,12 @@ class Config(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Of matrix products; auto: bf16 where the hardware has it; fp16 is for GPUs without it. Weights and optimizer stay "
-        "in fp32.",
+        description="Of matrix products; auto: as the run began, else bf16 if the hardware has it; "
+        "fp16 is for GPUs without it. Weights and optimizer stay in fp32.",
     )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads on a machine, of its ranks together (default: one a core; OMP_NUM_THREADS is heard).",
-    )
+    threads: int | None = Field(default=None, ge=1, description=
+        "CPU threads of a machine, shared by its ranks (default: as many as the run began with, else OMP_NUM_THREADS or one per core).",
+    )  # fmt: skip
     data: DataConfig = Field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

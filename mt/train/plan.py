@@ -254,7 +254,8 @@ def plan(config: Config) -> str:
     config, _ = with_initial_model(config)
     deterministic = config.train.deterministic
     compute = choose_compute(
-        config.device, config.precision, config.threads, deterministic=deterministic
+        config.device, config.precision, config.threads, for_training=True,
+        deterministic=deterministic
     )
     process = process_memory(config, compute) if compute.device.type == "cpu" else 0  # before preparing leaves its traces
     prepared = prepare(config)

@@ -11,12 +11,13 @@ from mt.checkpoint import TRAINING, CheckpointManager, read_json
 from mt.config import AUTO, Config, config_from_text, flatten, to_yaml
 from mt.data.loader import TrainLoader
 from mt.data.prepare import Prepared, prepare
-from mt.device import Compute, choose_compute, is_out_of_memory
+from mt.device import Compute, is_out_of_memory
 from mt.distributed import World, joined
 from mt.errors import CheckpointError, ConfigError, Interrupted, MTError, RankLostError, exit_code
 from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 from mt.log import format_seconds, setup_logging
 from mt.train.autobatch import find_max_tokens, smaller_that_fits, with_max_tokens
+from mt.train.compute import start_computing
 from mt.train.finetune import with_initial_model
 from mt.train.trainer import Trainer
 
@@ -91,18 +92,16 @@ def _message(error: BaseException) -> str:
 
 
 def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World) -> str:
-    threads, deterministic = world.threads(config.threads), config.train.deterministic
-    compute = choose_compute(
-        world.place(config.device), config.precision, threads, deterministic=deterministic
-    )
     if world.is_first:
         write_status(run_dir, state="running", exit_code=None, message="preparing")
+    checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world)
+    resumed = None if overwrite else checkpoints.newest()
+    resolved, compute = start_computing(config, resumed, world)
     prepared = prepare(config, world)
     if overwrite:
         world.first(lambda: _forget(run_dir))
-    checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world)
-    resumed = checkpoints.newest()
-    trainer = Trainer(_with_batch_size(config, prepared, compute, resumed, world), prepared, run_dir, compute, checkpoints, world)
+    resolved = _with_batch_size(resolved, prepared, compute, resumed, world)
+    trainer = Trainer(resolved, prepared, run_dir, compute, checkpoints, world)
     if not world.is_alone:
         world.first(lambda: _check_shares(trainer.loader, world.size, is_new=resumed is None))
     if resumed is not None:
@@ -197,7 +196,8 @@ def _check_folder(config: Config, run_dir: Path, overwrite: bool) -> list[str]:
             f"{run_dir}: this run was started with other settings:\n" + "\n".join(lines) + "\nput them back, choose another run_dir, or "
             "start anew with --overwrite"
         )
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
+    told = [key for key in changed if key not in ("precision", "threads")]  # see `start_computing`
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in told]
 
 
 def _resume(trainer: Trainer, prepared: Prepared, folder: Path) -> None:

@@ -20,7 +20,7 @@ from mt.config import Config
 from mt.data.batching import AnyBatch, empty_batch, moved
 from mt.data.loader import TrainLoader, Update
 from mt.data.prepare import Prepared
-from mt.device import Compute
+from mt.device import NAMES, Compute
 from mt.distributed import ALONE, World, unsharded
 from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
@@ -267,6 +267,7 @@ class Trainer:
             "step": self.step, "loader": self.loader.state_dict(), "best": self.best, "bad_validations": self.bad_validations,
             "scores": self.scores, "divergence": self.watch.state_dict(), "seconds": self.seconds(),
             "max_tokens": self.config.batching.max_tokens,
+            "precision": NAMES[self.compute.dtype], "threads": self.config.threads,
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 

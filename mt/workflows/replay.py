@@ -49,7 +49,7 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
         raise CheckpointError(f"{folder}: its batch does not fit its model; the folder is damaged or not a crash folder")
     place = device if device != "auto" else config.device
     deterministic = config.train.deterministic
-    compute = choose_compute(place, config.precision, config.threads, deterministic=deterministic)
+    compute = choose_compute(place, config.precision, config.threads, for_training=True, deterministic=deterministic)
     loaded.model.to(compute.device).train()
     return [_replay(loaded, compute, index, pairs) for index, pairs in enumerate(micro_batches)]
 

@@ -32,7 +32,7 @@ def model() -> Transformer:
 
 
 def gradients(model: Transformer, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters())))
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3, 0.9])
@@ -192,6 +192,21 @@ def test_without_gradients_the_sums_are_the_same(context: Callable[[], AbstractC
     assert not without.smoothed.requires_grad
     assert torch.equal(without.smoothed, with_gradients.smoothed)
     assert torch.equal(without.nll, with_gradients.nll)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_none_are_computed(
+    context: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation needs the loss alone, and the gradients are two thirds of the work."""
+    products: list[Tensor] = []
+    monkeypatch.setattr(loss_module, "_add_product", lambda total, a, b: products.append(a))
+    hidden, weight, targets = inputs()
+    with context():
+        linear_cross_entropy(hidden, weight, targets, 0.1)
+    assert not products
+    linear_cross_entropy(hidden, weight, targets, 0.1)
+    assert products
 
 
 def test_padding_gets_no_gradient_and_its_hidden_states_do_not_matter() -> None:

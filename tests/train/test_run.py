@@ -108,6 +108,37 @@ def test_the_config_yaml_of_a_run_goes_on_with_it(run: Path, trained_run: Path) 
     assert "going on from" in result.stderr
 
 
+def test_a_run_continues_in_the_precision_that_it_began_with(
+    small_yaml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without hardware for bf16, then on one with it."""
+    config = small_yaml(tmp_path)
+
+    def trained(name: str, native: str, *options: str) -> tuple[str, bytes, str]:
+        monkeypatch.setenv("MT_NATIVE_BF16", native)
+        result = run_mt("train", config, f"run_dir={tmp_path}/{name}", *options)
+        assert result.returncode == 0, result.stderr
+        last = tmp_path / name / "checkpoints/last"
+        state = json.loads((last / "training/state.json").read_text())
+        assert state["threads"] == 1
+        return result.stderr, (last / "model.safetensors").read_bytes(), state["precision"]
+
+    _, in_one_go, precision = trained("one", "1", "precision=fp32")
+    assert precision == "fp32"
+    trained("two", "0", "precision=auto", "train.max_steps=8")
+    messages, resumed, precision = trained("two", "1", "precision=auto")
+    assert precision == "fp32"
+    assert [line for line in messages.splitlines() if "since the last start" in line] == [
+        "changed since the last start: train.max_steps: 8 -> 12"
+    ]
+    assert "CPU, 1 threads, fp32" in messages
+    assert resumed == in_one_go
+    messages, _, precision = trained("two", "1", "precision=bf16", "train.max_steps=16")
+    assert precision == "bf16"
+    assert "changed since the last start: precision: fp32 -> bf16\n" in messages
+    assert trained("two", "0", "precision=auto", "train.max_steps=17")[2] == "bf16"
+
+
 LITTLE_SPACE = """
 import shutil, types
 from mt.checkpoint import manager
