@@ -1,0 +1,204 @@
+"""What holds in one precision holds in each: training, resuming, gradients, searching, workers, exports, validation.
+
+bf16 is exercised on every machine, slowly on those without hardware for it. What memory that runs out does in each
+precision is in tests/test_device.py.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mt import Translator
+from mt.checkpoint import load_model
+from mt.data.batching import collate
+from mt.data.tokenizer import BOS_ID
+from mt.decode.search import SearchConfig, beam_search
+from mt.device import NAMES, Compute
+from mt.model.inference import InferenceModel
+from mt.model.transformer import Transformer
+from mt.train.loss import loss_sums
+from mt.workflows.export import prove_export, write_export
+from tests.conftest import run_mt, sample_lines
+from tests.decode.test_search import (
+    LENGTHS,
+    LIMITS,
+    plain_beam_search,
+    random_model,
+    sources,
+)
+from tests.model.small import VOCAB, small
+
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+TRAINING, TRANSLATING = ("fp32", "bf16"), ("fp32", "bf16", "int8")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A finished run of 12 updates in each precision that trains."""
+    folders = {}
+    for precision in TRAINING:
+        folder = tmp_path_factory.mktemp(precision)
+        result = run_mt("train", small_yaml(folder), f"precision={precision}")
+        assert result.returncode == 0, result.stderr
+        folders[precision] = folder / "run"
+    return folders
+
+
+def final_weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoints/step_00000012/model.safetensors")
+
+
+def losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("precision", TRAINING)
+def test_a_run_learns_keeps_fp32_weights_and_says_its_precision(
+    runs: dict[str, Path], precision: str
+) -> None:
+    run = runs[precision]
+    assert losses(run)[-1] < losses(run)[0] - 0.1
+    assert {weight.dtype for weight in final_weights(run).values()} == {torch.float32}
+    assert f"CPU, 1 threads, {precision}" in (run / "train.log").read_text()
+    state = json.loads((run / "checkpoints/step_00000012/training/state.json").read_text())
+    assert (state["precision"], state["threads"]) == (precision, 1)
+
+
+def test_the_precisions_differ_and_not_by_much(runs: dict[str, Path]) -> None:
+    ours, theirs = (losses(runs[precision]) for precision in TRAINING)
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.parametrize("precision", TRAINING)
+def test_a_run_that_stopped_halfway_ends_in_the_same_weights(
+    runs: dict[str, Path], precision: str, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = small_yaml(tmp_path)
+    assert run_mt("train", config, f"precision={precision}", "train.max_steps=5").returncode == 0
+    resumed = run_mt("train", config)  # whatever `auto` means here: a run keeps its precision
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = final_weights(runs[precision]), final_weights(tmp_path / "run")
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def gradients(model: Transformer, compute: Compute | None) -> dict[str, Tensor]:
+    """Of the smoothed loss, by name; without `compute`, in the type of the model."""
+    rng = torch.Generator().manual_seed(2)
+    lens = torch.randint(1, 9, (12, 2), generator=rng).tolist()
+    pairs = [
+        tuple(torch.randint(4, VOCAB, (n,), generator=rng).tolist() for n in pair) for pair in lens
+    ]
+    if compute is None:
+        loss = loss_sums(model, collate(pairs), 0.1)  # type: ignore[arg-type]
+    else:
+        with compute.autocast():
+            loss = loss_sums(model, collate(pairs), 0.1)  # type: ignore[arg-type]
+    loss.smoothed.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 0.1)])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_gradients_are_those_of_float64(norm: str, precision: str, error: float) -> None:
+    exact = gradients(small(norm).double(), None)
+    ours = gradients(small(norm), Compute(CPU, DTYPES[precision]))
+    assert ours.keys() == exact.keys()
+    whole = torch.cat([g.flatten() for g in exact.values()]).norm()
+    for name, gradient in ours.items():
+        assert gradient.dtype == torch.float32
+        difference = (gradient.double() - exact[name]).norm()
+        assert difference <= error * (exact[name].norm() + 0.01 * whole), name
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-4), ("bf16", 0.1), ("int8", 1e-4)])
+@pytest.mark.parametrize("beam_size", [2, 5])
+@torch.inference_mode()
+def test_search_follows_its_rules_in_plain_python(
+    beam_size: int, precision: str, error: float
+) -> None:
+    """Each step of the plain search feeds its whole prefix to a state of its own.
+
+    A bf16 logit of 8 is rounded to the next multiple of 1/32, at times another one in a batch.
+    """
+    ready = InferenceModel(random_model(1, vocab=9, sharpness=4.0), DTYPES[precision])
+    src, src_mask = sources(1, LENGTHS, vocab=9)
+    config = SearchConfig(beam_size, beam_size, 0.6)
+    found = beam_search(ready, src, src_mask, torch.tensor(LIMITS), config)
+    for i, hyps in enumerate(found):
+        alone = src[i, src_mask[i]][None]
+
+        def next_log_probs(prefix: list[int], alone: Tensor = alone) -> list[float]:
+            state = ready.initial_state(alone, torch.ones_like(alone, dtype=torch.bool))
+            for token in (BOS_ID, *prefix):
+                logits = ready.step(torch.tensor([[token]]), state)
+            values: list[float] = logits[0, 0].float().log_softmax(-1).tolist()
+            return values
+
+        expected = plain_beam_search(next_log_probs, beam_size, LIMITS[i], 0.6, beam_size)
+        assert [hyp.tokens for hyp in hyps] == [hyp.tokens for hyp in expected]
+        assert [h.score for h in hyps] == pytest.approx([h.score for h in expected], abs=error)
+
+
+@pytest.mark.parametrize("precision", TRANSLATING)
+def test_two_workers_translate_as_one(trained_run: Path, precision: str) -> None:
+    lines = sample_lines("test", "de", 40)
+
+    def translate(workers: int) -> list[str]:
+        translator = Translator.load(
+            trained_run, precision=precision, threads=2, workers=workers, batch_size=8
+        )
+        return translator.translate(lines)
+
+    one = translate(1)
+    assert translate(2) == one
+    assert len(set(one)) > 1
+
+
+@pytest.mark.parametrize("native_bf16", ["0", "1"])
+def test_an_export_is_proven_in_fp32_whatever_the_processor(
+    trained_run: Path, tmp_path: Path, native_bf16: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ctranslate2")
+    monkeypatch.setenv("MT_NATIVE_BF16", native_bf16)
+    loaded = load_model(trained_run, CPU)
+    write_export("ctranslate2", loaded, tmp_path / "out")
+    lines = sample_lines("test", "de", 30)
+    parity = prove_export("ctranslate2", loaded, tmp_path / "out", lines, 5)
+    assert parity.num_lines == 30
+    assert parity.holds, parity
+
+
+@pytest.mark.parametrize("precision", TRAINING)
+def test_validation_in_training_is_what_evaluate_prints(
+    runs: dict[str, Path], precision: str, sample: Path, tmp_path: Path
+) -> None:
+    run = runs[precision]
+    for language in ("de", "en"):
+        lines = (sample / f"valid.{language}").read_text(encoding="utf-8").split("\n")[:4]
+        (tmp_path / f"first.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = run_mt(
+        "evaluate", run / "checkpoints/step_00000012", "--src", tmp_path / "first.de",
+        "--ref", tmp_path / "first.en", "-o", tmp_path / "hyp", "--beam-size", 1,
+        "--precision", precision, "--json",
+    )  # fmt: skip
+    [test] = json.loads(result.stdout)
+    assert test["compute"].endswith(precision)
+    printed = {score["name"]: score["value"] for score in test["scores"]}
+    scores = json.loads((run / "valid/step_00000012/scores.json").read_text())
+    assert (tmp_path / "hyp").read_text() == (run / "valid/step_00000012/hyp.txt").read_text()
+    assert (printed["bleu"], printed["chrf"]) == (scores["bleu"], scores["chrf"])
