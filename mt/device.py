@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from mt.environment import prepare_environment
 from mt.errors import ConfigError, MTError
 
 logger = logging.getLogger(__name__)
@@ -79,8 +78,9 @@ def choose_compute(
     if threads is not None:
         torch.set_num_threads(threads)
     if chosen.type == "cpu":
-        prepare_environment()  # what can still be settled, if `mt` is not the command that began
         keep_freed_memory()
+        if for_training:
+            keep_few_compiled_products()
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
         logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
@@ -95,6 +95,17 @@ def choose_compute(
         make_deterministic()
     dtype = next(dtype for dtype, name in NAMES.items() if name == precision)
     return Compute(chosen, dtype, deterministic)
+
+
+def keep_few_compiled_products() -> None:
+    """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of them.
+
+    Each batch shape has its own. An update needs some forty. The 1,024 of the libraries take more
+    memory than a small model trains in, and lie between its tensors, so that freed ones do not fit
+    together any more. Has an effect if nothing was computed in bf16 or int8 before.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
 
 
 def make_deterministic() -> None:
