@@ -7,8 +7,5 @@ make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 
 .venv/bin/ruff check .
 .venv/bin/mypy
-if [ -f ../shared/tools/house.py ]; then
-    .venv/bin/python ../shared/tools/house.py --strict
-fi
 # One thread a worker: PyTorch's threads and the test workers would otherwise fight for the cores.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" -m "not slow and not gpu and not net" "$@"
