@@ -1,4 +1,7 @@
-"""mt: train, run and score machine translation models. Importing it imports no torch; the names below load on first use."""
+"""mt: train, run and score machine translation models.
+
+Importing it imports no torch; the names below load on first use.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -16,10 +19,10 @@ _HOMES = {"Translator": "mt.decode.translator", "load_config": "mt.config"}
 
 
 def _refuse_system() -> NoReturn:
-    """End the command line with one message and exit code 2; raise `ImportError` in any other program."""
+    """End the command line with one message and exit code 2; elsewhere raise `ImportError`."""
     message = f"mt needs Linux or macOS and does not run on {sys.platform}"
     if sys.platform == "win32":
-        message = "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it, as on Linux"
+        message = "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it"
     # Python calls the program "-m" while it looks for `mt.__main__`.
     if PurePath(sys.argv[0]).stem in ("mt", "-m"):
         sys.stderr.write(f"{message}\n")

@@ -8,7 +8,7 @@ make_environment() {
         echo "making .venv ..."
         "${PYTHON:-python3}" -m venv .venv || { rm -rf .venv; return 1; }
     elif [ -n "${PYTHON:-}" ] && [ "$("$PYTHON" -V)" != "$(.venv/bin/python -V)" ]; then
-        echo ".venv has $(.venv/bin/python -V), but PYTHON is $("$PYTHON" -V); delete .venv or unset PYTHON" >&2
+        echo ".venv has $(.venv/bin/python -V), PYTHON is $("$PYTHON" -V): delete .venv or unset PYTHON" >&2
         return 1
     fi
     if [ ! "$stamp" -nt pyproject.toml ] || [ ! "$stamp" -nt constraints.txt ]; then

@@ -17,8 +17,9 @@ import torch
 if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
 
-# If there is a GPU at the first gradient, PyTorch starts threads for it, and forked children can compute no gradients from then
-# on. A CUDA build without a GPU counts one as soon as a test has compiled a model: compute a first gradient before that.
+# If there is a GPU at the first gradient, PyTorch starts threads for it, and forked children can
+# compute no gradients from then on. A CUDA build without a GPU counts one as soon as a test has
+# compiled a model: compute a first gradient before that.
 if not torch.cuda.is_available():
     torch.ones(1, requires_grad=True).backward()
 

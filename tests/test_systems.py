@@ -1,4 +1,4 @@
-"""Systems other than Linux, emulated: Windows is refused in one message, macOS needs nothing that only Linux has."""
+"""Systems other than Linux, emulated: Windows is refused; what macOS lacks is not needed."""
 
 import json
 import subprocess
@@ -12,13 +12,14 @@ from tests.conftest import ROOT
 
 # Put in front of any program: a Python without the modules that Windows lacks.
 WINDOWS = "import sys\nsys.platform = 'win32'\nsys.modules.update(fcntl=None, resource=None)\n"
-# Likewise with what macOS lacks. PyTorch is loaded before, as the emulation is of the system, not of PyTorch's build for it.
+# Likewise with what macOS lacks. PyTorch is loaded before: its build for macOS is not emulated.
 MACOS = """
 import builtins, ctypes, errno, io, os, select, signal, sys
 import torch, torch._dynamo
 sys.platform = "darwin"
 for module, names in {
-    os: ("posix_fadvise", "posix_fallocate", "memfd_create", "sched_getaffinity", "sched_setaffinity", "eventfd", "pidfd_open"),
+    os: ("posix_fadvise", "posix_fallocate", "memfd_create", "eventfd", "pidfd_open",
+         "sched_getaffinity", "sched_setaffinity"),
     signal: ("SIGPWR", "SIGRTMIN", "SIGRTMAX", "SIGSTKFLT"),
     select: ("epoll",),
 }.items():
@@ -33,7 +34,8 @@ def without_linux_folders(call):
     return checked
 
 builtins.open = io.open = without_linux_folders(io.open)
-os.stat, os.open, os.listdir, os.scandir = map(without_linux_folders, (os.stat, os.open, os.listdir, os.scandir))
+for name in ("stat", "open", "listdir", "scandir"):
+    setattr(os, name, without_linux_folders(getattr(os, name)))
 
 class NoLibrary:
     def __init__(self, name=None):
@@ -42,15 +44,21 @@ class NoLibrary:
 ctypes.CDLL = NoLibrary
 """
 COMMAND_LINE = "sys.argv = ['mt', *sys.argv[1:]]\nfrom mt.cli import main\nmain()\n"
+USE_WSL = "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it"
+
+Finished = subprocess.CompletedProcess[str]
+COMMANDS = [[], ["--help"], ["--version"], ["train", "no-such.yaml"], ["translate", "no-such-run"]]
 
 
-def run_python(*args: str | Path, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, *map(str, args)]
-    variables = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=120, check=False)
+def run_python(*args: str | Path, env: dict[str, str] | None = None) -> Finished:
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **(env or {})},
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
 
 
-def run_on_macos(*args: str | Path) -> "subprocess.CompletedProcess[str]":
+def run_on_macos(*args: str | Path) -> Finished:
     return run_python("-c", MACOS + COMMAND_LINE, *args)
 
 
@@ -61,32 +69,38 @@ def windows(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["train", "no-such.yaml"], ["translate", "no-such-run"]])
+@pytest.mark.parametrize("arguments", COMMANDS)
 @pytest.mark.parametrize("name", ["mt", "mt.exe", "-m"])
-def test_every_command_on_windows_ends_in_one_message(name: str, arguments: list[str], windows: dict[str, str], tmp_path: Path) -> None:
+def test_every_command_on_windows_ends_in_one_message(
+    name: str, arguments: list[str], windows: dict[str, str], tmp_path: Path
+) -> None:
     script = tmp_path / name  # what pip installs as the command
     script.write_text("import sys\nfrom mt.cli import main\nsys.exit(main())\n")
     result = run_python(*(["-m", "mt"] if name == "-m" else [script]), *arguments, env=windows)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it, as on Linux\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{USE_WSL}\n")
 
 
-@pytest.mark.parametrize("statement", ["import mt", "from mt import Translator", "import mt.cli", "import mt.files"])
-def test_an_import_on_windows_raises_one_clear_error(statement: str, windows: dict[str, str]) -> None:
-    code = f"try:\n    {statement}\nexcept ImportError as error:\n    print(error, error.__context__)"
+@pytest.mark.parametrize("name", ["mt", "mt.cli", "mt.files", "mt.decode.translator"])
+def test_an_import_on_windows_raises_one_clear_error(name: str, windows: dict[str, str]) -> None:
+    code = f"try:\n import {name}\nexcept ImportError as error:\n print(error, error.__context__)"
     result = run_python("-c", code, env=windows)
     assert result.stderr == ""
-    assert result.stdout == "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it, as on Linux None\n"
+    assert result.stdout == f"{USE_WSL} None\n"
 
 
 def test_a_system_without_file_locks_is_refused_by_its_name() -> None:
     code = "import sys; sys.platform = 'plan9'; sys.modules['fcntl'] = None; import mt"
     result = run_python("-c", code)
-    assert result.stderr.splitlines()[-1] == "ImportError: mt needs Linux or macOS and does not run on plan9"
+    message = "ImportError: mt needs Linux or macOS and does not run on plan9"
+    assert result.stderr.splitlines()[-1] == message
 
 
 def test_the_emulated_macos_lacks_what_it_should() -> None:
-    code = "from pathlib import Path\nprint(Path('/proc/cpuinfo').exists(), hasattr(os, 'posix_fadvise'))\nctypes.CDLL(None)"
+    code = """
+from pathlib import Path
+print(Path("/proc/cpuinfo").exists(), hasattr(os, "posix_fadvise"))
+ctypes.CDLL(None)
+"""
     result = run_python("-c", MACOS + code)
     assert result.stdout == "False False\n"
     assert "a call into the C library" in result.stderr
@@ -98,9 +112,13 @@ def test_help_on_macos_is_that_on_linux() -> None:
     assert "translate" in result.stdout
 
 
-def test_a_run_on_macos_trains_translates_and_evaluates(small_yaml: Callable[..., Path], sample: Path, tmp_path: Path) -> None:
+def test_a_run_on_macos_trains_translates_and_evaluates(
+    small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
+) -> None:
     config, run = small_yaml(tmp_path), tmp_path / "run"
-    trained = run_on_macos("train", config, f"cache_dir={tmp_path}/cache", "batching.block_size=100")
+    # Blocks smaller than the corpus: only then is the system asked to read ahead.
+    options = [f"cache_dir={tmp_path}/cache", "batching.block_size=100"]
+    trained = run_on_macos("train", config, *options)
     assert trained.returncode == 0, trained.stderr
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     translated = run_on_macos("translate", run, sample / "test.de", "-o", tmp_path / "hyp")
