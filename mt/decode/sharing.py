@@ -7,11 +7,12 @@ writes into them is its own. Weights that oneDNN has packed are packed again by 
 
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +28,16 @@ class SharedWork(Generic[T, R]):
     """A callable for worker processes. This process may forget the original."""
 
     def __init__(self, work: Callable[[T], R]) -> None:
-        self._file = os.fdopen(os.memfd_create("mt-model"), "wb")
+        self._memory = os.memfd_create("mt-model")
+        weakref.finalize(self, os.close, self._memory)
         pickled = BytesIO()
-        _Pickler(pickled, self._write).dump(work)
-        self._file.flush()
+        with os.fdopen(self._memory, "wb", closefd=False) as file:
+            _Pickler(pickled, file).dump(work)
         self._pickled = pickled.getvalue()
-
-    def _write(self, data: memoryview) -> int:
-        """Append `data`; gives the place where it begins."""
-        place = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(place)
-        self._file.write(data)
-        return place
 
     def send(self, pipe: Connection, pid: int) -> None:
         """Give it to the process `pid` at the other end of `pipe`."""
-        reduction.send_handle(pipe, self._file.fileno(), pid)
+        reduction.send_handle(pipe, self._memory, pid)
         pipe.send_bytes(self._pickled)
 
 
@@ -61,11 +56,11 @@ def receive_work(pipe: Connection) -> Callable[[Any], Any]:
 
 
 class _Pickler(reduction.ForkingPickler):
-    """Writes what tensors hold by `write`, and pickles where it is."""
+    """Writes what tensors hold to a file of its own, and pickles where it is."""
 
-    def __init__(self, file: BytesIO, write: Callable[[memoryview], int]) -> None:
-        super().__init__(file)
-        self._write = write
+    def __init__(self, pickled: BytesIO, memory: IO[bytes]) -> None:
+        super().__init__(pickled)
+        self._memory = memory
         self._places: dict[int, int] = {}  # of storages, by their address
 
     def reducer_override(self, value: Any) -> Any:
@@ -76,10 +71,12 @@ class _Pickler(reduction.ForkingPickler):
         storage = value.untyped_storage()
         if storage.nbytes() and storage.data_ptr() not in self._places:
             whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-            self._places[storage.data_ptr()] = self._write(whole.numpy().data)
-        place = (self._places.get(storage.data_ptr(), 0), storage.nbytes(), value.storage_offset())
+            place = -(-self._memory.tell() // ALIGNMENT) * ALIGNMENT
+            self._places[storage.data_ptr()] = self._memory.seek(place)
+            self._memory.write(whole.numpy().data)
+        where = (self._places.get(storage.data_ptr(), 0), storage.nbytes(), value.storage_offset())
         requires_grad = value.requires_grad if isinstance(value, nn.Parameter) else None
-        return _tensor_at, (*place, value.dtype, value.shape, value.stride(), requires_grad)
+        return _tensor_at, (*where, value.dtype, value.shape, value.stride(), requires_grad)
 
 
 def _tensor_at(

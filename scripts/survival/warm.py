@@ -36,6 +36,7 @@ def template() -> Template:
     """The warm process of this one; it starts on first use."""
     global _template
     if _template is None or not _template.is_usable():
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before it loads PyTorch, as `mt` does
         there = [module for name, module in OPTIONAL.items() if importlib.util.find_spec(name)]
         _template = Template([*MODULES, *there])
     return _template
