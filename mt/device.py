@@ -162,9 +162,16 @@ def peak_process_memory() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch got no memory for a tensor, on a GPU or on a CPU."""
-    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
+    """Whether PyTorch got no memory for a tensor, on a GPU or on a CPU.
+
+    oneDNN has no words of its own for it: what it lacks memory for "could not be created".
+    """
+    texts = (
+        "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a primitive",
+        "could not create a memory object",
+    )  # fmt: skip
+    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_typed or any(text in str(error) for text in texts)
 
 
 def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:

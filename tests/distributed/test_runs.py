@@ -41,7 +41,7 @@ def lines(run: Path, kind: str) -> dict[int, dict[str, Any]]:
 
 def test_a_run_on_two_ranks_scores_as_one_and_speaks_with_one_voice(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
     config = small_yaml(tmp_path)
-    options = (STEADY, "train.log_every=1")
+    options = (STEADY, "train.log_every=1", "precision=fp32")
     first, second = mt_on_ranks(2, "train", config, *options, f"run_dir={tmp_path}/two")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert second.stdout + second.stderr == ""

