@@ -18,6 +18,9 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
+        # It shifts all scores of a query alike, which the softmax does not see: its gradient is zero
+        # but for rounding, and Adam would make steps of full length of that.
+        self.k_proj.bias.requires_grad_(False)
         self.dropout = Dropout(dropout)
 
     def forward(self, query: Tensor, memory: Tensor, mask: Mask) -> Tensor:

@@ -38,14 +38,15 @@ def initialize(model: Transformer, config: Config) -> None:
         verify(folder)
         load_weights(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     parameters = dict(model.named_parameters())
+    trained = [p for p in parameters.values() if p.requires_grad]
     for pattern in config.train.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
             raise ConfigError(f"train.freeze: {pattern!r} matches no parameter; they are named such as {', '.join(list(parameters)[:3])}")
         for name in matched:
             parameters[name].requires_grad_(False)
-    frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
-    if frozen == sum(p.numel() for p in parameters.values()):
+    frozen = sum(p.numel() for p in trained if not p.requires_grad)
+    if frozen == sum(p.numel() for p in trained):
         raise ConfigError("train.freeze: nothing is left to be trained")
     if frozen:
         logger.info("frozen: %s parameters", f"{frozen:,}")

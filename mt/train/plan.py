@@ -163,8 +163,11 @@ def plan_memory(config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan
     found = {shape: micro_batch_memory(config, vocab_sizes, shape, compute, repeat) for shape in worst_shapes(corpus.shapes)}
     shape = max(found, key=lambda shape: found[shape].total())
     with torch.device("meta"):
-        weights = 4 * sum(p.numel() for p in Transformer(config.model, *vocab_sizes).parameters())
-    kinds = {"weights": weights, "optimizer state": 2 * weights, "average of weights": weights if config.train.ema_decay else 0}
+        parameters = list(Transformer(config.model, *vocab_sizes).parameters())
+    weights = 4 * sum(p.numel() for p in parameters)
+    moments = 8 * sum(p.numel() for p in parameters if p.requires_grad)
+    average = weights if config.train.ema_decay else 0
+    kinds = {"weights": weights, "optimizer state": moments, "average of weights": average}
     names = ("gradients", "activations", "loss and its chunks", "in flight")
     kinds |= {name: found[shape][name] for name in names}
     sides = max(int(corpus.shapes[:, 0] @ corpus.shapes[:, side]) for side in (1, 2)) / len(corpus.shapes)

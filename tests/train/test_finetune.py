@@ -49,6 +49,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(trained_run: Pat
     before, after = (dict(load_model(path, torch.device("cpu")).model.named_parameters()) for path in (trained_run, tmp_path / "tuned"))
     for name in before:
         is_frozen = name.startswith("encoder.layers.") or ".embed_tokens." in name
+        is_frozen |= name.endswith("k_proj.bias")  # which no run trains
         assert torch.equal(before[name], after[name]) == is_frozen, name
 
 
