@@ -26,6 +26,7 @@ ISA_WITHOUT_BF16 = (
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 )  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
+KEPT_PRODUCTS = 32  # compiled by oneDNN, while training on a CPU
 # Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
@@ -77,10 +78,6 @@ def choose_compute(
         torch.cuda.set_device(chosen)  # streams and events are made on the current device
     if threads is not None:
         torch.set_num_threads(threads)
-    if chosen.type == "cpu":
-        keep_freed_memory()
-        if for_training:
-            keep_few_compiled_products()
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
         logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
@@ -90,6 +87,10 @@ def choose_compute(
         raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
     if precision == "auto":
         precision = "bf16" if native and for_training else "fp32"
+    if chosen.type == "cpu":
+        keep_freed_memory()
+        if precision == "bf16" or is_bounded():
+            keep_few_compiled_products()
     deterministic = deterministic and chosen.type == "cuda"
     if deterministic:
         make_deterministic()
@@ -97,15 +98,23 @@ def choose_compute(
     return Compute(chosen, dtype, deterministic)
 
 
+def is_bounded() -> bool:
+    """Whether the system gives this process no more than so much memory (`ulimit -v`).
+
+    Then freed memory must be free for all: oneDNN compiles into memory outside of the heap.
+    """
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def keep_few_compiled_products() -> None:
     """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of them.
 
-    Each batch shape has its own. An update needs some forty. The 1,024 of the libraries take more
-    memory than a small model trains in, and lie between its tensors, so that freed ones do not fit
-    together any more. Has an effect if nothing was computed in bf16 or int8 before.
+    Each batch shape has its own, some forty. The 1,024 of the libraries take more memory than a small
+    model trains in, up to 4 MiB each in bf16, and lie between its tensors, so that freed ones do not
+    fit together any more. Has an effect if nothing was computed in bf16 or int8 before.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "64")
+        os.environ.setdefault(name, str(KEPT_PRODUCTS))
 
 
 def make_deterministic() -> None:
@@ -197,13 +206,16 @@ def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> 
 def keep_freed_memory() -> None:
     """Stop glibc from giving large tensors back to the system after each use, which costs a page fault a page when they return.
 
-    Up to 1 GiB of freed memory at the end of the heap is kept.
+    Up to 1 GiB of freed memory at the end of the heap is kept. In a process of bounded memory it is
+    the other way round: all large tensors are given back.
     """
     if not sys.platform.startswith("linux"):
         return
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # of malloc.h
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if hasattr(libc, "mallopt") and is_bounded():
+        libc.mallopt(m_mmap_threshold, 1 << 17)
+    elif hasattr(libc, "mallopt"):
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 1 << 30)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold: lint, types, tests. Makes its own environment. Usage: scripts/test.sh [pytest options]
+# Everything that must hold: lint, types, tests. Makes its own environment. Usage: scripts/test.sh [--fast | pytest options]
+# --fast: the essentials, in less than two minutes: model, search, data, files, and one small training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -7,5 +8,14 @@ make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 
 .venv/bin/ruff check .
 .venv/bin/mypy
+essentials=(
+  tests/config tests/checkpoint tests/data tests/model/test_{attention,inference,layers,linear,masks,transformer}.py
+  tests/decode/test_{search,translator}.py tests/train/test_{gradients,loss,optim,stopping}.py
+  tests/metrics/test_scores.py tests/test_{files,layering,log,readme,numerics,safe_loading}.py
+)
+if [ "${1:-}" = --fast ]; then
+  shift
+  set -- "${essentials[@]}" "$@"
+fi
 # One thread a worker: PyTorch's threads and the test workers would otherwise fight for the cores.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" -m "not slow and not gpu and not net" "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal -m "not slow and not gpu and not net" "$@"

@@ -1,10 +1,12 @@
 """What holds in one precision holds in each: training, resuming, gradients, searching, workers, exports, validation.
 
-bf16 is exercised on every machine, slowly on those without hardware for it. What memory that runs out does in each
-precision is in tests/test_device.py.
+bf16 is exercised on every machine, slowly on those without hardware for it. What training does where memory runs out is
+in tests/train/test_run.py.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
 from mt.train.loss import loss_sums
 from mt.workflows.export import prove_export, write_export
-from tests.conftest import run_mt, sample_lines
+from tests.conftest import ROOT, run_mt, sample_lines
 from tests.decode.test_search import (
     LENGTHS,
     LIMITS,
@@ -169,6 +171,52 @@ def test_two_workers_translate_as_one(trained_run: Path, precision: str) -> None
     assert len(set(one)) > 1
 
 
+@pytest.fixture(scope="module")
+def wide_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model takes memory."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = ("model.d_model=256", "model.d_ff=1024", "train.max_steps=2")
+    result = run_mt("train", small_yaml(folder), "precision=fp32", *sizes)
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+LITTLE_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from mt import Translator
+from mt.log import setup_logging
+
+setup_logging()
+if sys.argv[4] == "little":
+    size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), resource.RLIM_INFINITY))
+translator = Translator.load(sys.argv[1], precision=sys.argv[2], threads=1, workers=1, beam_size=5, batch_size=1000)
+lines = [line * 4 for line in Path(sys.argv[3]).read_text().splitlines() * 3]
+print("\\n".join(translator.translate(lines)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", TRANSLATING)
+def test_out_of_memory_in_translating_costs_time_and_no_line(
+    wide_run: Path, sample: Path, precision: str
+) -> None:
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", LITTLE_MEMORY, wide_run, precision, sample / "test.de", memory],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        )
+        for memory in ("much", "little")
+    ]  # fmt: skip
+    assert [r.returncode for r in results] == [0, 0], results[1].stderr
+    assert "going on with half as many" not in results[0].stderr
+    assert "going on with half as many" in results[1].stderr
+    assert len(results[0].stdout.splitlines()) == 60
+    same = [a == b for a, b in zip(*(r.stdout.splitlines() for r in results), strict=True)]
+    assert sum(same) >= (45 if precision == "bf16" else 60)  # a bf16 logit depends on its batch
+
+
 @pytest.mark.parametrize("native_bf16", ["0", "1"])
 def test_an_export_is_proven_in_fp32_whatever_the_processor(
     trained_run: Path, tmp_path: Path, native_bf16: str, monkeypatch: pytest.MonkeyPatch
@@ -202,3 +250,25 @@ def test_validation_in_training_is_what_evaluate_prints(
     scores = json.loads((run / "valid/step_00000012/scores.json").read_text())
     assert (tmp_path / "hyp").read_text() == (run / "valid/step_00000012/hyp.txt").read_text()
     assert (printed["bleu"], printed["chrf"]) == (scores["bleu"], scores["chrf"])
+
+
+@pytest.mark.parametrize("precision", TRAINING)
+def test_each_score_of_a_run_says_its_precision(runs: dict[str, Path], precision: str) -> None:
+    run = runs[precision]
+    valid = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "valid"]
+    assert [line["precision"] for line in valid] == [precision] * 2
+    assert (run / "train.log").read_text().count(f" in {precision} (") == 2
+    assert json.loads((run / "valid/step_00000012/scores.json").read_text())["precision"] == precision
+    assert f"CPU, 1 threads, {precision}" in run_mt("inspect", run / "checkpoints/step_00000012").stdout
+
+
+@pytest.mark.parametrize("precision", TRANSLATING)
+def test_a_comparison_says_the_precision_of_its_models(
+    trained_run: Path, tmp_path: Path, precision: str, sample: Path
+) -> None:
+    first = trained_run / "checkpoints/step_00000008"
+    text = ("--src", sample / "test.de", "--ref", sample / "test.en")
+    shown = run_mt("compare", first, trained_run, *text, "--precision", precision).stdout
+    assert f"20 sentences, models in {precision}\n" in shown
+    files = run_mt("compare", sample / "test.de", sample / "test.en", "--ref", sample / "test.en").stdout
+    assert "20 sentences\n" in files

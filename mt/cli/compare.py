@@ -81,7 +81,8 @@ def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
     from mt.metrics import KINDS, TITLES
     from mt.workflows.compare import verdict
 
-    heading = f"{pair.test}: {pair.num_sentences:,} sentences\n  A: {pair.baseline}\n  B: {pair.system}"
+    models = f", models in {pair.precision}" if pair.precision else ""
+    heading = f"{pair.test}: {pair.num_sentences:,} sentences{models}\n  A: {pair.baseline}\n  B: {pair.system}"
     table = Table(box=box.SIMPLE)
     for column in ("", "A", "B", "B - A", *(f"p, {name.removeprefix('paired ')}" for name in KINDS.values())):
         table.add_column(column, justify="right" if column else "left")

@@ -36,7 +36,7 @@ def score(
     from mt.data.corpus import read_parallel
     from mt.decode.scorer import Scorer
     from mt.decode.workers import Workers
-    from mt.device import choose_compute
+    from mt.device import NAMES, choose_compute
     from mt.log import progress_bar, setup_logging
 
     setup_logging()
@@ -52,7 +52,7 @@ def score(
             advance(1)
     sys.stdout.flush()
     summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
-    sys.stderr.write(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}\n")
+    sys.stderr.write(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[compute.dtype]}\n")
 
 
 def _perplexity(log_prob: float, num_tokens: int) -> float:

@@ -105,6 +105,10 @@ function showSummary() {
     runs.length ? runTable() : missing("No runs: scores of text files have no training behind them that could be shown."));
 }
 
+function sized(test) {
+  return [counted(test.num_sentences, "sentence"), test.precision && `models in ${test.precision}`].filter(Boolean).join(", ");
+}
+
 function testCard(test) {
   const systems = test.systems ?? [];
   const metric = systems[0]?.scores?.[0]?.name;
@@ -112,7 +116,7 @@ function testCard(test) {
   const verdicts = (test.comparisons ?? []).map((comparison) => comparison.verdict).filter(Boolean);
   const rank = `the ${isLower(metric) ? "lowest" : "highest"} ${metric} of ${systems.length} systems`;
   return h("article", { class: "card" },
-    h("h3", {}, test.name), h("p", { class: "note" }, counted(test.num_sentences, "sentence")),
+    h("h3", {}, test.name), h("p", { class: "note" }, sized(test)),
     best ? h("p", { class: "lead" }, named(best.name), ` ${metric} ${number(scoreOf(best, metric).value, 2)}`) : missing("No scores."),
     best && systems.length > 1 && h("p", { class: "note" }, rank),
     verdicts.length > 0 && h("ul", {}, verdicts.map((verdict) => h("li", {}, verdict))));
@@ -141,7 +145,7 @@ function showScores(test) {
   const rows = systems.map((system, i) => [named(system.name), ...cells(system, i), num(number(system.length_ratio, 3))]);
   const heads = metrics.map((metric) => h("span", {}, metric, isLower(metric) && h("span", { class: "note" }, ", lower is better")));
   return fill("scores",
-    table([test.name, counted(test.num_sentences, "sentence")].filter(Boolean).join(", ") + "; the best in bold, 95% intervals in brackets",
+    table([test.name, sized(test)].filter(Boolean).join(", ") + "; the best in bold, 95% intervals in brackets",
       ["System", ...heads, num("Length ratio")], rows),
     h("h3", {}, "Signatures"), signatures(systems, metrics));
 }

@@ -24,7 +24,7 @@ def render(data: Mapping[str, Any]) -> str:
     - `runs`: `name` (no two alike), `path`, `state`, `best_step`, `provenance` {label: value}, `curves` {`train`: {`step`, `loss`, `lr`,
       `tokens_per_second`}, `valid`: {`step`, `loss`, `bleu`, `chrf`}}, each a list of numbers, steps rising
     - `config_differences`: `key`, `values` (one a run, None where it has no such key)
-    - `tests`: `name`, `num_sentences` and
+    - `tests`: `name`, `num_sentences`, `precision` (of the models that translated) and
       - `systems`: `name` (that of its run, where it has one, shares its colour), `length_ratio`, `scores` [`name`, `value`, `interval`
         (low, high) or None, `signature`], `diagnosis` [`label`, `count`, `flag`]
       - `comparisons` of system number `b` with system number `a`: `wins`, `losses`, `ties` (sentences in which b is better, worse, alike),

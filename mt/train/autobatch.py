@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
 
@@ -81,16 +82,21 @@ def _candidates(longest: int, config: Config, compute: Compute, ranks: int) -> I
 
 
 def smaller_that_fits(trainer: Trainer) -> int | None:
-    """What to train with where memory ran out: the first half, quarter, ... of `batching.max_tokens` whose worst batch trains here.
+    """What to train with where memory ran out: half, a quarter, ... of `batching.max_tokens`, the largest whose worst batch trains here.
 
+    The smallest is tried first: what a batch takes from the system, the next one does not get back.
     The trainer is of no use afterwards.
     """
     longest, max_tokens = longest_side(trainer.prepared), int(trainer.config.batching.max_tokens)
+    smallest = max(longest, trainer.config.data.filters.max_len)
+    halves = itertools.takewhile(lambda size: size >= smallest, (max_tokens >> i for i in itertools.count(1)))
     trainer.optimizer.zero_grad()
-    while (max_tokens := max_tokens // 2) >= max(longest, trainer.config.data.filters.max_len):
-        if _try(trainer, max_tokens, longest) is not None:
-            return max_tokens
-    return None
+    found = None
+    for size in reversed(list(halves)):
+        if _try(trainer, size, longest) is None:
+            break
+        found = size
+    return found
 
 
 def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:

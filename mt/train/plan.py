@@ -24,7 +24,7 @@ from mt.config import AUTO, Config, ModelConfig
 from mt.data.batching import IntArray, empty_batch
 from mt.data.loader import TrainLoader
 from mt.data.prepare import Prepared, prepare
-from mt.device import Compute, available_memory, choose_compute, peak_process_memory
+from mt.device import KEPT_PRODUCTS, Compute, available_memory, choose_compute, peak_process_memory
 from mt.log import format_seconds
 from mt.model.transformer import Transformer, build_model
 from mt.train.autobatch import find_max_tokens, with_max_tokens
@@ -38,6 +38,9 @@ from mt.train.trainer import trial
 # Resident by live bytes of a micro-batch on a CPU, without and with gradient checkpointing. Measured, glibc 2.36, four and three
 # configurations: 1.29 to 1.44, 2.7 to 3.2. What lives on between what is freed leaves holes, and recomputing frees most.
 HEAP_FACTOR = {False: 1.4, True: 3.0}
+# Resident bytes of a product that oneDNN compiled for bf16 and keeps, with what lies between two of them. Measured, two
+# processors: 2 MiB with AVX512-BF16, 4 MiB with AMX.
+COMPILED_PRODUCT = 3 << 20
 MEASURE_UPDATES, MEASURE_SECONDS = 10, 20.0
 LENGTH_EDGES = (8, 16, 32, 64, 128, 256)
 MIB = 1 << 20
@@ -174,6 +177,8 @@ def plan_memory(config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan
     kinds["prefetched batches"] = int(config.batching.prefetch * corpus.micro_batches * sides * 25)  # 3 ids of 8 bytes, a mask
     if compute.device.type == "cpu":
         kinds["holes in the heap"] = int((HEAP_FACTOR[config.train.gradient_checkpointing] - 1) * found[shape].total())
+        if compute.dtype != torch.float32:
+            kinds["compiled products"] = COMPILED_PRODUCT * KEPT_PRODUCTS
         kinds["process"] = process
     return MemoryPlan(shape, {name: size for name, size in kinds.items() if size})
 
@@ -290,7 +295,10 @@ def memory_text(memory: MemoryPlan, compute: Compute) -> str:
     head = f"Memory at the peak, MiB: {compute}; worst micro-batch {rows} rows x {src} source, {tgt} target"
     lines = [f"  {name:20} {size / MIB:10,.1f}" for name, size in memory.kinds.items()]
     if compute.device.type == "cpu":
-        about = "  of these, holes in the heap are by experience, the process is measured, all else is counted; preparing data left out"
+        about = (
+            "  of these, holes and compiled products are by experience, the process is measured, all else is counted; "
+            "preparing data left out"
+        )
     else:
         about = "  allocated tensors, layers not compiled; the driver's context and the allocator's reserve come on top (not measured)"
     return "\n".join([head, *lines, f"  {'peak':20} {memory.peak / MIB:10,.1f}", about])

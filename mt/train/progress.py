@@ -20,9 +20,12 @@ logger = logging.getLogger(__name__)
 class TrainProgress:
     """Adds up updates and times; reports every `log_every` updates."""
 
-    def __init__(self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float]) -> None:
-        """Without `metrics`, nothing is written or shown: the first rank does."""
-        self.config, self.metrics, self.seconds = config, metrics, seconds
+    def __init__(
+        self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float],
+        precision: str = "fp32",
+    ) -> None:  # fmt: skip
+        """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
+        self.config, self.metrics, self.seconds, self.precision = config, metrics, seconds, precision
         self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
         hidden = metrics is None or not sys.stderr.isatty()
@@ -93,11 +96,15 @@ class TrainProgress:
         """Report a validation."""
         if self.metrics is None:
             return
-        self.metrics.write("valid", step, **scores, improved=improved, seconds=self.seconds(), valid_share=self._share("valid"))
+        self.metrics.write(
+            "valid", step, **scores, precision=self.precision, improved=improved, seconds=self.seconds(),
+            valid_share=self._share("valid"),
+        )  # fmt: skip
         text = ", ".join(f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}" for name, value in scores.items())
         verdict = "best so far" if improved else f"no better {TITLES[self.config.metric]} for {bad_validations}"
         share = f"validation took {self._share('valid'):.0%} of the time"
-        logger.info("valid update %d: %s (%s) after %s; %s", step, text, verdict, format_seconds(self.seconds()), share)
+        took = format_seconds(self.seconds())
+        logger.info("valid update %d: %s in %s (%s) after %s; %s", step, text, self.precision, verdict, took, share)
 
     def _share(self, what: str) -> float:
         return self._shares[what] / max(time.perf_counter() - self._began, 1e-9)

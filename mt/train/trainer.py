@@ -87,7 +87,7 @@ class Trainer:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
         config = self.config.train
         metrics = MetricLogger(self.run_dir, self.step) if self.world.is_first else None
-        self.progress = TrainProgress(config, metrics, self.step, self.seconds)
+        self.progress = TrainProgress(config, metrics, self.step, self.seconds, NAMES[self.compute.dtype])
         updates = self.loader.updates()
         with self.stop.installed(), contextlib.closing(self.progress):
             try:

@@ -14,7 +14,7 @@ from mt.data.corpus import read_parallel
 from mt.data.loader import ValidLoader
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import Compute, in_halves
+from mt.device import NAMES, Compute, in_halves
 from mt.distributed import ALONE, World
 from mt.evaluate import evaluate
 from mt.files import atomic_write
@@ -48,7 +48,10 @@ class Validator:
         translator = Translator(model, self.tokenizer, self.decode, self.compute)
         result = evaluate(lambda lines: shared(translator.translate, lines), self.src, [self.ref], self.metrics)
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
-        details = {**scores, "sentences": len(self.src), "signatures": {name: score.signature for name, score in result.scores.items()}}
+        details = {
+            **scores, "precision": NAMES[self.compute.dtype], "sentences": len(self.src),
+            "signatures": {name: score.signature for name, score in result.scores.items()},
+        }  # fmt: skip
         if not self.world.is_first:
             return scores
         try:

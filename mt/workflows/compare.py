@@ -11,7 +11,7 @@ from mt.config import DataConfig
 from mt.data.corpus import read_text
 from mt.errors import ConfigError, DataError
 from mt.metrics import KINDS, TITLES, Comparison, Metrics, paired_tests, sentence_scores
-from mt.workflows.evaluation import Scoring, TestSet, read_tests, translate_tests
+from mt.workflows.evaluation import Scoring, TestSet, precision_of, read_tests, translate_tests
 
 TIE = 1e-9  # of sentence scores
 
@@ -41,6 +41,7 @@ class PairReport:
     num_identical: int  # lines with the same translation
     baseline: str
     system: str
+    precision: str | None  # of the models' translations; None where there is no model
     comparisons: list[Comparison]  # each metric by each kind of test
     changes: list[Change]          # the greatest gain first
 
@@ -81,10 +82,13 @@ def compare(
     names = list(distinct(systems))
     hyps = {name: _translations(system, tests, options or {}) for name, system in zip(names, systems, strict=True)}
     tested = [(test, {name: found[index] for name, found in hyps.items()}) for index, test in enumerate(tests)]
-    return [pair for test, of_test in tested for pair in compare_translations(test, of_test, metrics)]
+    precision = precision_of(options or {}) if models else None
+    return [pair for test, of_test in tested for pair in compare_translations(test, of_test, metrics, precision)]
 
 
-def compare_translations(test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics) -> list[PairReport]:
+def compare_translations(
+    test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics, precision: str | None = None
+) -> list[PairReport]:
     """Each system but the first beside the first, from their translations by name."""
     if len(test.src) < 2:
         raise DataError(f"{test.name}: one sentence says nothing about chance; a comparison needs two or more")
@@ -94,7 +98,7 @@ def compare_translations(test: TestSet, hyps: Mapping[str, Sequence[str]], metri
     reports = []
     for name in others:
         own = sorted((c for c in found if c.system == name), key=lambda c: list(metrics).index(c.score.name))
-        reports.append(_pair(test, baseline, name, hyps, scores, own))
+        reports.append(_pair(test, baseline, name, precision, hyps, scores, own))
     return reports
 
 
@@ -124,6 +128,7 @@ def _pair(
     test: TestSet,
     baseline: str,
     system: str,
+    precision: str | None,
     hyps: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
     comparisons: list[Comparison],
@@ -136,7 +141,7 @@ def _pair(
     ]
     identical = sum(before == after for before, after in zip(columns[0], columns[1], strict=True))
     changes.sort(key=lambda change: -change.gain)
-    return PairReport(test.name, len(test.src), identical, baseline, system, comparisons, changes)
+    return PairReport(test.name, len(test.src), identical, baseline, system, precision, comparisons, changes)
 
 
 def verdict(pair: PairReport) -> str:

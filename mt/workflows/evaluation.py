@@ -144,12 +144,18 @@ def translate_tests(model: Path, tests: Sequence[TestSet], options: Mapping[str,
     """A model's translations of each test set: those of its last evaluation where they are of this search and text, else new ones."""
     folder = resolve_model(model)
     decode = search_options(read_config(folder).decode, {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()})
-    compute = choose_compute(options.get("device", "auto"), options.get("precision", "auto"), options.get("threads"))
-    kept = [_kept(folder, decode, NAMES[compute.dtype], test) for test in tests]
+    precision = precision_of(options)
+    kept = [_kept(folder, decode, precision, test) for test in tests]
     if all(hyps is not None for hyps in kept):
         return [hyps for hyps in kept if hyps is not None]
     translator = Translator.load(folder, **options)
     return [translator.translate(test.src) if hyps is None else hyps for test, hyps in zip(tests, kept, strict=True)]
+
+
+def precision_of(options: Mapping[str, Any]) -> str:
+    """The precision that these options of `Translator.load` translate in."""
+    compute = choose_compute(options.get("device", "auto"), options.get("precision", "auto"), options.get("threads"))
+    return NAMES[compute.dtype]
 
 
 def _kept(model: Path, decode: DecodeConfig, precision: str, test: TestSet) -> list[str] | None:

@@ -47,7 +47,7 @@ def export_and_prove(model: Path, out: Path, to: Target, quantization: str | Non
             parity = prove_export(to, loaded, exact, lines)
         if not parity.holds:
             raise ExportError("\n".join([f"{out} was not written: the engines disagree; {parity}", *_worst(parity)]))
-        report.append(f"{source}: {parity}")
+        report.append(f"{source}, in fp32: {parity}")
     write_export(to, loaded, out, quantization)
     if lines and quantization:
         report.append(f"{quantization}, beside fp32: {prove_export(to, loaded, out, lines, compute_type='default')}")

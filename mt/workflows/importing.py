@@ -30,4 +30,4 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
         return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
     translator = Translator(loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None))
-    return [head, f"{text}: {compare(translator, TransformersEngine(folder, decode, order), lines)}"]
+    return [head, f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, order), lines)}"]

@@ -26,6 +26,7 @@ class ModelReport:
     tokenizer: str = ""
     data: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    compute: str = ""  # what the scores were computed with
     num_files: int = 0
     num_bytes: int = 0
     written_by: str = ""
@@ -75,7 +76,8 @@ def inspect_model(folder: Path) -> ModelReport:
     return ModelReport(
         str(folder), kind, step if isinstance(step, int) else None, f"{config.data.src_lang or '?'} -> {config.data.tgt_lang or '?'}",
         _sizes(config), num_parameters, _about_tokenizer(config, tokenizer), f"{corpora} ({about.get('data', 'no fingerprint')})",
-        scores, len(files), sum(file["size"] for file in files), f"mt {about.get('mt')}, torch {about.get('torch')}",
+        scores, str(about.get("compute", "")),
+        len(files), sum(file["size"] for file in files), f"mt {about.get('mt')}, torch {about.get('torch')}",
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def _facts(model: ModelReport) -> list[tuple[str, str]]:
     return [
         ("update", f"{model.step:,}" if model.step is not None else "unknown"),
         *_about_model(model),
-        ("scores", _scores(model.scores) or "none yet"),
+        ("scores", ", ".join(filter(None, [_scores(model.scores), model.compute])) if model.scores else "none yet"),
         ("files", f"{model.num_files} files, {model.num_bytes / 2**20:,.1f} MiB, every one as written"),
     ]
 

@@ -22,7 +22,7 @@ from mt.metrics.significance import KINDS
 from mt.report.curves import read_curves
 from mt.workflows.attention import attention_entries
 from mt.workflows.compare import PairReport, compare_translations, distinct, verdict
-from mt.workflows.evaluation import Scoring, TestSet, read_tests, translate_tests
+from mt.workflows.evaluation import Scoring, TestSet, precision_of, read_tests, translate_tests
 
 logger = logging.getLogger(__name__)
 MAX_COUNTED = 1_000_000  # training lines whose words are counted
@@ -56,6 +56,7 @@ def report_data(
         _test(test, {name: found[i] for name, found in hyps.items()}, gains[i], metrics, scoring, counts) for i, test in enumerate(tests)
     ]
     for test, entry in zip(tests, described, strict=True):
+        entry["precision"] = precision_of(options or {})
         entry["attention"] = list(attention_entries(list(models.values()), test.src, entry["sentences"], num_maps))
     return {
         "title": " and ".join(names),

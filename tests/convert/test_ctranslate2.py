@@ -87,7 +87,7 @@ def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Token
     model_folder(tmp_path / "model", tokenizer)
     result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--quantization", "int8", "--lines", "40")
     assert result.returncode == 0, result.stderr
-    assert "data/sample/test.de: 40 of 40 translations identical" in result.stdout
+    assert "data/sample/test.de, in fp32: 40 of 40 translations identical" in result.stdout
     assert "int8, beside fp32: " in result.stdout
     again = run_mt("export", tmp_path / "model", "-o", tmp_path / "out")
     assert again.returncode == 1

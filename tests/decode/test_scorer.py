@@ -70,6 +70,7 @@ def test_the_command_prints_log_probability_tokens_and_perplexity_of_each_line(t
         assert perplexity == pytest.approx(math.exp(-log_prob / count), rel=1e-4)
     total, tokens = sum(row[0] for row in rows), sum(row[1] for row in rows)
     assert result.stderr.startswith(f"20 lines, {tokens:,.0f} tokens: log-probability {total / tokens:.3f}"), result.stderr
+    assert result.stderr.endswith(", in fp32\n")
     unequal = run_mt("score", trained_run, "--src", sample / "test.de", "--tgt", sample / "train.en")
     assert unequal.returncode == 2
     assert "parallel files must match" in unequal.stderr

@@ -85,7 +85,7 @@ def scored_test(name: str, count: int, seed: int = 0) -> dict[str, Any]:
     verdict = "deeper is better than base by 0.62 BLEU (p = 0.012)."
     labels = ["1-10", "11-15", "16-20", "21-25", "26-30", "over 30"]
     return {
-        "name": name, "num_sentences": count,
+        "name": name, "num_sentences": count, "precision": "fp32",
         "systems": [scored("base", 40.41, copies[0]), scored("deeper", 41.03, copies[1])],
         "comparisons": [
             {"a": 0, "b": 1, "wins": 300, "losses": 250, "ties": 450, "verdict": verdict, "metrics": [

@@ -114,7 +114,7 @@ def test_the_best_of_each_score_is_bold_and_a_low_ter_is_best(page: Browser) -> 
 def test_another_test_set_replaces_what_belongs_to_it(page: Browser) -> None:
     page.choose("Test set", "news")
     assert "45 of 45 sentences" in page.one("#sentences").text
-    assert "news" in page.one("#scores caption").text
+    assert "news, 45 sentences, models in fp32" in page.one("#scores caption").text
 
 
 def test_pointing_at_a_curve_tells_exact_values(page: Browser) -> None:

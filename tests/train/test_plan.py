@@ -129,7 +129,7 @@ def test_the_peak_is_within_15_percent_of_a_real_training(precision: str, tmp_pa
     env = {**os.environ, **SETTINGS}  # as the command makes them
     options = (
         str(ROOT / "configs/quickstart.yaml"), f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "data.valid=[]", "device=cpu",
-        f"precision={precision}", "model.d_model=192", "batching.max_tokens=4096", "train.max_steps=6",
+        f"precision={precision}", "model.d_model=192", "batching.max_tokens=4096", "train.max_steps=30",
     )  # fmt: skip
     prepared = run_mt("prepare", options[0], *options[1:])
     assert prepared.returncode == 0, prepared.stderr
