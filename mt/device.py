@@ -26,7 +26,7 @@ ISA_WITHOUT_BF16 = (
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 )  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
-KEPT_PRODUCTS = 32  # compiled by oneDNN, while training on a CPU
+KEPT_PRODUCTS = 32  # of those that oneDNN compiles for bf16 on a CPU
 # Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
@@ -213,9 +213,11 @@ def keep_freed_memory() -> None:
         return
     m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # of malloc.h
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and is_bounded():
+    if not hasattr(libc, "mallopt"):
+        return
+    if is_bounded():
         libc.mallopt(m_mmap_threshold, 1 << 17)
-    elif hasattr(libc, "mallopt"):
+    else:
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 1 << 30)
 

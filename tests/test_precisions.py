@@ -267,7 +267,7 @@ def test_each_score_of_a_run_says_its_precision(runs: dict[str, Path], precision
 
 @pytest.mark.parametrize("precision", TRANSLATING)
 def test_a_comparison_says_the_precision_of_its_models(
-    trained_run: Path, tmp_path: Path, precision: str, sample: Path
+    trained_run: Path, precision: str, sample: Path
 ) -> None:
     first = trained_run / "checkpoints/step_00000008"
     text = ("--src", sample / "test.de", "--ref", sample / "test.en")

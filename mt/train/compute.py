@@ -35,7 +35,7 @@ def start_computing(
         place = world.place(config.device)
         try:
             compute = choose_compute(
-                place, plan["precision"], plan["threads_per_rank"], for_training=True,
+                place, plan["precision"], plan["threads_per_rank"],
                 deterministic=config.train.deterministic,
             )  # fmt: skip
         except ConfigError as error:

@@ -22,7 +22,7 @@ class TrainProgress:
 
     def __init__(
         self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float],
-        precision: str = "fp32",
+        precision: str,
     ) -> None:  # fmt: skip
         """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
         self.config, self.metrics, self.seconds, self.precision = config, metrics, seconds, precision

@@ -55,8 +55,9 @@ def report_data(
     described = [
         _test(test, {name: found[i] for name, found in hyps.items()}, gains[i], metrics, scoring, counts) for i, test in enumerate(tests)
     ]
+    precision = precision_of(options or {}) if tests else None
     for test, entry in zip(tests, described, strict=True):
-        entry["precision"] = precision_of(options or {})
+        entry["precision"] = precision
         entry["attention"] = list(attention_entries(list(models.values()), test.src, entry["sentences"], num_maps))
     return {
         "title": " and ".join(names),

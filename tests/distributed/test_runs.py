@@ -265,7 +265,7 @@ def test_a_validation_that_one_rank_leaves_is_left_by_all(kind: str, small_yaml:
         config = load_config(path)
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
         trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
-        trainer.progress = TrainProgress(config.train, None, 0, trainer.seconds)
+        trainer.progress = TrainProgress(config.train, None, 0, trainer.seconds, "fp32")
         assert trainer.validator is not None
         before = {name: weight.clone() for name, weight in trainer.weights().items()}
 

@@ -165,7 +165,7 @@ OUT_OF_MEMORY = """
 import re, resource
 from pathlib import Path
 from mt.cli import main
-from mt.train import run
+from mt.train import run  # PyTorch and all else that takes room
 
 size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20), resource.RLIM_INFINITY))

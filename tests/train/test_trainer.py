@@ -183,7 +183,7 @@ def test_a_signal_in_validation_abandons_it_and_resume_makes_it_up(
 def test_resume_at_every_update_gives_the_same_weights(make_trainer: Callable[..., Trainer]) -> None:
     straight = make_trainer()
     straight.checkpoints.keep_last = 6
-    straight.progress = TrainProgress(straight.config.train, None, 0, straight.seconds)
+    straight.progress = TrainProgress(straight.config.train, None, 0, straight.seconds, "fp32")
     updates = straight.loader.updates()
     weights = []
     for update in (next(updates) for _ in range(6)):
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_when_the_biases_of_keys_were_trained_still_loads(
 ) -> None:
     old = make_trainer()
     old.model.requires_grad_(True)
-    old.progress = TrainProgress(old.config.train, None, 0, old.seconds)
+    old.progress = TrainProgress(old.config.train, None, 0, old.seconds, "fp32")
     updates = old.loader.updates()
     for _ in range(2):
         old.report(old.train_step(next(updates)))
@@ -346,7 +346,7 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
     trainer.train_step(next(updates)).read()
     updates.close()  # type: ignore[attr-defined]
     before, real, calls = clone(dict(trainer.model.named_parameters())), trainer_module.load_weights, []
-    trainer.progress = TrainProgress(trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds)
+    trainer.progress = TrainProgress(trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds, "fp32")
 
     def interrupted(*args: object) -> None:
         calls.append(args)
