@@ -1,31 +1,62 @@
 """Files that appear whole or not at all, lines that are bytes up to a newline, fingerprints, and locks between processes."""
 
+import bz2
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
 import json
+import logging
+import lzma
 import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mt.errors import DataError, MTError
 
+logger = logging.getLogger(__name__)
+
 MAX_LINE = 64 << 20  # a file without newlines must not fill the memory
+# How a compressed file begins, whatever its name is, and what unpacks it.
+UNPACK: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": lambda packed: gzip.GzipFile(fileobj=packed),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
-def open_binary(path: str | Path) -> BinaryIO:
-    """Open a file for reading bytes, `.gz` unpacked; `-` is standard input. Raises `DataError` where it cannot be opened."""
-    if str(path) == "-":
-        return sys.stdin.buffer
+@contextlib.contextmanager
+def open_binary(path: str | Path) -> Iterator[BinaryIO]:
+    """A file opened for reading bytes; `-` is standard input. gzip, bzip2 and xz are unpacked, whatever the file is called.
+
+    Raises `DataError` for a file that cannot be opened, read or unpacked.
+    """
+    name = "standard input" if str(path) == "-" else path
     try:
-        return cast(BinaryIO, gzip.open(path)) if Path(path).suffix == ".gz" else Path(path).open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        with contextlib.ExitStack() as stack:
+            if str(path) == "-":
+                if sys.stdin is None:
+                    raise DataError("standard input is closed; give a file")
+                handle = cast(BinaryIO, sys.stdin.buffer)
+            else:
+                handle = stack.enter_context(Path(path).open("rb"))
+            beginning = handle.peek(6)  # type: ignore[attr-defined]
+            if beginning.startswith(ZSTANDARD):
+                raise DataError(f"{name}: compressed with Zstandard, which mt does not read; unpack it: unzstd {path}")
+            for magic, unpack in UNPACK.items():
+                if beginning.startswith(magic):
+                    handle = stack.enter_context(unpack(handle))
+            yield handle
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
@@ -34,13 +65,10 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
     Raises `DataError` for an unreadable or damaged file and for a line over 64 MiB.
     """
     with open_binary(path) as handle:
-        try:
-            for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), b""), 1):
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?")
-                yield line[:-1] if line.endswith(b"\n") else line
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
+        for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), b""), 1):
+            if len(line) > MAX_LINE:
+                raise DataError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?")
+            yield line[:-1] if line.endswith(b"\n") else line
 
 
 def fsync_folder(folder: Path) -> None:
@@ -56,7 +84,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file beside its place, force it to the disk, and rename it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
+        with naming(path), temporary.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -64,6 +92,17 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An `OSError` of the block that names no file, as a failed write does not, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -76,7 +115,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         for name in sorted(temporary.rglob("*"), reverse=True):
             if name.is_dir():
                 fsync_folder(name)
@@ -100,9 +140,12 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written anywhere in `folder`; whoever calls this holds the lock over it."""
-    for path in list(folder.rglob(".*.tmp")):
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what a killed process left half written anywhere in `folder`, or only what was to be called `name`.
+
+    Whoever calls this holds the lock over it.
+    """
+    for path in list(folder.rglob(f".{name}.*tmp")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
@@ -118,6 +161,15 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_content(path: str | Path) -> str:
+    """SHA-256 of a file's content in hexadecimal: compressing or unpacking the file changes nothing. Raises `DataError`."""
+    digest = hashlib.sha256()
+    with open_binary(path) as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
@@ -136,15 +188,23 @@ def fingerprint_lines(lines: Iterable[bytes]) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file while the block runs; the system drops it when the process dies.
 
-    With `wait` false, raises `MTError` at once where another process holds it.
+    Raises `MTError` if another process holds it, or, with `wait_for`, logs what this process waits for and waits. On a
+    file system without locks, warns and goes on without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise MTError(f"{path.parent}: another process is using this folder") from error
+            if wait_for is None:
+                raise MTError(f"{path.parent}: another process is using this folder") from error
+            logger.info("waiting for another process: it makes %s (its lock is %s)", wait_for, path)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s: no locks on this file system (%s); let only one process write here", path.parent, error.strerror)
         yield

@@ -21,8 +21,9 @@ class _BarSafeHandler(logging.StreamHandler):
     """Writes above a progress bar rather than through it; stderr on a full disk ends no training."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _FileHandler(logging.FileHandler):
@@ -56,9 +57,21 @@ def setup_logging(log_file: Path | None = None, *, is_first: bool = True) -> Non
         logger.addHandler(file_handler)
 
 
+def say(message: str) -> None:
+    """A line on stderr, if there is one."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{message}\n")
+
+
+def shows_progress() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line") -> Iterable[T]:
     """A progress bar on stderr around `items`; silent where stderr is no terminal."""
-    return tqdm(items, total=total, desc=what, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(items, total=total, desc=what, unit=unit, unit_scale=True, disable=not shows_progress(), leave=False)
 
 
 @contextlib.contextmanager
@@ -67,7 +80,7 @@ def progress_bar(count: Callable[[], int | None], what: str, unit: str, is_shown
 
     Where stderr is no terminal nothing is shown, and nothing counted.
     """
-    if not (is_shown and sys.stderr.isatty()):
+    if not (is_shown and shows_progress()):
         yield lambda done: None
         return
     with tqdm(total=count(), desc=what, unit=unit, smoothing=0, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
@@ -84,8 +97,8 @@ def format_seconds(seconds: float) -> str:
 class MetricLogger:
     """Appends one JSON object a line to metrics.jsonl, and mirrors numbers to TensorBoard where it is installed.
 
-    A resumed run drops the lines of updates that it is about to do again, so that each update stands once. What a full disk refuses is
-    kept until there is room.
+    A resumed run drops the lines of updates that it is about to do again, so that each update stands once, and the report that an earlier
+    start gave of a part of its window (`partial`). What a full disk refuses is kept until there is room.
     """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
@@ -139,7 +152,8 @@ class MetricLogger:
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     for line in path.read_bytes().split(b"\n"):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill is dropped
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            if row["step"] <= step and not row.get("partial"):
                 yield line.decode() + "\n"
 
 

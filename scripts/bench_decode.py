@@ -86,7 +86,7 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
         for inter, intra in ways:
             decode = loaded.config.decode.model_copy(update={"beam_size": beam_size, "batch_size": batch_size})
             engine = CTranslate2Engine(Path(folder), loaded.tokenizer, decode, inter, intra, compute_type)
-            limit = max_output_len(decode.max_src_len, decode.max_len_a, decode.max_len_b)
+            limit = max_output_len(decode.longest_src, decode.max_len_a, decode.max_len_b)
 
             def search(sources: Sequence[list[int]], engine: CTranslate2Engine = engine, limit: int = limit) -> list[list[int]]:
                 return [tokens for tokens, _ in engine.translate_batch(sources, limit)]

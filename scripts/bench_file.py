@@ -36,7 +36,7 @@ def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
     decode = loaded.config.decode.model_copy(update={"beam_size": args.beam_size, "batch_size": args.batch_size})
     ways = (1, 0) if threads == "default" else (len(os.sched_getaffinity(0)), 1)
     ct2 = CTranslate2Engine(folder / "ct2", loaded.tokenizer, decode, *ways, compute_type)
-    limit = max_output_len(decode.max_src_len, decode.max_len_a, decode.max_len_b)
+    limit = max_output_len(decode.longest_src, decode.max_len_a, decode.max_len_b)
     found = ct2.translate_batch(loaded.tokenizer.encode_src(read_text(folder / "source")), limit)
     (folder / engine).write_text("".join(f"{loaded.tokenizer.decode_tgt(tokens)}\n" for tokens, _ in found), encoding="utf-8")
 

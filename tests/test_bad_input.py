@@ -94,7 +94,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer/joint.spm", "MANIFEST.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer/src.spm", "MANIFEST.json"])
 def test_a_damaged_model_is_refused_by_name(run: Path, name: str, harm: Callable[[Path], None]) -> None:
     folder = (run / "checkpoints/best").resolve()
     harm(folder / name)
@@ -166,10 +166,10 @@ def test_changed_model_or_data_is_refused_on_resume_with_the_difference(
     run: Path, small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
-    assert_fails(2, ["optim.lr: 0.001 -> 0.1", "another run_dir"], "train", config, "optim.lr=0.1", "train.max_steps=20")
+    assert_fails(2, ["model.dropout: 0.1 -> 0.2", "another run_dir"], "train", config, "model.dropout=0.2", "train.max_steps=20")
     lines = (sample / "train.de").read_bytes().split(b"\n")
     (tmp_path / "other.de").write_bytes(b"\n".join([b"Ganz anders.", *lines[1:]]))
-    says = ["other data"]
+    says = ["other text"]
     assert_fails(2, says, "train", config, f"data.train=[{{src: {tmp_path}/other.de, tgt: {sample}/train.en}}]", "train.max_steps=20")
 
 

@@ -4,6 +4,7 @@ It holds config.yaml, model.safetensors, tokenizer/, generation.json, provenance
 with training/ (optimizer, raw weights where an average is kept, state.json) besides.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from mt.config import Config, DecodeConfig, config_from_text, to_yaml
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError, ConfigError
 from mt.files import atomic_dir
+from mt.metrics import rank
 from mt.model.transformer import Transformer, build_model
+
+SCORES = "scores.json"  # of a checkpoint that was saved before it was validated; not in the manifest
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,58 @@ def write_model_folder(
 
 
 def resolve_model(path: Path) -> Path:
-    """The model folder that a user means: the folder itself, or the best, else the last checkpoint of a run folder."""
+    """The model folder that a user means: the folder itself, or the best, else the last checkpoint of a run folder.
+
+    A run folder may have been copied by a tool that follows links, drops them, or makes text files of them.
+    """
     if (path / MANIFEST).exists():
         return path
-    for link in ("best", "last"):
-        if (path / "checkpoints" / link / MANIFEST).exists():
-            # Followed now: a run that goes on may point the link elsewhere while the model is being read.
-            target = str((path / "checkpoints" / link).readlink())
-            if not re.fullmatch(r"step_\d+", target):
-                raise CheckpointError(f"{path / 'checkpoints' / link}: leads to {target}, which is no checkpoint of this run")
-            return path / "checkpoints" / target
+    folder = path / "checkpoints"
+    for name in ("best", "last"):
+        # Followed now: a run that goes on may point the link elsewhere while the model is being read.
+        target = link_target(folder / name)
+        if target is not None and not re.fullmatch(r"step_\d+", target):
+            raise CheckpointError(f"{folder / name}: leads to {target}, which is no checkpoint of this run")
+        if target is not None and (folder / target / MANIFEST).exists():
+            return folder / target
+    if steps := [step for step in sorted(folder.glob("step_*"), reverse=True) if (step / MANIFEST).exists()]:
+        return _best_of(steps)
+    for name in ("best", "last"):
+        if (folder / name / MANIFEST).exists():
+            return folder / name
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder or a run folder")
     raise CheckpointError(f"{path}: neither a model folder ({MANIFEST} is missing) nor a run folder with checkpoints")
+
+
+def _best_of(steps: Sequence[Path]) -> Path:
+    """Of checkpoints, newest first, the best by the metric of their run; the newest if none was validated."""
+    metric = read_config(steps[0]).train.metric
+    scored = [(step, scores) for step in steps if isinstance(scores := read_provenance(step).get("scores"), dict) and metric in scores]
+    return max(reversed(scored), key=lambda each: rank(metric, each[1]), default=(steps[0], {}))[0]
+
+
+def link_target(link: Path) -> str | None:
+    """The checkpoint that `best` or `last` of a run folder names: as a link, or as what tools that copy make of one.
+
+    A text file holds the name; a folder is a copy, whose update its provenance says.
+    """
+    with contextlib.suppress(OSError, ValueError, CheckpointError):
+        if link.is_symlink():
+            return str(link.readlink())
+        if link.is_dir():
+            step = read_json(link / "provenance.json").get("step")
+            name = f"step_{step:08d}" if isinstance(step, int) else ""
+            return name if (link.parent / name / MANIFEST).exists() and name else None
+        if link.is_file() and link.stat().st_size < 100:
+            return link.read_text(encoding="utf-8").strip()
+    return None
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where a model comes from; with the scores that validation gave it after it was saved. Raises `CheckpointError`."""
+    about = read_json(folder / "provenance.json")
+    return {**about, "scores": read_json(folder / SCORES)} if (folder / SCORES).exists() else about
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
@@ -73,7 +116,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     _check_size(config, tokenizer, weights, folder / "model.safetensors")
     model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=0)
     load_weights(model, weights, folder / "model.safetensors")
-    return LoadedModel(folder, config, tokenizer, model.to(device).eval(), read_json(folder / "provenance.json"), files)
+    return LoadedModel(folder, config, tokenizer, model.to(device).eval(), read_provenance(folder), files)
 
 
 def _check_size(config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor], where: Path) -> None:
@@ -102,7 +145,7 @@ def read_config(folder: Path) -> Config:
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not what mt writes")
-        config = config_from_text(path.read_text(encoding="utf-8"), str(path))
+        config = config_from_text(path.read_text(encoding="utf-8"), str(path), is_saved=True)
         return config.model_copy(update={"decode": DecodeConfig.model_validate(read_json(folder / "generation.json"))})
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder}: its configuration cannot be read: {error}") from error

@@ -1,6 +1,7 @@
 """The checkpoints of a run: saving, the links `last` and `best`, which to keep, and where to go on."""
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -12,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mt.checkpoint.folder import read_config, resolve_model, write_model_folder
+from mt.checkpoint.folder import SCORES, read_config, resolve_model, write_model_folder
 from mt.checkpoint.manifest import TRAINING, read_json, seal, tensor_shapes, verify, write_json
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
 from mt.distributed import ALONE, World, is_sharded, load_shards
 from mt.errors import CheckpointError, RankError
-from mt.files import atomic_dir, remove_folder, replace_link
-from mt.metrics import is_better
+from mt.files import atomic_dir, atomic_write, remove_folder, replace_link
+from mt.metrics import rank
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class CheckpointManager:
     def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE) -> None:
         self.folder = run_dir / "checkpoints"
         self.keep_last, self.keep_best, self.metric, self.world = keep_last, keep_best, metric, world
+        self.measured: str | None = None  # what scores must have measured to count (`Validator.measured`); None: anything
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -109,25 +111,53 @@ class CheckpointManager:
         try:
             for name, in_order in (("last", steps[::-1]), ("best", ranked)):
                 if in_order:
+                    self._remove_copy(self.folder / name)
                     replace_link(self.folder / name, self.path(in_order[0]).name)
             for step in set(steps) - {*steps[-self.keep_last :], *ranked[: self.keep_best]}:
                 remove_folder(self.path(step))
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             logger.warning("%s: links and old checkpoints are as they were: %s", self.folder, error)
 
-    def ranked(self) -> list[int]:
-        """Validated steps, best first; of equals the earlier."""
-        scored = {step: self._score(step) for step in self.steps()}
-        sign = -1 if is_better(self.metric, 1.0, 0.0) else 1
-        return sorted((step for step, score in scored.items() if score is not None), key=lambda step: (sign * (scored[step] or 0.0), step))
+    def _remove_copy(self, link: Path) -> None:
+        """Remove what stands in the place of a link after a tool that follows links has copied the run: a copy of a checkpoint."""
+        if not link.is_dir() or link.is_symlink():
+            return
+        step = read_json(link / "provenance.json").get("step")
+        if isinstance(step, int) and self.path(step).exists():
+            remove_folder(link)
+        else:
+            link.rename(self.folder / f"copied_{link.name}")
 
-    def _score(self, step: int) -> float | None:
-        """What validation in the run folder says of a step; a checkpoint may be older than its validation."""
-        scores = self.folder.parent / "valid" / self.path(step).name / "scores.json"
-        value = None
+    def ranked(self) -> list[int]:
+        """Validated steps, best first by `rank`; of equals the earlier."""
+        scored = {step: scores for step in self.steps() if (scores := self.scores(step)) and self.metric in scores}
+        return sorted(scored, key=lambda step: (*(-value for value in rank(self.metric, scored[step])), step))
+
+    def best_by_any_measure(self) -> int | None:
+        """The best kept step, whatever its validation measured; None if none is validated."""
+        anything = CheckpointManager(self.folder.parent, 1, 0, self.metric)
+        return next(iter(anything.ranked()), None)
+
+    def scores(self, step: int) -> dict[str, float] | None:
+        """What validation says of a step, in the run folder; None if it has not been, or measured something else.
+
+        A checkpoint may be older than its validation.
+        """
+        details: dict[str, Any] = {}
         with contextlib.suppress(CheckpointError):
-            value = read_json(scores).get(self.metric)
-        return float(value) if isinstance(value, int | float) else None
+            details = read_json(self.folder.parent / "valid" / self.path(step).name / SCORES)
+        if self.measured is not None and details.get("measured") != self.measured:
+            return None
+        return {name: float(details[name]) for name in ("loss", "bleu", "chrf") if isinstance(details.get(name), int | float)}
+
+    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Put scores into the checkpoint of a step, if it was saved before they were known; a failure is a warning."""
+        if not (self.world.is_first and self.path(step).exists()):
+            return
+        try:
+            atomic_write(self.path(step) / SCORES, json.dumps(dict(scores), indent=2) + "\n")
+        except OSError as error:
+            logger.warning("%s: its scores could not be written into it: %s", self.path(step), error)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole, None where there is none at all. All ranks must call this.

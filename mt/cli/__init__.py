@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import os
 import pkgutil
 import signal
@@ -41,6 +42,7 @@ def _global_options(version: bool = typer.Option(False, "--version", help="Print
 def main() -> NoReturn:
     """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3 diverged, 130 and 143 interrupted."""
     prepare_environment()
+    _prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run()
@@ -50,6 +52,36 @@ def main() -> NoReturn:
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Standard output that was closed when the command began: whatever must be written there is an error that says so."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise MTError("standard output is closed; redirect it, to /dev/null if the result is not wanted")
+
+
+def _prepare_streams() -> None:
+    """Leave no standard stream closed, as the next file to be opened would take its number; and let no character fail to print."""
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if 1 in closed or sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _cannot_unwind(error: BaseException | None) -> bool:
@@ -68,14 +100,21 @@ def _run() -> NoReturn:
     except MTError as error:
         _fail("" if error.is_told else str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader has left (`| head`): nothing to say, and nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has left (`| head`): nothing to say.
+        _flush_nothing()
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        _flush_nothing()
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     sys.exit(0)
+
+
+def _flush_nothing() -> None:
+    """What standard output refused is not to be tried again at exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -25,18 +25,19 @@ def attend(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")] = None,
 ) -> None:
     """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
-    from mt.files import atomic_write
+    from mt.output import check_output, tell, write_text
     from mt.report.heatmap import as_svg
     from mt.workflows.attend import attend as look
     from mt.workflows.attend import figures
 
+    check_output(output)
     attended = look(model, sentence, target)
     chosen = figures(attended, kind, layer, head)
     if output is None:
         _show([f"source       {attended.src}", f"translation  {attended.tgt}"], chosen)
     else:
-        atomic_write(output, as_svg(chosen, [attended.src, attended.tgt]))
-        typer.echo(f"{output}: {sum(len(figure.maps) for figure in chosen)} maps")
+        write_text(output, as_svg(chosen, [attended.src, attended.tgt]))
+        tell(f"{output}: {sum(len(figure.maps) for figure in chosen)} maps")
 
 
 def _show(headings: list[str], figures: "list[Figure]") -> None:

@@ -23,7 +23,8 @@ def average(
     if (last is None) == (best is None):
         raise ConfigError("give either --last N or --best N")
     from mt.checkpoint import average_checkpoints, run_checkpoints
+    from mt.output import tell
 
     folders = run_checkpoints(run, last, best)
     average_checkpoints(folders, output)
-    typer.echo(f"{output}: the mean of {', '.join(folder.name for folder in folders)}")
+    tell(f"{output}: the mean of {', '.join(folder.name for folder in folders)}")

@@ -56,8 +56,12 @@ def evaluate(
     if output is not None and len(sources) != 1:
         raise ConfigError("--output needs a MODEL with one --src")
     from mt.metrics.comet import CometCommand
+    from mt.output import check_output
     from mt.workflows.evaluation import Scoring
 
+    check_output(None)
+    if output is not None:
+        check_output(output)
     if comet is not None and hyp is not None:
         raise ConfigError("COMET needs the source text: give a MODEL, or run its own command")
     scoring = Scoring(tuple(metric or Scoring.metrics), tokenizer, lang, resamples, CometCommand(comet) if comet else None)
@@ -76,9 +80,10 @@ def evaluate(
 def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
     from mt.data.corpus import read_text
     from mt.metrics import corpus_scores
+    from mt.workflows.evaluation import split_references
 
     metrics, hyps = scoring.build(), read_text(hyp)
-    scores = corpus_scores(hyps, [read_text(name) for name in ref.split(",")], metrics, scoring.resamples)
+    scores = corpus_scores(hyps, [read_text(name) for name in split_references(ref)], metrics, scoring.resamples)
     return {"test": hyp, "sentences": len(hyps), "scores": [score.as_dict() for score in scores.values()]}
 
 
@@ -89,8 +94,8 @@ def _score_model(
 
     start_early(options["workers"], options["threads"], options["device"])
     from mt.distributed import PATIENCE, joined
-    from mt.files import atomic_write
     from mt.log import setup_logging
+    from mt.output import write_text
     from mt.workflows.evaluation import evaluate_model
 
     with joined(PATIENCE) as world:
@@ -100,7 +105,7 @@ def _score_model(
         if not world.is_first:
             return []
         if output is not None:
-            atomic_write(output, "".join(f"{line}\n" for line in found.results[0].hyps))
+            write_text(output, "".join(f"{line}\n" for line in found.results[0].hyps))
     about = {"model": str(found.folder), "beam_size": found.card["decode"]["beam_size"], "compute": found.card["compute"]}
     return [{**result.as_dict(), **about} for result in found.results]
 

@@ -24,8 +24,9 @@ def export(
 ) -> None:
     """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must be identical, all others ties."""
     from mt.log import setup_logging
+    from mt.output import tell
     from mt.workflows.export import export_and_prove
 
     setup_logging()
     report = export_and_prove(model, output, to, quantization, prove, lines)
-    typer.echo("\n".join(report))
+    tell("\n".join(report))

@@ -20,7 +20,8 @@ def import_model(
 ) -> None:
     """Import a model: it then translates, evaluates, exports, and can be trained further (mt train --init-from)."""
     from mt.log import setup_logging
+    from mt.output import tell
     from mt.workflows.importing import import_and_prove
 
     setup_logging()
-    typer.echo("\n".join(import_and_prove(folder, output, prove, lines)))
+    tell("\n".join(import_and_prove(folder, output, prove, lines)))

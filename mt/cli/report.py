@@ -35,8 +35,8 @@ def report(
     from mt.decode.template import start_early
 
     start_early(workers, threads, device)
-    from mt.files import atomic_write
     from mt.log import setup_logging
+    from mt.output import check_output, tell, write_text
     from mt.report.page import render
     from mt.workflows.evaluation import Scoring
     from mt.workflows.report import report_data
@@ -45,5 +45,6 @@ def report(
     options = {"precision": precision, "device": device, "threads": threads, "workers": workers}
     scoring = Scoring(tuple(metric or Scoring.metrics), tokenizer, lang)
     path = output or runs[0] / "report.html"
-    atomic_write(path, render(report_data(runs, src or [], ref or [], scoring, options, maps)))
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    check_output(path)
+    write_text(path, render(report_data(runs, src or [], ref or [], scoring, options, maps)))
+    tell(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

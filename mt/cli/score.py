@@ -37,22 +37,23 @@ def score(
     from mt.decode.scorer import Scorer
     from mt.decode.workers import Workers
     from mt.device import NAMES, choose_compute
-    from mt.log import progress_bar, setup_logging
+    from mt.log import progress_bar, say, setup_logging
+    from mt.output import check_output, open_output
 
+    check_output(None)
     setup_logging()
     sources, targets = read_parallel([CorpusConfig(src=src, tgt=tgt)], DataConfig())
     compute = choose_compute(device, precision, threads)
     scorer = Scorer.load(model, compute, Workers.choose(workers, compute))
     total, num_tokens = 0.0, 0
-    with progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance:
+    with open_output(None) as out, progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance:
         for found in scorer.score(zip(sources, targets, strict=True)):
             count = len(found.log_probs)
             total, num_tokens = total + found.log_prob, num_tokens + count
-            sys.stdout.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
+            out.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
             advance(1)
-    sys.stdout.flush()
     summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
-    sys.stderr.write(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[compute.dtype]}\n")
+    say(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[compute.dtype]}")
 
 
 def _perplexity(log_prob: float, num_tokens: int) -> float:

@@ -1,17 +1,16 @@
 """`mt translate`: text files or standard input through a model, in input order and constant memory."""
 
-import gzip
-import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from mt.decode.translator import Translator
+    from mt.output import Lines
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def translate(
     model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
-    files: Annotated[list[str] | None, typer.Argument(help="Text files, .gz by name (default: stdin).", show_default=False)] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Text files; gzip, bzip2 and xz are unpacked (default: stdin).", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output).")] = None,
     beam_size: Annotated[int | None, typer.Option(help="Beams; 1 is greedy search (default here and below: the model's own).")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="a in score = log-probability / length**a.")] = None,
@@ -51,14 +52,18 @@ def translate(
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
     from mt.decode.template import start_early
+    from mt.output import check_output
 
+    check_output(output)
+    if alignment is not None:
+        check_output(alignment)
     start_early(workers, threads, device)
     from mt.decode.alignment import Aligner
     from mt.decode.scorer import Scorer
-    from mt.decode.translator import Translator
+    from mt.decode.translator import WINDOW, Translator
     from mt.distributed import PATIENCE, joined
     from mt.log import setup_logging
-    from mt.workflows.translate import outputs
+    from mt.workflows.translate import outputs, read_ahead, read_live
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)
@@ -70,63 +75,65 @@ def translate(
         aligner = Aligner.load(model, translator.compute.device, translator.workers) if alignment is not None else None
         scorer = Scorer.load(model, translator.compute, translator.workers) if format == "jsonl" else None
         names = files or ["-"]
-        rows = outputs(world, translator, _lines(names, on_invalid_utf8), format, aligner, scorer)
+        read = read_ahead if all(Path(name).is_file() for name in names) else read_live
+        windows = read(_lines(names, on_invalid_utf8), WINDOW * world.size)
+        rows = outputs(world, translator, windows, format, aligner, scorer)
         if world.is_first:
-            _write(rows, translator, names, output, alignment, is_alone=world.is_alone)
+            search = translator.decode.model_dump()
+            about = {"model": str(model), "files": names, "format": format, "decode": search, "precision": precision}
+            _write(rows, translator, names, output, alignment, about, is_alone=world.is_alone)
         else:
             for _ in rows:
                 pass
         num_split = sum(world.shared(lambda _: [translator.num_split], range(world.size)))
         if num_split and world.is_first:
-            limit = translator.decode.max_src_len
-            sys.stderr.write(f"mt: {num_split} lines of more than {limit} subwords were translated in parts (decode.max_src_len)\n")
+            _tell_split(num_split, translator)
+
+
+def _tell_split(num_split: int, translator: "Translator") -> None:
+    from mt.log import say
+
+    options = translator.decode
+    limits = f"{options.longest_src} subwords (decode.max_src_len)"
+    if isinstance(options.max_sentences, int):
+        limits += f" or {options.max_sentences} sentence{'s' if options.max_sentences > 1 else ''} (decode.max_sentences)"
+    lines = "1 line has" if num_split == 1 else f"{num_split:,} lines have"
+    say(f"mt: {lines} more than {limits}, more than training saw: translated in parts")
 
 
 def _write(
-    rows: Iterable[tuple[str, str]], translator: "Translator", names: list[str], output: Path | None, alignment: Path | None, is_alone: bool
-) -> None:
+    rows: Iterable[list[tuple[str, str]]], translator: "Translator", names: list[str], output: Path | None, alignment: Path | None,
+    about: dict[str, Any], is_alone: bool,
+) -> None:  # fmt: skip
     from mt.log import progress_bar
+    from mt.output import open_output
 
     is_shown = output is not None or not sys.stdout.isatty()  # else the translations themselves show how far it is
-    aligned: AbstractContextManager[BinaryIO | None] = nullcontext() if alignment is None else _open_output(alignment)
+    aligned: AbstractContextManager[Lines | None] = nullcontext() if alignment is None else open_output(alignment, about)
     bar = progress_bar(lambda: _count_lines(names), "translating", "line", is_shown)
-    with _open_output(output) as out, aligned as pairs, bar as advance:
+    with open_output(output, about) as out, aligned as pairs, bar as advance:
         if is_alone:
             translator.on_progress = advance
-        for text, links in rows:
-            out.write(text.encode())
-            if pairs is not None:
-                pairs.write(f"{links}\n".encode())
+        for window in rows:
+            for text, links in window:
+                out.write(text)
+                if pairs is not None:
+                    pairs.write(f"{links}\n")
+            out.flush()
             if not is_alone:
-                advance(1)
+                advance(len(window))
 
 
 def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
-    from mt.data.corpus import CorpusStats, decode_line
-    from mt.files import read_lines
+    from mt.data.corpus import CorpusStats, decode_line, text_lines
 
+    remedy = "--on-invalid-utf8 replace"
     for name in files:
-        for number, line in enumerate(read_lines(name), 1):
-            yield decode_line(line, f"{'standard input' if name == '-' else name}:{number}", on_invalid_utf8, CorpusStats())
+        for number, line in enumerate(text_lines(name), 1):
+            yield decode_line(line, f"{'standard input' if name == '-' else name}:{number}", on_invalid_utf8, CorpusStats(), remedy)
 
 
 def _count_lines(files: list[str]) -> int | None:
     from mt.files import read_lines
 
     return None if any(not Path(name).is_file() for name in files) else sum(1 for name in files for _ in read_lines(name))
-
-
-@contextmanager
-def _open_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears under its name when all is written."""
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with gzip.open(temporary, "wb") if path.suffix == ".gz" else temporary.open("wb") as handle:
-            yield cast(BinaryIO, handle)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

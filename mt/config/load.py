@@ -8,7 +8,7 @@ import difflib
 import functools
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,10 +16,21 @@ from pydantic import BaseModel, ValidationError
 
 from mt.config.presets import PRESETS
 from mt.config.reader import REFUSED, KeyPath, Mistake, Place, dotted, read, short, shown
-from mt.config.schema import Config
+from mt.config.schema import FORMAT, HEADER, Config
 from mt.errors import ConfigError
 
 MAX_BYTES = 1_000_000  # of a file
+FIRST_FORMAT = 1  # of files that mt wrote before they said their format
+# By format: the defaults that it gave a new value, as they were before.
+DEFAULTS_BEFORE: dict[int, dict[tuple[str, str], Any]] = {
+    2: {
+        ("tokenizer", "src_normalization"): "nmt_nfkc",
+        ("tokenizer", "tgt_normalization"): "nmt_nfkc",
+        ("tokenizer", "max_lossy_share"): 1.0,
+        ("decode", "max_src_len"): 512,
+        ("decode", "max_sentences"): None,
+    },
+}
 _close = functools.partial(difflib.get_close_matches, n=1, cutoff=0.6)
 
 
@@ -39,8 +50,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config if config.run_dir is not None else config.model_copy(update={"run_dir": default_run_dir(path)})
 
 
-def config_from_text(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that `text` (YAML, called `where` in messages) and the overrides describe."""
+def config_from_text(text: str, where: str, overrides: Sequence[str] = (), *, is_saved: bool = False) -> Config:
+    """The configuration that `text` (YAML, called `where` in messages) and the overrides describe.
+
+    A file that mt wrote (`is_saved`) and that says no format is of the first one. What a file of an older format leaves
+    out has the default of its time.
+    """
     try:
         data, places, mistakes = read(text, lambda line: Place(line, f"{where}:{line}"))
     except Mistake as mistake:
@@ -50,6 +65,11 @@ def config_from_text(text: str, where: str, overrides: Sequence[str] = ()) -> Co
         raise ConfigError(f"{where}:1: expected `key: value` lines, found {shown(data)}")
     for number, override in enumerate(overrides):
         mistakes += _override(data, places, override, MAX_BYTES + number)
+    if is_saved or text.startswith(HEADER):
+        data.setdefault("format", FIRST_FORMAT)
+    for (section, key), value in _older_defaults(data.get("format", FORMAT)):
+        if isinstance(data.setdefault(section, {}), dict):
+            data[section].setdefault(key, value)
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("preset"), str):
         data["model"] = {**PRESETS.get(model["preset"], {}), **model}
@@ -58,6 +78,21 @@ def config_from_text(text: str, where: str, overrides: Sequence[str] = ()) -> Co
     if config is None or mistakes:
         raise ConfigError("\n".join(dict.fromkeys(str(each) for each in sorted(mistakes, key=lambda m: m.place.order))))
     return config
+
+
+def with_defaults_of(config: Config, format: int) -> Config:
+    """`config` with the defaults of a format in place of today's, for what its file left out."""
+    for (section, key), value in _older_defaults(format):
+        part = getattr(config, section)
+        if key not in part.model_fields_set:
+            config = config.model_copy(update={section: part.model_copy(update={key: value})})
+    return config.model_copy(update={"format": format})
+
+
+def _older_defaults(format: Any) -> Iterator[tuple[tuple[str, str], Any]]:
+    """What the defaults of a format were, as far as they are others today; the oldest value of each first."""
+    for number in range(format + 1 if isinstance(format, int) else FORMAT + 1, FORMAT + 1):
+        yield from DEFAULTS_BEFORE[number].items()
 
 
 def default_run_dir(path: str | Path) -> str:

@@ -3,11 +3,17 @@
 The file format, overrides, presets and error messages are `load.py`'s; this module only says what is allowed.
 """
 
+import os
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
 
 AUTO = "auto"
+FORMAT = 2  # of these settings; `load.DEFAULTS_OF_FORMAT` has what they were before
+LONGEST_SRC = 512  # subwords of a source that is translated whole, if it is not known what training saw
+HEADER = "# Written by mt: every setting of this run.\n"  # of config.yaml in a run folder
+Normalization = Literal["none", "nfc", "nfkc", "nmt_nfkc"]
 
 
 def _unless_auto(value: Any, validate: Any) -> Any:
@@ -21,6 +27,22 @@ IntOrAuto = Annotated[
 ]  # fmt: skip
 
 
+def expanded(path: str) -> str:
+    """A path with `~` and environment variables in it replaced, unless there is a file of just this name.
+
+    `~` stays where no home folder is known: a model folder may name a path that nobody needs.
+    """
+    if os.path.exists(path):
+        return path
+    result = os.path.expandvars(os.path.expanduser(path))
+    if unset := re.search(r"\$([A-Za-z_]\w*|\{[^}]*\})", result):
+        raise ValueError(f"the environment has no variable {unset[0]}")
+    return result
+
+
+PathText = Annotated[str, AfterValidator(expanded)]
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys and values of another type are mistakes; nothing changes later."""
 
@@ -31,8 +53,8 @@ class CorpusConfig(Section):
     """One parallel corpus: two text files (`src`, `tgt`; `.gz` by name), or a `dataset` for `datasets.load_dataset`."""
 
     name: str | None = Field(default=None, description="Name in tables and reports (default: the file or dataset name).")
-    src: str | None = Field(default=None, description="Source text, one sentence a line; plain or .gz. Relative to the working directory.")
-    tgt: str | None = Field(default=None, description="Target text; line N translates line N of `src`.")
+    src: PathText | None = Field(default=None, description="Source text, one sentence per line. Relative to the working directory.")
+    tgt: PathText | None = Field(default=None, description="Target text; line N translates line N of `src`.")
     dataset: str | None = Field(default=None, description="Hub name or local folder, as `datasets.load_dataset` takes it.")
     subset: str | None = Field(default=None, description="Configuration name of the dataset.")
     split: str = Field(default="train", description="Split of the dataset.")
@@ -98,8 +120,8 @@ class TokenizerConfig(Section):
     model_type: Literal["unigram", "bpe"] = Field(default="unigram", description="Subword algorithm (Kudo 2018; Sennrich et al. 2016).")
     vocab_size: int = Field(default=8000, ge=8, description="Pieces, special ones included; per side where `joint` is false.")
     joint: bool = Field(default=True, description="One model for both languages.")
-    src_model: str | None = Field(default=None, description="A trained SentencePiece model for the source.")
-    tgt_model: str | None = Field(
+    src_model: PathText | None = Field(default=None, description="A trained SentencePiece model for the source.")
+    tgt_model: PathText | None = Field(
         default=None,
         description="One for the target; the same file as `src_model` makes the vocabulary joint.",
     )
@@ -109,6 +131,24 @@ class TokenizerConfig(Section):
         "(SentencePiece's advice).",
     )
     byte_fallback: bool = Field(default=True, description="Spell characters without a piece in bytes, so that nothing is unknown.")
+    src_normalization: Normalization = Field(
+        default="nfc",
+        description="What is done to the characters of source text: `none`; `nfc`: one spelling for each composed character, and a plain "
+        "space for white space of any kind; `nfkc`: also full-width and superscript characters as plain ones; `nmt_nfkc` (SentencePiece's "
+        "default): also a space for no-break spaces and joiners.",
+    )
+    tgt_normalization: Normalization = Field(
+        default="none",
+        description="The same for target text. All but `none` change what the model learns to write.",
+    )
+    user_defined_symbols: list[str] = Field(
+        default=[], description="Texts that are always one piece each, such as placeholders and tags.",
+    )
+    max_lossy_share: float = Field(
+        default=0.1, ge=0, le=1,
+        description="Stop if more than this share of the target lines does not come back from the tokenizer as it was, runs of spaces "
+        "apart.",
+    )
     max_line_bytes: int = Field(
         default=4192, ge=16,
         description="Lines of more bytes are left out of the tokenizer's training, and counted (SentencePiece's own "
@@ -131,8 +171,8 @@ class TokenizerConfig(Section):
 
     @property
     def shares_vocabulary(self) -> bool:
-        """Whether both sides use the same ids."""
-        return self.src_model == self.tgt_model if self.src_model is not None else self.joint
+        """Whether both sides use the same ids; of trained models that is known when they are opened (`mt.data.prepare`)."""
+        return self.src_model is not None or self.joint
 
 
 class ModelConfig(Section):
@@ -210,7 +250,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop: how long, how large an update, how often what."""
 
-    init_from: str | None = Field(
+    init_from: PathText | None = Field(
         default=None, description="A model to begin with: its tokenizer, sizes and weights are taken over (fine-tuning).",
     )
     freeze: list[str] = Field(default=[], description="Parameters that stay as they are, by pattern, such as `encoder.*`.")
@@ -231,7 +271,9 @@ class TrainConfig(Section):
     )
     grad_accum_steps: int = Field(default=1, ge=1, description="Micro-batches an update, over all ranks.")
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="Target tokens an update over all ranks, at most; sets the number of micro-batches by itself.",
+        default=None, ge=1,
+        description="Maximum number of target tokens per update, over all ranks; sets the number of micro-batches by itself. A single "
+        "sentence may have more.",
     )
     gradient_checkpointing: bool = Field(
         default=False,
@@ -249,6 +291,10 @@ class TrainConfig(Section):
     )
     timeout: float = Field(
         default=300.0, gt=0, description="Seconds without an answer after which a rank counts as lost and the run ends.",
+    )
+    max_bad_updates: int = Field(
+        default=0, ge=0,
+        description="Updates in all whose loss or gradients are not finite that are left out, each kept in crash/, before the run stops.",
     )
     divergence_factor: float | None = Field(
         default=1.3, gt=1,
@@ -276,7 +322,7 @@ class ValidConfig(Section):
 
     max_sentences: int = Field(
         default=500, ge=1,
-        description="Sentences translated for BLEU and chrF (the first); the loss is over all.",
+        description="Sentences translated for BLEU and chrF, spread evenly over all corpora; the loss is over all.",
     )
     beam_size: int = Field(default=1, ge=1, description="Beam of these translations; 1 is greedy search.")
     samples: int = Field(default=3, ge=0, description="Translations shown in the log.")
@@ -296,10 +342,21 @@ class DecodeConfig(Section):
     max_len_b: int = Field(default=10, ge=1, description="See `max_len_a`.")
     batch_size: int = Field(default=64, ge=1, description="Sentences a batch, at most.")
     max_tokens: int = Field(default=8192, ge=1, description="Source tokens a batch, padding counted, at most.")
-    max_src_len: int = Field(
-        default=512, ge=8,
-        description="Longer source lines (in subwords) are split, translated in parts and joined; each is reported.",
+    max_src_len: IntOrAuto = Field(
+        default=AUTO,  # type: ignore[assignment]
+        description="Longer sources (in subwords) are translated in parts, which are joined and counted. auto: what all but one in "
+        "10,000 training lines have at most; 512 if that is not known.",
     )
+    max_sentences: IntOrAuto | None = Field(
+        default=AUTO,  # type: ignore[assignment]
+        description="Lines of more sentences are translated in parts. auto: what 99 of 100 training lines have at most; null, and if that "
+        "is not known: any number.",
+    )
+
+    @property
+    def longest_src(self) -> int:
+        """`max_src_len` as a number."""
+        return LONGEST_SRC if self.max_src_len == AUTO else int(self.max_src_len)
 
     @model_validator(mode="after")
     def _nbest_fits(self) -> "DecodeConfig":
@@ -311,7 +368,11 @@ class DecodeConfig(Section):
 class Config(Section):
     """A whole run. A YAML file holds only what differs from these defaults."""
 
-    run_dir: str | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
+    format: int = Field(
+        default=FORMAT, ge=1, le=FORMAT,
+        description="Version of these settings, as mt writes it: what a file of an older version leaves out has the default of its time.",
+    )
+    run_dir: PathText | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
     cache_dir: str = Field(default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initial weights, order and dropout.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.")

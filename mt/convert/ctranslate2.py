@@ -74,8 +74,8 @@ def _set_stack(spec: Any, stack: Encoder | Decoder, decode: DecodeConfig) -> Non
     embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
     weight = stack.embed_tokens.weight
     embeddings.weight, embeddings.multiply_by_sqrt_depth = _array(weight), True
-    longest = max_output_len(decode.max_src_len + 1, decode.max_len_a, decode.max_len_b)
-    num_positions = max(1024, decode.max_src_len + 1, longest)  # CTranslate2 takes 1024 source tokens unless told otherwise
+    longest = max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b)
+    num_positions = max(1024, decode.longest_src + 1, longest)  # CTranslate2 takes 1024 source tokens unless told otherwise
     spec.position_encodings.encodings = sinusoids(num_positions, weight.shape[1]).numpy()
     if isinstance(stack.layer_norm, nn.LayerNorm):
         _set_norm(spec.layer_norm, stack.layer_norm)

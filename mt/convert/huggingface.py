@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mt.checkpoint import LoadedModel
-from mt.config import DecodeConfig
+from mt.config import LONGEST_SRC, DecodeConfig
 from mt.convert.parity import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
@@ -102,7 +102,7 @@ def _special_ids() -> dict[str, int | None]:
 
 def _longest(decode: DecodeConfig) -> int:
     """Positions that source or target may take."""
-    return max(1024, decode.max_src_len + 1, max_output_len(decode.max_src_len + 1, decode.max_len_a, decode.max_len_b) + 1)
+    return max(1024, decode.longest_src + 1, max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b) + 1)
 
 
 def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "MarianTokenizer", "source_lang": data.src_lang, "target_lang": data.tgt_lang, "separate_vocabs": not is_joint,
         "unk_token": names[UNK_ID], "pad_token": names[PAD_ID], "eos_token": names[EOS_ID],
-        "model_max_length": loaded.config.decode.max_src_len + 1,
+        "model_max_length": max(LONGEST_SRC, loaded.config.decode.longest_src) + 1,
     })  # fmt: skip
 
 
@@ -148,9 +148,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class TransformersEngine:
-    """A folder of theirs at work, on our ids; see `mt.convert.parity.Engine`. `ids` has theirs of each of ours, where they differ."""
+    """A folder of theirs at work, on our ids; see `mt.convert.parity.Engine`.
 
-    def __init__(self, folder: Path, decode: DecodeConfig, ids: Sequence[int] | None = None) -> None:
+    `ids` has their id of each of our target ids if they differ, `src_ids` that of each source id if it is another.
+    """
+
+    def __init__(
+        self, folder: Path, decode: DecodeConfig, ids: Sequence[int] | None = None, src_ids: Sequence[int] | None = None
+    ) -> None:
         try:
             from transformers import AutoModelForSeq2SeqLM
             from transformers.utils.logging import disable_progress_bar
@@ -161,6 +166,7 @@ class TransformersEngine:
         self.decode = decode
         sizes = (self.model.config.vocab_size, getattr(self.model.config, "decoder_vocab_size", 0))
         self.ids = list(range(max(sizes))) if ids is None else list(ids)
+        self.src_ids = self.ids if src_ids is None else list(src_ids)
         self.own = {theirs: i for i, theirs in reversed(list(enumerate(self.ids)))}  # of two that share one, the first
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
@@ -173,7 +179,7 @@ class TransformersEngine:
         found: list[tuple[list[int], float]] = []
         for start in range(0, len(sources), self.decode.batch_size):
             batch = sources[start : start + self.decode.batch_size]
-            inputs = torch.tensor([self._theirs([*source, EOS_ID]) for source in batch])
+            inputs = torch.tensor([self._theirs_of_src([*source, EOS_ID]) for source in batch])
             output = self.model.generate(
                 inputs, max_length=max_len + 1, num_beams=self.decode.beam_size, do_sample=False,
                 length_penalty=self.decode.length_penalty, early_stopping=self.decode.beam_size > 1,
@@ -187,9 +193,12 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _log_prob(self, source: list[int], tokens: list[int]) -> float:
-        src, tgt_in = (torch.tensor([self._theirs(ids)]) for ids in ([*source, EOS_ID], [BOS_ID, *tokens[:-1]]))
+        src, tgt_in = torch.tensor([self._theirs_of_src([*source, EOS_ID])]), torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])])
         logits = self.model(input_ids=src, decoder_input_ids=tgt_in).logits[0]
         return float(logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum())
+
+    def _theirs_of_src(self, ids: Sequence[int]) -> list[int]:
+        return [self.src_ids[i] for i in ids]
 
     def _theirs(self, ids: Sequence[int]) -> list[int]:
         return [self.ids[i] for i in ids]

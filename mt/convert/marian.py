@@ -6,10 +6,10 @@ with its padding; here that is a row of its own, a copy, which a bias keeps from
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,24 @@ from mt.checkpoint import seal, write_model_folder
 from mt.checkpoint.manifest import read_tensors
 from mt.config import Config
 from mt.data.tokenizer import JOINT_FILE, SRC_FILE, TABLE_FILE, TGT_FILE, Tokenizer
-from mt.errors import CheckpointError, ConfigError
+from mt.errors import CheckpointError
 from mt.files import atomic_dir
 from mt.model.transformer import build_model
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 NEVER = -100.0  # the bias of what is not to be written: e^-100 of a probability, and finite for label smoothing
+STAND_INS = ("<s>", "<start>", "<start-of-target>", "<none>", "<none-2>", "<none-3>")  # names of special ids that a vocabulary lacks
 PICKLES = ("pytorch_model.bin", "tf_model.h5", "model.npz")
+
+
+@dataclass(frozen=True)
+class Special:
+    """Their special pieces of the target."""
+
+    pad: str
+    unk: str
+    start: str  # what a target begins with; often its padding
+    eos: str
 
 
 @dataclass(frozen=True)
@@ -37,22 +48,30 @@ class MarianFolder:
     weights: dict[str, Tensor]
     src_pieces: list[str]  # by their ids
     tgt_pieces: list[str]
+    special: Special
     spm: tuple[Path, Path]
 
 
-def import_marian(folder: Path, out: Path) -> list[int]:
-    """Write a model folder; gives their id of each of our target ids. Raises `CheckpointError` with all reasons, or where `out` exists."""
+class TheirIds(NamedTuple):
+    """Their id of each of our ids."""
+
+    src: list[int]
+    tgt: list[int]
+
+
+def import_marian(folder: Path, out: Path) -> TheirIds:
+    """Write a model folder. Raises `CheckpointError` with all reasons, or where `out` exists."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another folder")
     source = read_marian(folder)
-    order, has_own_start = _order(source)
+    order, has_own_start = _order(source.tgt_pieces, source.special), source.special.start != source.special.pad
     config = _config(source)
     weights = _weights(source, config, order, has_own_start, folder)
     with tempfile.TemporaryDirectory() as given, atomic_dir(out) as temporary:
-        _write_tokenizer(Path(given), source, order, has_own_start)
+        _write_tokenizer(Path(given), source)
         write_model_folder(temporary, config, weights, Tokenizer.load(Path(given)), {"imported_from": folder.name, "format": "marian"})
         seal(temporary)
-    return order
+    return TheirIds(_order(source.src_pieces, source.special), order)
 
 
 def read_marian(folder: Path) -> MarianFolder:
@@ -77,8 +96,12 @@ def read_marian(folder: Path) -> MarianFolder:
     if reasons:
         raise CheckpointError("\n".join([f"{folder}: cannot be imported", *(f"  {reason}" for reason in reasons)]))
     optional = [_json(folder / name) if (folder / name).exists() else {} for name in ("generation_config.json", "tokenizer_config.json")]
+    try:
+        special = _special(config, optional[0], optional[1], vocabularies[-1])
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: cannot be imported\n  {error}") from error
     source = MarianFolder(
-        config, optional[0], optional[1], read_tensors(folder / "model.safetensors"), vocabularies[0], vocabularies[-1], spm
+        config, optional[0], optional[1], read_tensors(folder / "model.safetensors"), vocabularies[0], vocabularies[-1], special, spm
     )
     sizes = {"vocab_size": len(source.src_pieces), "decoder_vocab_size": len(source.tgt_pieces)}
     wrong = [f"{key}: {config[key]}, but {size:,} pieces" for key, size in sizes.items() if (config.get(key) or size) != size]
@@ -121,14 +144,33 @@ def _how_to_convert(name: str, folder: Path) -> str:
     )
 
 
-def _order(source: MarianFolder) -> tuple[list[int], bool]:
-    """Their id of each of ours, specials first; whether the start of a target has an id of its own (else it is padding's)."""
-    config = source.config
-    unk = source.tgt_pieces.index(source.tokenizer.get("unk_token", "<unk>"))
-    pad, eos, start = (int(config[f"{name}_token_id"]) for name in ("pad", "eos", "decoder_start"))
-    specials = [pad, unk, start, eos]
-    others = [i for i in range(len(source.tgt_pieces)) if i not in specials]
-    return [*specials, *others], start != pad
+def _special(config: Mapping[str, Any], generation: Mapping[str, Any], about: Mapping[str, Any], pieces: Sequence[str]) -> Special:
+    """The special pieces by the ids of config.json, else of generation_config.json, else by the names of the tokenizer.
+
+    Raises `CheckpointError` for one that is not in the vocabulary.
+    """
+
+    def piece(role: str, usual: str) -> str:
+        number = next((found for place in (config, generation) if (found := place.get(f"{role}_token_id")) is not None), None)
+        if isinstance(number, int) and 0 <= number < len(pieces):
+            return pieces[number]
+        name = about.get(f"{role}_token", usual)
+        name = name.get("content", usual) if isinstance(name, dict) else name
+        if name not in pieces:
+            raise CheckpointError(f"{role}_token: neither the id {number} nor the piece {name!r} is in the vocabulary of {len(pieces):,}")
+        return str(name)
+
+    pad = piece("pad", "<pad>")
+    return Special(pad, piece("unk", "<unk>"), piece("decoder_start", pad), piece("eos", "</s>"))
+
+
+def _order(pieces: Sequence[str], special: Special) -> list[int]:
+    """Their id of each of ours, specials first; a special piece that a vocabulary lacks is its padding, or its unknown piece."""
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    unk = ids.get(special.unk, 0)
+    pad = ids.get(special.pad, unk)
+    specials = [pad, unk, ids.get(special.start, pad), ids.get(special.eos, unk)]
+    return [*specials, *(i for i in range(len(pieces)) if i not in specials)]
 
 
 def _config(source: MarianFolder) -> Config:
@@ -158,21 +200,22 @@ def _weights(source: MarianFolder, config: Config, order: list[int], has_own_sta
     given = {name.removeprefix("model."): weight.float() for name, weight in source.weights.items()}
     shared = given.get("shared.weight")
     bias = given.get("final_logits_bias", torch.zeros(1, len(source.tgt_pieces)))[0].clone()
-    banned = [pair[0] for pair in source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or [] if len(pair) == 1]
+    listed = source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or []
+    banned = [words[0] for words in listed if len(words) == 1 and 0 <= words[0] < len(bias)]
     bias[banned] = NEVER
-    rows = torch.tensor(order)
+    tgt_rows, src_rows = torch.tensor(order), torch.tensor(_order(source.src_pieces, source.special))
     taken = {
         "encoder.embed_tokens.weight": given.get("encoder.embed_tokens.weight", shared),
         "decoder.embed_tokens.weight": given.get("decoder.embed_tokens.weight", shared),
         "output_projection.weight": given.get("lm_head.weight"), "output_bias": bias,
     }  # fmt: skip
-    size = len(order)
-    model = build_model(config.model, size if config.tokenizer.joint else len(source.src_pieces), size, seed=0)
+    model = build_model(config.model, len(src_rows), len(tgt_rows), seed=0)
     weights, reasons = {}, []
     for name, parameter in model.named_parameters():
         weight = taken[name] if name in taken else given.get(name)
-        if weight is not None and name in taken and len(weight) == len(source.tgt_pieces):
-            weight = weight[rows]
+        if weight is not None and name in taken:
+            rows, pieces = (src_rows, source.src_pieces) if name.startswith("encoder") else (tgt_rows, source.tgt_pieces)
+            weight = weight[rows] if len(weight) == len(pieces) else weight
         if weight is None or weight.shape != parameter.shape:
             reasons.append(f"{name}: {'missing' if weight is None else list(weight.shape)} instead of {list(parameter.shape)}")
         else:
@@ -184,7 +227,7 @@ def _weights(source: MarianFolder, config: Config, order: list[int], has_own_sta
     return weights
 
 
-def _write_tokenizer(folder: Path, source: MarianFolder, order: list[int], has_own_start: bool) -> None:
+def _write_tokenizer(folder: Path, source: MarianFolder) -> None:
     """The SentencePiece models, and the table of pieces where their ids are not those of the vocabulary."""
     texts = [path.read_bytes() for path in source.spm]
     if texts[0] == texts[1] and source.src_pieces == source.tgt_pieces:
@@ -192,12 +235,13 @@ def _write_tokenizer(folder: Path, source: MarianFolder, order: list[int], has_o
     else:
         for name, text in zip((SRC_FILE, TGT_FILE), texts, strict=True):
             (folder / name).write_bytes(text)
-    pieces = [source.tgt_pieces[i] for i in order]
+    sides = [[names[i] for i in _order(names, source.special)] for names in (source.src_pieces, source.tgt_pieces)]
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.tgt_pieces == pieces and tokenizer.src_pieces == source.src_pieces:
+    if [tokenizer.src_pieces, tokenizer.tgt_pieces] == sides:
         return
-    if source.src_pieces != source.tgt_pieces:
-        raise ConfigError("two vocabularies whose ids are not those of their SentencePiece models cannot be imported")
-    if not has_own_start:
-        pieces[2] = next(name for name in ("<s>", "<start>", "<start-of-target>") if name not in pieces)
-    (folder / TABLE_FILE).write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")
+    for pieces in sides:  # a piece that stands in for another is not there twice
+        for place in range(4):
+            if pieces.index(pieces[place]) != place:
+                pieces[place] = next(name for name in STAND_INS if name not in pieces)
+    table = sides[1] if sides[0] == sides[1] else {"src": sides[0], "tgt": sides[1]}
+    (folder / TABLE_FILE).write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")

@@ -42,7 +42,7 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
     _import("onnx")
     _import("onnxscript")
     model, decode = loaded.model, loaded.config.decode
-    num_positions = max(decode.max_src_len + 1, max_output_len(decode.max_src_len + 1, decode.max_len_a, decode.max_len_b))
+    num_positions = max(1024, decode.longest_src + 1, max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b))
     sizes = loaded.config.model
     head_dim = sizes.d_model // sizes.num_heads
     src, mask = torch.full((3, 7), 5), torch.ones(3, 7, dtype=torch.bool)

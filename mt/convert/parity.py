@@ -64,7 +64,7 @@ class Parity:
 def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Parity:
     """Translate `lines` with both; empty ones and over-long ones, which `mt` splits, are left out. Raises `DataError` if all are."""
     encoded = enumerate(translator.tokenizer.encode_src(lines), 1)
-    taken = [(number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.max_src_len]
+    taken = [(number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.longest_src]
     if not taken:
         raise DataError("the text to compare two engines on has no line that both can translate")
     numbers, sources = zip(*taken, strict=True)

@@ -2,12 +2,14 @@
 
 A line is bytes up to `\\n` with one `\\r` before it dropped; U+2028 and its kind stand inside lines. What can be wrong and its fate:
   - the sides differ in their number of lines    error with both counts
+  - UTF-16, binary, or lines that end in `\\r`     error with the command that converts the file
+  - a byte-order mark at the beginning           dropped
   - bytes that are not UTF-8                     `on_invalid_utf8`: error, replaced, or the pair skipped
   - empty on one side only                       `on_one_sided_empty`: error, or the pair skipped
   - empty on both sides                          skipped
-  - `\\r`, NUL, line separators inside            kept as they are (the tokenizer turns them into spaces)
+  - `\\r`, NUL, line separators inside            kept as they are
   - a newline inside a dataset's text            becomes a space
-All but the first are counted in `CorpusStats`.
+What is not an error is counted in `CorpusStats`, but for the mark.
 """
 
 import itertools
@@ -23,6 +25,11 @@ from mt.files import read_lines
 
 logger = logging.getLogger(__name__)
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
+MAX_CONTROLS = 0.25     # share of a line in text; half of UTF-16 is such bytes, in most languages
+LINES_LOOKED_INTO = 100
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
@@ -81,10 +88,36 @@ def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[li
 
 def read_text(path: str | Path) -> list[str]:
     """All lines of one UTF-8 text file, as `open_corpus` reads them. Raises `DataError` with file and line."""
-    return [decode_line(line, f"{path}:{number}", "error", CorpusStats()) for number, line in enumerate(read_lines(path), 1)]
+    return [decode_line(line, f"{path}:{number}", "error", CorpusStats()) for number, line in enumerate(text_lines(path), 1)]
 
 
-def decode_line(line: bytes, where: str, on_invalid: str, stats: CorpusStats) -> str:
+def text_lines(path: str | Path) -> Iterator[bytes]:
+    """The lines of a text file, without a byte-order mark before the first.
+
+    Raises `DataError` for UTF-16, for bytes that are no text, and for lines that end in `\\r` alone.
+    """
+    name = "standard input" if str(path) == "-" else path
+    lines = read_lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first.startswith(UTF16_MARKS):
+        raise DataError(f"{name}: UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW")
+    second: list[bytes] = []
+    if first.rstrip(b"\r").count(b"\r") > 1 and not (second := list(itertools.islice(lines, 1))):
+        raise DataError(f"{name}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n' < {path} > NEW")
+    for number, line in enumerate(itertools.chain([first.removeprefix(BYTE_ORDER_MARK)], second, lines), 1):
+        if number <= LINES_LOOKED_INTO and len(line) - len(line.translate(None, CONTROLS)) > max(2, MAX_CONTROLS * len(line)):
+            raise DataError(
+                f"{name}:{number}: not text in UTF-8 but binary, or UTF-16 without its mark; if so, convert it: "
+                f"iconv -f UTF-16LE -t UTF-8 {path} > NEW"
+            )
+        yield line
+
+
+def decode_line(
+    line: bytes, where: str, on_invalid: str, stats: CorpusStats, remedy: str = "data.on_invalid_utf8: replace or skip"
+) -> str:
     """The text of one line. Raises `DataError`, or `InvalidUtf8` where `on_invalid` is `skip`."""
     if line.endswith(b"\r"):
         line = line[:-1]
@@ -97,7 +130,8 @@ def decode_line(line: bytes, where: str, on_invalid: str, stats: CorpusStats) ->
         if on_invalid == "error":
             found = line[error.start : error.start + 4].hex(" ")
             raise DataError(
-                f"{where}: not UTF-8 at byte {error.start + 1} ({found}); convert the file, or choose data.on_invalid_utf8: replace or skip"
+                f"{where}: not UTF-8 at byte {error.start + 1} ({found}); convert the file, as with iconv -f LATIN1 -t UTF-8, or choose "
+                f"{remedy}"
             ) from error
         stats["with bytes replaced (not UTF-8)"] += 1
         return line.decode("utf-8", errors="replace")
@@ -123,7 +157,7 @@ def _decoded(corpus: CorpusConfig, data: DataConfig, stats: CorpusStats) -> Iter
 
 def _paired_lines(src: str, tgt: str) -> Iterator[tuple[bytes, bytes]]:
     """Lines of two files together. Raises `DataError` with both counts where one ends first."""
-    sources, targets = read_lines(src), read_lines(tgt)
+    sources, targets = text_lines(src), text_lines(tgt)
     for count, (source, target) in enumerate(itertools.zip_longest(sources, targets)):
         if source is None or target is None:
             rest = 1 + sum(1 for _ in (targets if source is None else sources))

@@ -2,8 +2,8 @@
 
   1. The corpus is cut into runs of `RUN` neighbours (of 1, where one block holds it all), and each epoch puts the runs in a random order.
   2. `block_size` pairs of that order make a block; each block is shuffled, sorted by length and cut into token buckets, which are shuffled.
-  3. Consecutive buckets make an update: `grad_accum_steps` of them, or as many as `batch_tokens` target tokens hold. An epoch's last
-     update closes as it is.
+  3. Consecutive buckets make an update: `grad_accum_steps` of them, or as many as `batch_tokens` target tokens hold; no bucket has more
+     tokens than that. An epoch's last update closes as it is.
 
 Random numbers are raw draws of Philox with (seed, epoch, block) as key and counter, sorted stably: the same in every version of every
 library. Position = (epoch, block, bucket) of the next bucket to hand out; jumping there costs one block.
@@ -22,6 +22,7 @@ from mt.data.batching import AnyBatch, IdPair, IntArray, collate, pack, token_bu
 from mt.data.cache import TokenCache
 
 RUN = 1024
+ORDER = 2  # version of the order; 1 let a single bucket have more than `batch_tokens`
 
 
 class Position(NamedTuple):
@@ -65,19 +66,20 @@ class TrainLoader:
         self.cache, self.config, self.seed = cache, config, seed
         self.grad_accum_steps, self.batch_tokens = grad_accum_steps, batch_tokens
         self.packed, self.rank, self.size = packed, rank, size
-        self.position = Position()
+        self.position, self.order = Position(), ORDER
         self._run = 1 if len(cache) <= config.block_size else RUN
         num_runs = -(-len(cache) // self._run)
         self._runs_a_block = max(1, config.block_size // self._run)
         self._num_blocks = -(-num_runs // self._runs_a_block)
 
     def state_dict(self) -> dict[str, int]:
-        """The position after the last update handed out; what was only prefetched does not count."""
-        return self.position._asdict()
+        """The version of the order, and the position after the last update handed out; what was only prefetched does not count."""
+        return {"order": self.order, **self.position._asdict()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a position."""
-        self.position = Position(**state)
+        """Go on at a position, in the order of the version that it belongs to."""
+        self.order = state.get("order", 1)
+        self.position = Position(state["epoch"], state["block"], state["bucket"])
 
     def updates(self) -> Iterator[Update]:
         """Updates from the present position on, prepared by a background thread. Closing the iterator ends the thread."""
@@ -154,7 +156,10 @@ class TrainLoader:
         indices = indices[indices < len(self.cache)]
         src_lens, tgt_lens = self.cache.lengths(indices)
         ties = _permutation(len(indices), self.seed, epoch, block, 1)
-        buckets = token_buckets(src_lens + 1, tgt_lens + 1, self.config.max_tokens, ties)
+        max_tokens = int(self.config.max_tokens)
+        if self.order > 1 and self.batch_tokens is not None:
+            max_tokens = min(max_tokens, self.batch_tokens)
+        buckets = token_buckets(src_lens + 1, tgt_lens + 1, max_tokens, ties)
         return [indices[buckets[i]] for i in _permutation(len(buckets), self.seed, epoch, block, 2)]
 
 

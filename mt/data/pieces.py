@@ -11,15 +11,20 @@ from mt.errors import CheckpointError
 LANGUAGE_CODE = re.compile(r"(>>[^<>\s]+<<)\s*")  # before a line: into which language a model of several is to translate
 
 
-def read_table(path: Path) -> list[str]:
-    """The piece of each id. Raises `CheckpointError` for anything but a list of different strings."""
+def read_table(path: Path) -> tuple[list[str], list[str]]:
+    """The piece of each source id and of each target id: one list for both, or `{"src": [...], "tgt": [...]}`.
+
+    Raises `CheckpointError` for anything but lists of different strings.
+    """
     try:
-        pieces = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces) or len(set(pieces)) != len(pieces):
-        raise CheckpointError(f"{path}: not a list of pieces, each there once")
-    return pieces
+    sides: tuple[Any, Any] = (table.get("src"), table.get("tgt")) if isinstance(table, dict) else (table, table)
+    for pieces in sides:
+        if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces) or len(set(pieces)) != len(pieces):
+            raise CheckpointError(f"{path}: not a list of pieces, each there once")
+    return sides
 
 
 class RelabeledModel:
@@ -50,10 +55,12 @@ class RelabeledModel:
             for code, pieces in zip(codes, self.model.encode(texts, out_type=str), strict=True)
         ]
 
-    def decode(self, ids: Sequence[int], return_type: str | None = None) -> Any:
-        """As the model does."""
+    def decode(self, ids: Sequence[Any], return_type: str | None = None) -> Any:
+        """As the model does, the ids of one text or of several."""
         if return_type is not None:
             return self.model.decode([self.own_ids[i] for i in ids], return_type=return_type)
+        if ids and not isinstance(ids[0], int):
+            return self.model.decode([[self.pieces[i] for i in line] for line in ids])
         return self.model.decode([self.pieces[i] for i in ids])
 
 

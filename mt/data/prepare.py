@@ -1,22 +1,23 @@
 """Tokenizer and token cache of a configuration: found in `cache_dir`, or made and put there for every later run.
 
-Both are named by fingerprints of what they were made from, so an unchanged corpus is tokenized once, and made under a lock, so
-that two runs that start together make them once.
+Both are named by fingerprints of what they were made from, so an unchanged corpus is tokenized once. Each is made under a lock of its
+own, so that two runs that start together make it once, and nobody waits for what is there.
 """
 
 import logging
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from mt.config import Config, CorpusConfig
+from mt.config import Config, CorpusConfig, expanded
 from mt.data.cache import FORMAT_VERSION, TokenCache, build_cache
 from mt.data.corpus import CorpusStats, SentencePair, open_corpus
-from mt.data.tokenizer import Tokenizer, open_trained, train_tokenizer
+from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
 from mt.distributed import ALONE, World
 from mt.errors import ConfigError, DataError, MTError
-from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_file
+from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_content, sha256_file
 from mt.log import progress
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,18 @@ class Prepared:
     data_fingerprint: str
 
 
-def prepare(config: Config, world: World = ALONE) -> Prepared:
+def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None) -> Prepared:
     """Open the tokenizer and the token cache of `config`; the first rank makes what is missing.
 
-    Raises `DataError` for text that is missing, damaged, unequal or too little.
+    `tokenizer` is the folder of the one to use, as a run has it that goes on. Raises `DataError` for text that is missing,
+    damaged, unequal or too little.
     """
     made: list[Prepared] = []
 
     def make() -> tuple[list[str], str, str]:
-        made.append(_make(config))
-        tokenizer, cache = made[0].tokenizer, made[0].train
-        models = [str(path) for path in (tokenizer.src_model, tokenizer.tgt_model, tokenizer.table) if path is not None]
+        made.append(_make(config, tokenizer))
+        opened, cache = made[0].tokenizer, made[0].train
+        models = [str(path) for path in (opened.src_model, opened.tgt_model, opened.table) if path is not None]
         return models, str(cache.folder), made[0].data_fingerprint
 
     models, tokens, fingerprint = world.first(make)
@@ -53,33 +55,85 @@ def prepare(config: Config, world: World = ALONE) -> Prepared:
         raise DataError(f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines of a run see") from error
 
 
-def _make(config: Config) -> Prepared:
+def _make(config: Config, own: Path | None) -> Prepared:
     if not config.data.train:
         raise ConfigError("data.train: no training corpus; give at least one")
     text = text_fingerprint(config)
-    cache_dir = Path(config.cache_dir).expanduser()
-    with locked(cache_dir / "lock", wait=True):
-        for folder in ("tokenizers", "tokens"):
-            remove_leftovers(cache_dir / folder)
-        tokenizer = _tokenizer(config, text, cache_dir)
-        data = config.data
-        key = fingerprint(FORMAT_VERSION, text, tokenizer.hash, data.filters.model_dump(), data.on_invalid_utf8, data.on_one_sided_empty)
-        cache = _cache(config, tokenizer, cache_dir / "tokens" / key)
-    return Prepared(tokenizer, cache, key)
+    cache_dir = _cache_dir(config)
+    tokenizer = _tokenizer(config, text, cache_dir / "tokenizers", own)
+    if config.model.tie_embeddings == "all" and not tokenizer.is_joint:
+        raise ConfigError(
+            "model.tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model and tokenizer.tgt_model have different pieces; "
+            "use `decoder`"
+        )
+    key = data_fingerprint(text, tokenizer, config)
+    return Prepared(tokenizer, _cache(config, tokenizer, cache_dir / "tokens" / fingerprint(FORMAT_VERSION, key)), key)
 
 
-def text_fingerprint(config: Config) -> str:
-    """Names the training text by its bytes: moving a file changes nothing, changing a line does."""
-    return fingerprint([_corpus_fingerprint(corpus, config) for corpus in config.data.train])
+def _cache_dir(config: Config) -> Path:
+    try:
+        path = expanded(config.cache_dir)
+    except ValueError as error:
+        raise ConfigError(f"cache_dir: {config.cache_dir}: {error}") from error
+    if path.startswith("~"):
+        raise ConfigError(f"cache_dir: {config.cache_dir}: this user has no home folder; choose another, such as cache_dir=cache")
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache_dir: {path}: {error.strerror}; choose another, such as cache_dir=cache") from error
+    return Path(path)
 
 
-def _corpus_fingerprint(corpus: CorpusConfig, config: Config) -> list[str]:
+def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
+    """Names what is trained on: a text by its fingerprint, its tokenizer, and what is left out or replaced."""
+    data = config.data
+    return fingerprint(1, text, tokenizer.hash, data.filters.model_dump(), data.on_invalid_utf8, data.on_one_sided_empty)
+
+
+def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_content) -> str:
+    """Names the training text by its content: moving or compressing a file changes nothing, changing a line does.
+
+    `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as a pipe.
+    """
+    return fingerprint([_corpus_fingerprint(corpus, config, of_file) for corpus in config.data.train])
+
+
+def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
+    """What `data_fingerprint` was in the first version of mt, which named a compressed file by its packed bytes."""
+    return data_fingerprint(text_fingerprint(config, sha256_file), tokenizer, config)
+
+
+def _corpus_fingerprint(corpus: CorpusConfig, config: Config, of_file: Callable[[Path], str]) -> list[str]:
     if corpus.dataset is not None:
         return [fingerprint_lines("\n".join(pair).encode() for pair in open_corpus(corpus, config.data, CorpusStats()))]
+    paths = [Path(str(path)) for path in (corpus.src, corpus.tgt)]
+    for path in paths:
+        check_is_file(path)
+    names = [of_file(path) for path in paths]
+    if names[0] == names[1]:
+        logger.warning("%s and %s are the same text; a model that copies its input comes of it", *paths)
+    return names
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `DataError` for text that is not there, or that is not in a file but can be read only once."""
     try:
-        return [sha256_file(Path(str(path))) for path in (corpus.src, corpus.tgt)]
+        mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
+        reason = "standard input can be read only once; put the text into a file" if str(path) == "-" else error.strerror
+        raise DataError(f"{path}: {reason}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: a pipe or device, which can be read only once; training reads text again: put it into a file")
+
+
+def _made_once(folder: Path, what: str, make: Callable[[Path], None]) -> Path:
+    """`folder` in the cache; if it is not there, `make` fills it, in one process while others wait."""
+    if not folder.exists():
+        with locked(folder.parent.parent / "locks" / folder.name, wait_for=what):
+            if not folder.exists():
+                remove_leftovers(folder.parent, folder.name)
+                make(folder)
+    return folder
 
 
 def _pairs(config: Config, what: str, show: bool = False) -> Iterator[SentencePair]:
@@ -90,32 +144,79 @@ def _pairs(config: Config, what: str, show: bool = False) -> Iterator[SentencePa
             logger.info("%s: %s", corpus.label, stats)
 
 
-def _tokenizer(config: Config, text: str, cache_dir: Path) -> Tokenizer:
+def _tokenizer(config: Config, text: str, folder: Path, own: Path | None) -> Tokenizer:
+    if own is None and config.train.init_from is not None:
+        own = Path(config.train.init_from) / "tokenizer"
+    if own is not None:  # a copy, as checkpoints come and go
+        tokenizer = Tokenizer.load(own)
+        return Tokenizer.load(_made_once(folder / tokenizer.hash, "a tokenizer", lambda path: _save(tokenizer, path)))
     options = config.tokenizer
-    if config.train.init_from is not None:
-        return Tokenizer.load(Path(config.train.init_from) / "tokenizer")
+    what = options.model_dump(exclude={"max_lossy_share"})
     if options.src_model is not None:
-        return open_trained(options)
-    folder = cache_dir / "tokenizers" / fingerprint(text, options.model_dump(), config.data.on_invalid_utf8)
-    if not folder.exists():
-        num_pairs = sum(1 for _ in _pairs(config, "count"))
-        if not num_pairs:
-            raise DataError(f"{', '.join(corpus.label for corpus in config.data.train)}: no training pairs")
-        kind = "joint" if options.joint else "one a side"
-        logger.info("training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind)
-        stride = -(-num_pairs // options.max_lines)
-        with atomic_dir(folder) as temporary:
-            train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, temporary)
-    return Tokenizer.load(folder)
+        assert options.tgt_model is not None
+        models = [sha256_of_model(path) for path in (options.src_model, options.tgt_model)]
+        return Tokenizer.load(_made_once(folder / fingerprint(models), "a tokenizer", lambda path: _write_trained(config, path)))
+    made = _made_once(folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", lambda path: _train(config, path))
+    return Tokenizer.load(made)
+
+
+def _save(tokenizer: Tokenizer, folder: Path) -> None:
+    with atomic_dir(folder) as temporary:
+        tokenizer.save(temporary)
+
+
+def sha256_of_model(path: str) -> str:
+    """Names a SentencePiece model by its bytes. Raises `ConfigError` where it cannot be read."""
+    try:
+        return sha256_file(Path(path))
+    except OSError as error:
+        raise ConfigError(f"tokenizer.src_model, tgt_model: {path}: {error.strerror}") from error
+
+
+def _write_trained(config: Config, folder: Path) -> None:
+    with atomic_dir(folder) as temporary:
+        write_trained(config.tokenizer, temporary)
+
+
+def _train(config: Config, folder: Path) -> None:
+    options = config.tokenizer
+    num_pairs = sum(1 for _ in _pairs(config, "count"))
+    if not num_pairs:
+        raise DataError(f"{', '.join(corpus.label for corpus in config.data.train)}: no training pairs")
+    kind = "joint" if options.joint else "one a side"
+    logger.info("training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind)
+    stride = -(-num_pairs // options.max_lines)
+    with atomic_dir(folder) as temporary:
+        train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, temporary)
 
 
 def _cache(config: Config, tokenizer: Tokenizer, folder: Path) -> TokenCache:
-    if (folder / "manifest.json").exists():
-        cache = TokenCache(folder)
-    else:
+    def make(folder: Path) -> None:
         about = {"corpora": [corpus.label for corpus in config.data.train], "tokenizer": tokenizer.hash}
-        cache, stats = build_cache(_pairs(config, "tokenize", show=True), tokenizer, config.data.filters, folder, about)
+        pairs = _pairs(config, "tokenize", show=True)
+        _, stats = build_cache(pairs, tokenizer, config.data.filters, folder, about)
         logger.info("filters: %s", stats)
+
+    cache = TokenCache(_made_once(folder, "the tokenized corpus", make))
     sizes = (f"{n:,}" for n in (len(cache), *cache.num_tokens.values()))
     logger.info("training data: %s pairs, %s source and %s target subwords", *sizes)
+    _check_lossy(cache, config.tokenizer.max_lossy_share)
     return cache
+
+
+def _check_lossy(cache: TokenCache, max_share: float) -> None:
+    """Say how many target lines the tokenizer does not give back. Raises `DataError` if they are too many."""
+    lossy = cache.lossy
+    if not lossy.count:
+        return
+    share = lossy.count / lossy.num_lines
+    shown = [f"  {line}\n  {back}" for line, back in lossy.examples]
+    told = "\n".join([
+        f"{lossy.count:,} of {lossy.num_lines:,} target lines ({share:.1%}) do not come back from the tokenizer as they are; a model "
+        "cannot learn to write them. Such as, with what comes back:",
+        *shown,
+    ])  # fmt: skip
+    remedy = "tokenizer.tgt_normalization: none and tokenizer.byte_fallback: true keep every character"
+    if share > max_share:
+        raise DataError(f"{told}\n{remedy}; tokenizer.max_lossy_share ({max_share:g}) is how many are accepted")
+    logger.warning("%s\n%s", told, remedy)

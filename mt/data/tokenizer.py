@@ -13,17 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from unicodedata import category, normalize
 
 import sentencepiece
 
-from mt.config import TokenizerConfig
+from mt.config import Normalization, TokenizerConfig
 from mt.data.pieces import RelabeledModel, read_table
+from mt.data.spm import SENTENCEPIECE_RULES, with_normalization, with_special_ids
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.files import sha256_file
 
 logger = logging.getLogger(__name__)
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+ROLES = (("pad", PAD_ID), ("unk", UNK_ID), ("bos", BOS_ID), ("eos", EOS_ID))
 SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # those that are no text
 WORD_MARK = "\u2581"  # what a piece that begins a word begins with
 JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
@@ -35,9 +38,10 @@ class Tokenizer:
 
     def __init__(self, src_model: Path, tgt_model: Path, table: Path | None = None) -> None:
         self.src_model, self.tgt_model, self.table = src_model, tgt_model, table
-        pieces = None if table is None else read_table(table)
-        self._src = _load_model(src_model, pieces)
-        self._tgt = self._src if src_model == tgt_model else _load_model(tgt_model, pieces)
+        src_pieces, tgt_pieces = (None, None) if table is None else read_table(table)
+        self._src = _load_model(src_model, src_pieces)
+        is_same = src_model == tgt_model and src_pieces == tgt_pieces
+        self._tgt = self._src if is_same else _load_model(tgt_model, tgt_pieces)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -59,8 +63,8 @@ class Tokenizer:
 
     @property
     def is_joint(self) -> bool:
-        """Whether both sides share their ids: one model, or one table."""
-        return self._src is self._tgt or self.table is not None
+        """Whether both sides share their ids, be it with two models, which may differ in their normalization."""
+        return self._src is self._tgt or self.src_pieces == self.tgt_pieces
 
     @property
     def src_vocab_size(self) -> int:
@@ -88,12 +92,12 @@ class Tokenizer:
         return [str(self._tgt.id_to_piece(i)) for i in range(self.tgt_vocab_size)]
 
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
-        """Source ids of each line, without an end of sentence."""
-        return list(self._src.encode(list(lines)))
+        """Source ids of each line, without an end of sentence; none for a line in which nothing is to be seen."""
+        return list(self._src.encode([line if _is_visible(line) else "" for line in lines]))
 
     def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
-        """Target ids of each line, without an end of sentence."""
-        return list(self._tgt.encode(list(lines)))
+        """Target ids of each line, without an end of sentence; none for a line of white space."""
+        return list(self._tgt.encode([line if line.strip() else "" for line in lines]))
 
     def decode_src(self, ids: Sequence[int]) -> str:
         """The text of source ids."""
@@ -101,8 +105,12 @@ class Tokenizer:
 
     def decode_tgt(self, ids: Sequence[int]) -> str:
         """The text of target ids, on one line; special ids give nothing."""
-        text = str(self._tgt.decode([i for i in ids if i not in SPECIAL_IDS]))
-        return text.replace("\n", " ").replace("\r", " ")  # byte pieces can spell a newline
+        return self.decode_tgt_lines([ids])[0]
+
+    def decode_tgt_lines(self, lines: Sequence[Sequence[int]]) -> list[str]:
+        """`decode_tgt` of many lines in one call, which is faster."""
+        texts = self._tgt.decode([[i for i in ids if i not in SPECIAL_IDS] for ids in lines])
+        return [text.replace("\n", " ") for text in texts]  # byte pieces can spell a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
         """Of each of the ids that `encode_src` gives, which of its line's words it is of; -1 where the line has none.
@@ -110,7 +118,7 @@ class Tokenizer:
         A word is what whitespace separates in the line as it stands, whatever normalization makes of it: a word that becomes two for the
         model stays one, and two that become one stay two. An id of several words is of the last.
         """
-        found = self._src.encode(list(lines), return_type="offset_mapping")
+        found = self._src.encode([line if _is_visible(line) else "" for line in lines], return_type="offset_mapping")
         return [_word_numbers(line, each["pieces"], each["offsets"]) for line, each in zip(lines, found, strict=True)]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
@@ -122,6 +130,11 @@ class Tokenizer:
     def starts_word(self, src_id: int) -> bool:
         """Whether a source piece begins a word, so that a line may be split before it."""
         return str(self._src.id_to_piece(src_id)).startswith(WORD_MARK)
+
+
+def _is_visible(line: str) -> bool:
+    """Whether a line has more than white space, controls and characters of no width."""
+    return any(not character.isspace() and category(character) not in ("Cc", "Cf") for character in line)
 
 
 def _word_numbers(text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]) -> list[int]:
@@ -144,42 +157,76 @@ def _load_model(path: Path, pieces: list[str] | None) -> Any:
     return model if pieces is None else RelabeledModel(model, pieces, UNK_ID)
 
 
-def open_trained(config: TokenizerConfig) -> Tokenizer:
-    """The models that the configuration names. Raises `ConfigError` where they lack our special ids."""
+def write_trained(config: TokenizerConfig, folder: Path) -> None:
+    """Write the models that `src_model` and `tgt_model` name into a folder that `Tokenizer.load` opens, with our special ids.
+
+    A model with these ids is copied as it is. In any other, such as one of SentencePiece's own defaults, the special pieces
+    move to our ids, and all others keep their order. Raises `ConfigError`.
+    """
     assert config.src_model is not None
     assert config.tgt_model is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.src_model == config.tgt_model:
+        (folder / JOINT_FILE).write_bytes(_with_our_ids("tokenizer.src_model, tgt_model", Path(config.src_model)))
+    else:
+        (folder / SRC_FILE).write_bytes(_with_our_ids("tokenizer.src_model", Path(config.src_model)))
+        (folder / TGT_FILE).write_bytes(_with_our_ids("tokenizer.tgt_model", Path(config.tgt_model)))
+
+
+def _with_our_ids(option: str, path: Path) -> bytes:
     try:
-        tokenizer = Tokenizer(Path(config.src_model), Path(config.tgt_model))
+        model = _load_model(path, None)
     except CheckpointError as error:
-        raise ConfigError(f"tokenizer.src_model, tgt_model: {error}") from error
-    for path, model in ((config.src_model, tokenizer._src), (config.tgt_model, tokenizer._tgt)):
-        ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
-        if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
-            raise ConfigError(
-                f"{path}: pad, unk, bos, eos are {ids}, not {(PAD_ID, UNK_ID, BOS_ID, EOS_ID)}; "
-                "train it with --pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3, or let mt train it"
-            )
-    return tokenizer
+        raise ConfigError(f"{option}: {error}") from error
+    if tuple(getattr(model, f"{role}_id")() for role, _ in ROLES) == tuple(i for _, i in ROLES):
+        return path.read_bytes()
+    try:
+        return with_special_ids(path.read_bytes(), ROLES)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {path}: its special pieces cannot be used: {error}") from error
 
 
 def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path) -> None:
     """Train the models that `config` describes on pairs of text and write them into `folder`.
 
-    `lines` opens the text anew at each call. The same text and configuration give the same bytes on every machine: the text goes in
+    `lines` opens the text again at each call. The same text and configuration give the same bytes on every machine: the text goes in
     through an iterator, because a model file stores the paths it was trained from, and the number of threads is part of `config`.
+    A joint vocabulary of sides with different normalizations is two models that differ in nothing else.
     Raises `DataError` for text that cannot give the vocabulary asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if config.joint:
-        (folder / JOINT_FILE).write_bytes(_train((side for pair in lines() for side in pair), config))
+    rules = {SRC_FILE: config.src_normalization, TGT_FILE: config.tgt_normalization}
+    if not config.joint:
+        for side, (name, rule) in enumerate(rules.items()):
+            (folder / name).write_bytes(_train((pair[side] for pair in lines()), config, rule))
+    elif config.src_normalization == config.tgt_normalization:
+        (folder / JOINT_FILE).write_bytes(_train((side for pair in lines() for side in pair), config, config.tgt_normalization))
     else:
-        (folder / SRC_FILE).write_bytes(_train((src for src, _ in lines()), config))
-        (folder / TGT_FILE).write_bytes(_train((tgt for _, tgt in lines()), config))
+        change = [_normalizer(rule) for rule in rules.values()]
+        text = (normalized(side) for pair in lines() for normalized, side in zip(change, pair, strict=True))
+        model = _train(text, config, "none")
+        for name, rule in rules.items():
+            (folder / name).write_bytes(with_normalization(model, rule))
 
 
-def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
+def _normalizer(rule: Normalization) -> Callable[[str], str]:
+    """What text looks like to a model of this normalization."""
+    if rule == "none":
+        return str
+    if rule == "nfc":
+        return partial(normalize, "NFC")
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+    )
+    return lambda line: str(normalizer.normalize(line))
+
+
+def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) -> bytes:
     model = io.BytesIO()
     raised: list[BaseException] = []
+    is_known = rule in SENTENCEPIECE_RULES
+    if not is_known:
+        text = map(_normalizer(rule), text)
     train = partial(
         sentencepiece.SentencePieceTrainer.train,
         sentence_iterator=_remember_error(_short_lines(text, config.max_line_bytes), raised),
@@ -188,6 +235,8 @@ def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
         vocab_size=config.vocab_size,
         character_coverage=config.character_coverage,
         byte_fallback=config.byte_fallback,
+        normalization_rule_name=SENTENCEPIECE_RULES.get(rule, "identity"),
+        user_defined_symbols=config.user_defined_symbols,
         max_sentence_length=config.max_line_bytes,
         num_threads=config.num_threads,
         pad_id=PAD_ID,
@@ -203,7 +252,7 @@ def _train(text: Iterable[str], config: TokenizerConfig) -> bytes:
         if raised:
             raise raised[0] from None
         raise DataError(_explain(str(error), config)) from error
-    return model.getvalue()
+    return model.getvalue() if is_known else with_normalization(model.getvalue(), rule)
 
 
 def _in_thread(work: Callable[[], None]) -> None:

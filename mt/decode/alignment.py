@@ -5,7 +5,7 @@ source, the mean over its heads (Garg et al. 2019, "Jointly Learning to Align an
 subwords of each word on both sides; a target word is aligned to the source word with the most of it, the end of sentence left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,26 +53,36 @@ class Aligner:
 
     def align(self, lines: Sequence[str], translations: Sequence[Translation]) -> list[Alignment]:
         """The alignment of each line with its translation."""
-        pairs: list[_Pair] = []
-        line_of: list[int] = []  # of each pair
-        for number, (words, translation) in enumerate(zip(self.tokenizer.src_words(lines), translations, strict=True)):
-            pairs += self._pairs(words, translation.parts)
-            line_of += [number] * len(translation.parts)
+        numbered = [(number, part) for number, translation in enumerate(translations) for part in translation.parts]
+        words = self.tokenizer.src_words([part.source.text for _, part in numbered])
+        pairs = [
+            self._pair(lines[number], translations[number].text, part, src_words)
+            for (number, part), src_words in zip(numbered, words, strict=True)
+        ]
         found: list[set[tuple[int, int]]] = [set() for _ in lines]  # a word that was cut in two may come twice
-        for number, alignment in zip(line_of, self._align_pairs(pairs), strict=True):
+        for (number, _), alignment in zip(numbered, self._align_pairs(pairs), strict=True):
             found[number].update(alignment)
         return [sorted(alignment) for alignment in found]
 
-    def _pairs(self, src_words: list[int], parts: Sequence[TranslatedPart]) -> Iterator[_Pair]:
-        """The parts of a line, their words numbered through the line and through its translation."""
-        begin, num_words = 0, 0
-        for part in parts:
-            tgt_words = [word if word < 0 else word + num_words for word in self.tokenizer.tgt_words(part.tgt)]
-            yield _Pair(part, src_words[begin : begin + len(part.src)], tgt_words)
-            begin, num_words = begin + len(part.src), num_words + len(self.tokenizer.decode_tgt(part.tgt).split())
+    def _pair(self, line: str, translation: str, part: TranslatedPart, src_words: list[int]) -> _Pair:
+        """A part, its words numbered through the line and through its translation."""
+        source = part.source
+        own = src_words[source.begin : source.begin + len(source.ids)]
+        src_before, tgt_before = _words_before(line, source.start), _words_before(translation, part.start)
+        numbers = [
+            [word if word < 0 else word + before for word in words]
+            for words, before in ((own, src_before), (self.tokenizer.tgt_words(part.tgt), tgt_before))
+        ]
+        return _Pair(part, *numbers)
 
     def _align_pairs(self, pairs: Sequence[_Pair]) -> list[Alignment]:
         return map_in_buckets(self.workers, self._align_batch, pairs, [(pair.part.src, pair.part.tgt) for pair in pairs], MAX_TOKENS)
+
+
+def _words_before(text: str, place: int) -> int:
+    """How many words of a text are before the one that stands at `place`, or begins after it."""
+    before = text[:place]
+    return len(before.split()) - (before != "" and not before[-1].isspace() and not text[place : place + 1].isspace())
 
 
 def align_batch(model: Transformer, layer: int, pairs: Sequence[_Pair]) -> list[Alignment]:

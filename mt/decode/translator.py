@@ -12,8 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from mt.checkpoint import load_model
-from mt.config import DecodeConfig
+from mt.config import AUTO, DecodeConfig
+from mt.config.languages import joint_between, parse_language
 from mt.data.batching import pad_rows
+from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
 from mt.decode.workers import Workers
@@ -26,13 +28,31 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 8192  # lines read ahead and sorted by length together; bounds the memory of a stream
 
+_Encoded = tuple[tuple[int, str], list[int]]  # where a text begins in its line, the text, and its ids
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """A line, or a part of one, that is searched by itself."""
+
+    ids: list[int]  # without end of sentence
+    text: str       # of the sentences that were encoded together
+    begin: int      # in their ids, where these are: above 0 only if the sentences were too long
+    start: int      # character of the line at which the text begins
+
 
 @dataclass(frozen=True)
 class TranslatedPart:
-    """The ids of a line, or of a piece of one that was too long, and those of its translation; both without end of sentence."""
+    """A part of a line, and the ids of its translation, without end of sentence."""
 
-    src: list[int]
+    source: SourcePart
     tgt: list[int]
+    start: int  # character of the line's translation at which this begins
+
+    @property
+    def src(self) -> list[int]:
+        """The ids of the source."""
+        return self.source.ids
 
 
 @dataclass(frozen=True)
@@ -41,16 +61,7 @@ class Translation:
 
     text: str
     score: float  # log-probability / length**length_penalty; of a split line, the mean over its parts
-    parts: list[TranslatedPart]  # several where the source was too long; none where the line has no words
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A piece of a line that is searched by itself."""
-
-    line: int
-    ids: list[int]  # without end of sentence
-    is_first: bool  # of its line
+    parts: list[TranslatedPart]  # several if the source was split; none if the line has no words
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,11 @@ class Translator:
     """A model, its tokenizer, and how to search."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None
-    ) -> None:
+        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None,
+        tgt_lang: str | None = None,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.decode, self.compute, self.workers = tokenizer, decode, compute, workers or Workers()
+        self.language = parse_language(tgt_lang)
         self.search_with(InferenceModel(model, compute.dtype))
         self.on_progress: Callable[[int], object] = lambda num_lines: None  # called with the number of lines that were just translated
         self.num_split = 0  # lines so far that were translated in parts
@@ -110,7 +123,8 @@ class Translator:
         compute = choose_compute(device, precision, threads)
         shared = Workers.choose(workers, compute)
         loaded = load_model(Path(path), compute.device)
-        return cls(loaded.model, loaded.tokenizer, search_options(loaded.config.decode, decode), compute, shared)
+        options = search_options(loaded.config.decode, decode)
+        return cls(loaded.model, loaded.tokenizer, options, compute, shared, loaded.config.data.tgt_lang)
 
     def translate(self, lines: Iterable[str]) -> list[str]:
         """The best translation of each line, in order. An empty line stays empty."""
@@ -120,21 +134,17 @@ class Translator:
         """The `nbest` translations of each line, best first, in order; reads `WINDOW` lines ahead."""
         remaining = iter(lines)
         while window := list(itertools.islice(remaining, WINDOW)):
-            yield from self._translate_window(window)
+            yield from self.translate_window(window)
 
-    def _translate_window(self, lines: Sequence[str]) -> list[list[Translation]]:
-        parts = [
-            _Part(i, ids, is_first=not number)
-            for i, line in enumerate(self.tokenizer.encode_src(lines))
-            for number, ids in enumerate(self._split(line))
-        ]
-        found = self.search([part.ids for part in parts], lambda batch: self.on_progress(sum(parts[i].is_first for i in batch)))
-        by_line: list[list[tuple[list[int], list[Hypothesis]]]] = [[] for _ in lines]
-        for part, hyps in zip(parts, found, strict=True):
-            by_line[part.line].append((part.ids, hyps))
-        self.num_split += sum(len(hyps) > 1 for hyps in by_line)
-        self.on_progress(sum(not hyps for hyps in by_line))
-        return [self._join(hyps) for hyps in by_line]
+    def translate_window(self, lines: Sequence[str]) -> list[list[Translation]]:
+        """The `nbest` translations of each of these lines, best first; lines of similar length are searched together."""
+        by_line = self._split_lines(lines)
+        parts = [part for parts in by_line for part in parts]
+        ends = {id(parts[-1]) for parts in by_line if parts}
+        hyps = iter(self.search([part.ids for part in parts], lambda batch: self.on_progress(sum(id(parts[i]) in ends for i in batch))))
+        self.num_split += sum(len(parts) > 1 for parts in by_line)
+        self.on_progress(sum(not parts for parts in by_line))
+        return [self._join([(part, next(hyps)) for part in parts]) for parts in by_line]
 
     def search(
         self, sources: Sequence[list[int]], on_batch: Callable[[Sequence[int]], object] = lambda indices: None
@@ -154,15 +164,62 @@ class Translator:
                 on_batch(batch)
         return found
 
-    def _split(self, ids: list[int]) -> Iterator[list[int]]:
-        """Cut an over-long line at the last word boundary that fits; a line without ids has no parts."""
-        limit = self.decode.max_src_len
-        while len(ids) > limit:
-            end = next((i for i in range(limit, limit // 2, -1) if self.tokenizer.starts_word(ids[i])), limit)
-            yield ids[:end]
-            ids = ids[end:]
-        if ids:
-            yield ids
+    def _split_lines(self, lines: Sequence[str]) -> list[list[SourcePart]]:
+        """The parts of each line: itself if it is no longer than what training saw, none if it has no words."""
+        starts = [self._part_starts(line) for line in lines]
+        texts = [
+            (start, line[start:end])
+            for line, begins in zip(lines, starts, strict=True)
+            for start, end in itertools.pairwise([*begins, len(line)])
+        ]
+        encoded = iter(zip(texts, self.tokenizer.encode_src([text for _, text in texts]), strict=True))
+        found: list[list[SourcePart]] = []
+        for line, begins in zip(lines, starts, strict=True):
+            sentences = [next(encoded) for _ in begins]
+            if len(begins) > 1:
+                sentences = self._packed(line, sentences)
+            found.append([part for (start, text), ids in sentences for part in self._cut(ids, text, start)])
+        return found
+
+    def _part_starts(self, line: str) -> list[int]:
+        """Where the sentences of a line begin, if it is to be split at them at all; else 0."""
+        starts = sentence_starts(line)
+        limit = self.decode.max_sentences
+        if limit is None or limit == AUTO:
+            return [0]
+        return starts if len(starts) > limit or len(line) > self.decode.longest_src else [0]
+
+    def _packed(self, line: str, sentences: Sequence[_Encoded]) -> list[_Encoded]:
+        """Sentences of a line put together again, as many as `max_sentences` and `max_src_len` allow."""
+        max_sentences = int(self.decode.max_sentences or 1)
+        packed: list[_Encoded] = []
+        group: list[_Encoded] = []
+        for sentence in sentences:
+            num_ids = sum(len(ids) for _, ids in [*group, sentence])
+            if group and (len(group) == max_sentences or num_ids > self.decode.longest_src):
+                packed.append(self._together(line, group))
+                group = []
+            group.append(sentence)
+        return [*packed, self._together(line, group)]
+
+    def _together(self, line: str, group: Sequence[_Encoded]) -> _Encoded:
+        if len(group) == 1:
+            return group[0]
+        (start, _), _ = group[0]
+        (last, text), _ = group[-1]
+        whole = line[start : last + len(text)]
+        return (start, whole), self.tokenizer.encode_src([whole])[0]
+
+    def _cut(self, ids: list[int], text: str, start: int) -> Iterator[SourcePart]:
+        """One part, or, of too many ids, several that end at the last word boundary that fits; none without ids."""
+        limit, begin = self.decode.longest_src, 0
+        while len(ids) - begin > limit:
+            fits = range(begin + limit, begin + limit // 2, -1)
+            end = next((i for i in fits if self.tokenizer.starts_word(ids[i])), begin + limit)
+            yield SourcePart(ids[begin:end], text, begin, start)
+            begin = end
+        if begin < len(ids):
+            yield SourcePart(ids[begin:], text, begin, start)
 
     def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
         """Sources of similar length together, longest first, within `batch_size` sentences and `max_tokens` padded tokens."""
@@ -176,16 +233,20 @@ class Translator:
         if batch:
             yield batch
 
-    def _join(self, parts: list[tuple[list[int], list[Hypothesis]]]) -> list[Translation]:
+    def _join(self, parts: list[tuple[SourcePart, list[Hypothesis]]]) -> list[Translation]:
         """Translations of a line from its parts and their hypotheses, rank by rank."""
         if not parts:
             return [Translation("", 0.0, [])]
         joined = []
         for ranked in zip(*(hyps for _, hyps in parts), strict=False):
-            texts = [self.tokenizer.decode_tgt(hyp.tokens) for hyp in ranked]
-            score = sum(hyp.score for hyp in ranked) / len(ranked)
-            pairs = [TranslatedPart(src, hyp.tokens) for (src, _), hyp in zip(parts, ranked, strict=True)]
-            joined.append(Translation(" ".join(text for text in texts if text), score, pairs))
+            whole, translated = "", []
+            for (source, _), hyp in zip(parts, ranked, strict=True):
+                text = self.tokenizer.decode_tgt(hyp.tokens)
+                if whole and text:
+                    whole += joint_between(whole, text, self.language)
+                translated.append(TranslatedPart(source, hyp.tokens, len(whole)))
+                whole += text
+            joined.append(Translation(whole, sum(hyp.score for hyp in ranked) / len(ranked), translated))
         return joined
 
 

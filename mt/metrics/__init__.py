@@ -12,6 +12,7 @@ from mt.metrics.scores import (
     build_metrics,
     corpus_scores,
     is_better,
+    rank,
     sentence_scores,
 )
 from mt.metrics.significance import KINDS, Comparison, Kind, paired_tests
@@ -32,5 +33,6 @@ __all__ = [
     "corpus_scores",
     "is_better",
     "paired_tests",
+    "rank",
     "sentence_scores",
 ]

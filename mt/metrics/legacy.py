@@ -8,6 +8,7 @@ from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 
+from mt.config.languages import Language
 from mt.errors import ConfigError
 
 
@@ -28,11 +29,12 @@ class MosesTokens:
         return f"moses-{self.lang}-normalized"
 
 
-def legacy_bleu(lang: str) -> Any:
+def legacy_bleu(language: Language) -> Any:
     """The metric, without smoothing, like multi-bleu.perl. Raises `ConfigError` where sacremoses is missing or no language is given."""
+    lang = language.code
     if not lang:
         raise ConfigError("legacy BLEU needs the target's language: data.tgt_lang, or --lang")
-    if lang in {"zh", "ja", "ko", "th", "km", "my", "lo"}:
+    if lang == "ko" or language.is_unspaced:
         raise ConfigError(f"legacy BLEU does not apply to {lang}: Moses' tokenizer splits at spaces")
     try:
         tokens = MosesTokens(lang)

@@ -9,6 +9,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
+from mt.config.languages import Language, parse_language
 from mt.errors import ConfigError, DataError
 from mt.metrics.legacy import legacy_bleu
 
@@ -16,10 +17,11 @@ TITLES = {"bleu": "BLEU", "chrf": "chrF", "chrf++": "chrF++", "ter": "TER", "leg
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
 RESAMPLES = 1000  # of a bootstrap: sacreBLEU's own default
 MAX_RESAMPLED = 20_000  # lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
+LOWER_IS_BETTER = {"loss", "ter"}
 Metrics = Mapping[str, Metric]
 
-METRICS: dict[str, Callable[[str, str | None], Metric]] = {  # of the target's language and a tokenizer
-    "bleu": lambda lang, tokenizer: BLEU(tokenize=tokenizer, trg_lang=lang),
+METRICS: dict[str, Callable[[Language, str | None], Metric]] = {  # of the target's language and a tokenizer
+    "bleu": lambda lang, tokenizer: BLEU(tokenize=tokenizer or lang.bleu_tokenizer, trg_lang=lang.code),
     "chrf": lambda lang, tokenizer: CHRF(),
     "chrf++": lambda lang, tokenizer: CHRF(word_order=2),
     "ter": lambda lang, tokenizer: TER(),
@@ -56,10 +58,10 @@ class Score:
 def build_metrics(names: Sequence[str] = DEFAULT_METRICS, tgt_lang: str | None = None, tokenizer: str | None = None) -> Metrics:
     """Metrics by name, their tokenizers loaded; to be built before hours of work whose end they are to score.
 
-    BLEU takes `tokenizer`, one of sacreBLEU's, or the one that sacreBLEU takes for the target language (`zh`, `ja-mecab`, `ko-mecab`,
-    else `13a`). Raises `ConfigError` for an unknown metric or tokenizer, and where a package is missing.
+    BLEU takes `tokenizer`, one of sacreBLEU's, or the one for the target language: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
+    languages written without spaces, else `13a`. Raises `ConfigError` for an unknown metric or tokenizer, and where a package is missing.
     """
-    lang = (tgt_lang or "").replace("_", "-").split("-")[0].lower()
+    lang = parse_language(tgt_lang)
     metrics = {}
     for name in names:
         if name not in METRICS:
@@ -69,8 +71,9 @@ def build_metrics(names: Sequence[str] = DEFAULT_METRICS, tgt_lang: str | None =
         try:
             metrics[name] = METRICS[name](lang, tokenizer)
         except (RuntimeError, ImportError) as error:  # sacreBLEU's way to say that a tokenizer's package is missing
-            extra = lang if lang in {"ja", "ko"} else (tokenizer or "").split("-")[0]
-            raise ConfigError(f"{TITLES[name]} of {lang or tokenizer}: a package is missing; pip install 'mt-forge[{extra}]'") from error
+            extra = lang.code if lang.code in {"ja", "ko"} else (tokenizer or "").split("-")[0]
+            what = f"{TITLES[name]} of {lang.code or tokenizer}"
+            raise ConfigError(f"{what}: a package is missing; pip install 'mt-forge[{extra}]'") from error
     return metrics
 
 
@@ -112,8 +115,12 @@ def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
             raise DataError(f"reference {number}: every line is empty" if len(refs) > 1 else "every line of the reference is empty")
 
 
-def is_better(metric: str, value: float, best: float | None) -> bool:
+def is_better(metric: str, value: float, best: float) -> bool:
     """Whether `value` beats `best`: higher for BLEU and chrF, lower for loss and TER."""
-    if best is None:
-        return True
-    return value < best if metric in {"loss", "ter"} else value > best
+    return value < best if metric in LOWER_IS_BETTER else value > best
+
+
+def rank(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
+    """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the loss."""
+    names = dict.fromkeys((metric, "chrf", "loss"))
+    return tuple(-scores[name] if name in LOWER_IS_BETTER else scores[name] for name in names if name in scores)

@@ -31,9 +31,20 @@ def with_initial_model(config: Config) -> tuple[Config, list[str]]:
     return config.model_copy(update={"model": model, "tokenizer": theirs.tokenizer, "train": train}), changes
 
 
-def initialize(model: Transformer, config: Config) -> None:
-    """Give a new model the weights of `train.init_from`, and freeze what `train.freeze` names. Raises `ConfigError`, `CheckpointError`."""
-    if config.train.init_from is not None:
+def as_begun(config: Config, before: Config) -> Config:
+    """`config` with what a run took over from its initial model when it began; that model may have changed since, or be gone."""
+    taken = {key: value for key, value in before.model.model_dump().items() if key not in OWN}
+    model = config.model.model_copy(update={**taken, "preset": before.model.preset})
+    train = config.train.model_copy(update={"init_from": before.train.init_from})
+    return config.model_copy(update={"model": model, "tokenizer": before.tokenizer, "train": train})
+
+
+def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
+    """Give the model of a new run the weights of `train.init_from`, and freeze what `train.freeze` names.
+
+    Raises `ConfigError`, `CheckpointError`.
+    """
+    if is_new and config.train.init_from is not None:
         folder = Path(config.train.init_from)
         verify(folder)
         load_weights(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mt.data.loader import Update
 from mt.distributed import unsharded
 from mt.errors import DivergedError
-from mt.train.stopping import REMEDIES
 
 POLL = 0.0005      # seconds between two looks at a GPU; it has the next update to work on
 GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)
@@ -49,11 +48,12 @@ class LossScale:
 
 
 def apply_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, diverged: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives (gradient norm, diverged).
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, bad_updates: Tensor,
+    max_bad: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives (gradient norm, bad updates so far).
 
-    Once `diverged`, every later step is left out too: the host may hear of it late, and finds the weights that the bad batch met.
+    Beyond `max_bad` of them, every later step is left out too: the host may hear of it late, and finds the weights that the bad batch met.
     The optimizer divides the gradients itself, by loss scale and clipping at once, so that they are read only twice. An fp16 gradient out
     of range is no divergence while its scale can fall.
     """
@@ -63,12 +63,12 @@ def apply_gradients(
     finite = norm.isfinite() & loss.isfinite()
     excess = (norm / clip_norm).clamp(min=1.0) if clip_norm else torch.ones_like(norm)
     optimizer.grad_scale = scale.scale * excess  # type: ignore[attr-defined]
-    optimizer.found_inf = (~finite | diverged).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~finite | (bad_updates > max_bad)).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
     hopeless = ~finite & (scale.scale <= 1) if scale.enabled else ~finite
     scale.update(finite)
-    return norm, diverged | hopeless
+    return norm, bad_updates + hopeless
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class PendingStats:
     """The numbers of an update that a GPU may still be computing."""
 
     def __init__(self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor) -> None:
-        """`numbers`: loss, nll, gradient norm, diverged."""
+        """`numbers`: loss, nll, gradient norm, bad updates up to this one."""
         self.step, self.lr, self.update, self.loss_scale = step, lr, update, loss_scale
         self._done = None
         if numbers.device.type == "cuda":
@@ -111,13 +111,11 @@ class PendingStats:
         else:
             self._numbers = numbers
 
-    def read(self, patience: float | None = None) -> UpdateStats:
-        """Wait for them (`wait_for_gpu`). Raises `DivergedError` for an update left out."""
+    def read(self, patience: float | None = None, bad_before: int = 0) -> UpdateStats:
+        """Wait for them (`wait_for_gpu`). Raises `DivergedError` if there are more bad updates than `bad_before`: this one was left out."""
         if self._done is not None:
             wait_for_gpu(self._done, patience)
-        loss, nll, norm, diverged = self._numbers.tolist()
-        if diverged:
-            raise DivergedError(
-                f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update. {REMEDIES}"
-            )
+        loss, nll, norm, bad_updates = self._numbers.tolist()
+        if bad_updates > bad_before:
+            raise DivergedError(f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update")
         return UpdateStats(loss, nll, norm, self.lr, self.update.num_tokens)

@@ -3,18 +3,47 @@
 import contextlib
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
 from mt.config import TrainConfig
-from mt.log import MetricLogger, format_seconds
+from mt.log import MetricLogger, format_seconds, shows_progress
 from mt.metrics import TITLES
 from mt.train.gradients import UpdateStats
 
 logger = logging.getLogger(__name__)
+
+
+class LossWindow:
+    """Sums over the updates since the last report; a resume takes them over, so that the reports are those of a run without one."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.loss = self.nll = 0.0  # times target tokens
+        self.num_tokens = self.num_updates = 0
+        self.lr = self.grad_norm = 0.0  # of the last update
+
+    def add(self, stats: UpdateStats) -> None:
+        """Take in an update."""
+        self.loss += stats.loss * stats.num_tokens
+        self.nll += stats.nll * stats.num_tokens
+        self.num_tokens += stats.num_tokens
+        self.num_updates += 1
+        self.lr, self.grad_norm = stats.lr, stats.grad_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        vars(self).update({name: state[name] for name in vars(self)})
 
 
 class TrainProgress:
@@ -22,19 +51,20 @@ class TrainProgress:
 
     def __init__(
         self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float],
-        precision: str,
+        precision: str, window: LossWindow | None = None,
     ) -> None:  # fmt: skip
         """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
+        self._window = window or LossWindow()
         self.config, self.metrics, self.seconds, self.precision = config, metrics, seconds, precision
         self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
-        hidden = metrics is None or not sys.stderr.isatty()
+        hidden = metrics is None or not shows_progress()
         self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=hidden, dynamic_ncols=True)
         self._step, self._epoch = step, 0
-        self._start_window()
+        self._time_window()
 
-    def _start_window(self) -> None:
-        self._window: list[UpdateStats] = []
+    def _time_window(self) -> None:
+        self._timed_tokens = 0  # in the window, of this process
         self._window_began, self._window_aside = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
@@ -63,34 +93,37 @@ class TrainProgress:
     def add(self, step: int, epoch: int, stats: UpdateStats) -> None:
         """Take in one update, and report where a report is due."""
         self._step, self._epoch = step, epoch
-        self._window.append(stats)
+        self._window.add(stats)
+        self._timed_tokens += stats.num_tokens
         self._bar.update(1)
         if step % self.config.log_every == 0:
             self.flush()
 
     def flush(self) -> None:
         """Report the updates since the last report."""
-        if not self._window or self.metrics is None:
-            self._start_window()
+        window = self._window
+        if not window.num_updates or self.metrics is None:
+            window.clear()
+            self._time_window()
             return
-        tokens = sum(stats.num_tokens for stats in self._window)
         seconds = max(time.perf_counter() - self._window_began - self._window_aside, 1e-9)
-        last = self._window[-1]
-        loss, nll = (sum(getattr(s, name) * s.num_tokens for s in self._window) / tokens for name in ("loss", "nll"))
-        rate, ppl = tokens / seconds, math.exp(min(nll, 50))
+        loss, nll = window.loss / window.num_tokens, window.nll / window.num_tokens
+        rate, ppl = self._timed_tokens / seconds, math.exp(min(nll, 50))
         self.metrics.write(
-            "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=last.lr, grad_norm=last.grad_norm,
-            tokens_per_second=rate, update_tokens=tokens / len(self._window), seconds=self.seconds(), data_share=self._share("data"),
-            save_share=self._share("save"),
+            "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=window.lr, grad_norm=window.grad_norm,
+            tokens_per_second=rate, update_tokens=window.num_tokens / window.num_updates, seconds=self.seconds(),
+            data_share=self._share("data"), save_share=self._share("save"),
+            **({"partial": True} if self._step % self.config.log_every else {}),  # the last report of this process: see `MetricLogger`
         )  # fmt: skip
         line = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
         if self._bar.disable:
             target = f"/{self.config.max_steps}" if self.config.max_steps else ""
             epoch, eta = self._epoch + 1, self._eta()
-            logger.info("update %d%s, epoch %d, %s, lr %.2e, ETA %s", self._step, target, epoch, line, last.lr, eta)
+            logger.info("update %d%s, epoch %d, %s, lr %.2e, ETA %s", self._step, target, epoch, line, window.lr, eta)
         else:
             self._bar.set_postfix_str(line)
-        self._start_window()
+        window.clear()
+        self._time_window()
 
     def validated(self, step: int, scores: dict[str, float], improved: bool, bad_validations: int) -> None:
         """Report a validation."""

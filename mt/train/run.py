@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import TRAINING, CheckpointManager, read_json
-from mt.config import AUTO, Config, config_from_text, flatten, to_yaml
+from mt.config import AUTO, HEADER, Config, config_from_text, flatten, to_yaml, with_defaults_of
+from mt.data.cache import Lengths
 from mt.data.loader import TrainLoader
-from mt.data.prepare import Prepared, prepare
+from mt.data.prepare import Prepared, fingerprint_before_0_2, prepare
 from mt.device import Compute, is_out_of_memory
 from mt.distributed import World, joined
 from mt.errors import CheckpointError, ConfigError, Interrupted, MTError, RankLostError, exit_code
@@ -18,19 +19,19 @@ from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 from mt.log import format_seconds, setup_logging
 from mt.train.autobatch import find_max_tokens, smaller_that_fits, with_max_tokens
 from mt.train.compute import start_computing
-from mt.train.finetune import with_initial_model
-from mt.train.trainer import Trainer
+from mt.train.finetune import as_begun, with_initial_model
+from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)
 
 # What may differ when a run goes on; any other difference would make it another run.
 MAY_CHANGE = (
-    "run_dir", "cache_dir", "device", "precision", "threads", "data.", "valid.", "decode.", "batching.prefetch", "train.max_steps",
+    "run_dir", "cache_dir", "device", "precision", "threads", "data.", "valid.", "decode.", "optim.", "batching.prefetch",
+    "train.max_steps", "train.max_bad_updates",
     "train.max_epochs", "train.patience", "train.metric", "train.log_every", "train.valid_every", "train.save_every", "train.keep_last",
     "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.parallel", "train.timeout",
-    "train.compile", "train.deterministic", "train.gradient_checkpointing",
+    "train.compile", "train.deterministic", "train.gradient_checkpointing", "tokenizer.max_lossy_share",
 )  # fmt: skip
-HEADER = "# Written by mt: every setting of this run.\n"
 OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html")  # what --overwrite deletes
 ENDS_FOR_GOOD = (2, 3, 130, 143)  # exit codes after which a launcher need not start the run anew
 LEAST_BUSY = 0.8  # share of the time in which ranks have work, below which a warning is due
@@ -62,12 +63,22 @@ def train(config: Config, *, overwrite: bool = False) -> None:
 
 def _claim(config: Config, run_dir: Path, overwrite: bool, attempt: int, held: contextlib.ExitStack) -> Config:
     """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be trained."""
+    if config.train.patience is not None and not config.data.valid:
+        raise ConfigError("train.patience counts validations, and there is no data.valid; name validation text, or leave patience out")
     run_dir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(locked(run_dir / "lock", wait=False))
+    held.enter_context(locked(run_dir / "lock"))
     if attempt:
         _check_last_end(run_dir, attempt)
-    config, taken_over = with_initial_model(config)
-    changed = _check_folder(config, run_dir, overwrite)
+    before = None if overwrite else _settings_before(run_dir)
+    if before is not None:
+        config = with_defaults_of(config, before.format)
+    taken_over: list[str] = []
+    if before is not None and before.train.init_from is not None and any(run_dir.glob("checkpoints/step_*")):
+        config = as_begun(config, before)
+    else:
+        config, taken_over = with_initial_model(config)
+    _check_folder(run_dir, overwrite)
+    changed = [] if before is None else _changed_settings(config, before, run_dir)
     remove_leftovers(run_dir)
     setup_logging(run_dir / "train.log")
     for line in taken_over:
@@ -97,11 +108,11 @@ def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World)
     checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world)
     resumed = None if overwrite else checkpoints.newest()
     resolved, compute = start_computing(config, resumed, world)
-    prepared = prepare(config, world)
+    prepared = prepare(config, world, None if resumed is None else resumed / "tokenizer")
     if overwrite:
         world.first(lambda: _forget(run_dir))
-    resolved = _with_batch_size(resolved, prepared, compute, resumed, world)
-    trainer = Trainer(resolved, prepared, run_dir, compute, checkpoints, world)
+    resolved = with_decode_limits(_with_batch_size(resolved, prepared, compute, resumed, world), prepared.train.lengths_seen)
+    trainer = Trainer(resolved, prepared, run_dir, compute, checkpoints, world, is_new=resumed is None)
     if not world.is_alone:
         world.first(lambda: _check_shares(trainer.loader, world.size, is_new=resumed is None))
     if resumed is not None:
@@ -112,7 +123,8 @@ def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World)
     where = str(compute) if world.is_alone else f"{world.size} ranks ({config.train.parallel}), each {compute}"
     logger.info("model: %s parameters; %s; run folder %s", f"{num_parameters:,}", where, run_dir)
     if (limit := trainer.limit_reached()) is not None and trainer.is_validated():
-        logger.info("%s: this run is finished at update %d (%s); raise train.max_steps to go on", run_dir, trainer.step, limit)
+        setting = limit.partition(":")[0]
+        logger.info("%s: this run is finished at update %d (%s); raise %s to go on", run_dir, trainer.step, limit, setting)
         return limit
     if world.is_first:
         write_status(run_dir, state="running", exit_code=None, message="training")
@@ -158,6 +170,13 @@ def _train_together(trainer: Trainer, world: World) -> str:
     )
 
 
+def with_decode_limits(config: Config, seen: Lengths) -> Config:
+    """`config` with numbers for `decode.max_src_len` and `decode.max_sentences`: its own, or what training sees."""
+    found = {"max_src_len": max(8, seen.src["0.9999"]), "max_sentences": seen.sentences["0.99"]}
+    limits = {name: value for name, value in found.items() if getattr(config.decode, name) == AUTO}
+    return config.model_copy(update={"decode": config.decode.model_copy(update=limits)})
+
+
 def _with_batch_size(config: Config, prepared: Prepared, compute: Compute, resumed: Path | None, world: World) -> Config:
     """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying on the first rank."""
     if config.batching.max_tokens != AUTO:
@@ -176,36 +195,44 @@ def _forget(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _check_folder(config: Config, run_dir: Path, overwrite: bool) -> list[str]:
-    """Settings that have changed and may. Refuses a folder whose config.yaml is another run's (unless `overwrite`), or no run's at all."""
+def _settings_before(run_dir: Path) -> Config | None:
+    """The settings that the run in this folder had so far; None if there is no run of mt."""
     path = run_dir / "config.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if path.exists() and not text.startswith(HEADER):
+    return config_from_text(text, str(path), is_saved=True) if text.startswith(HEADER) else None
+
+
+def _check_folder(run_dir: Path, overwrite: bool) -> None:
+    """Refuse a folder whose config.yaml is no run's, and one that `overwrite` would empty though it may be no run's."""
+    path = run_dir / "config.yaml"
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
         raise ConfigError(f"{path}: not written by a run of mt, and would be overwritten; choose another run_dir")
     if overwrite and not path.exists() and (there := [name for name in OUTPUTS if (run_dir / name).exists()]):
         raise ConfigError(f"{run_dir}: {', '.join(there)} without the config.yaml of a run of mt; --overwrite deletes nothing of yours")
-    if overwrite or not path.exists():
-        return []
-    before = flatten(config_from_text(text, str(path)))
-    now = flatten(config)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _changed_settings(config: Config, before: Config, run_dir: Path) -> list[str]:
+    """Settings that have changed and may. Raises `ConfigError` if any has changed that may not."""
+    then, now = flatten(before), flatten(config)
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     refused = [key for key in changed if not key.startswith(MAY_CHANGE) or key.startswith("data.filters")]
     if refused:
-        lines = [f"  {key}: {before.get(key)} -> {now.get(key)}" for key in refused]
+        lines = [f"  {key}: {then.get(key)} -> {now.get(key)}" for key in refused]
         raise ConfigError(
             f"{run_dir}: this run was started with other settings:\n" + "\n".join(lines) + "\nput them back, choose another run_dir, or "
             "start anew with --overwrite"
         )
     told = [key for key in changed if key not in ("precision", "threads")]  # see `start_computing`
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in told]
+    return [f"{key}: {then.get(key)} -> {now.get(key)}" for key in told]
 
 
 def _resume(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     before = read_json(folder / TRAINING / "state.json")
-    now = {"data": prepared.data_fingerprint, "tokenizer": prepared.tokenizer.hash}
-    other = [what for what, name in now.items() if before.get(what) != name]
-    if other:
-        raise ConfigError(f"{folder}: this run was started with other {' and '.join(other)}; put the text back, or choose another run_dir")
+    names = {prepared.data_fingerprint}
+    if before.get("format", 1) < STATE_FORMAT and before.get("data") not in names:
+        names.add(fingerprint_before_0_2(trainer.config, prepared.tokenizer))
+    if before.get("data") not in names:
+        raise ConfigError(f"{folder}: this run was started with other text; put it back, or choose another run_dir")
     try:
         trainer.load(folder)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,7 @@
 """Why a run stops: a signal from outside, its own limits, or a loss that has left its course."""
 
 import contextlib
+import logging
 import math
 import signal
 import time
@@ -11,10 +12,17 @@ from typing import Any
 from mt.config import TrainConfig
 from mt.distributed import ALONE, World
 from mt.errors import DivergedError
+from mt.metrics import TITLES, rank
+
+logger = logging.getLogger(__name__)
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-REMEDIES = "Try a lower optim.lr, a longer optim.warmup_steps, model.norm: pre, or optim.clip_norm: 1.0"
+REMEDIES = (
+    "Give the same command with a lower optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm, which goes on from the last "
+    "checkpoint; or start again with model.norm: pre"
+)
 SAME_REQUEST = 3.0  # seconds within which a launcher may pass on a signal that a rank has had already
+SUSPICIOUS = 3  # validations with the very same value of the metric
 LEAST_BEST = 1.0  # nats a token; below it a loss may well double without harm
 
 
@@ -76,6 +84,47 @@ class SignalStop:
             raise Abandoned
 
 
+class ScoreWatch:
+    """The best validation so far by `metric`, and how many have passed since; ties are broken by chrF, then by the loss.
+
+    While the metric itself has never moved, as BLEU does not at 0.00, validations do not count against patience.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.best: dict[str, float] | None = None
+        self.bad_validations = 0
+        self.count = 0  # validations
+        self.first: float | None = None  # value of the metric
+        self.has_moved = False
+
+    def add(self, scores: dict[str, float]) -> bool:
+        """Take in a validation; whether it is the best so far."""
+        if self.first is None:
+            self.first = scores[self.metric]
+        self.count += 1
+        self.has_moved = self.has_moved or scores[self.metric] != self.first
+        if self.count == SUSPICIOUS and not self.has_moved:
+            logger.warning(
+                "%s has been %.2f at every validation so far and tells nothing: chrF and the loss decide which checkpoint is the best, and "
+                "train.patience does not count; is data.tgt_lang right? train.metric: chrf is the metric for most languages",
+                TITLES[self.metric], self.first,
+            )  # fmt: skip
+        if self.best is None or rank(self.metric, scores) > rank(self.metric, self.best):
+            self.best, self.bad_validations = scores, 0
+            return True
+        self.bad_validations += self.has_moved
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        vars(self).update({name: state[name] for name in vars(self) if name != "metric"})
+
+
 def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: int) -> str | None:
     """The option whose limit a run has reached, in words, or None."""
     if config.max_steps is not None and step >= config.max_steps:
@@ -108,7 +157,7 @@ class DivergenceWatch:
         if self.factor is not None and best is not None and mean > self.factor * max(best, LEAST_BEST):
             raise DivergedError(
                 f"update {step}: the loss of the last {self.window} updates is {mean:.3f} on average, its best was {best:.3f} "
-                f"(train.divergence_factor: {self.factor}). Go back to the best checkpoint, or start anew. {REMEDIES}"
+                f"(train.divergence_factor: {self.factor}). {REMEDIES}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import CheckpointManager, TrainingState, load_training, load_weights
+from mt.checkpoint.manifest import read_tensors
 from mt.config import Config
 from mt.data.batching import AnyBatch, empty_batch, moved
 from mt.data.loader import TrainLoader, Update
@@ -24,7 +25,6 @@ from mt.device import NAMES, Compute
 from mt.distributed import ALONE, World, unsharded
 from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
-from mt.metrics import is_better
 from mt.model.transformer import Transformer, build_model
 from mt.train.crash import write_crash
 from mt.train.finetune import initialize
@@ -32,12 +32,13 @@ from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
 from mt.train.loss import Loss, TrainingLoss
 from mt.train.optim import WeightAverage, build_optimizer, learning_rate, optimizer_tensors, prepare_optimizer
-from mt.train.progress import TrainProgress
-from mt.train.stopping import EXIT_CODES, Abandoned, DivergenceWatch, SignalStop, limit_reached
+from mt.train.progress import LossWindow, TrainProgress
+from mt.train.stopping import EXIT_CODES, REMEDIES, Abandoned, DivergenceWatch, ScoreWatch, SignalStop, limit_reached
 from mt.train.validation import Validator
 
 logger = logging.getLogger(__name__)
 
+STATE_FORMAT = 2  # of state.json; 1 did not say it
 FAILED_SAVES = 3  # in a row end a run: more would only make a loss larger
 
 
@@ -45,14 +46,16 @@ class Trainer:
     """One run: a model, its data, its optimizer, and how far they are."""
 
     def __init__(
-        self, config: Config, prepared: Prepared, run_dir: Path, compute: Compute, checkpoints: CheckpointManager, world: World = ALONE
-    ) -> None:
+        self, config: Config, prepared: Prepared, run_dir: Path, compute: Compute, checkpoints: CheckpointManager, world: World = ALONE,
+        *, is_new: bool = True,
+    ) -> None:  # fmt: skip
+        """`is_new`: the run has no checkpoint that `load` will be given."""
         self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
         self.world = world
         train, tokenizer = config.train, prepared.tokenizer
         sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
         self.model = build_model(config.model, *sizes, config.seed)  # on the CPU; `wrap` moves it
-        initialize(self.model, config)
+        initialize(self.model, config, is_new)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
             compile_layers(self.model, compute)
@@ -68,14 +71,17 @@ class Trainer:
             rank=world.rank, size=world.size,
         )  # fmt: skip
         self.validator = Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
+        checkpoints.measured = None if self.validator is None else self.validator.measured
         self.stop = SignalStop(world)
         self.watch = DivergenceWatch(train)
-        self.diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
+        self.bad_updates = torch.zeros((), device=compute.device)
+        self.known_bad_updates = 0  # of these, as the host has read them
         self.failed_saves = 0
         self.step = 0
         self._unread: list[PendingStats] = []
-        self.best: float | None = None
-        self.bad_validations = 0
+        self.score_watch = ScoreWatch(train.metric)
+        self.window = LossWindow()
+        self._is_comparable = True  # whether the scores of earlier validations measured what those to come do
         self.scores: dict[str, float] = {}  # of the last validation, if it was at this step
         self._began = time.perf_counter()   # less what earlier starts of this run took
 
@@ -87,10 +93,12 @@ class Trainer:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
         config = self.config.train
         metrics = MetricLogger(self.run_dir, self.step) if self.world.is_first else None
-        self.progress = TrainProgress(config, metrics, self.step, self.seconds, NAMES[self.compute.dtype])
+        self.progress = TrainProgress(config, metrics, self.step, self.seconds, NAMES[self.compute.dtype], self.window)
         updates = self.loader.updates()
         with self.stop.installed(), contextlib.closing(self.progress):
             try:
+                if not self._is_comparable:
+                    self.score_kept_best()
                 if self.step and self._due(config.valid_every) and not self.scores:  # a signal had abandoned it
                     self.validate()
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
@@ -100,8 +108,9 @@ class Trainer:
                     # Before anything waits for the GPU: hosts can tell who is missing.
                     self.stop.agree()
                     self.report(stats)
-                    improved = self._due(config.valid_every) and self.validate()
-                    if improved or self._due(config.save_every):
+                    if self._due(config.save_every):
+                        self.save()  # before validation, which may need more memory
+                    if self._due(config.valid_every) and self.validate():
                         self.save()
             finally:
                 updates.close()  # type: ignore[attr-defined]
@@ -118,7 +127,7 @@ class Trainer:
         means = self.world.add_up(torch.stack(sums).sum(dim=0)) / update.num_tokens
         lr, scale = learning_rate(self.step, self.config.optim), self.loss_scale.scale
         norm = self.optimize(means[0], lr)
-        return PendingStats(self.step, torch.stack([*means, norm, self.diverged]), lr, update, scale)
+        return PendingStats(self.step, torch.stack([*means, norm, self.bad_updates]), lr, update, scale)
 
     def _turns(self, update: Update) -> int:
         """Micro-batches of each rank, those that only add zero included."""
@@ -149,7 +158,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         clip_norm = self.config.optim.clip_norm
-        norm, self.diverged = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, clip_norm, self.diverged)
+        max_bad = self.config.train.max_bad_updates
+        norm, self.bad_updates = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, clip_norm, self.bad_updates, max_bad)
         if self.average is not None:
             self.average.update(self.model, self.step)
         return norm
@@ -161,19 +171,27 @@ class Trainer:
         while len(self._unread) > late:
             pending = self._unread.pop(0)
             read = self._read(pending)
-            self.progress.add(pending.step, self.loader.position.epoch, read)
-            self.watch.add(pending.step, read.loss)
+            if read is not None:
+                self.progress.add(pending.step, self.loader.position.epoch, read)
+                self.watch.add(pending.step, read.loss)
 
-    def _read(self, pending: PendingStats) -> UpdateStats:
+    def _read(self, pending: PendingStats) -> UpdateStats | None:
+        """The numbers of an update; None for one that was left out. Raises `DivergedError` for one too many."""
         try:
-            return pending.read(self.world.gpu_patience)
+            return pending.read(self.world.gpu_patience, self.known_bad_updates)
         except DivergedError as error:
+            self.known_bad_updates += 1
             weights = self.world.gathered(self.weights())
-            if not self.world.is_first:
-                raise
-            batches = self.loader.whole(pending.update)
-            where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending)
-            raise DivergedError(f"{error}\n{where}") from error
+            where = ""
+            if self.world.is_first:
+                batches = self.loader.whole(pending.update)
+                where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending)
+            allowed = self.config.train.max_bad_updates
+            if self.known_bad_updates > allowed:
+                remedy = f"{REMEDIES}; or leave it out with train.max_bad_updates={self.known_bad_updates}"
+                raise DivergedError(f"{error}. {remedy}\n{where}") from error
+            logger.warning("%s; left out (%d of train.max_bad_updates: %d)\n%s", error, self.known_bad_updates, allowed, where)
+            return None
 
     def validate(self) -> bool:
         """Score the model (its average, where one is kept); whether it is the best so far. A signal abandons this, unrecorded."""
@@ -189,13 +207,34 @@ class Trainer:
             self.stop.agree()
             return False
         self.scores = scores
-        metric = self.config.train.metric
-        improved = is_better(metric, scores[metric], self.best)
-        self.bad_validations = 0 if improved else self.bad_validations + 1
-        self.best = scores[metric] if improved else self.best
-        self.progress.validated(self.step, scores, improved, self.bad_validations)
+        improved = self.score_watch.add(scores)
+        self.progress.validated(self.step, scores, improved, self.score_watch.bad_validations)
+        self.checkpoints.add_scores(self.step, scores)
         self.checkpoints.tidy()
         return improved
+
+    def score_kept_best(self) -> None:
+        """Validate the kept best checkpoint again: its scores measured something else than those to come."""
+        assert self.validator is not None
+        kept = self.world.first(self.checkpoints.best_by_any_measure)
+        if kept is None:
+            return
+        logger.info("validation has changed (text, search or metric): scoring update %d, the best so far, again", kept)
+        model = build_model(self.config.model, *self._vocab_sizes(), self.config.seed)
+        load_weights(model, read_tensors(self.checkpoints.path(kept) / "model.safetensors"), self.checkpoints.path(kept))
+        try:
+            with self.progress.validating():
+                scores = self.validator.validate(model.to(self.compute.device), kept, self._shared)
+        except Abandoned:
+            return
+        self._is_comparable = True
+        self.score_watch.add(scores)
+        self.scores = scores if kept == self.step else self.scores
+        self.progress.validated(kept, scores, improved=True, bad_validations=0)
+        self.checkpoints.tidy()
+
+    def _vocab_sizes(self) -> tuple[int, int]:
+        return self.prepared.tokenizer.src_vocab_size, self.prepared.tokenizer.tgt_vocab_size
 
     def _shared(self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
         """`World.shared`; a signal abandons this rank's part, and with it all."""
@@ -227,7 +266,7 @@ class Trainer:
 
     def limit_reached(self) -> str | None:
         """The limit that ends this run, or None."""
-        return limit_reached(self.config.train, self.step, self.loader.position.epoch, self.bad_validations)
+        return limit_reached(self.config.train, self.step, self.loader.position.epoch, self.score_watch.bad_validations)
 
     def is_validated(self) -> bool:
         """Whether this step's scores are written down, or there is nothing to validate."""
@@ -264,7 +303,9 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Position and scores, as JSON holds them."""
         return {
-            "step": self.step, "loader": self.loader.state_dict(), "best": self.best, "bad_validations": self.bad_validations,
+            "format": STATE_FORMAT, "step": self.step, "loader": self.loader.state_dict(), "score_watch": self.score_watch.state_dict(),
+            "metric": self.config.train.metric, "measured": None if self.validator is None else self.validator.measured,
+            "window": self.window.state_dict(), "bad_updates": self.known_bad_updates,
             "scores": self.scores, "divergence": self.watch.state_dict(), "seconds": self.seconds(),
             "max_tokens": self.config.batching.max_tokens,
             "precision": NAMES[self.compute.dtype], "threads": self.config.threads,
@@ -279,7 +320,25 @@ class Trainer:
         self.watch.load_state_dict(state["divergence"])
         self.step, self.scores = state["step"], state["scores"]
         self._began = time.perf_counter() - state["seconds"]
-        self.best, self.bad_validations = state["best"], state["bad_validations"]
+        self.known_bad_updates = state.get("bad_updates", 0)
+        self.bad_updates.fill_(self.known_bad_updates)
+        if "window" in state:
+            self.window.load_state_dict(state["window"])
+        self._load_scores(state)
+
+    def _load_scores(self, state: dict[str, Any]) -> None:
+        """Take over what validation has found so far, if it measured what it does now."""
+        if self.validator is None:
+            return
+        self._is_comparable = state.get("measured") == self.validator.measured and state.get("metric") == self.config.train.metric
+        if not self._is_comparable:
+            self.scores = {}
+            return
+        self.score_watch.load_state_dict(state["score_watch"])
+        found = None if self.scores else self.world.first(lambda: self.checkpoints.scores(self.step))
+        if found:  # it was validated after it was saved
+            self.scores = found
+            self.score_watch.add(found)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 and self.stop.signal is None

@@ -20,6 +20,7 @@ TITLES = {
     "decoder": ("Decoder: masked self-attention", "rows: tokens read so far, columns: where they look"),
     "cross": ("Decoder: cross-attention", "rows: tokens as they are written, columns: source tokens"),
 }
+MAX_IDS = 512  # of a sentence
 HEADS_IN_A_ROW = 4  # of one layer
 
 
@@ -43,11 +44,11 @@ def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
     compute = choose_compute("cpu", "fp32", None)
     loaded = load_model(path, compute.device)
     tokenizer, options = loaded.tokenizer, loaded.config.decode
-    src = _ids("SENTENCE", sentence, tokenizer.encode_src, options.max_src_len)
+    src = _ids("SENTENCE", sentence, tokenizer.encode_src, MAX_IDS)
     if target is None:
         tgt = Translator(loaded.model, tokenizer, options, compute).search([src])[0][0].tokens
     else:
-        tgt = _ids("--target", target, tokenizer.encode_tgt, 2 * options.max_src_len)
+        tgt = _ids("--target", target, tokenizer.encode_tgt, 2 * MAX_IDS)
     maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
     text = tokenizer.decode_tgt(tgt) if target is None else target
     return Attended(sentence, text, *token_names(tokenizer, src, tgt), maps)

@@ -11,7 +11,7 @@ from mt.config import DataConfig
 from mt.data.corpus import read_text
 from mt.errors import ConfigError, DataError
 from mt.metrics import KINDS, TITLES, Comparison, Metrics, paired_tests, sentence_scores
-from mt.workflows.evaluation import Scoring, TestSet, precision_of, read_tests, translate_tests
+from mt.workflows.evaluation import Scoring, TestSet, precision_of, read_tests, split_references, translate_tests
 
 TIE = 1e-9  # of sentence scores
 
@@ -106,7 +106,7 @@ def _tests(sources: Sequence[str], references: Sequence[str], data: DataConfig |
     if data is None and not sources:  # files alone: the source is only shown
         if len(references) != 1:
             raise ConfigError("files of translations are compared by one --ref (several references: a,b)")
-        refs = [read_text(name) for name in references[0].split(",")]
+        refs = [read_text(name) for name in split_references(references[0])]
         return [TestSet(references[0], [""] * len(refs[0]), refs)]
     return read_tests(data or DataConfig(), sources, references)
 

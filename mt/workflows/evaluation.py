@@ -102,9 +102,21 @@ def read_tests(data: DataConfig, sources: Sequence[str] = (), references: Sequen
 
 
 def _read_files(src: str, ref: str, data: DataConfig) -> TestSet:
-    first, *others = ref.split(",")
+    first, *others = split_references(ref)
     lines, refs = read_parallel([CorpusConfig(src=src, tgt=first)], data)
     return TestSet(src, lines, [refs, *map(read_text, others)], (src, ref))
+
+
+def split_references(text: str) -> list[str]:
+    """The files of `a,b`, or of a single name that has a comma in it."""
+    names = text.split(",")
+    found: list[str] = []
+    while names:
+        ends = range(len(names), 0, -1)
+        end = next((end for end in ends if Path(",".join(names[:end])).exists()), 1)
+        found.append(",".join(names[:end]))
+        names = names[end:]
+    return found
 
 
 def evaluate_model(

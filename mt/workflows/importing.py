@@ -20,7 +20,7 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
     A difference is reported, not refused: the folder's own search may have rules that ours lacks.
     """
     lines = read_text(text)[:num_lines] if text is not None else []
-    order = import_marian(folder, out)
+    ids = import_marian(folder, out)
     loaded = load_model(out, torch.device("cpu"))
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     head = f"{out}: {folder.name}, {count:,} parameters, {loaded.tokenizer.tgt_vocab_size:,} pieces"
@@ -30,4 +30,4 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
         return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
     translator = Translator(loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None))
-    return [head, f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, order), lines)}"]
+    return [head, f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, ids.tgt, ids.src), lines)}"]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import MANIFEST, TRAINING, CheckpointManager, num_values, read_config, read_json, verify
+from mt.checkpoint import MANIFEST, TRAINING, CheckpointManager, link_target, num_values, read_config, read_json, read_provenance, verify
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
@@ -52,7 +52,7 @@ def inspect(path: Path) -> ModelReport | RunReport:
         found = "not a run, checkpoint or model folder" if path.exists() else "no such folder"
         raise CheckpointError(f"{path}: {found}; give a folder that mt wrote")
     folder = path / "checkpoints"
-    links = {name: (folder / name).readlink().name for name in ("last", "best") if (folder / name).is_symlink()}
+    links = {name: target for name in ("last", "best") if (target := link_target(folder / name)) is not None}
     status = read_json(path / "status.json") if (path / "status.json").exists() else {}
     checkpoints = [each for each in sorted(folder.glob("*step_*")) if not each.name.startswith(".")]
     reports = [(each, inspect_model(each)) for each in checkpoints]
@@ -66,7 +66,7 @@ def inspect_model(folder: Path) -> ModelReport:
     kind = "crash folder" if (folder / "batch.jsonl").exists() else "checkpoint" if has_training else "model folder"
     try:
         files = verify(folder, with_training=has_training).values()
-        config, about = read_config(folder), read_json(folder / "provenance.json")
+        config, about = read_config(folder), read_provenance(folder)
         tokenizer, num_parameters = Tokenizer.load(folder / "tokenizer"), num_values(folder / "model.safetensors")
     except CheckpointError as error:
         return ModelReport(str(folder), kind, error=str(error))

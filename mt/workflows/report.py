@@ -85,7 +85,7 @@ def _config(run: Path) -> Config:
         return read_config(folder)
     from mt.config import config_from_text
 
-    return config_from_text((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+    return config_from_text((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"), is_saved=True)
 
 
 def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) -> list[TestSet]:

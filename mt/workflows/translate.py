@@ -2,17 +2,22 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mt.data.tokenizer import EOS_ID
 from mt.decode.alignment import Aligner, Alignment, pharaoh
 from mt.decode.scorer import Scorer, TokenScores
-from mt.decode.translator import WINDOW, Translation, Translator
+from mt.decode.translator import Translation, Translator
 from mt.distributed import World
+from mt.errors import MTError
 
-CHUNK = 1024  # lines that are aligned or scored together
+CHUNK = 1024  # lines that are aligned together
+FIRST = 512  # lines of the first window
+PAUSE = 0.05  # seconds without a further line, after which what has come is translated
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,74 @@ class Row:
 
 
 def outputs(
-    world: World, translator: Translator, lines: Iterable[str], format: str, aligner: Aligner | None = None, scorer: Scorer | None = None
-) -> Iterator[tuple[str, str]]:
-    """(what to write, word alignments) of each line, in order and on all ranks, which share the lines, a window each at a time."""
+    world: World, translator: Translator, windows: Iterator[list[str]], format: str, aligner: Aligner | None = None,
+    scorer: Scorer | None = None,
+) -> Iterator[list[tuple[str, str]]]:  # fmt: skip
+    """(what to write, word alignments) of each line, in order and on all ranks, which share the lines of each window."""
     pieces = translator.tokenizer.tgt_pieces
 
-    def of(numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
-        for row in translated_rows(translator, numbered, aligner, scorer):
-            yield formatted(row, format, pieces), pharaoh(row.alignment or [])
+    def of(numbered: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
+        rows = translated_rows(translator, numbered, aligner, scorer)
+        return [(formatted(row, format, pieces), pharaoh(row.alignment or [])) for row in rows]
 
-    numbered = enumerate(lines, 1)
-    if world.is_alone:
-        yield from of(numbered)
-        return
-    while window := world.first(lambda: list(itertools.islice(numbered, WINDOW * world.size))):  # only the first rank reads
-        yield from world.shared(lambda part: list(of(part)), window)
+    number = 1
+    while window := world.first(lambda: next(windows, [])):  # only the first rank reads
+        yield world.shared(of, list(enumerate(window, number)))
+        number += len(window)
+
+
+def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Windows of lines, of `FIRST` at first, then each of twice as many, up to `size`: what is finished early can be kept.
+
+    What was read before an error comes before the error.
+    """
+    window: list[str] = []
+    limit = min(FIRST, size)
+    try:
+        for line in lines:
+            window.append(line)
+            if len(window) == limit:
+                yield window
+                window, limit = [], min(2 * limit, size)
+    except MTError:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
+
+
+def read_live(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Windows of at most `size` lines of a pipe or terminal: what has come when the input pauses. A thread reads."""
+    arrived: queue.Queue[str | BaseException | None] = queue.Queue(2 * size)
+
+    def read() -> None:
+        try:
+            for line in lines:
+                arrived.put(line)
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    threading.Thread(target=read, name="mt-input", daemon=True).start()
+    window: list[str] = []
+    while True:
+        try:
+            line = arrived.get(timeout=PAUSE if window else None)
+        except queue.Empty:
+            line = ""
+            yield window
+            window = []
+            continue
+        if line is None or isinstance(line, BaseException) or len(window) == size:
+            if window:
+                yield window
+            window = []
+        if isinstance(line, BaseException):
+            raise line
+        if line is None:
+            return
+        window.append(line)
 
 
 def formatted(row: Row, format: str, pieces: list[str]) -> str:
@@ -55,23 +113,26 @@ def formatted(row: Row, format: str, pieces: list[str]) -> str:
 
 
 def translated_rows(
-    translator: Translator, numbered: Iterable[tuple[int, str]], aligner: Aligner | None = None, scorer: Scorer | None = None
-) -> Iterator[Row]:
+    translator: Translator, numbered: Sequence[tuple[int, str]], aligner: Aligner | None = None, scorer: Scorer | None = None
+) -> list[Row]:
     """One for each numbered line, in order."""
-    numbered, again = itertools.tee(numbered)
-    each_best_first = translator.translate_stream(line for _, line in numbered)
-    found = ((number, source, found) for (number, source), found in zip(again, each_best_first, strict=True))
-    while chunk := list(itertools.islice(found, CHUNK)):
-        alignments: Iterable[Alignment | None] = itertools.repeat(None)
-        if aligner is not None:
-            alignments = aligner.align([source for _, source, _ in chunk], [best for _, _, (best, *_) in chunk])
-        scores: Iterator[TokenScores] | None = None
-        if scorer is not None:
-            parts = [part for _, _, found_here in chunk for each in found_here for part in each.parts]
-            scores = iter(scorer.score_ids([(part.src, part.tgt) for part in parts]))
-        for (number, source, translations), alignment in zip(chunk, alignments, strict=False):
-            token_scores = None if scores is None else [list(itertools.islice(scores, len(each.parts))) for each in translations]
-            yield Row(number, source, translations, alignment, token_scores)
+    lines = [line for _, line in numbered]
+    found = translator.translate_window(lines)
+    alignments: Iterable[Alignment | None] = itertools.repeat(None)
+    if aligner is not None:
+        alignments = itertools.chain.from_iterable(
+            aligner.align(lines[start : start + CHUNK], [best for best, *_ in found[start : start + CHUNK]])
+            for start in range(0, len(lines), CHUNK)
+        )
+    scores: Iterator[TokenScores] | None = None
+    if scorer is not None:
+        parts = [part for translations in found for each in translations for part in each.parts]
+        scores = iter(scorer.score_ids([(part.src, part.tgt) for part in parts]))
+    rows = []
+    for (number, source), translations, alignment in zip(numbered, found, alignments, strict=False):
+        token_scores = None if scores is None else [list(itertools.islice(scores, len(each.parts))) for each in translations]
+        rows.append(Row(number, source, translations, alignment, token_scores))
+    return rows
 
 
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:

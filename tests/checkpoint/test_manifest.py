@@ -51,9 +51,9 @@ HARMS = {
     "a digit of what is not read": (turn_a_digit, "not the bytes that were written"),
     "another size": (rewrite(lambda files: files["config.yaml"].update(size=1)), "config.yaml"),
     "a size that is text": (rewrite(lambda files: files["config.yaml"].update(size="1")), "not a manifest"),
-    "no tokenizer": (rewrite(lambda files: files.pop("tokenizer/joint.spm")), "tokenizer"),
+    "no tokenizer": (rewrite(lambda files: [files.pop(f"tokenizer/{side}.spm") for side in ("src", "tgt")]), "tokenizer"),
     "no optimizer": (rewrite(lambda files: files.pop("training/optimizer.safetensors")), "optimizer.safetensors"),
-    "a tokenizer besides": (lambda f: shutil.copy(f / "config.yaml", f / "tokenizer/src.spm"), "src.spm: not in MANIFEST.json"),
+    "a tokenizer besides": (lambda f: shutil.copy(f / "config.yaml", f / "tokenizer/joint.spm"), "joint.spm: not in MANIFEST.json"),
     "weights besides": (lambda f: shutil.copy(f / "config.yaml", f / "training/more.safetensors"), "more.safetensors: not in"),
     "no folder of the tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
 }

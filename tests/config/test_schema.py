@@ -94,7 +94,6 @@ def test_editors_refuse_what_the_loader_refuses(sample):
         ({"model": {"d_model": 7, "num_heads": 7}}, "d_model: 7 is odd"),
         ({"model": {"tie_embeddings": "all"}, "tokenizer": {"joint": False}}, "needs a joint vocabulary"),
         ({"tokenizer": {"src_model": "a"}}, "go together"),
-        ({"tokenizer": {"src_model": "a", "tgt_model": "b"}}, "needs a joint vocabulary"),
         ({"train": {"max_steps": None}}, "nothing would end this run"),
         ({"train": {"batch_tokens": 9, "grad_accum_steps": 2}}, "leave `grad_accum_steps` out"),
         ({"decode": {"nbest": 6}}, "nbest: 6 is more than beam_size 5"),

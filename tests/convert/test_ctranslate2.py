@@ -74,13 +74,13 @@ def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) 
 
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "joint.spm"))
+    pieces, target = (sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / name)) for name in ("src.spm", "tgt.spm"))
     engine = ctranslate2.Translator(str(tmp_path / "out"), intra_threads=1)
     line = sample_lines("test", "de", 1)[0]
     [result] = engine.translate_batch([pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8)
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
     [ours] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
-    assert pieces.decode(result.hypotheses[0]) == ours
+    assert target.decode(result.hypotheses[0]) == ours
 
 
 def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:

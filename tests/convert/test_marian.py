@@ -71,7 +71,7 @@ def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_random_model_has_the_logits_and_ids_of_transformers(opus: Path, tmp_path: Path) -> None:
-    order = import_marian(opus, tmp_path / "model")
+    order = import_marian(opus, tmp_path / "model").tgt
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
     theirs = transformers.MarianMTModel.from_pretrained(str(opus)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(opus))
@@ -104,7 +104,7 @@ def test_the_command_imports_and_proves_and_says_so(opus: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_it_translates_as_transformers_does(opus: Path, tmp_path: Path, beam_size: int) -> None:
-    order = import_marian(opus, tmp_path / "model")
+    order = import_marian(opus, tmp_path / "model").tgt
     ours = Translator.load(tmp_path / "model", threads=1, beam_size=beam_size, max_len_a=0.5, max_len_b=6)
     parity = compare(ours, TransformersEngine(opus, ours.decode, order), sample_lines("test", "de", 20))
     assert parity.num_lines == 20

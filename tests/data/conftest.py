@@ -31,6 +31,9 @@ class IdTokenizer(Tokenizer):
 
     encode_tgt = encode_src
 
+    def decode_tgt_lines(self, lines: Sequence[Sequence[int]]) -> list[str]:
+        return [" ".join(map(str, ids)) for ids in lines]
+
 
 @pytest.fixture(scope="session")
 def id_tokenizer() -> Callable[[int], IdTokenizer]:

@@ -121,25 +121,26 @@ def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Tra
     assert [i for part in split.parts for i in part.src] == ids
     assert all(len(part) <= 10 for part in parts)
     assert sorted(i for part in parts for i in part) == sorted(ids)
-    assert [i for part in subject._split(ids) for i in part] == ids
+    assert [i for part in subject._cut(ids, long, 0) for i in part.ids] == ids
 
 
 def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(model: Transformer, tokenizer: Tokenizer) -> None:
     long = " ".join(sample_lines("test", "de", 4))
     subject = translator(model, tokenizer, max_src_len=12)
     [[found]] = list(subject.translate_stream([long]))
-    hyps = [translator(model, tokenizer)._search([part])[0][0] for part in subject._split(tokenizer.encode_src([long])[0])]
+    pieces = [part.ids for part in subject._cut(tokenizer.encode_src([long])[0], long, 0)]
+    hyps = [translator(model, tokenizer)._search([part])[0][0] for part in pieces]
     assert found.text == " ".join(text for hyp in hyps if (text := tokenizer.decode_tgt(hyp.tokens)))
     assert found.score == pytest.approx(sum(hyp.score for hyp in hyps) / len(hyps), abs=1e-5)
 
 
 def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, tokenizer: Tokenizer) -> None:
     subject = translator(model, tokenizer, max_src_len=30)
-    parts = list(subject._split(tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0]))
+    parts = [part.ids for part in subject._cut(tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0], "", 0)]
     assert len(parts) > 2
     assert all(tokenizer.starts_word(part[0]) for part in parts)
     endless = tokenizer.encode_src(["x" * 100])[0]
-    cut = list(subject._split(endless))
+    cut = [part.ids for part in subject._cut(endless, "", 0)]
     assert [len(part) for part in cut[:-1]] == [30] * (len(cut) - 1)
     assert [i for part in cut for i in part] == endless
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import ConfigError, DataError
-from mt.metrics import MAX_RESAMPLED, Interval, Score, build_metrics, corpus_scores, is_better, sentence_scores
+from mt.metrics import MAX_RESAMPLED, Interval, Score, build_metrics, corpus_scores, is_better, rank, sentence_scores
 from tests.metrics.texts import CORPORA, Corpus, noisy, sacrebleu, sample_text
 
 
@@ -108,14 +108,13 @@ def test_lines_that_do_not_match_are_an_error_that_says_so(hyps: list[str], refs
 
 
 @pytest.mark.parametrize(("metric", "value", "best", "expected"), [
-    ("bleu", 0.0, None, True), ("loss", 9.0, None, True),
     ("bleu", 30.1, 30.0, True), ("bleu", 30.0, 30.0, False), ("bleu", 29.9, 30.0, False),
     ("chrf", 50.1, 50.0, True), ("chrf", 49.9, 50.0, False),
     ("loss", 1.9, 2.0, True), ("loss", 2.0, 2.0, False), ("loss", 2.1, 2.0, False),
     ("ter", 39.9, 40.0, True), ("ter", 40.1, 40.0, False),
     ("loss", float("nan"), 2.0, False), ("bleu", float("nan"), 2.0, False),
 ])
-def test_better_is_higher_for_bleu_and_chrf_lower_for_loss_and_ter(metric: str, value: float, best: float | None, expected: bool) -> None:
+def test_better_is_higher_for_bleu_and_chrf_lower_for_loss_and_ter(metric: str, value: float, best: float, expected: bool) -> None:
     assert is_better(metric, value, best) is expected
 
 
@@ -125,3 +124,24 @@ def test_a_score_prints_its_title_and_two_decimals() -> None:
     assert str(Score("chrf++", 12.345678, "", Interval(12.3, 0.5))) == "chrF++ 12.35 ± 0.50"
     assert Score("bleu", 1.0, "sig").as_dict() == {"name": "bleu", "value": 1.0, "signature": "sig"}
     assert Score("bleu", 1.0, "sig", Interval(1.1, 0.2)).as_dict()["interval"] == {"mean": 1.1, "half_width": 0.2}
+
+
+@pytest.mark.parametrize(("metric", "better", "worse"), [
+    ("bleu", {"bleu": 2.0, "chrf": 1.0, "loss": 9.0}, {"bleu": 1.0, "chrf": 5.0, "loss": 1.0}),
+    ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}, {"bleu": 0.0, "chrf": 1.0, "loss": 1.0}),
+    ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 1.0}, {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}),
+    ("loss", {"bleu": 0.0, "chrf": 0.0, "loss": 1.0}, {"bleu": 9.0, "chrf": 9.0, "loss": 2.0}),
+    ("chrf", {"bleu": 0.0, "chrf": 3.0, "loss": 2.0}, {"bleu": 9.0, "chrf": 2.0, "loss": 1.0}),
+])  # fmt: skip
+def test_ties_of_a_metric_are_broken_by_chrf_then_by_the_loss(metric: str, better: dict[str, float], worse: dict[str, float]) -> None:
+    assert rank(metric, better) > rank(metric, worse)
+
+
+@pytest.mark.parametrize(("lang", "tokenizer"), [
+    ("th", "char"), ("tha_Thai", "char"), ("lao_Laoo", "char"), ("khm", "char"), ("my-MM", "char"), ("bod_Tibt", "char"), ("zh", "zh"),
+    ("zho_Hans", "zh"), ("zh-Hant-TW", "zh"), ("cmn", "zh"), ("yue_Hant", "zh"), ("de", "13a"), ("deu_Latn", "13a"), ("de_DE.UTF-8", "13a"),
+    ("xx", "13a"), (None, "13a"),
+])  # fmt: skip
+def test_bleu_takes_a_tokenizer_that_fits_the_language(lang: str | None, tokenizer: str) -> None:
+    found = corpus_scores(["\u0e19\u0e49\u0e33 a"], [["\u0e19\u0e49\u0e33 a"]], build_metrics(["bleu"], lang))["bleu"]
+    assert f"tok:{tokenizer}|" in found.signature

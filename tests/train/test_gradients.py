@@ -291,7 +291,7 @@ def test_a_gpu_that_never_comes_to_the_numbers_is_an_error_after_the_patience() 
 
 def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
     pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE)
-    with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf;.*optim\.lr.*optim\.clip_norm"):
+    with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf"):
         pending.read()
 
 

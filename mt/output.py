@@ -1,0 +1,141 @@
+"""Where results are written: checked before the work, written into whatever is there, and kept as far as they are if the work fails."""
+
+import contextlib
+import gzip
+import json
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mt.errors import ConfigError, MTError
+
+logger = logging.getLogger(__name__)
+
+
+class Lines:
+    """Takes lines for an output and counts them."""
+
+    def __init__(self, handle: BinaryIO, path: Path | None) -> None:
+        self.handle, self.path, self.count = handle, path, 0
+
+    def write(self, text: str, num_lines: int = 1) -> None:
+        """Write text that belongs to so many lines of input. Raises `MTError` that names the output."""
+        try:
+            self.handle.write(text.encode())
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+        self.count += num_lines
+
+    def flush(self) -> None:
+        """Hand on what is written, for whoever waits for it."""
+        try:
+            self.handle.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
+
+def _write_error(path: Path | None, error: OSError) -> MTError:
+    return MTError(f"{path or 'standard output'}: cannot be written: {error.strerror or error}")
+
+
+def check_output(path: Path | None) -> None:
+    """Raise `ConfigError` if nothing can be written to `path`; None is standard output."""
+    if path is None:
+        if not hasattr(sys.stdout, "buffer"):
+            raise ConfigError("standard output is closed; name a file with --output")
+        return
+    target = _target(path)
+    if target.is_dir():
+        raise ConfigError(f"{path}: a folder; give the name of a file")
+    if not target.exists() and not target.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {target.parent}")
+    writable = target if target.exists() and not is_replaceable(target) else target.parent
+    if not os.access(writable, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written: no permission for {writable}")
+
+
+def _target(path: Path) -> Path:
+    """What `path` stands for: links are followed."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a new file may take the place of `path`: not of a device, pipe or socket."""
+    return not path.exists() or stat.S_ISREG(path.stat().st_mode)
+
+
+def tell(message: str) -> None:
+    """A line on standard output about what was done elsewhere; without standard output there is nobody to be told."""
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.write(f"{message}\n")
+        sys.stdout.flush()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text: a file appears when it is complete, a link keeps pointing at it, a device or pipe gets it."""
+    with open_output(path) as lines:
+        lines.write(text)
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> Iterator[Lines]:
+    """Standard output, or a file that takes its name when all is written; `.gz` packs it. A device or pipe is written directly.
+
+    If the block raises after some lines, they stay in `<name>.part`, which a message names, with their number and `about`
+    in `<name>.part.json`.
+    """
+    if path is None:
+        lines = Lines(sys.stdout.buffer, None)
+        yield lines
+        lines.flush()
+        return
+    target = _target(path)
+    if not is_replaceable(target):
+        device = target.open("wb")
+        try:
+            lines = Lines(device, path)
+            yield lines
+            lines.flush()
+        finally:
+            with contextlib.suppress(OSError):  # of what could not be written before
+                device.close()
+        return
+    part = target.with_name(f"{target.name}.part")
+    try:
+        handle = cast(BinaryIO, gzip.open(part, "wb") if target.suffix == ".gz" else part.open("wb"))  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    lines = Lines(handle, path)
+    try:
+        with contextlib.closing(handle):
+            yield lines
+            lines.flush()
+        part.replace(target)
+    except OSError as error:
+        _keep(part, lines.count, about)
+        raise _write_error(path, error) from error
+    except BaseException:
+        _keep(part, lines.count, about)
+        raise
+
+
+def _keep(part: Path, num_lines: int, about: Mapping[str, Any] | None) -> None:
+    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays."""
+    with contextlib.suppress(OSError):
+        if not num_lines or about is None:
+            part.unlink(missing_ok=True)
+            return
+        described = {"finished_lines": num_lines, **about}
+        part.with_name(f"{part.name}.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{num_lines:,}")
