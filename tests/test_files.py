@@ -1,13 +1,18 @@
 """Tests of `mt.files`: lines as `wc -l` counts them, files that appear whole or not at all, fingerprints, locks."""
 
+import errno
+import fcntl
 import gzip
 import hashlib
+import logging
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +33,7 @@ from mt.files import (
     replace_link,
     sha256_file,
 )
+from mt.output import write_text
 
 # Lines
 
@@ -292,3 +298,32 @@ def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_p
     (folder / "new.txt").write_text("x")
     remove_folder(folder)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
+    with locked(tmp_path / "run" / "lock"):
+        pass
+    assert "no locks on this file system (Function not implemented)" in caplog.text
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: atomic_write(path, b"x" * 10_000), lambda path: write_text(path, "x" * 10_000),
+], ids=["a file", "an output"])  # fmt: skip
+def test_a_write_that_fails_names_its_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises((OSError, MTError), match=re.escape(str(tmp_path / "result"))):
+            write(tmp_path / "result")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, usual)
+    assert list(tmp_path.iterdir()) == []

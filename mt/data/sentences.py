@@ -8,7 +8,7 @@ import re
 # Sentences without spaces between them: Chinese and Japanese, and stops of scripts that need no space after them.
 _UNSPACED_END = "[。！？｡።။།](?:[」』”’）〉》】\"')\\]]*)\\s*"
 # One or more stops, closing quotes and brackets, white space; what follows must not be a small letter.
-_SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡\\-–—]*[^\\W_])"
+_SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡]*(?:[-–—] ?)?[^\\W_])"
 _END = re.compile(f"{_UNSPACED_END}|{_SPACED_END}")
 _LAST_WORD = re.compile(r"[^\W_][\w.'’-]*$")
 _ABBREVIATION_TEXT = """
@@ -30,7 +30,7 @@ def sentence_starts(text: str) -> list[int]:
 
 def _is_end(text: str, match: re.Match[str]) -> bool:
     stop = match[0].rstrip()
-    following = text[match.end() :].lstrip("\"'“‘„«([¿¡-–—")
+    following = text[match.end() :].lstrip("\"'“‘„«([¿¡-–— ")
     if following[:1].islower():
         return False
     if stop != ".":

@@ -3,6 +3,8 @@
 import io
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,73 @@ def test_what_cannot_be_imported_is_refused_with_all_reasons(opus: Path, tmp_pat
         import_marian(tmp_path / "in", tmp_path / "out")
     assert all(text in str(error.value) for text in says), str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def changed(opus: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a Marian folder with one of its JSON files changed."""
+    if not folder.exists():
+        shutil.copytree(opus, folder)
+    path = folder / name
+    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    change(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def test_special_ids_are_found_wherever_a_folder_says_them(opus: Path, tmp_path: Path) -> None:
+    expected = import_marian(opus, tmp_path / "expected")
+    config = json.loads((opus / "config.json").read_text(encoding="utf-8"))
+    ids = {f"{role}_token_id": config[f"{role}_token_id"] for role in ("pad", "decoder_start", "eos")}
+    folder = changed(opus, tmp_path / "in", "config.json", lambda values: [values.pop(name) for name in ids])
+    changed(opus, folder, "generation_config.json", lambda values: [values.pop(name, None) for name in ids])
+    token = {"content": "<unk>", "lstrip": False, "single_word": False, "__type": "AddedToken"}
+    changed(opus, folder, "tokenizer_config.json", lambda values: values.update(unk_token=token, pad_token="<pad>"))
+    assert import_marian(folder, tmp_path / "by-name") == expected
+    bad_words = [[ids["pad_token_id"]], [10**6], [-1], [1, 2]]
+    changed(opus, folder, "generation_config.json", lambda values: values.update(ids, bad_words_ids=bad_words))
+    assert import_marian(folder, tmp_path / "by-generation") == expected
+    for name in ("by-name", "by-generation"):
+        weights = [load_file(tmp_path / each / "model.safetensors") for each in ("expected", name)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if key != "output_bias")
+    changed(opus, folder, "tokenizer_config.json", lambda values: values.update(unk_token="<nowhere>"))
+    with pytest.raises(CheckpointError, match="unk_token: neither the id None nor the piece '<nowhere>' is in the vocabulary"):
+        import_marian(folder, tmp_path / "refused")
+
+
+def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sides = {}
+    for seed, (name, spm, lang) in enumerate((("vocab.json", "source.spm", "de"), ("target_vocab.json", "target.spm", "en"))):
+        pieces = write_spm(folder / spm, lang)
+        random.Random(seed).shuffle(pieces)
+        sides[name] = ["</s>", "<unk>", *pieces, *([">>eng<<"] if lang == "de" else []), "<pad>"]
+        (folder / name).write_text(json.dumps({piece: i for i, piece in enumerate(sides[name])}), encoding="utf-8")
+    src_size, tgt_size = map(len, sides.values())
+    assert src_size != tgt_size
+    torch.manual_seed(3)
+    config = transformers.MarianConfig(
+        vocab_size=src_size, decoder_vocab_size=tgt_size, share_encoder_decoder_embeddings=False, d_model=32, encoder_layers=1,
+        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        activation_function="relu", scale_embedding=True, pad_token_id=tgt_size - 1, eos_token_id=0, decoder_start_token_id=tgt_size - 1,
+        forced_eos_token_id=None, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.MarianMTModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(str(folder))
+    about = {"tokenizer_class": "MarianTokenizer", "source_lang": "de", "target_lang": "en", "separate_vocabs": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    ids = import_marian(folder, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", torch.device("cpu"))
+    assert not loaded.tokenizer.is_joint
+    for line in [*sample_lines("test", "de", 10), ">>eng<< Ein Hund ?"]:
+        [own] = loaded.tokenizer.encode_src([line])
+        theirs = transformers.AutoTokenizer.from_pretrained(str(folder))(line)["input_ids"]
+        assert [ids.src[i] for i in (*own, 3)] == theirs
+    translator = Translator(loaded.model, loaded.tokenizer, loaded.config.decode.model_copy(update={"max_len_b": 8}), FP32)
+    engine = TransformersEngine(folder, translator.decode, ids.tgt, ids.src)
+    parity = compare(translator, engine, sample_lines("test", "de", 12))
+    assert (parity.num_lines, parity.differences) == (12, [])

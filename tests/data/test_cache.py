@@ -152,3 +152,38 @@ def test_kept_and_dropped_add_up_to_the_pairs(tmp_path: Path, id_tokenizer: Make
 def test_filter_stats_read_like_a_sentence() -> None:
     assert str(FilterStats({"kept": 1234})) == "1,234 pairs kept; none dropped"
     assert str(FilterStats({"kept": 5, "max_len": 1000, "max_bytes": 2})) == "5 pairs kept; dropped by max_bytes 2, max_len 1,000"
+
+
+# What is recorded of the text, and damage to it
+
+
+@pytest.mark.parametrize("file", ["src.tokens.bin", "tgt.tokens.bin", "src.offsets.bin", "tgt.offsets.bin", "src.tokens.crc"])
+def test_a_changed_number_is_seen_when_its_block_is_first_read(tmp_path: Path, id_tokenizer: MakeTokenizer, file: str) -> None:
+    pairs = [SentencePair(ids(*range(4, 40)), ids(*range(4, 30))) for _ in range(3000)]
+    build_cache(pairs, id_tokenizer(1000), KEEP_ALL, tmp_path / "cache", {})
+    path = tmp_path / "cache" / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # in the last block of several, but for one of the offsets
+    path.write_bytes(content)
+    cache = TokenCache(tmp_path / "cache")
+    if "tokens" in file:
+        assert len(cache[0][0]) == 36
+    with pytest.raises(DataError, match=r"\.bin: damaged between bytes .* delete .*cache and start again"):
+        cache[len(cache) - 1]
+    with pytest.raises(DataError, match="damaged"):
+        TokenCache(tmp_path / "cache").lengths(np.array([len(cache) - 1])) if "offsets" in file else cache[len(cache) - 1]
+
+
+def test_the_lengths_of_training_lines_are_recorded(tmp_path: Path, id_tokenizer: MakeTokenizer) -> None:
+    pairs = [SentencePair(ids(*[7] * (n + 1)), ids(*[7] * (2 * n + 1))) for n in range(100)]
+    cache, _ = build_cache(pairs, id_tokenizer(1000), KEEP_ALL, tmp_path / "cache", {})
+    assert cache.lengths_seen.src == {"0.5": 50, "0.9": 90, "0.99": 99, "0.9999": 100, "1": 100}
+    assert cache.lengths_seen.tgt["1"] == 199
+    assert cache.lengths_seen.sentences["1"] == 1
+
+
+def test_target_lines_that_do_not_come_back_are_counted_and_shown(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pairs = [SentencePair("a", text) for text in ("a  b", "same", "x\u2581y", "z \u2581 z")]
+    cache, _ = build_cache(pairs, tokenizer, KEEP_ALL, tmp_path / "cache", {})
+    assert (cache.lossy.num_lines, cache.lossy.count) == (4, 2)
+    assert [list(example) for example in cache.lossy.examples] == [["x\u2581y", "x y"], ["z \u2581 z", "z   z"]]

@@ -1,8 +1,10 @@
 """Tests of `mt.data.prepare`: what is unchanged is found again, what is changed is made again."""
 
+import contextlib
 import gzip
 import logging
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import pytest
 
 from mt.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from mt.data.corpus import SentencePair
-from mt.data.prepare import Prepared, prepare, text_fingerprint
+from mt.data.prepare import Prepared, fingerprint_before_0_2, prepare, text_fingerprint
 from mt.errors import ConfigError, DataError
-from mt.files import atomic_write
+from mt.files import atomic_write, locked
 
 WriteCorpus = Callable[..., CorpusConfig]
 MakeConfig = Callable[..., Config]
@@ -228,3 +230,82 @@ def test_a_damaged_cache_is_refused_and_made_again_once_deleted(
         prepare(config)
     shutil.rmtree(tokens.parent)
     assert texts(prepare(config)) == expected
+
+
+def test_too_many_lines_that_do_not_come_back_stop_a_run_with_examples(
+    make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    changed = text[1].replace(b".\n", "\u00b2.\n".encode())
+    corpus = write_corpus(text[0], changed)
+    plain = {"tgt_normalization": "nmt_nfkc", "src_normalization": "nmt_nfkc"}
+    with pytest.raises(DataError, match=r"target lines \(\d+\.\d%\) do not come back .*\n  .*\u00b2\.\n  .*2\.\n") as caught:
+        prepare(make(corpus, tokenizer=plain))
+    assert "tokenizer.max_lossy_share (0.1)" in str(caught.value)
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="mt"):
+        prepare(make(corpus, tokenizer={**plain, "max_lossy_share": 1.0}))
+        assert "do not come back" in caplog.text
+        caplog.clear()
+        prepare(make(corpus))
+    assert "do not come back" not in caplog.text
+
+
+def test_a_pair_of_models_with_different_pieces_shares_no_matrix(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    corpus = write_corpus(*text)
+    both = [prepare(make(corpus, tokenizer={"vocab_size": size})).tokenizer.src_model for size in (390, 400)]
+    with pytest.raises(ConfigError, match=r"tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model"):
+        prepare(make(corpus, tokenizer={"src_model": str(both[0]), "tgt_model": str(both[1])}))
+
+
+def test_what_is_ready_is_used_without_waiting_and_what_another_makes_is_named(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = make(write_corpus(*text))
+    first = prepare(config)
+    locks = list((tmp_path / "cache" / "locks").iterdir())
+    assert len(locks) == 2
+    with contextlib.ExitStack() as held:
+        for lock in locks:
+            held.enter_context(locked(lock))
+        assert prepare(config).data_fingerprint == first.data_fingerprint
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    holder = held_by_another_process(next(lock for lock in locks if lock.name == first.train.folder.name))
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="mt"):
+        prepare(config)
+    assert holder.wait() == 0
+    assert "waiting for another process: it makes the tokenized corpus" in caplog.text
+
+
+def held_by_another_process(lock: Path) -> "subprocess.Popen[bytes]":
+    """A process that holds a lock for a second."""
+    process = subprocess.Popen(["flock", lock, "sh", "-c", "echo held; sleep 1"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_tokenizer_that_a_run_has_is_used_again(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    config = make(write_corpus(*text))
+    first = prepare(config)
+    first.tokenizer.save(tmp_path / "kept")
+    shutil.rmtree(tmp_path / "cache")
+    again = prepare(config, tokenizer=tmp_path / "kept")
+    shutil.rmtree(tmp_path / "kept")
+    again.tokenizer.save(tmp_path / "saved")
+    assert (again.tokenizer.hash, again.data_fingerprint) == (first.tokenizer.hash, first.data_fingerprint)
+
+
+def test_a_packed_text_is_the_same_text_for_a_run_and_one_of_version_0_1_is_known_by_its_bytes(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    plain = prepare(make(write_corpus(*text)))
+    packed = {level: make(write_corpus(*(gzip.compress(side, level) for side in text), f"packed-{level}")) for level in (1, 9)}
+    assert {prepare(config).data_fingerprint for config in packed.values()} == {plain.data_fingerprint}
+    assert len({fingerprint_before_0_2(config, plain.tokenizer) for config in packed.values()}) == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
+from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.search import Hypothesis
 from mt.decode.translator import Searcher, Translator, search_options
@@ -248,3 +249,40 @@ def test_another_error_than_out_of_memory_is_no_reason_for_halves(
     with pytest.raises(RuntimeError, match="something else"):
         translator.translate(lines)
     assert len(tried) == 1
+
+
+# --- lines of several sentences -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_sentences", [1, 2, 3])
+def test_a_line_of_more_sentences_than_training_saw_is_translated_in_parts(
+    model: Transformer, tokenizer: Tokenizer, max_sentences: int
+) -> None:
+    sentences = [line for line in sample_lines("test", "de", 9) if len(sentence_starts(line)) == 1][:7]
+    subject = translator(model, tokenizer, max_sentences=max_sentences)
+    groups = [" ".join(sentences[i : i + max_sentences]) for i in range(0, len(sentences), max_sentences)]
+    [[found], *_] = list(subject.translate_stream([" ".join(sentences), sentences[0]]))
+    assert subject.num_split == 1
+    assert [part.source.text.strip() for part in found.parts] == groups
+    assert found.text == " ".join(text for text in translator(model, tokenizer).translate(groups) if text)
+
+
+def test_sentences_together_stay_within_what_training_saw(model: Transformer, tokenizer: Tokenizer) -> None:
+    sentences = sample_lines("test", "de", 10)
+    subject = translator(model, tokenizer, max_sentences=100, max_src_len=120)
+    [[found]] = list(subject.translate_stream([" ".join(sentences)]))
+    assert all(len(part.src) <= 120 for part in found.parts)
+    assert 2 < len(found.parts) < len(sentences)
+    assert "".join(part.source.text for part in found.parts) == " ".join(sentences)
+    whole = translator(model, tokenizer, max_sentences=100)
+    assert len(whole.translate_window([" ".join(sentences)])[0][0].parts) == 1
+
+
+def test_parts_are_joined_without_a_space_in_a_language_without_spaces(model: Transformer, tokenizer: Tokenizer) -> None:
+    line = " ".join(sample_lines("test", "de", 3))
+    parts = translator(model, tokenizer, max_sentences=1).translate_stream([line])
+    texts = [tokenizer.decode_tgt(part.tgt) for [each] in parts for part in each.parts]
+    options = DecodeConfig(**{**OPTIONS, "max_sentences": 1})
+    for lang, joint in (("de", " "), ("th", ""), ("zho_Hans", ""), (None, " ")):
+        subject = Translator(model, tokenizer, options, FP32, tgt_lang=lang)
+        assert subject.translate([line]) == [joint.join(text for text in texts if text)]

@@ -12,7 +12,7 @@ import pytest
 from mt.config import TrainConfig
 from mt.distributed import World
 from mt.errors import DivergedError
-from mt.train.stopping import Abandoned, DivergenceWatch, SignalStop, limit_reached
+from mt.train.stopping import Abandoned, DivergenceWatch, ScoreWatch, SignalStop, limit_reached
 from tests.conftest import ROOT
 
 
@@ -100,3 +100,29 @@ def watched(losses: list[float], **options: object) -> int | None:
 )  # fmt: skip
 def test_a_loss_far_above_its_best_is_seen_after_a_window(losses: list[float], options: dict[str, object], step: int | None) -> None:
     assert watched(losses, **options) == step
+
+
+def scores(bleu: float, chrf: float = 1.0, loss: float = 1.0) -> dict[str, float]:
+    return {"bleu": bleu, "chrf": chrf, "loss": loss}
+
+
+def test_a_metric_that_never_moves_ends_no_run_warns_once_and_leaves_the_choice_to_chrf(caplog: pytest.LogCaptureFixture) -> None:
+    watch = ScoreWatch("bleu")
+    with caplog.at_level("WARNING", logger="mt"):
+        found = [watch.add(scores(0.0, chrf)) for chrf in (1.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0)]
+    assert found == [True, True, True, False, False, False, False]
+    assert watch.bad_validations == 0
+    assert watch.best == scores(0.0, 3.0)
+    assert [message.count("tells nothing") for message in caplog.messages] == [1]
+
+
+def test_a_metric_that_moves_counts_and_a_resume_goes_on_counting() -> None:
+    watch = ScoreWatch("bleu")
+    for value in (1.0, 2.0, 1.5):
+        watch.add(scores(value))
+    again = ScoreWatch("bleu")
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert not again.add(scores(1.9))
+    assert (again.bad_validations, again.best) == (2, scores(2.0))
+    assert again.add(scores(2.0, chrf=2.0))
+    assert again.bad_validations == 0

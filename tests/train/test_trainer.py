@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from mt.checkpoint import CheckpointManager
 from mt.config import Config, load_config
-from mt.data.batching import Batch, collate
+from mt.data.batching import AnyBatch, Batch, collate
 from mt.data.loader import Update
 from mt.data.prepare import prepare
 from mt.device import Compute
@@ -28,6 +29,7 @@ from mt.train.loss import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop
 from mt.train.trainer import Trainer, seed_draws
+from mt.train.validation import sample_sizes
 from tests.conftest import ROOT, run_mt
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -360,3 +362,130 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
     trainer.progress.close()
     assert len(calls) == 2
     assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+
+
+def break_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the loss of an update not a number."""
+    real = trainer.forward
+
+    def forward(batch: AnyBatch) -> Loss:
+        loss = real(batch)
+        return loss._replace(smoothed=loss.smoothed * float("nan")) if trainer.step == step else loss
+
+    monkeypatch.setattr(trainer, "forward", forward)
+
+
+def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer = make_trainer("train.max_steps=5", "train.max_bad_updates=1", "train.ema_decay=0")
+    break_update(trainer, 3, monkeypatch)
+    assert trainer.train() == "train.max_steps: 5"
+    assert trainer.state_dict()["bad_updates"] == 1
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    [folder] = (tmp_path / "crash").iterdir()
+    assert folder.name == "step_00000003"
+    again = make_trainer("train.max_steps=7", "train.max_bad_updates=1", "train.ema_decay=0")
+    again.load(tmp_path / "checkpoints/step_00000005")
+    break_update(again, 6, monkeypatch)
+    with pytest.raises(DivergedError, match=r"update 6: .*optim\.lr.*leave it out with train\.max_bad_updates=2"):
+        again.train()
+
+
+def test_reports_and_scores_are_those_of_a_run_that_was_never_stopped(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        timed = ("seconds", "tokens_per_second", "data_share", "valid_share", "save_share")
+        return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+    for name in ("straight", "stopped"):
+        (tmp_path / name).mkdir()
+    every = ("train.log_every=5", "train.valid_every=4", "train.save_every=2")
+    assert run_mt("train", small_yaml(tmp_path / "straight"), *every, "train.max_steps=12").returncode == 0
+    for steps in (2, 4, 7, 8, 11, 12):
+        assert run_mt("train", small_yaml(tmp_path / "stopped"), *every, f"train.max_steps={steps}").returncode == 0
+    straight, stopped = rows(tmp_path / "straight"), rows(tmp_path / "stopped")
+    trained = [[row for row in each if row["kind"] == "train"] for each in (straight, stopped)]
+    assert trained[0] == trained[1]
+    assert [row["step"] for row in trained[0]] == [5, 10, 12]
+    scored = [
+        {row["step"]: (row["loss"], row["bleu"], row["chrf"]) for row in each if row["kind"] == "valid"} for each in (straight, stopped)
+    ]
+    assert sorted(scored[0]) == [4, 8, 12]
+    assert {step: scored[1][step] for step in scored[0]} == scored[0]
+
+
+def test_a_checkpoint_is_saved_before_it_is_validated(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer("train.max_steps=4", "train.valid_every=4", "train.save_every=4")
+    assert trainer.validator is not None
+
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trainer.validator, "validate", out_of_memory)
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert trainer.checkpoints.steps() == [4]
+    again = make_trainer("train.max_steps=4", "train.valid_every=4", "train.save_every=4")
+    again.load(trainer.checkpoints.path(4))
+    assert again.train() == "train.max_steps: 4"
+    assert again.checkpoints.scores(4) == again.scores
+
+
+def test_a_score_counts_only_beside_those_that_measured_the_same(small_yaml: Callable[..., Path], sample: Path, tmp_path: Path) -> None:
+    config = small_yaml(tmp_path)
+    assert run_mt("train", config, "train.max_steps=6", "train.valid_every=2", "train.save_every=2", "train.metric=chrf").returncode == 0
+    folder = tmp_path / "run/checkpoints"
+    for change in (["train.metric=loss"], ["train.metric=loss", f"data.valid=[{{src: {sample}/test.de, tgt: {sample}/test.en}}]"]):
+        state = json.loads((folder / "last/training/state.json").read_text())
+        result = run_mt("train", config, *change, "train.valid_every=2", "train.save_every=2", f"train.max_steps={state['step'] + 2}")
+        assert result.returncode == 0, result.stderr
+        assert "validation has changed (text, search or metric): scoring update" in result.stderr
+        kept = {path.name: json.loads((tmp_path / f"run/valid/{path.name}/scores.json").read_text()) for path in folder.glob("step_*")}
+        measured = kept[(folder / "last").readlink().name]["measured"]
+        alike = {name: scores["loss"] for name, scores in kept.items() if scores["measured"] == measured}
+        assert len(alike) >= 2  # the kept best was scored again
+        assert (folder / "best").readlink().name == min(alike, key=lambda name: alike[name])
+
+
+def test_validation_takes_lines_of_each_corpus_and_reports_each(
+    small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
+) -> None:
+    valid = f"[{{name: one, src: {sample}/valid.de, tgt: {sample}/valid.en}}, {{name: two, src: {sample}/test.de, tgt: {sample}/test.en}}]"
+    result = run_mt("train", small_yaml(tmp_path), f"data.valid={valid}", "valid.max_sentences=10", "train.max_steps=2")
+    assert result.returncode == 0, result.stderr
+    details = json.loads((tmp_path / "run/valid/step_00000002/scores.json").read_text())
+    assert details["sentences"] == 10
+    assert set(details["corpora"]) == {"one", "two"}
+    assert "  one: BLEU" in result.stderr
+    assert sample_sizes([1000, 10, 90], 100) == [90, 1, 8]
+    assert sample_sizes([3, 4], 10) == [3, 4]
+
+
+def test_an_over_long_validation_line_is_named_and_takes_no_memory(
+    small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
+) -> None:
+    for language in ("de", "en"):
+        lines = (sample / f"valid.{language}").read_text(encoding="utf-8")
+        (tmp_path / f"valid.{language}").write_text(lines + "Hund und Katze, " * 8000 + "\n", encoding="utf-8")
+    valid = f"[{{src: {tmp_path}/valid.de, tgt: {tmp_path}/valid.en}}]"
+    result = run_mt("train", small_yaml(tmp_path), f"data.valid={valid}", "train.max_steps=2", "valid.max_sentences=5")
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}/valid.de:21: " in result.stderr
+    assert "left out of the validation loss" in result.stderr
+
+
+def test_a_schedule_may_change_and_a_finished_run_names_what_ended_it(
+    trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
+    config = small_yaml(tmp_path)
+    changes = ("optim.lr=5e-4", "optim.warmup_steps=3", "optim.clip_norm=0.5", "optim.schedule=constant")
+    result = run_mt("train", config, *changes, "train.max_steps=14")
+    assert result.returncode == 0, result.stderr
+    assert "changed since the last start: optim.lr: 0.001 -> 0.0005" in result.stderr
+    patient = ("train.patience=1", "train.valid_every=1", "optim.lr=1e-9", "train.metric=loss", "train.max_steps=400")
+    assert run_mt("train", config, *patient).returncode == 0
+    assert "raise train.patience to go on" in run_mt("train", config, *patient).stderr
+    alone = run_mt("train", config, "run_dir=elsewhere", "data.valid=[]", "train.patience=2")
+    assert (alone.returncode, "there is no data.valid" in alone.stderr) == (2, True)
