@@ -21,6 +21,8 @@ from mt.errors import DataError, MTError
 
 logger = logging.getLogger(__name__)
 
+BLOCK = 1 << 20  # bytes read at a time
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE = 64 << 20  # a file without newlines must not fill the memory
 # How a compressed file begins, whatever its name is, and what unpacks it.
 UNPACK: dict[bytes, Callable[[BinaryIO], Any]] = {
@@ -163,12 +165,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sha256_content(path: str | Path) -> str:
-    """SHA-256 of a file's content in hexadecimal: compressing or unpacking the file changes nothing. Raises `DataError`."""
-    digest = hashlib.sha256()
+def sha256_text(path: str | Path) -> str:
+    """SHA-256 of a file's lines in hexadecimal: it does not change if the file is packed, gets a byte-order mark, other line ends, or a
+    newline after its last line. Raises `DataError`.
+    """
+    digest, last = hashlib.sha256(), b"\n"
     with open_binary(path) as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
+        block = handle.read(BLOCK).removeprefix(BYTE_ORDER_MARK)
+        while block:
+            while block.endswith(b"\r") and (more := handle.read(BLOCK)):
+                block += more
+            block = block.removesuffix(b"\r").replace(b"\r\n", b"\n")
             digest.update(block)
+            last, block = block[-1:] or last, handle.read(BLOCK)
+    if last != b"\n":
+        digest.update(b"\n")
     return digest.hexdigest()
 
 

@@ -32,6 +32,7 @@ from mt.files import (
     remove_leftovers,
     replace_link,
     sha256_file,
+    sha256_text,
 )
 from mt.output import write_text
 
@@ -298,6 +299,19 @@ def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_p
     (folder / "new.txt").write_text("x")
     remove_folder(folder)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("block", [4, 5, 6, 1 << 20])
+@pytest.mark.parametrize("text", [
+    b"a\nb\n", b"a\r\nb\r\n", b"a\nb", b"\xef\xbb\xbfa\nb\r", b"\xef\xbb\xbfa\r\nb",
+])  # fmt: skip
+def test_the_name_of_a_text_is_that_of_its_lines(tmp_path: Path, text: bytes, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BLOCK", block)
+    (tmp_path / "text").write_bytes(text)
+    found = sha256_text(tmp_path / "text")
+    assert found == hashlib.sha256(b"a\nb\n").hexdigest()
+    (tmp_path / "text").write_bytes(b"a\rb\n")
+    assert sha256_text(tmp_path / "text") == hashlib.sha256(b"a\rb\n").hexdigest()
 
 
 def test_a_file_system_without_locks_is_told_and_used(

@@ -90,6 +90,8 @@ def test_a_pipe_is_no_training_text_and_one_is_fine_for_what_reads_once(
     for given in (tmp_path / "pipe", "'-'"):
         result = run_mt("train", small_yaml(tmp_path), f"data.train[0].src={given}", stdin="Hallo\n")
         assert (result.returncode, "can be read only once" in result.stderr) == (2, True)
+        result = run_mt("train", small_yaml(tmp_path), f"data.valid[0].src={given}", stdin="Hallo\n")
+        assert (result.returncode, "can be read only once" in result.stderr) == (2, True)
     script = f"{' '.join(COMMAND)} score {trained_run} --src <(head -2 {sample}/test.de) --tgt <(head -2 {sample}/test.en) --threads 1"
     scored = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert scored.stdout.count("\n") == 2

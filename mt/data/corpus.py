@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 from mt.config import CorpusConfig, DataConfig
 from mt.errors import DataError
-from mt.files import read_lines
+from mt.files import BYTE_ORDER_MARK, read_lines
 
 logger = logging.getLogger(__name__)
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
 MAX_CONTROLS = 0.25     # share of a line in text; half of UTF-16 is such bytes, in most languages

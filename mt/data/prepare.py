@@ -8,6 +8,7 @@ import logging
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from mt.data.corpus import CorpusStats, SentencePair, open_corpus
 from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
 from mt.distributed import ALONE, World
 from mt.errors import ConfigError, DataError, MTError
-from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_content, sha256_file
+from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_file, sha256_text
 from mt.log import progress
 
 logger = logging.getLogger(__name__)
+
+HASH_FILE = "hash"  # of a tokenizer in the cache: what `Tokenizer.hash` was
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
     return fingerprint(1, text, tokenizer.hash, data.filters.model_dump(), data.on_invalid_utf8, data.on_one_sided_empty)
 
 
-def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_content) -> str:
-    """Names the training text by its content: moving or compressing a file changes nothing, changing a line does.
+def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_text) -> str:
+    """Names the training text by its lines: moving or packing a file changes nothing, nor do other line ends; changing a line does.
 
     `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as a pipe.
     """
@@ -106,17 +109,22 @@ def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
 def _corpus_fingerprint(corpus: CorpusConfig, config: Config, of_file: Callable[[Path], str]) -> list[str]:
     if corpus.dataset is not None:
         return [fingerprint_lines("\n".join(pair).encode() for pair in open_corpus(corpus, config.data, CorpusStats()))]
+    check_corpus(corpus)
     paths = [Path(str(path)) for path in (corpus.src, corpus.tgt)]
-    for path in paths:
-        check_is_file(path)
     names = [of_file(path) for path in paths]
     if names[0] == names[1]:
         logger.warning("%s and %s are the same text; a model that copies its input comes of it", *paths)
     return names
 
 
-def check_is_file(path: Path) -> None:
+def check_corpus(corpus: CorpusConfig) -> None:
     """Raise `DataError` for text that is not there, or that is not in a file but can be read only once."""
+    for path in (corpus.src, corpus.tgt):
+        if path is not None:
+            _check_is_file(Path(path))
+
+
+def _check_is_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -149,20 +157,31 @@ def _tokenizer(config: Config, text: str, folder: Path, own: Path | None) -> Tok
         own = Path(config.train.init_from) / "tokenizer"
     if own is not None:  # a copy, as checkpoints come and go
         tokenizer = Tokenizer.load(own)
-        return Tokenizer.load(_made_once(folder / tokenizer.hash, "a tokenizer", lambda path: _save(tokenizer, path)))
+        return _open(_made_once(folder / tokenizer.hash, "a tokenizer", lambda path: _fill(path, tokenizer.save)))
     options = config.tokenizer
     what = options.model_dump(exclude={"max_lossy_share"})
     if options.src_model is not None:
         assert options.tgt_model is not None
         models = [sha256_of_model(path) for path in (options.src_model, options.tgt_model)]
-        return Tokenizer.load(_made_once(folder / fingerprint(models), "a tokenizer", lambda path: _write_trained(config, path)))
-    made = _made_once(folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", lambda path: _train(config, path))
-    return Tokenizer.load(made)
+        make = partial(_fill, work=partial(write_trained, options))
+        return _open(_made_once(folder / fingerprint(models), "a tokenizer", make))
+    make = partial(_fill, work=partial(_train, config))
+    return _open(_made_once(folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", make))
 
 
-def _save(tokenizer: Tokenizer, folder: Path) -> None:
+def _fill(folder: Path, work: Callable[[Path], None]) -> None:
+    """Make a folder with a tokenizer in it, and the name of that tokenizer."""
     with atomic_dir(folder) as temporary:
-        tokenizer.save(temporary)
+        work(temporary)
+        (temporary / HASH_FILE).write_text(Tokenizer.load(temporary).hash, encoding="utf-8")
+
+
+def _open(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder of the cache. Raises `DataError` if it is not what was written."""
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.hash != (folder / HASH_FILE).read_text(encoding="utf-8"):
+        raise DataError(f"{folder}: a damaged tokenizer; delete this folder and start again")
+    return tokenizer
 
 
 def sha256_of_model(path: str) -> str:
@@ -173,12 +192,8 @@ def sha256_of_model(path: str) -> str:
         raise ConfigError(f"tokenizer.src_model, tgt_model: {path}: {error.strerror}") from error
 
 
-def _write_trained(config: Config, folder: Path) -> None:
-    with atomic_dir(folder) as temporary:
-        write_trained(config.tokenizer, temporary)
-
-
 def _train(config: Config, folder: Path) -> None:
+    """Train the tokenizer of `config` into a folder."""
     options = config.tokenizer
     num_pairs = sum(1 for _ in _pairs(config, "count"))
     if not num_pairs:
@@ -186,8 +201,7 @@ def _train(config: Config, folder: Path) -> None:
     kind = "joint" if options.joint else "one a side"
     logger.info("training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind)
     stride = -(-num_pairs // options.max_lines)
-    with atomic_dir(folder) as temporary:
-        train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, temporary)
+    train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, folder)
 
 
 def _cache(config: Config, tokenizer: Tokenizer, folder: Path) -> TokenCache:

@@ -12,6 +12,7 @@ from mt.config import Config
 from mt.data.batching import IdPair, collate, moved
 from mt.data.corpus import read_parallel
 from mt.data.loader import ValidLoader
+from mt.data.prepare import check_corpus
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
 from mt.device import NAMES, Compute, in_halves
@@ -41,6 +42,8 @@ class Validator:
         self.src: list[str] = []
         self.ref: list[str] = []
         self.parts: dict[str, slice] = {}  # of these lines, by corpus
+        for corpus in config.data.valid:
+            check_corpus(corpus)
         corpora = [(corpus.label, *read_parallel([corpus], config.data)) for corpus in config.data.valid]
         longest = min(max(LONGEST, config.data.filters.max_len), int(config.batching.max_tokens))
         pairs = [pair for corpus in corpora for pair in _pairs_for_loss(*corpus, tokenizer, longest)]

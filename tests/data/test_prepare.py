@@ -309,3 +309,18 @@ def test_a_packed_text_is_the_same_text_for_a_run_and_one_of_version_0_1_is_know
     packed = {level: make(write_corpus(*(gzip.compress(side, level) for side in text), f"packed-{level}")) for level in (1, 9)}
     assert {prepare(config).data_fingerprint for config in packed.values()} == {plain.data_fingerprint}
     assert len({fingerprint_before_0_2(config, plain.tokenizer) for config in packed.values()}) == 2
+    ends = make(write_corpus(b"\xef\xbb\xbf" + text[0].replace(b"\n", b"\r\n"), text[1].removesuffix(b"\n"), "ends"))
+    assert prepare(ends).data_fingerprint == plain.data_fingerprint
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_seen(
+    make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    config = make(write_corpus(*text))
+    model = prepare(config).tokenizer.src_model
+    content = bytearray(model.read_bytes())
+    place = content.index("\u2581".encode())
+    content[place + 2] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(DataError, match=r"a damaged tokenizer; delete this folder"):
+        prepare(config)

@@ -353,7 +353,7 @@ def test_each_spelling_of_a_composed_character_is_one_source(tokenizer: Tokenize
 def test_nfc_of_a_source_is_that_of_unicode(tokenizer: Tokenizer, text: str) -> None:
     composed = unicodedata.normalize("NFC", text)
     hypothesis.assume(len({*map(unicodedata.combining, composed)} - {0}) < 1)  # what has no composed form keeps its order of marks
-    assert tokenizer.decode_src(tokenizer.encode_src([text])[0]) == " ".join(composed.split(" ")).strip(" ").replace("  ", " ")
+    assert tokenizer.decode_src(tokenizer.encode_src([text])[0]) == " ".join(word for word in composed.split(" ") if word)
 
 
 @pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc"])
