@@ -198,6 +198,19 @@ def fingerprint_lines(lines: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
+def try_lock(handle: BinaryIO) -> bool:
+    """Lock an open file for this process until it is closed; False if another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s: no locks on this file system (%s); let only one process write here", handle.name, error.strerror)
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file while the block runs; the system drops it when the process dies.
@@ -206,16 +219,10 @@ def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
     file system without locks, warns and goes on without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with path.open("ab") as handle:
+        if not try_lock(handle):
             if wait_for is None:
-                raise MTError(f"{path.parent}: another process is using this folder") from error
+                raise MTError(f"{path.parent}: another process is using this folder")
             logger.info("waiting for another process: it makes %s (its lock is %s)", wait_for, path)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            logger.warning("%s: no locks on this file system (%s); let only one process write here", path.parent, error.strerror)
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mt.errors import ConfigError, MTError
+from mt.files import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -112,30 +113,40 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
                 device.close()
         return
     part = target.with_name(f"{target.name}.part")
+    kept: Lines | None = None
     try:
-        handle = cast(BinaryIO, gzip.open(part, "wb") if target.suffix == ".gz" else part.open("wb"))  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise _write_error(path, error) from error
-    lines = Lines(handle, path)
-    try:
-        with contextlib.closing(handle):
-            yield lines
-            lines.flush()
+        with contextlib.ExitStack() as stack:
+            raw: BinaryIO = stack.enter_context(part.open("ab"))
+            if not try_lock(raw):
+                raise MTError(f"{path}: another process is writing it")
+            raw.truncate(0)
+            is_packed = target.suffix == ".gz"
+            handle = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb")) if is_packed else raw
+            kept = Lines(cast(BinaryIO, handle), path)
+            yield kept
+            kept.flush()
         part.replace(target)
+        _described(part).unlink(missing_ok=True)  # of an earlier try
     except OSError as error:
-        _keep(part, lines.count, about)
+        _keep(part, kept, about)
         raise _write_error(path, error) from error
     except BaseException:
-        _keep(part, lines.count, about)
+        _keep(part, kept, about)
         raise
 
 
-def _keep(part: Path, num_lines: int, about: Mapping[str, Any] | None) -> None:
-    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays."""
+def _described(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> None:
+    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays. A file of another process does."""
+    if lines is None:
+        return
     with contextlib.suppress(OSError):
-        if not num_lines or about is None:
+        if not lines.count or about is None:
             part.unlink(missing_ok=True)
             return
-        described = {"finished_lines": num_lines, **about}
-        part.with_name(f"{part.name}.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{num_lines:,}")
+        described = {"finished_lines": lines.count, **about}
+        _described(part).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{lines.count:,}")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from mt.checkpoint import read_config
+from mt.files import try_lock
 from tests.conftest import ROOT, run_mt
 
 COMMAND = [sys.executable, "-m", "mt"]
@@ -176,6 +177,13 @@ def test_what_is_finished_stays_when_a_translation_fails(trained_run: Path, samp
     assert (about["finished_lines"], about["files"]) == (20, [str(tmp_path / "text.de")])
     assert about["decode"]["beam_size"] == 5
     assert not (tmp_path / "out.en").exists()
+    assert run_mt("translate", trained_run, sample / "test.de", "-o", tmp_path / "out.en").returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.en", "text.de"]
+    with (tmp_path / "out.en.part").open("ab") as other:
+        assert try_lock(other)
+        refused = run_mt("translate", trained_run, sample / "test.de", "-o", tmp_path / "out.en")
+        assert (refused.returncode, "another process is writing it" in refused.stderr) == (1, True)
+    part.unlink()
     (tmp_path / "bad.de").write_bytes(b"Gr\xfc\xdfe\n")
     run_mt("translate", trained_run, tmp_path / "bad.de", "-o", tmp_path / "none.en")
     assert not list(tmp_path.glob("none.en*"))
