@@ -16,6 +16,8 @@ from mt.files import try_lock
 
 logger = logging.getLogger(__name__)
 
+OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are open already
+
 
 class Lines:
     """Takes lines for an output and counts them."""
@@ -53,12 +55,15 @@ def check_output(path: Path | None) -> None:
         if not hasattr(sys.stdout, "buffer"):
             raise ConfigError("standard output is closed; name a file with --output")
         return
-    target = _target(path)
+    if not is_replaceable(path):
+        target = writable = path
+    else:
+        target = _target(path)
+        writable = target.parent
     if target.is_dir():
         raise ConfigError(f"{path}: a folder; give the name of a file")
     if not target.exists() and not target.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {target.parent}")
-    writable = target if target.exists() and not is_replaceable(target) else target.parent
     if not os.access(writable, os.W_OK):
         raise ConfigError(f"{path}: cannot be written: no permission for {writable}")
 
@@ -72,7 +77,9 @@ def _target(path: Path) -> Path:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a new file may take the place of `path`: not of a device, pipe or socket."""
+    """Whether a new file may take the place of `path`: not of a device, pipe or socket, nor of a name for an open file."""
+    if str(path.absolute()).startswith(OPEN_FILES):
+        return False
     return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 
@@ -101,9 +108,8 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
         yield lines
         lines.flush()
         return
-    target = _target(path)
-    if not is_replaceable(target):
-        device = target.open("wb")
+    if not is_replaceable(path):
+        device = path.open("wb")
         try:
             lines = Lines(device, path)
             yield lines
@@ -112,6 +118,7 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             with contextlib.suppress(OSError):  # of what could not be written before
                 device.close()
         return
+    target = _target(path)
     part = target.with_name(f"{target.name}.part")
     kept: Lines | None = None
     try:

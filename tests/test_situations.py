@@ -160,6 +160,9 @@ def test_output_goes_into_what_is_there(trained_run: Path, sample: Path, tmp_pat
         assert run_mt("translate", trained_run, sample / "test.de", "-o", tmp_path / "pipe").returncode == 0
         assert reader.communicate(timeout=20)[0] == expected
     assert (tmp_path / "pipe").is_fifo()
+    for redirect in ("| cat", f"> {tmp_path}/redirected; cat {tmp_path}/redirected"):
+        script = f"{' '.join(COMMAND)} translate {trained_run} {sample}/test.de -o /dev/stdout {redirect}"
+        assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout == expected
     full = run_mt("translate", trained_run, sample / "test.de", "-o", "/dev/full")
     assert (full.returncode, "/dev/full: cannot be written: No space left" in full.stderr) == (1, True)
     assert Path("/dev/full").is_char_device()

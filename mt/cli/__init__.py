@@ -1,6 +1,7 @@
 """The command line: one module a command, found by being there; errors become one message and an exit code."""
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -16,6 +17,8 @@ import typer
 from mt import __version__
 from mt.environment import prepare_environment
 from mt.errors import MTError, RankLostError
+
+REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
@@ -104,8 +107,9 @@ def _run() -> NoReturn:
         _flush_nothing()
         sys.exit(1)
     except OSError as error:
+        name = error.filename or ("standard output" if error.errno in REFUSED_WRITES else None)
         _flush_nothing()
-        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        _fail(f"{name}: {error.strerror}" if name else str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     sys.exit(0)

@@ -41,7 +41,9 @@ def compare(
     A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
     """
     from mt.decode.template import start_early
+    from mt.output import check_output
 
+    check_output(None)
     if any(Path(system).is_dir() for system in systems):  # models, not translations
         start_early(workers, threads, device)
     from mt.log import setup_logging

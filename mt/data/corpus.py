@@ -30,6 +30,9 @@ CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
 MAX_CONTROLS = 0.25     # share of a line in text; half of UTF-16 is such bytes, in most languages
 LINES_LOOKED_INTO = 100
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+ODD_CHARACTERS = {
+    "with NUL": "\0", "with \\r inside": "\r", "with a line separator inside": LINE_SEPARATORS, "with a byte-order mark inside": "\ufeff",
+}  # fmt: skip
 
 
 class SentencePair(NamedTuple):
@@ -202,6 +205,6 @@ def _column(row: Any, name: str, where: str) -> str:
 
 
 def _oddities(pair: SentencePair) -> Iterator[str]:
-    for what, characters in (("with NUL", "\0"), ("with \\r inside", "\r"), ("with a line separator inside", LINE_SEPARATORS)):
+    for what, characters in ODD_CHARACTERS.items():
         if any(character in side for side in pair for character in characters):
             yield what

@@ -16,7 +16,7 @@ from mt.distributed import World
 from mt.errors import MTError
 
 CHUNK = 1024  # lines that are aligned together
-FIRST = 512  # lines of the first window
+FIRST = 2048  # lines of the first window
 PAUSE = 0.05  # seconds without a further line, after which what has come is translated
 
 
