@@ -34,7 +34,7 @@ tokenizer: {{vocab_size: 400, src_normalization: nfkc, user_defined_symbols: ["<
 model: {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1, dropout: 0.1, attention_dropout: 0.1}}
 batching: {{max_tokens: 512}}
 optim: {{lr: 1e-3, warmup_steps: 5}}
-train: {{max_steps: {steps}, ema_decay: 0.9, valid_every: 10, save_every: 4, log_every: 1, keep_last: 2, max_bad_updates: 2}}
+train: {{max_steps: {steps}, ema_decay: 0.9, valid_every: 10, save_every: 4, log_every: 1, keep_last: 2}}
 valid: {{max_sentences: 4, samples: 0}}
 decode: {{max_len_b: 5, max_sentences: 1}}
 """

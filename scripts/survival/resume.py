@@ -8,7 +8,7 @@ from survival.harness import learned, metrics, reference, train, write_config
 TITLE = "resume at each update: the same losses and weights"
 STEPS = 52
 SETTINGS = {
-    "dropout": ("model.dropout=0.1", "train.label_smoothing=0.1"),
+    "dropout": ("model.dropout=0.1", "train.label_smoothing=0.1", "train.max_bad_updates=2"),
     "accumulation": ("train.grad_accum_steps=3", "batching.max_tokens=256"),
     "bf16": ("precision=bf16", "train.deterministic=true"),
 }
