@@ -9,6 +9,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -357,6 +358,7 @@ class Trainer:
         return {
             "scores": self.scores, "seconds": round(self.seconds(), 1), "compute": str(self.compute),
             "data": self.prepared.data_fingerprint, "corpora": [corpus.label for corpus in self.config.data.train],
+            "lengths": asdict(self.prepared.train.lengths_seen),
         }  # fmt: skip
 
 

@@ -293,6 +293,15 @@ def test_a_run_keeps_its_last_and_best_checkpoints_and_links_them(trained_run: P
     assert {path.name for path in trained_run.iterdir()} >= {"config.yaml", "train.log", "metrics.jsonl", "status.json", "lock", "valid"}
 
 
+def test_a_checkpoint_carries_the_lengths_of_what_was_trained_on(trained_run: Path) -> None:
+    folder = trained_run / "checkpoints/step_00000012"
+    lengths = json.loads((folder / "provenance.json").read_text())["lengths"]
+    decode = json.loads((folder / "generation.json").read_text())
+    assert 10 < lengths["src"]["0.5"] <= lengths["src"]["0.99"] <= lengths["src"]["1"]
+    assert decode["max_src_len"] == lengths["src"]["0.9999"]
+    assert decode["max_sentences"] == lengths["sentences"]["0.99"] == 1
+
+
 def test_a_second_process_is_refused_while_one_trains(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
     config = small_yaml(tmp_path)
     process = start(config, "train.max_steps=100000", "train.max_epochs=100000")
