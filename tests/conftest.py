@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
+with contextlib.suppress(ImportError):  # a machine that only runs the tests for GPUs may lack it
+    import hypothesis
+
+    hypothesis.settings.register_profile("mt", deadline=None)  # a busy machine is no failure
+    hypothesis.settings.load_profile("mt")
 MULTI30K = next((p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None)
 
 

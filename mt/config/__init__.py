@@ -1,6 +1,6 @@
 """The configuration of a run: the schema, reading it and writing it back. Imports no torch."""
 
-from mt.config.load import config_from_text, default_run_dir, load_config, with_defaults_of
+from mt.config.load import config_from_text, default_run_dir, expanded, load_config, with_defaults_of
 from mt.config.presets import PRESETS
 from mt.config.schema import (
     AUTO,
@@ -18,7 +18,6 @@ from mt.config.schema import (
     TokenizerConfig,
     TrainConfig,
     ValidConfig,
-    expanded,
 )
 from mt.config.write import flatten, json_schema, to_yaml
 

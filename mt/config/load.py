@@ -7,6 +7,7 @@ be written `1e4`.
 import difflib
 import functools
 import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def config_from_text(text: str, where: str, overrides: Sequence[str] = (), *, is
         mistakes += _override(data, places, override, MAX_BYTES + number)
     if is_saved or text.startswith(HEADER):
         data.setdefault("format", FIRST_FORMAT)
+    else:
+        mistakes += _expand_paths(data, places, where)
     for (section, key), value in _older_defaults(data.get("format", FORMAT)):
         if isinstance(data.setdefault(section, {}), dict):
             data[section].setdefault(key, value)
@@ -78,6 +81,43 @@ def config_from_text(text: str, where: str, overrides: Sequence[str] = (), *, is
     if config is None or mistakes:
         raise ConfigError("\n".join(dict.fromkeys(str(each) for each in sorted(mistakes, key=lambda m: m.place.order))))
     return config
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and environment variables in it replaced, unless there is a file of just this name.
+
+    `~` stays if no home folder is known. Raises `ValueError` for a variable that is not set.
+    """
+    if os.path.exists(path):
+        return path
+    result = os.path.expandvars(os.path.expanduser(path))
+    if unset := re.search(r"\$([A-Za-z_]\w*|\{[^}]*\})", result):
+        raise ValueError(f"the environment has no variable {unset[0]}")
+    return result
+
+
+def _expand_paths(data: dict[str, Any], places: dict[KeyPath, Place], where: str) -> list[Mistake]:
+    """Replace what `expanded` does in every path of a file; what mt has written holds them replaced."""
+    mistakes: list[Mistake] = []
+
+    def expand(section: Any, at: KeyPath, keys: Sequence[str]) -> None:
+        for key in keys:
+            if not isinstance(section, dict) or not isinstance(section.get(key), str):
+                continue
+            try:
+                section[key] = expanded(section[key])
+            except ValueError as error:
+                mistakes.append(Mistake(_blame((*at, key), at, "", places, where), (*at, key), str(error)))
+
+    expand(data, (), ("run_dir",))  # cache_dir is replaced when it is used: its default is under `~`
+    expand(data.get("tokenizer"), ("tokenizer",), ("src_model", "tgt_model"))
+    expand(data.get("train"), ("train",), ("init_from",))
+    text = data.get("data")
+    for split in ("train", "valid", "test"):
+        corpora = text.get(split) if isinstance(text, dict) else None
+        for number, corpus in enumerate(corpora if isinstance(corpora, list) else []):
+            expand(corpus, ("data", split, number), ("src", "tgt", "dataset"))
+    return mistakes
 
 
 def with_defaults_of(config: Config, format: int) -> Config:

@@ -3,11 +3,9 @@
 The file format, overrides, presets and error messages are `load.py`'s; this module only says what is allowed.
 """
 
-import os
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
 
 AUTO = "auto"
 FORMAT = 2  # of these settings; `load.DEFAULTS_OF_FORMAT` has what they were before
@@ -27,22 +25,6 @@ IntOrAuto = Annotated[
 ]  # fmt: skip
 
 
-def expanded(path: str) -> str:
-    """A path with `~` and environment variables in it replaced, unless there is a file of just this name.
-
-    `~` stays where no home folder is known: a model folder may name a path that nobody needs.
-    """
-    if os.path.exists(path):
-        return path
-    result = os.path.expandvars(os.path.expanduser(path))
-    if unset := re.search(r"\$([A-Za-z_]\w*|\{[^}]*\})", result):
-        raise ValueError(f"the environment has no variable {unset[0]}")
-    return result
-
-
-PathText = Annotated[str, AfterValidator(expanded)]
-
-
 class Section(BaseModel):
     """A part of the configuration: unknown keys and values of another type are mistakes; nothing changes later."""
 
@@ -53,8 +35,8 @@ class CorpusConfig(Section):
     """One parallel corpus: two text files (`src`, `tgt`; `.gz` by name), or a `dataset` for `datasets.load_dataset`."""
 
     name: str | None = Field(default=None, description="Name in tables and reports (default: the file or dataset name).")
-    src: PathText | None = Field(default=None, description="Source text, one sentence per line. Relative to the working directory.")
-    tgt: PathText | None = Field(default=None, description="Target text; line N translates line N of `src`.")
+    src: str | None = Field(default=None, description="Source text, one sentence per line. Relative to the working directory.")
+    tgt: str | None = Field(default=None, description="Target text; line N translates line N of `src`.")
     dataset: str | None = Field(default=None, description="Hub name or local folder, as `datasets.load_dataset` takes it.")
     subset: str | None = Field(default=None, description="Configuration name of the dataset.")
     split: str = Field(default="train", description="Split of the dataset.")
@@ -120,8 +102,8 @@ class TokenizerConfig(Section):
     model_type: Literal["unigram", "bpe"] = Field(default="unigram", description="Subword algorithm (Kudo 2018; Sennrich et al. 2016).")
     vocab_size: int = Field(default=8000, ge=8, description="Pieces, special ones included; per side where `joint` is false.")
     joint: bool = Field(default=True, description="One model for both languages.")
-    src_model: PathText | None = Field(default=None, description="A trained SentencePiece model for the source.")
-    tgt_model: PathText | None = Field(
+    src_model: str | None = Field(default=None, description="A trained SentencePiece model for the source.")
+    tgt_model: str | None = Field(
         default=None,
         description="One for the target; the same file as `src_model` makes the vocabulary joint.",
     )
@@ -250,7 +232,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop: how long, how large an update, how often what."""
 
-    init_from: PathText | None = Field(
+    init_from: str | None = Field(
         default=None, description="A model to begin with: its tokenizer, sizes and weights are taken over (fine-tuning).",
     )
     freeze: list[str] = Field(default=[], description="Parameters that stay as they are, by pattern, such as `encoder.*`.")
@@ -372,7 +354,7 @@ class Config(Section):
         default=FORMAT, ge=1, le=FORMAT,
         description="Version of these settings, as mt writes it: what a file of an older version leaves out has the default of its time.",
     )
-    run_dir: PathText | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
+    run_dir: str | None = Field(default=None, description="Folder of the run (default: runs/<name of the YAML file>).")
     cache_dir: str = Field(default="~/.cache/mt", description="Trained tokenizers and tokenized corpora, shared by all runs.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initial weights, order and dropout.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: the GPU where there is one.")

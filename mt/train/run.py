@@ -51,7 +51,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
         # What is trained is what the first rank reads, and the checkpoint to begin with the one that it finds.
         text = world.first(lambda: to_yaml(_claim(config, run_dir, overwrite, world.attempt, held)))
         try:
-            limit = _train_claimed(config_from_text(text, str(run_dir)), run_dir, overwrite, world)
+            limit = _train_claimed(config_from_text(text, str(run_dir), is_saved=True), run_dir, overwrite, world)
         except BaseException as error:
             if world.presence.speaks:
                 code = exit_code(error)

@@ -5,6 +5,7 @@ import gzip
 import logging
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,11 @@ def test_what_is_ready_is_used_without_waiting_and_what_another_makes_is_named(
 
 def held_by_another_process(lock: Path) -> "subprocess.Popen[bytes]":
     """A process that holds a lock for a second."""
-    process = subprocess.Popen(["flock", lock, "sh", "-c", "echo held; sleep 1"], stdout=subprocess.PIPE)
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom mt.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
