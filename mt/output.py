@@ -25,24 +25,27 @@ class Lines:
     def __init__(self, handle: BinaryIO, path: Path | None) -> None:
         self.handle, self.path, self.count = handle, path, 0
 
-    def write(self, text: str, num_lines: int = 1) -> None:
-        """Write text that belongs to so many lines of input. Raises `MTError` that names the output."""
-        try:
+    def write(self, text: str) -> None:
+        """Write what belongs to one line of input. Raises `MTError` that names the output."""
+        with _named(self.path):
             self.handle.write(text.encode())
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _write_error(self.path, error) from error
-        self.count += num_lines
+        self.count += 1
 
     def flush(self) -> None:
         """Hand on what is written, for whoever waits for it."""
-        try:
+        with _named(self.path):
             self.handle.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _write_error(self.path, error) from error
+
+
+@contextlib.contextmanager
+def _named(path: Path | None) -> Iterator[None]:
+    """A write that fails names its output; that a reader has left is no failure of the write."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def _write_error(path: Path | None, error: OSError) -> MTError:

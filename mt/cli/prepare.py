@@ -20,13 +20,13 @@ def prepare(
 
     loaded = load_config(config, overrides or ())
     from mt.data.prepare import prepare as run
-    from mt.log import setup_logging
+    from mt.log import say, setup_logging
     from mt.output import tell
     from mt.train.finetune import with_initial_model
 
     setup_logging()
     loaded, taken_over = with_initial_model(loaded)
     for line in taken_over:
-        typer.echo(line, err=True)
+        say(line)
     prepared = run(loaded)
     tell(str(prepared.train.folder))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator, model_validator
 
 AUTO = "auto"
-FORMAT = 2  # of these settings; `load.DEFAULTS_OF_FORMAT` has what they were before
+FORMAT = 2  # of these settings; `load.DEFAULTS_BEFORE` has the defaults of older ones
 LONGEST_SRC = 512  # subwords of a source that is translated whole, if it is not known what training saw
 HEADER = "# Written by mt: every setting of this run.\n"  # of config.yaml in a run folder
 Normalization = Literal["none", "nfc", "nfkc", "nmt_nfkc"]
@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Section):
-    """One parallel corpus: two text files (`src`, `tgt`; `.gz` by name), or a `dataset` for `datasets.load_dataset`."""
+    """One parallel corpus: two text files (`src`, `tgt`), or a `dataset` for `datasets.load_dataset`."""
 
     name: str | None = Field(default=None, description="Name in tables and reports (default: the file or dataset name).")
     src: str | None = Field(default=None, description="Source text, one sentence per line. Relative to the working directory.")

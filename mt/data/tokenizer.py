@@ -93,7 +93,7 @@ class Tokenizer:
 
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids of each line, without an end of sentence; none for a line in which nothing is to be seen."""
-        return list(self._src.encode([line if _is_visible(line) else "" for line in lines]))
+        return list(self._src.encode(_visible(lines)))
 
     def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
         """Target ids of each line, without an end of sentence; none for a line of white space."""
@@ -118,7 +118,7 @@ class Tokenizer:
         A word is what whitespace separates in the line as it stands, whatever normalization makes of it: a word that becomes two for the
         model stays one, and two that become one stay two. An id of several words is of the last.
         """
-        found = self._src.encode([line if _is_visible(line) else "" for line in lines], return_type="offset_mapping")
+        found = self._src.encode(_visible(lines), return_type="offset_mapping")
         return [_word_numbers(line, each["pieces"], each["offsets"]) for line, each in zip(lines, found, strict=True)]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
@@ -132,9 +132,9 @@ class Tokenizer:
         return str(self._src.id_to_piece(src_id)).startswith(WORD_MARK)
 
 
-def _is_visible(line: str) -> bool:
-    """Whether a line has more than white space, controls and characters of no width."""
-    return any(not character.isspace() and category(character) not in ("Cc", "Cf") for character in line)
+def _visible(lines: Sequence[str]) -> list[str]:
+    """The lines; an empty one for each of nothing but white space, controls and characters of no width."""
+    return [line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else "" for line in lines]
 
 
 def _word_numbers(text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]) -> list[int]:

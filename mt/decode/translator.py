@@ -183,10 +183,10 @@ class Translator:
 
     def _part_starts(self, line: str) -> list[int]:
         """Where the sentences of a line begin, if it is to be split at them at all; else 0."""
-        starts = sentence_starts(line)
         limit = self.decode.max_sentences
         if limit is None or limit == AUTO:
             return [0]
+        starts = sentence_starts(line)
         return starts if len(starts) > limit or len(line) > self.decode.longest_src else [0]
 
     def _packed(self, line: str, sentences: Sequence[_Encoded]) -> list[_Encoded]:

@@ -87,7 +87,6 @@ def read_live(lines: Iterable[str], size: int) -> Iterator[list[str]]:
         try:
             line = arrived.get(timeout=PAUSE if window else None)
         except queue.Empty:
-            line = ""
             yield window
             window = []
             continue
