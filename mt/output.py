@@ -20,10 +20,11 @@ OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are open 
 
 
 class Lines:
-    """Takes lines for an output and counts them."""
+    """Takes lines for an output and counts them; at the last flush `finished` lines ended at byte `position`."""
 
     def __init__(self, handle: BinaryIO, path: Path | None) -> None:
         self.handle, self.path, self.count = handle, path, 0
+        self.finished, self.position = 0, 0
 
     def write(self, text: str) -> None:
         """Write what belongs to one line of input. Raises `MTError` that names the output."""
@@ -35,6 +36,8 @@ class Lines:
         """Hand on what is written, for whoever waits for it."""
         with _named(self.path):
             self.handle.flush()
+        if self.handle.seekable():
+            self.finished, self.position = self.count, self.handle.tell()
 
 
 @contextlib.contextmanager
@@ -154,9 +157,11 @@ def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> N
     if lines is None:
         return
     with contextlib.suppress(OSError):
-        if not lines.count or about is None:
+        if not lines.finished or about is None:
             part.unlink(missing_ok=True)
             return
-        described = {"finished_lines": lines.count, **about}
+        if not isinstance(lines.handle, gzip.GzipFile):  # whose lines after the last flush cannot be cut off
+            os.truncate(part, lines.position)
+        described = {"finished_lines": lines.finished, **about}
         _described(part).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{lines.count:,}")
+        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{lines.finished:,}")
