@@ -51,7 +51,11 @@ class Compute:
 
     def describe(self, threads: int) -> str:
         """For people: the device with so many threads, and the precision."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {threads} threads"
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"CPU, {threads} threads"
+        )
         return f"{name}, {NAMES[self.dtype]}{', deterministic' if self.is_deterministic else ''}"
 
 
@@ -72,19 +76,30 @@ def choose_compute(
     if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", device):
         raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N")
     chosen = torch.device(device)
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)")
+    if chosen.type == "cuda" and (
+        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)"
+        )
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)  # streams and events are made on the current device
     if threads is not None:
         torch.set_num_threads(threads)
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
-        logger.warning("precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice", chosen.type)
+        logger.warning(
+            "precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice",
+            chosen.type,
+        )
     if precision == "fp16" and chosen.type == "cpu":
-        raise ConfigError("precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)")
+        raise ConfigError(
+            "precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)"
+        )
     if precision == "int8" and (chosen.type != "cpu" or not torch.backends.mkldnn.is_available()):
-        raise ConfigError(f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}")
+        raise ConfigError(
+            f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}"
+        )
     if precision == "auto":
         precision = "bf16" if native and for_training else "fp32"
     if chosen.type == "cpu":
@@ -148,7 +163,11 @@ def has_native_bf16(device: torch.device) -> bool:
     if isa.upper() in ISA_WITHOUT_BF16:
         return False
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
+    return bool(
+        capabilities.get("avx512_bf16")
+        or capabilities.get("amx_bf16")
+        or capabilities.get("amx_tile")
+    )
 
 
 def available_memory(device: torch.device) -> int:
@@ -158,16 +177,22 @@ def available_memory(device: torch.device) -> int:
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
+        free.append(
+            int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+        )
     with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where it has none
         cgroup = Path("/sys/fs/cgroup")
-        free.append(int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+        free.append(
+            int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
+        )
     return max(0, min(free))
 
 
 def peak_process_memory() -> int:
     """Resident bytes of this process at their most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -194,11 +219,15 @@ def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> 
         if not is_out_of_memory(error):
             raise
         if len(items) == 1:
-            raise MTError(f"out of memory with a single sentence ({error}); try a smaller beam, or shorter sentences") from error
+            raise MTError(
+                f"out of memory with a single sentence ({error}); try a smaller beam, or shorter sentences"
+            ) from error
     # Out here the error is gone, and with it what the failed computation held.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    logger.warning("out of memory with %d sentences at once; going on with half as many", len(items))
+    logger.warning(
+        "out of memory with %d sentences at once; going on with half as many", len(items)
+    )
     middle = len(items) // 2
     return in_halves(compute, items[:middle]) + in_halves(compute, items[middle:])
 

@@ -52,13 +52,17 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
                 handle = stack.enter_context(Path(path).open("rb"))
             beginning = handle.peek(6)  # type: ignore[attr-defined]
             if beginning.startswith(ZSTANDARD):
-                raise DataError(f"{name}: compressed with Zstandard, which mt does not read; unpack it: unzstd {path}")
+                raise DataError(
+                    f"{name}: compressed with Zstandard, which mt does not read; unpack it: unzstd {path}"
+                )
             for magic, unpack in UNPACK.items():
                 if beginning.startswith(magic):
                     handle = stack.enter_context(unpack(handle))
             yield handle
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
@@ -69,7 +73,9 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
     with open_binary(path) as handle:
         for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), b""), 1):
             if len(line) > MAX_LINE:
-                raise DataError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?")
+                raise DataError(
+                    f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?"
+                )
             yield line[:-1] if line.endswith(b"\n") else line
 
 
@@ -148,7 +154,9 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     Whoever calls this holds the lock over it.
     """
     for path in list(folder.rglob(f".{name}.*tmp")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        shutil.rmtree(
+            path, ignore_errors=True
+        ) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def replace_link(link: Path, target: str) -> None:
@@ -207,7 +215,11 @@ def try_lock(handle: BinaryIO) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logger.warning("%s: no locks on this file system (%s); let only one process write here", handle.name, error.strerror)
+        logger.warning(
+            "%s: no locks on this file system (%s); let only one process write here",
+            handle.name,
+            error.strerror,
+        )
     return True
 
 

@@ -71,11 +71,21 @@ def shows_progress() -> bool:
 
 def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line") -> Iterable[T]:
     """A progress bar on stderr around `items`; silent where stderr is no terminal."""
-    return tqdm(items, total=total, desc=what, unit=unit, unit_scale=True, disable=not shows_progress(), leave=False)
+    return tqdm(
+        items,
+        total=total,
+        desc=what,
+        unit=unit,
+        unit_scale=True,
+        disable=not shows_progress(),
+        leave=False,
+    )
 
 
 @contextlib.contextmanager
-def progress_bar(count: Callable[[], int | None], what: str, unit: str, is_shown: bool = True) -> Iterator[Callable[[int], object]]:
+def progress_bar(
+    count: Callable[[], int | None], what: str, unit: str, is_shown: bool = True
+) -> Iterator[Callable[[int], object]]:
     """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where that cannot be known.
 
     Where stderr is no terminal nothing is shown, and nothing counted.
@@ -83,7 +93,15 @@ def progress_bar(count: Callable[[], int | None], what: str, unit: str, is_shown
     if not (is_shown and shows_progress()):
         yield lambda done: None
         return
-    with tqdm(total=count(), desc=what, unit=unit, smoothing=0, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
+    with tqdm(
+        total=count(),
+        desc=what,
+        unit=unit,
+        smoothing=0,
+        dynamic_ncols=True,
+        leave=False,
+        file=sys.stderr,
+    ) as bar:
         yield bar.update
 
 
@@ -104,7 +122,9 @@ class MetricLogger:
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         kept = list(_lines_until(self._path, resume_step)) if self._path.exists() else []
-        rewritten = self._path.with_name(f".{self._path.name}.tmp")  # a kill in between must not lose the history
+        rewritten = self._path.with_name(
+            f".{self._path.name}.tmp"
+        )  # a kill in between must not lose the history
         with rewritten.open("wb") as file:
             file.write("".join(kept).encode())
             file.flush()
@@ -116,7 +136,9 @@ class MetricLogger:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Record the numbers of one event (`train`, `valid`) of one update."""
-        self._pending += (json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n").encode()
+        self._pending += (
+            json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n"
+        ).encode()
         self._flush()
         self._mirror(kind, step, values)
 
@@ -151,7 +173,9 @@ class MetricLogger:
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill is dropped
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError
+        ):  # a line cut short by a kill is dropped
             row = json.loads(line)
             if row["step"] <= step and not row.get("partial"):
                 yield line.decode() + "\n"
@@ -166,7 +190,10 @@ def _tensorboard(folder: Path, resume_step: int) -> Any:
 
     def hook(args: threading.ExceptHookArgs) -> None:
         """TensorBoard's thread dies where the disk is full, which the next call in `_mirror` is told."""
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+        if not (
+            isinstance(args.exc_value, OSError)
+            and type(args.thread).__module__.startswith("tensorboard")
+        ):
             usual(args)
 
     threading.excepthook = hook

@@ -134,7 +134,9 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
                 raise MTError(f"{path}: another process is writing it")
             raw.truncate(0)
             is_packed = target.suffix == ".gz"
-            handle = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb")) if is_packed else raw
+            handle = (
+                stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb")) if is_packed else raw
+            )
             kept = Lines(cast(BinaryIO, handle), path)
             yield kept
             kept.flush()
@@ -160,8 +162,16 @@ def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> N
         if not lines.finished or about is None:
             part.unlink(missing_ok=True)
             return
-        if not isinstance(lines.handle, gzip.GzipFile):  # whose lines after the last flush cannot be cut off
+        if not isinstance(
+            lines.handle, gzip.GzipFile
+        ):  # whose lines after the last flush cannot be cut off
             os.truncate(part, lines.position)
         described = {"finished_lines": lines.finished, **about}
-        _described(part).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        logger.warning("%s: what is finished, the translations of the first %s lines", part, f"{lines.finished:,}")
+        _described(part).write_text(
+            json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        logger.warning(
+            "%s: what is finished, the translations of the first %s lines",
+            part,
+            f"{lines.finished:,}",
+        )

@@ -35,8 +35,13 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
     """Target tokens/s of a few updates."""
     config = load_config(config_path, overrides)
     with plain_pytorch(kinds):
-        compute = device_module.choose_compute(config.device, config.precision, config.threads, for_training=True)
-        with trial(config, prepare(config), compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+        compute = device_module.choose_compute(
+            config.device, config.precision, config.threads, for_training=True
+        )
+        with (
+            trial(config, prepare(config), compute) as trainer,
+            contextlib.closing(trainer.loader.updates()) as updates,
+        ):  # type: ignore[type-var]
             for _ in range(WARMUP):
                 trainer.train_step(next(updates))
             return speed(trainer, lambda: next(updates), num_updates)[0]
@@ -44,7 +49,9 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
 
 def main() -> None:
     """Measure every variant in turn, and print medians of ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,11 +65,29 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(args.rounds):
         for name, measured in rates.items():
-            command = [sys.executable, __file__, args.config, *args.overrides, "--updates", str(args.updates), "--one", name]
-            measured.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    table = Table("PyTorch's own", "target tokens/s, by round", "mt is, median", title=f"{args.config} {' '.join(args.overrides)}")
+            command = [
+                sys.executable,
+                __file__,
+                args.config,
+                *args.overrides,
+                "--updates",
+                str(args.updates),
+                "--one",
+                name,
+            ]
+            measured.append(
+                float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            )
+    table = Table(
+        "PyTorch's own",
+        "target tokens/s, by round",
+        "mt is, median",
+        title=f"{args.config} {' '.join(args.overrides)}",
+    )
     for name, measured in rates.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["mt"], measured, strict=True))
+        ratio = statistics.median(
+            ours / theirs for ours, theirs in zip(rates["mt"], measured, strict=True)
+        )
         table.add_row(name, ", ".join(f"{value:,.0f}" for value in measured), f"{ratio:.2f} times")
     Console().print(table)
 

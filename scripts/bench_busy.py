@@ -70,7 +70,15 @@ def started(args: argparse.Namespace, change: str) -> dict[str, float]:
     is_variable = change.partition("=")[0].isupper()
     overrides = [*args.overrides, *([change] if change and not is_variable else [])]
     variable = dict([change.split("=", 1)]) if is_variable else {}
-    command = [sys.executable, __file__, args.config, *overrides, "--updates", str(args.updates), "--one"]
+    command = [
+        sys.executable,
+        __file__,
+        args.config,
+        *overrides,
+        "--updates",
+        str(args.updates),
+        "--one",
+    ]
     env = {**os.environ, **variable}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -41,7 +41,9 @@ from mt.metrics import build_metrics, corpus_scores
 
 LATENCY_LINES = 100
 Search = Callable[[Sequence[list[int]]], list[list[int]]]
-Engine = Callable[[int, int], Iterator[tuple[str, Search]]]  # of beam and batch size: its ways to work, each with a name
+Engine = Callable[
+    [int, int], Iterator[tuple[str, Search]]
+]  # of beam and batch size: its ways to work, each with a name
 
 
 def gpu_engine(model: str, precision: str, device: str) -> Engine:
@@ -69,10 +71,21 @@ def mt_engine(model: str, precision: str, device: str) -> Engine:
         ways = [(1, 1), (threads, 1)] if batch_size == 1 else [(threads, None)]
         for count, workers in ways:
             translator = Translator.load(
-                model, device="cpu", precision=precision, threads=count, workers=workers, beam_size=beam_size, batch_size=batch_size
+                model,
+                device="cpu",
+                precision=precision,
+                threads=count,
+                workers=workers,
+                beam_size=beam_size,
+                batch_size=batch_size,
             )
             name = f"{translator.workers.count} x {max(1, translator.workers.threads // translator.workers.count)}"
-            yield name, lambda sources, translator=translator: [hyps[0].tokens for hyps in translator.search(sources)]
+            yield (
+                name,
+                lambda sources, translator=translator: [
+                    hyps[0].tokens for hyps in translator.search(sources)
+                ],
+            )
 
     return variants
 
@@ -84,11 +97,17 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
         ways = [(1, 1), (1, threads)] if batch_size == 1 else [(1, threads), (threads, 1)]
         for inter, intra in ways:
-            decode = loaded.config.decode.model_copy(update={"beam_size": beam_size, "batch_size": batch_size})
-            engine = CTranslate2Engine(Path(folder), loaded.tokenizer, decode, inter, intra, compute_type)
+            decode = loaded.config.decode.model_copy(
+                update={"beam_size": beam_size, "batch_size": batch_size}
+            )
+            engine = CTranslate2Engine(
+                Path(folder), loaded.tokenizer, decode, inter, intra, compute_type
+            )
             limit = max_output_len(decode.longest_src, decode.max_len_a, decode.max_len_b)
 
-            def search(sources: Sequence[list[int]], engine: CTranslate2Engine = engine, limit: int = limit) -> list[list[int]]:
+            def search(
+                sources: Sequence[list[int]], engine: CTranslate2Engine = engine, limit: int = limit
+            ) -> list[list[int]]:
                 return [tokens for tokens, _ in engine.translate_batch(sources, limit)]
 
             yield f"{inter} x {intra}", search
@@ -111,8 +130,13 @@ def hf_engine(model: str, precision: str) -> Engine:
         pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=BOS_ID, decoder_start_token_id=BOS_ID, forced_eos_token_id=None,
     )).eval()  # fmt: skip
     weights = {f"model.{name}": weight for name, weight in loaded.model.state_dict().items()}
-    weights |= {f"model.{name}.weight": loaded.model.output_weight for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")}
-    missing = theirs.load_state_dict({**weights, "lm_head.weight": loaded.model.output_weight}, strict=False)
+    weights |= {
+        f"model.{name}.weight": loaded.model.output_weight
+        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    }
+    missing = theirs.load_state_dict(
+        {**weights, "lm_head.weight": loaded.model.output_weight}, strict=False
+    )
     assert not missing.unexpected_keys, missing
     if precision == "bf16":
         theirs = theirs.bfloat16()
@@ -139,7 +163,9 @@ def hf_engine(model: str, precision: str) -> Engine:
     return variants
 
 
-def measure(engine: Engine, sources: Sequence[list[int]], beams: list[int], sizes: list[int]) -> Iterator[dict[str, Any]]:
+def measure(
+    engine: Engine, sources: Sequence[list[int]], beams: list[int], sizes: list[int]
+) -> Iterator[dict[str, Any]]:
     """Every way of an engine at every beam and batch size."""
     for beam_size in beams:
         for batch_size in sizes:
@@ -177,20 +203,42 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
     tokenizer = load_model(Path(args.model), torch.device("cpu")).tokenizer
     sources = tokenizer.encode_src(read_text(args.source)[: args.lines])
     refs = read_text(args.reference)
-    for result in measure(engine, sources, *([int(n) for n in option.split(",")] for option in (args.beams, args.batch_sizes))):
+    for result in measure(
+        engine,
+        sources,
+        *([int(n) for n in option.split(",")] for option in (args.beams, args.batch_sizes)),
+    ):
         hyps = [tokenizer.decode_tgt(hyp) for hyp in result.pop("hyps")]
         score = corpus_scores(hyps, [refs[: len(hyps)]], build_metrics(["bleu"]))["bleu"]
-        print(json.dumps({"engine": name, **result, "bleu": score.value, "signature": score.signature}), flush=True)
+        print(
+            json.dumps(
+                {"engine": name, **result, "bleu": score.value, "signature": score.signature}
+            ),
+            flush=True,
+        )
 
 
 def table(results: list[dict[str, Any]]) -> Table:
     """The better way of each engine, medians over rounds; of CTranslate2 too."""
-    measures = ("target tokens/s, by round", "median", "sentences/s", "ms a sentence", "peak MiB", "BLEU")
+    measures = (
+        "target tokens/s, by round",
+        "median",
+        "sentences/s",
+        "ms a sentence",
+        "peak MiB",
+        "BLEU",
+    )
     rendered = Table("engine", "beam", "batch", "threads", *measures)
     for engine, beam, batch in dict.fromkeys((r["engine"], r["beam"], r["batch"]) for r in results):
         same = [r for r in results if (r["engine"], r["beam"], r["batch"]) == (engine, beam, batch)]
-        ways = {way: [r for r in same if r["threads"] == way] for way in dict.fromkeys(r["threads"] for r in same)}
-        best = max(ways.values(), key=lambda rounds: statistics.median(r["tokens"] / r["seconds"] for r in rounds))
+        ways = {
+            way: [r for r in same if r["threads"] == way]
+            for way in dict.fromkeys(r["threads"] for r in same)
+        }
+        best = max(
+            ways.values(),
+            key=lambda rounds: statistics.median(r["tokens"] / r["seconds"] for r in rounds),
+        )
         rates = [r["tokens"] / r["seconds"] for r in best]
         a_sentence = statistics.median(r["seconds"] / r["sentences"] for r in best)
         rendered.add_row(
@@ -204,7 +252,9 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Engines in turn, round by round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("model", "source", "reference"):
         parser.add_argument(name)
     parser.add_argument("--lines", type=int, default=1000)
@@ -237,7 +287,9 @@ def main() -> None:
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1) + "\n")
     Console(width=160).print(table(results))
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {results[0]['signature']}")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {results[0]['signature']}"
+    )
 
 
 if __name__ == "__main__":

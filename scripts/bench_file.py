@@ -33,12 +33,16 @@ def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
     """CTranslate2's whole job: read, tokenize, translate in one call, join, write."""
     compute_type, _, threads = engine.removeprefix("ct2-").partition("-")
     loaded = load_model(Path(args.model), torch.device("cpu"))
-    decode = loaded.config.decode.model_copy(update={"beam_size": args.beam_size, "batch_size": args.batch_size})
+    decode = loaded.config.decode.model_copy(
+        update={"beam_size": args.beam_size, "batch_size": args.batch_size}
+    )
     ways = (1, 0) if threads == "default" else (len(os.sched_getaffinity(0)), 1)
     ct2 = CTranslate2Engine(folder / "ct2", loaded.tokenizer, decode, *ways, compute_type)
     limit = max_output_len(decode.longest_src, decode.max_len_a, decode.max_len_b)
     found = ct2.translate_batch(loaded.tokenizer.encode_src(read_text(folder / "source")), limit)
-    (folder / engine).write_text("".join(f"{loaded.tokenizer.decode_tgt(tokens)}\n" for tokens, _ in found), encoding="utf-8")
+    (folder / engine).write_text(
+        "".join(f"{loaded.tokenizer.decode_tgt(tokens)}\n" for tokens, _ in found), encoding="utf-8"
+    )
 
 
 def memory(pid: int) -> float:
@@ -47,7 +51,11 @@ def memory(pid: int) -> float:
     while pids:
         process = Path(f"/proc/{pids.pop()}")
         try:
-            total += next(int(line.split()[1]) for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+            total += next(
+                int(line.split()[1])
+                for line in (process / "smaps_rollup").read_text().splitlines()
+                if line.startswith("Pss:")
+            )
             for thread in (process / "task").iterdir():
                 pids += map(int, (thread / "children").read_text().split())
         except (OSError, StopIteration):  # it has just ended
@@ -72,7 +80,9 @@ def watch(command: list[str]) -> tuple[float, list[float]]:
 
 def main() -> None:
     """One engine after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("source")
     parser.add_argument("--lines", type=int, default=100_000)
@@ -94,8 +104,21 @@ def main() -> None:
         for engine in args.engines.split(","):
             command = [sys.executable, *sys.argv, "--child", engine, name]
             if engine.startswith("mt-"):
-                options = {"precision": engine.removeprefix("mt-"), "beam-size": args.beam_size, "batch-size": args.batch_size}
-                command = [sys.executable, "-m", "mt", "translate", args.model, f"{name}/source", "-o", f"{name}/{engine}"]
+                options = {
+                    "precision": engine.removeprefix("mt-"),
+                    "beam-size": args.beam_size,
+                    "batch-size": args.batch_size,
+                }
+                command = [
+                    sys.executable,
+                    "-m",
+                    "mt",
+                    "translate",
+                    args.model,
+                    f"{name}/source",
+                    "-o",
+                    f"{name}/{engine}",
+                ]
                 command += [f"--{key}={value}" for key, value in options.items()]
                 on_terminal = f"stty rows 30 cols 100; exec {shlex.join(command)}"
                 command = ["script", "-qec", on_terminal, str(args.log / f"{engine}.log")]
@@ -104,8 +127,14 @@ def main() -> None:
             tenth = len(samples) // 10
             early, late = max(samples[tenth : 2 * tenth]), max(samples[-tenth:])
             grew |= engine.startswith("mt-") and late > GROWTH * early
-            print(f"{engine}: {translated:,} lines in {seconds:,.1f} s, {translated / seconds:,.1f} lines/s; ", end="")
-            print(f"memory {early:,.0f} MiB in the second tenth, {late:,.0f} in the last, peak {max(samples):,.0f}", flush=True)
+            print(
+                f"{engine}: {translated:,} lines in {seconds:,.1f} s, {translated / seconds:,.1f} lines/s; ",
+                end="",
+            )
+            print(
+                f"memory {early:,.0f} MiB in the second tenth, {late:,.0f} in the last, peak {max(samples):,.0f}",
+                flush=True,
+            )
     sys.exit(grew)
 
 

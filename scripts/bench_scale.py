@@ -40,12 +40,16 @@ MIB = 1 << 20
 
 def main() -> None:
     """Run one of the measurements."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("exchange", "checkpoint", "order", "cache"))
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--preset", default="base", choices=PRESETS)
     parser.add_argument("--engine", default="ddp", choices=("ddp", "fsdp"))
-    parser.add_argument("--tokens", type=int, default=2048, help="source, and target, tokens of a micro-batch")
+    parser.add_argument(
+        "--tokens", type=int, default=2048, help="source, and target, tokens of a micro-batch"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=10**9)
     parser.add_argument("--folder", type=Path, default=None)
@@ -58,10 +62,14 @@ def main() -> None:
         else:
             with joined(600.0) as world:
                 compute = choose_compute(world.place("auto"), "auto", None, for_training=True)
-                {"exchange": exchange, "checkpoint": checkpoint}[args.what](args, world, compute, Path(folder))
+                {"exchange": exchange, "checkpoint": checkpoint}[args.what](
+                    args, world, compute, Path(folder)
+                )
 
 
-def built(args: argparse.Namespace, world: World, compute: Compute) -> tuple[Transformer, nn.Module, torch.optim.Optimizer]:
+def built(
+    args: argparse.Namespace, world: World, compute: Compute
+) -> tuple[Transformer, nn.Module, torch.optim.Optimizer]:
     """(model, what to call, optimizer) as a trainer has them."""
     config = ModelConfig(preset=args.preset, **PRESETS[args.preset])
     model = build_model(config, VOCAB, VOCAB, 1).train()
@@ -95,7 +103,9 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
     """A micro-batch with and without the exchange of gradients, an optimizer step, and the small calls of an update."""
     model, wrapped, optimizer = built(args, world, compute)
     num_parameters = sum(p.numel() for p in model.parameters())
-    batch = moved(empty_batch((args.tokens // 32, 32, 32), torch.device("cpu"), packed=False), compute.device)
+    batch = moved(
+        empty_batch((args.tokens // 32, 32, 32), torch.device("cpu"), packed=False), compute.device
+    )
 
     def micro_batch(is_last: bool) -> None:
         with world.accumulating(wrapped, is_last), compute.autocast():
@@ -112,15 +122,27 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
         times["exchanged"].append(timed(lambda: micro_batch(is_last=True), compute))
         times["step"].append(timed(step, compute))
         times["agree"].append(timed(lambda: agree(world, compute), compute))
-    alone, exchanged, stepped, agreed = (1000 * statistics.median(values[1:]) for values in times.values())
+    alone, exchanged, stepped, agreed = (
+        1000 * statistics.median(values[1:]) for values in times.values()
+    )
     where = f"{world.size} ranks, {args.engine}, {compute}, preset {args.preset}: {num_parameters / 1e6:.1f} M parameters"
-    say(world, f"{where}, {args.tokens} + {args.tokens} tokens a micro-batch, medians of {args.rounds}")
+    say(
+        world,
+        f"{where}, {args.tokens} + {args.tokens} tokens a micro-batch, medians of {args.rounds}",
+    )
     if args.engine == "ddp":
-        say(world, f"  micro-batch without exchange {alone:,.0f} ms, with {exchanged:,.0f} ms: {exchanged - alone:+,.0f} ms")
+        say(
+            world,
+            f"  micro-batch without exchange {alone:,.0f} ms, with {exchanged:,.0f} ms: {exchanged - alone:+,.0f} ms",
+        )
     else:
         say(world, f"  micro-batch {exchanged:,.0f} ms")
     say(world, f"  optimizer step {stepped:,.0f} ms; loss, numbers and signals {agreed:.2f} ms")
-    peak = torch.cuda.max_memory_allocated() if compute.device.type == "cuda" else peak_process_memory()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if compute.device.type == "cuda"
+        else peak_process_memory()
+    )
     say(world, f"  peak memory of rank 0: {peak / MIB:,.0f} MiB")
 
 
@@ -128,7 +150,10 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
     """Weights and optimizer state onto the disk and back: by all ranks, or in one file where there is one."""
     model, _, optimizer = built(args, world, compute)
     prepare_optimizer(optimizer)
-    tensors = {**{name: p.detach() for name, p in model.named_parameters()}, **optimizer_tensors(optimizer, model)}
+    tensors = {
+        **{name: p.detach() for name, p in model.named_parameters()},
+        **optimizer_tensors(optimizer, model),
+    }
     times: dict[str, list[float]] = {"save": [], "hash": [], "load": []}
     size = 0
     for number in range(args.rounds):
@@ -137,7 +162,12 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
         times["save"].append(timed(lambda: save(world, tensors, place), compute))  # noqa: B023
         files = sorted(place.iterdir())
         size = sum(path.stat().st_size for path in files)
-        times["hash"].append(timed(lambda: world.first(lambda: [sha256_file(path) for path in files] and None), compute))  # noqa: B023
+        times["hash"].append(
+            timed(
+                lambda: world.first(lambda: [sha256_file(path) for path in files] and None),  # noqa: B023
+                compute,
+            )
+        )
         times["load"].append(timed(lambda: load_shards(tensors, place), compute))  # noqa: B023
         world.add_up(torch.zeros(1, device=compute.device))  # all have read it
         world.first(lambda: shutil.rmtree(place))  # noqa: B023
@@ -145,7 +175,14 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
     held = sum(own_shard(tensor).nbytes for tensor in tensors.values())
     what = f"{size / MIB:,.0f} MiB in {len(files)} files, medians of {args.rounds}"
     say(world, f"{world.size} ranks, {args.engine}, preset {args.preset}: {what}")
-    say(world, "  " + ", ".join(f"{name} {value:.2f} s ({size / MIB / value:,.0f} MiB/s)" for name, value in seconds.items()))
+    say(
+        world,
+        "  "
+        + ", ".join(
+            f"{name} {value:.2f} s ({size / MIB / value:,.0f} MiB/s)"
+            for name, value in seconds.items()
+        ),
+    )
     say(world, f"  weights and optimizer state in memory: {held / MIB:,.0f} MiB a rank")
 
 
@@ -172,9 +209,16 @@ def order(num_pairs: int, folder: Path) -> None:
         total = write_offsets(folder / f"{side}.offsets.bin", num_pairs)
         with (folder / f"{side}.tokens.bin").open("wb") as file:
             file.truncate(2 * total)
-    about = {"format": 1, "dtype": "uint16", "pairs": num_pairs, "tokens": dict.fromkeys(SIDES, total)}
+    about = {
+        "format": 1,
+        "dtype": "uint16",
+        "pairs": num_pairs,
+        "tokens": dict.fromkeys(SIDES, total),
+    }
     (folder / "manifest.json").write_text(json.dumps(about))
-    print(f"{num_pairs:,} pairs, {total:,} tokens a side; offsets written in {time.perf_counter() - began:,.0f} s")
+    print(
+        f"{num_pairs:,} pairs, {total:,} tokens a side; offsets written in {time.perf_counter() - began:,.0f} s"
+    )
     os.sync()
     time.sleep(20)  # until the disk has settled
     chance = np.random.default_rng(1)
@@ -196,8 +240,13 @@ def order(num_pairs: int, folder: Path) -> None:
         updates.close()  # type: ignore[attr-defined]
         del loader, updates
         forget_pages(folder)
-    for what, seconds in (("an epoch put in order, its first update drawn", first), ("gone to a random block, an update made", seek)):
-        print(f"  cache opened, {what}: {statistics.median(seconds):.2f} s (median of {len(seconds)}), {max(seconds):.2f} s at most")
+    for what, seconds in (
+        ("an epoch put in order, its first update drawn", first),
+        ("gone to a random block, an update made", seek),
+    ):
+        print(
+            f"  cache opened, {what}: {statistics.median(seconds):.2f} s (median of {len(seconds)}), {max(seconds):.2f} s at most"
+        )
     print(f"  peak memory {peak_process_memory() / MIB:,.0f} MiB")
 
 
@@ -207,7 +256,9 @@ def write_offsets(path: Path, num_pairs: int) -> int:
     with path.open("wb") as file:
         file.write(np.zeros(1, np.uint64).tobytes())
         for start in range(0, num_pairs, 1 << 24):
-            offsets = np.cumsum(chance.integers(1, 60, min(1 << 24, num_pairs - start), np.uint64)) + np.uint64(end)
+            offsets = np.cumsum(
+                chance.integers(1, 60, min(1 << 24, num_pairs - start), np.uint64)
+            ) + np.uint64(end)
             file.write(offsets.tobytes())
             end = int(offsets[-1])
     return end
@@ -227,7 +278,9 @@ def cache(folders: list[Path]) -> None:
         about = json.loads((folder / "manifest.json").read_text())
         size = sum(path.stat().st_size for path in folder.iterdir())
         tokens = sum(about["tokens"].values()) / about["pairs"]
-        print(f"{', '.join(about['corpora'])}: {about['pairs']:,} pairs, {tokens:.1f} tokens and {size / about['pairs']:.1f} bytes a pair")
+        print(
+            f"{', '.join(about['corpora'])}: {about['pairs']:,} pairs, {tokens:.1f} tokens and {size / about['pairs']:.1f} bytes a pair"
+        )
 
 
 if __name__ == "__main__":

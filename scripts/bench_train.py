@@ -50,7 +50,10 @@ def product_rate(compute: Compute, dtype: torch.dtype, seconds: float = 0.5) -> 
     for size in (256, 512, 1024, 2048):
         a = torch.randn(4096, size, device=compute.device).to(dtype)
         b = torch.randn(size, size, device=compute.device).to(dtype)
-        times, end = [product_seconds(compute, a, b)], time.perf_counter() + seconds  # the first one warms up
+        times, end = (
+            [product_seconds(compute, a, b)],
+            time.perf_counter() + seconds,
+        )  # the first one warms up
         while times[0] <= seconds and (len(times) < 4 or time.perf_counter() < end):
             times.append(product_seconds(compute, a, b))
         rates.append(2 * 4096 * size * size / statistics.median(times[1:] or times))
@@ -70,7 +73,12 @@ def product_seconds(compute: Compute, a: torch.Tensor, b: torch.Tensor) -> float
 
 def matrix_parameters(model: Transformer) -> int:
     """Parameters that a token is multiplied with: layers and output projection, embeddings as such left out."""
-    layers = sum(p.numel() for half in (model.encoder.layers, model.decoder.layers) for p in half.parameters() if p.ndim == 2)
+    layers = sum(
+        p.numel()
+        for half in (model.encoder.layers, model.decoder.layers)
+        for p in half.parameters()
+        if p.ndim == 2
+    )
     return layers + model.output_weight.numel()
 
 
@@ -138,11 +146,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     deterministic = config.train.deterministic
     compute = choose_compute(
-        config.device, config.precision, config.threads, for_training=True,
-        deterministic=deterministic
+        config.device,
+        config.precision,
+        config.threads,
+        for_training=True,
+        deterministic=deterministic,
     )
     prepared = prepare(config)
-    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+    with (
+        trial(config, prepared, compute) as trainer,
+        contextlib.closing(trainer.loader.updates()) as updates,
+    ):  # type: ignore[type-var]
         for _ in range(args.warmup):
             trainer.train_step(next(updates))
         speeds = [speed(trainer, lambda: next(updates), args.updates) for _ in range(args.repeat)]
@@ -150,7 +164,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         sample = [next(updates) for _ in range(args.updates)]
     rate = statistics.median(tokens for tokens, _ in speeds)
     flop = 6 * matrix_parameters(trainer.model)
-    products = {name: product_rate(compute, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    products = {
+        name: product_rate(compute, dtype)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
     return {
         "config": str(args.config), "overrides": args.overrides, "compute": str(compute), "torch": torch.__version__,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -163,22 +180,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The figures as a table."""
-    table = Table(title=f"{result['config']} {' '.join(result['overrides'])}\n{result['compute']}", show_header=False)
+    table = Table(
+        title=f"{result['config']} {' '.join(result['overrides'])}\n{result['compute']}",
+        show_header=False,
+    )
     runs = result["runs"]
     spread = f"median of {len(runs)}, {min(runs):,.0f} to {max(runs):,.0f}"
     table.add_row("target tokens/s", f"{result['target_tokens_per_second']:,.0f} ({spread})")
     table.add_row("padding", f"{result['padding']:.1%} of all positions")
-    table.add_row("time", ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items()))
+    table.add_row(
+        "time", ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items())
+    )
     products = ", ".join(f"{name} {rate:,.0f}" for name, rate in result["product_gflops"].items())
     table.add_row("fastest products", f"{products} GFLOP/s")
-    table.add_row("utilisation", f"{result['utilisation']:.0%} of the faster, at {result['mflop_per_token']:.1f} MFLOP a token")
+    table.add_row(
+        "utilisation",
+        f"{result['utilisation']:.0%} of the faster, at {result['mflop_per_token']:.1f} MFLOP a token",
+    )
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
     Console().print(table)
 
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--updates", type=int, default=30)

@@ -28,16 +28,43 @@ from survival.harness import ROOT, reference, write_config
 
 from mt.files import fingerprint
 
-PROMISES = ("kills", "resume", "damage", "signals", "numbers", "disk", "races", "hostile", "ranks", "spot")
+PROMISES = (
+    "kills",
+    "resume",
+    "damage",
+    "signals",
+    "numbers",
+    "disk",
+    "races",
+    "hostile",
+    "ranks",
+    "spot",
+)
 
 
 def main() -> None:
     """Run what has not been run, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("promises", nargs="*", metavar="PROMISE", help=f"of {', '.join(PROMISES)}; all where none is given")
-    parser.add_argument("--full", action="store_true", help="every try of the published table; a sample otherwise")
-    parser.add_argument("--folder", type=Path, default=None, help="where runs and results go (default: a temporary folder)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at the same time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "promises",
+        nargs="*",
+        metavar="PROMISE",
+        help=f"of {', '.join(PROMISES)}; all where none is given",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="every try of the published table; a sample otherwise"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where runs and results go (default: a temporary folder)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="cases at the same time"
+    )
     args = parser.parse_args()
     if unknown := set(args.promises) - set(PROMISES):
         parser.error(f"no such promise: {', '.join(sorted(unknown))}")
@@ -57,15 +84,26 @@ def campaign(folder: Path, promises: tuple[str, ...] | list[str], full: bool, jo
     write_config(reference_run)
     reference(reference_run, "plain")
     modules = {name: importlib.import_module(f"survival.{name}") for name in promises}
-    todo = [(name, case) for name, module in modules.items() for case in module.cases(full) if (name, case) not in done]
+    todo = [
+        (name, case)
+        for name, module in modules.items()
+        for case in module.cases(full)
+        if (name, case) not in done
+    ]
     for number, (name, case, problem) in enumerate(outcomes(folder, modules, todo, jobs), 1):
         with results.open("a") as file:
-            file.write(json.dumps({"code": code, "promise": name, "case": case, "problem": problem}) + "\n")
+            file.write(
+                json.dumps({"code": code, "promise": name, "case": case, "problem": problem}) + "\n"
+            )
         done[name, case] = problem
         if problem:
             print(f"NOT KEPT  {name}: {case}: {problem}", flush=True)
         if number % 50 == 0:
-            print(f"{number:,} of {len(todo):,} cases after {time.perf_counter() - began:,.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{number:,} of {len(todo):,} cases after {time.perf_counter() - began:,.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     table = Table("promise", "tries", "kept")
     failed = 0
     for name, module in modules.items():
@@ -84,7 +122,11 @@ def fingerprint_of_code() -> str:
 
 def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
     """What stands there from an earlier start with the same code; the file is left with whole lines only."""
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    lines = (
+        [line for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
     path.write_text("".join(f"{line}\n" for line in lines))
     results = [json.loads(line) for line in lines]
     if any(result["code"] != code for result in results):

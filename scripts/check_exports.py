@@ -20,7 +20,9 @@ from mt.workflows.export import TITLES, prove_export, write_export
 
 def main() -> int:
     """Export, translate, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("source")
     parser.add_argument("--lines", type=int, default=1000)
@@ -41,7 +43,9 @@ def main() -> int:
                 holds &= parity.holds
                 print(f"{title}, beam {beams}: {parity}", flush=True)
                 for difference in parity.differences:
-                    print(f"  line {difference.line}, {difference.gap:.1e} apart\n    {difference.ours}\n    {difference.theirs}")
+                    print(
+                        f"  line {difference.line}, {difference.gap:.1e} apart\n    {difference.ours}\n    {difference.theirs}"
+                    )
     return 0 if holds else 1
 
 

@@ -33,10 +33,17 @@ WINDOW = 50  # updates that make one point of the curve
 KINDS = PLAIN.keys() - {"allocator"}  # which changes no number
 
 
-def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tuple[list[float], float]:
+def curve(
+    config: Config, prepared: Prepared, updates: int, plain: bool
+) -> tuple[list[float], float]:
     """(mean nll of each window of updates, target tokens/s) of one training."""
-    compute = choose_compute(config.device, "fp32" if plain else config.precision, config.threads, for_training=True)
-    with plain_pytorch(KINDS) if plain else contextlib.nullcontext(), trial(config, prepared, compute) as trainer:
+    compute = choose_compute(
+        config.device, "fp32" if plain else config.precision, config.threads, for_training=True
+    )
+    with (
+        plain_pytorch(KINDS) if plain else contextlib.nullcontext(),
+        trial(config, prepared, compute) as trainer,
+    ):
         losses, tokens, began = [], 0, time.perf_counter()
         with contextlib.closing(trainer.loader.updates()) as stream:  # type: ignore[type-var]
             for _ in range(updates):
@@ -44,12 +51,16 @@ def curve(config: Config, prepared: Prepared, updates: int, plain: bool) -> tupl
                 losses.append(trainer.train_step(update).read().nll)
                 tokens += update.num_tokens
         took = time.perf_counter() - began
-    return [statistics.fmean(losses[at : at + WINDOW]) for at in range(0, updates, WINDOW)], tokens / took
+    return [
+        statistics.fmean(losses[at : at + WINDOW]) for at in range(0, updates, WINDOW)
+    ], tokens / took
 
 
 def main() -> None:
     """Train both ways with each seed and show the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--updates", type=int, default=300)
@@ -67,19 +78,32 @@ def main() -> None:
             curves[name].append(points)
             rates[name].append(rate)
     table = Table(title=f"nll a target token, mean (and range) over seeds {args.seeds}")
-    for column in ("updates", "ours", "plain fp32 PyTorch", "difference of means", "spread over seeds"):
+    for column in (
+        "updates",
+        "ours",
+        "plain fp32 PyTorch",
+        "difference of means",
+        "spread over seeds",
+    ):
         table.add_column(column, justify="right")
     for index in range(len(curves["plain"][0])):
         ours, plain = ([points[index] for points in curves[name]] for name in ("ours", "plain"))
         shown = (f"{statistics.fmean(x):.4f} ({min(x):.4f}-{max(x):.4f})" for x in (ours, plain))
         spread = max(max(ours) - min(ours), max(plain) - min(plain))
         first = index * WINDOW + 1
-        table.add_row(f"{first}-{first + WINDOW - 1}", *shown, f"{statistics.fmean(ours) - statistics.fmean(plain):+.4f}", f"{spread:.4f}")
+        table.add_row(
+            f"{first}-{first + WINDOW - 1}",
+            *shown,
+            f"{statistics.fmean(ours) - statistics.fmean(plain):+.4f}",
+            f"{spread:.4f}",
+        )
     Console().print(table)
     for name, values in rates.items():
         Console().print(f"{name}: {statistics.median(values):,.0f} target tokens/s (median)")
     if args.json is not None:
-        args.json.write_text(json.dumps({"curves": curves, "rates": rates}, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"curves": curves, "rates": rates}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def translations(translator: Translator, lines: list[str], batch_size: int) -> l
 
 def main() -> None:
     """Compare every setting with the first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("source")
     parser.add_argument("--lines", type=int, default=1000)

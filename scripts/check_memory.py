@@ -27,7 +27,9 @@ BOUND = 1.02
 
 def main() -> None:
     """Train, and compare the peaks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--updates", type=int, default=2000)
@@ -37,19 +39,30 @@ def main() -> None:
     compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     peaks, shapes, waited, began = [], set(), 0.0, time.perf_counter()
-    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+    with (
+        trial(config, prepared, compute) as trainer,
+        contextlib.closing(trainer.loader.updates()) as updates,
+    ):  # type: ignore[type-var]
         for step in range(1, args.updates + 1):
             asked = time.perf_counter()
             update = next(updates)
             waited += time.perf_counter() - asked
             trainer.train_step(update).read()
-            shapes |= {(batch.src.shape, batch.tgt_in.shape) for batch in update.micro_batches if isinstance(batch, Batch)}
+            shapes |= {
+                (batch.src.shape, batch.tgt_in.shape)
+                for batch in update.micro_batches
+                if isinstance(batch, Batch)
+            }
             if step % (args.updates // 2) == 0:
                 peaks.append(peak_process_memory() / 2**20)
     first, whole = peaks
     took = time.perf_counter() - began
-    print(f"{config.run_dir}, {compute}: {args.updates} updates in {took:,.0f} s, {len(shapes)} shapes of batches")
-    print(f"peak resident memory: {first:,.0f} MiB in the first half, {whole:,.0f} MiB in all: {whole / first:.4f} times (at most {BOUND})")
+    print(
+        f"{config.run_dir}, {compute}: {args.updates} updates in {took:,.0f} s, {len(shapes)} shapes of batches"
+    )
+    print(
+        f"peak resident memory: {first:,.0f} MiB in the first half, {whole:,.0f} MiB in all: {whole / first:.4f} times (at most {BOUND})"
+    )
     print(f"waiting for data: {waited / took:.2%} of the time")
     sys.exit(whole > BOUND * first)
 

@@ -11,14 +11,22 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
-SPLITS = {"train": ("train", 29_000), "val": ("validation", 1_014), "test_2016_flickr": ("test", 1_000)}
+SPLITS = {
+    "train": ("train", 29_000),
+    "val": ("validation", 1_014),
+    "test_2016_flickr": ("test", 1_000),
+}
 LANGUAGES = ("de", "en")
 
 
 def from_folder(folder: Path, name: str, language: str) -> list[str]:
     """The lines of one file of `folder`, plain or gzipped."""
     plain = folder / f"{name}.{language}"
-    data = plain.read_bytes() if plain.exists() else gzip.decompress((folder / f"{name}.{language}.gz").read_bytes())
+    data = (
+        plain.read_bytes()
+        if plain.exists()
+        else gzip.decompress((folder / f"{name}.{language}.gz").read_bytes())
+    )
     return data.decode("utf-8").removesuffix("\n").split("\n")
 
 
@@ -26,25 +34,40 @@ def from_hub(name: str, language: str) -> list[str]:
     """The lines of one split of the hub's copy."""
     import datasets
 
-    rows: Iterable[dict[str, str]] = datasets.load_dataset("bentrevett/multi30k", split=SPLITS[name][0])
+    rows: Iterable[dict[str, str]] = datasets.load_dataset(
+        "bentrevett/multi30k", split=SPLITS[name][0]
+    )
     return [row[language].replace("\n", " ").strip() for row in rows]
 
 
 def main() -> None:
     """Write every split of every language, and check the number of lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="folder", type=Path, help="a folder with the corpus (default: the hub)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--from", dest="folder", type=Path, help="a folder with the corpus (default: the hub)"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/multi30k"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (_, expected) in SPLITS.items():
         for language in LANGUAGES:
-            lines = from_folder(args.folder, name, language) if args.folder else from_hub(name, language)
+            lines = (
+                from_folder(args.folder, name, language)
+                if args.folder
+                else from_hub(name, language)
+            )
             if len(lines) != expected:
                 raise SystemExit(f"{name}.{language}: {len(lines)} lines, expected {expected}")
             # mtime 0: the same text gives the same bytes, and with them the same token cache.
-            (args.out / f"{name}.{language}.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
-    print(f"{args.out}: " + ", ".join(f"{name} {expected:,}" for name, (_, expected) in SPLITS.items()))
+            (args.out / f"{name}.{language}.gz").write_bytes(
+                gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+            )
+    print(
+        f"{args.out}: "
+        + ", ".join(f"{name} {expected:,}" for name, (_, expected) in SPLITS.items())
+    )
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ class Sizes:
     presets: tuple[str, ...]
     overrides: tuple[str, ...]  # of the configuration
     max_tokens: int
-    updates: int                # of a training measurement, three times
+    updates: int  # of a training measurement, three times
     warmup: int
-    learning_steps: int         # of the model to translate with
-    lines: int                  # to translate
+    learning_steps: int  # of the model to translate with
+    lines: int  # to translate
     batch_sizes: str
     precisions: tuple[str, ...]  # to translate in; the first one to train in
 

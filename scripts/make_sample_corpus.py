@@ -30,9 +30,7 @@ CHAIRS = {
     "neben": ("next to", "Lampe Computer Klavier Fenster Schrank"),
     "hinter": ("behind", "Sofa Schrank Tür Klavier"),
 }
-DRIVE = (
-    "Dorf Stadt Museum Hotel Theater Bäckerei Fabrik Schloss Bahnhof Flughafen Hafen Markt Strand See Fluss Schule Wald"
-)
+DRIVE = "Dorf Stadt Museum Hotel Theater Bäckerei Fabrik Schloss Bahnhof Flughafen Hafen Markt Strand See Fluss Schule Wald"
 HIKE = "Dorf Schloss Turm Wald Strand See Fluss Stadt Brücke Hafen"
 STAY = "Haus Zimmer Hotel Krankenhaus Garten Dorf Stadt Schloss Küche Büro"
 LIVE = "Haus Hotel Dorf Stadt Schloss"
@@ -52,18 +50,16 @@ PLACED = {
     "fangen": "Garten Park Wald See Fluss Strand",
     "abholen": "Bahnhof Flughafen Hafen Schule Krankenhaus Hotel",
 }
-TRADES = (
-    "Lehrer Ärztin Bäcker Köchin Richterin Sängerin Malerin Student Polizist Bauer Gärtner Schneiderin Anwalt Matrose"
-)
+TRADES = "Lehrer Ärztin Bäcker Köchin Richterin Sängerin Malerin Student Polizist Bauer Gärtner Schneiderin Anwalt Matrose"
 TRADES += " Tänzerin Kellnerin Dichter Reporterin Fahrer Nachbar Kollege Freund Gast"
-JUDGEMENTS = g.pairs("schön,nice schade,a_pity gut,good seltsam,strange klar,clear möglich,possible")
+JUDGEMENTS = g.pairs(
+    "schön,nice schade,a_pity gut,good seltsam,strange klar,clear möglich,possible"
+)
 AIMS = """kaufen suchen holen treffen fragen begrüßen malen zeichnen fotografieren reparieren abholen helfen danken
     gratulieren zuhören arbeiten sprechen spielen"""
 TRIP_AIMS = """besuchen treffen fotografieren malen zeichnen anschauen helfen gratulieren arbeiten sprechen verkaufen
     kaufen abholen"""
-MISHAPS = (
-    "stehlen verlieren finden verstecken retten weglaufen abreisen bewundern erkennen vermissen hören sehen verstehen"
-)
+MISHAPS = "stehlen verlieren finden verstecken retten weglaufen abreisen bewundern erkennen vermissen hören sehen verstehen"
 HELPFUL = "aufräumen putzen kochen reparieren vorbereiten backen waschen einkaufen öffnen schließen abholen"
 FREED = "schlafen arbeiten frühstücken fernsehen tanzen essen lesen trinken malen spielen sprechen"
 ARRIVALS = "ankommen aufwachen aufstehen zurückkommen"
@@ -75,12 +71,20 @@ HUNGER = {
     "traurig": "weinen",
     "glücklich": "singen tanzen lächeln lachen",
 }
-DUTIES = (
-    "helfen reparieren abholen arbeiten einkaufen besuchen füttern putzen aufräumen kochen waschen schreiben anrufen"
-)
+DUTIES = "helfen reparieren abholen arbeiten einkaufen besuchen füttern putzen aufräumen kochen waschen schreiben anrufen"
 COSTLY = "kaufen bestellen mieten reisen fliegen ziehen einkaufen"
 WHY = ["glücklich", "zufrieden", "nervös", "Zeit", "Urlaub", "gute Laune", "allein"]
-WHY_NOT = ["müde", "krank", "wütend", "nervös", "traurig", "keine Zeit", "kein Geld", "Angst", "allein"]
+WHY_NOT = [
+    "müde",
+    "krank",
+    "wütend",
+    "nervös",
+    "traurig",
+    "keine Zeit",
+    "kein Geld",
+    "Angst",
+    "allein",
+]
 DESPITE = [
     "müde",
     "krank",
@@ -185,8 +189,17 @@ class Speaker:
 
     def kin(self, owner: g.NounPhrase | None) -> g.NounPhrase:
         """Return a relative with a possessive."""
-        noun = self.dice.pick([noun for noun in g.nouns_of("kin") if not owner or noun.en not in owner.en])
-        plural = noun.en in ("brother", "sister", "son", "daughter", "uncle", "aunt") and self.dice.chance(0.25)
+        noun = self.dice.pick(
+            [noun for noun in g.nouns_of("kin") if not owner or noun.en not in owner.en]
+        )
+        plural = noun.en in (
+            "brother",
+            "sister",
+            "son",
+            "daughter",
+            "uncle",
+            "aunt",
+        ) and self.dice.chance(0.25)
         if owner and owner.de("nom").lower().startswith(POSSESSED):
             owner = None
         word, english = self.possessive(owner)
@@ -201,7 +214,9 @@ class Speaker:
 
     def subject(self) -> g.NounPhrase:
         """Return any human subject."""
-        kind = self.dice.weighted([(26, "name"), (7, "two"), (30, "person"), (14, "kin"), (23, "pronoun")])
+        kind = self.dice.weighted(
+            [(26, "name"), (7, "two"), (30, "person"), (14, "kin"), (23, "pronoun")]
+        )
         if kind == "pronoun":
             return self.dice.pick(g.PRONOUNS)
         if kind == "two":
@@ -220,7 +235,11 @@ class Speaker:
     def other_subject(self, subject: g.NounPhrase) -> g.NounPhrase:
         """Return a subject that is not the given one and no third person pronoun."""
         other = self.subject()
-        while other.en == subject.en or (other.pronoun and other.person == 3) or other.row == subject.row == 0:
+        while (
+            other.en == subject.en
+            or (other.pronoun and other.person == 3)
+            or other.row == subject.row == 0
+        ):
             other = self.subject()
         return other
 
@@ -252,7 +271,13 @@ class Speaker:
             return self.dice.weighted([(6, "der"), (1, "dies"), (2 if plural else 0, "number")])
         own = 1.0 if noun.group in ("dish", "fruit", "veg", "plant") else 2.5
         return self.dice.weighted(
-            [(4, "der"), (3, "ein"), (own, "possessive"), (1, "dies"), (2 if plural else 0, "number")]
+            [
+                (4, "der"),
+                (3, "ein"),
+                (own, "possessive"),
+                (1, "dies"),
+                (2 if plural else 0, "number"),
+            ]
         )
 
     def human_object(self, kind: str, subject: g.NounPhrase, case: str) -> g.NounPhrase:
@@ -266,10 +291,16 @@ class Speaker:
         elif kind == "kin":
             found = self.kin(subject)
         else:
-            found = g.noun_phrase(noun := dice.pick(g.nouns_of(kind)), *self.article(), self.adjective(noun, 0.4))
+            found = g.noun_phrase(
+                noun := dice.pick(g.nouns_of(kind)), *self.article(), self.adjective(noun, 0.4)
+            )
         clash = found.en == subject.en or (found.person < 3 and found.person == subject.person)
         same = found.pronoun and found.row == subject.row
-        return self.human_object(kind, subject, case) if clash or same or found.de(case) == "-" else found
+        return (
+            self.human_object(kind, subject, case)
+            if clash or same or found.de(case) == "-"
+            else found
+        )
 
     def article(self) -> tuple[str, bool]:
         """Return a determiner and a number for a human object."""
@@ -280,7 +311,15 @@ class Speaker:
     def tense(self) -> tuple[str, str]:
         """Return a tense and a modal verb for a statement or a question."""
         kind = self.dice.weighted(
-            [(36, "perf"), (18, "habit"), (9, "prog"), (13, "fut"), (9, "state"), (11, "pres"), (4, "past")]
+            [
+                (36, "perf"),
+                (18, "habit"),
+                (9, "prog"),
+                (13, "fut"),
+                (9, "state"),
+                (11, "pres"),
+                (4, "past"),
+            ]
         )
         if kind == "pres":
             return "pres", self.dice.pick(list(g.MODALS))
@@ -290,7 +329,14 @@ class Speaker:
 
     def verb(self, tense: str, modal: str, frames: str) -> g.Verb:
         """Return a verb whose frame and flags suit the tense."""
-        barred = {"state": "", "habit": "BE", "prog": "BSX", "fut": "BSX", "perf": "B", "pres": "B"}[tense]
+        barred = {
+            "state": "",
+            "habit": "BE",
+            "prog": "BSX",
+            "fut": "BSX",
+            "perf": "B",
+            "pres": "B",
+        }[tense]
         if modal:
             barred = "BSX"
         weights = {
@@ -309,7 +355,9 @@ class Speaker:
         found = [
             (weights[verb.frame[0]], verb)
             for verb in g.VERBS
-            if verb.frame[0] in frames and not set(barred) & set(verb.flags) and (tense != "state" or "B" in verb.flags)
+            if verb.frame[0] in frames
+            and not set(barred) & set(verb.flags)
+            and (tense != "state" or "B" in verb.flags)
         ]
         return self.dice.weighted(found)
 
@@ -317,11 +365,27 @@ class Speaker:
         """Return a time adverb that agrees with tense and verb, or None."""
         dice = self.dice
         if tense == "perf":
-            kind = "past_long" if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4)) else "past"
-            return dice.pick(g.TIMES[dice.weighted([(4, kind), (1, "day")])]) if dice.chance(0.65) else None
+            kind = (
+                "past_long"
+                if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4))
+                else "past"
+            )
+            return (
+                dice.pick(g.TIMES[dice.weighted([(4, kind), (1, "day")])])
+                if dice.chance(0.65)
+                else None
+            )
         if tense == "fut" or modal:
-            kind = "future_long" if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4)) else "future"
-            return dice.pick(g.TIMES[dice.weighted([(3, kind), (1, "day")])]) if dice.chance(0.6) else None
+            kind = (
+                "future_long"
+                if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4))
+                else "future"
+            )
+            return (
+                dice.pick(g.TIMES[dice.weighted([(3, kind), (1, "day")])])
+                if dice.chance(0.6)
+                else None
+            )
         return dice.pick(g.TIMES["now"]) if tense == "prog" else None
 
     def timed(self, clause: g.Clause) -> g.Clause:
@@ -336,13 +400,20 @@ class Speaker:
         return replace(clause, time=time, tense="pres" if tense == "state" else tense)
 
     def clause(
-        self, subject: g.NounPhrase, frames: str = "TCDOHINGYLU", fixed: str = "", modal: str = "", among: str = ""
+        self,
+        subject: g.NounPhrase,
+        frames: str = "TCDOHINGYLU",
+        fixed: str = "",
+        modal: str = "",
+        among: str = "",
     ) -> g.Clause:
         """Return a whole clause; `fixed` sets the tense without a time, `among` names the verbs to draw from."""
         tense = fixed
         if not fixed:
             tense, modal = self.tense()
-        verb = self.dice.pick([v for v in g.VERBS if v.infinitive in among.split()]) if among else None
+        verb = (
+            self.dice.pick([v for v in g.VERBS if v.infinitive in among.split()]) if among else None
+        )
         verb = verb or self.verb(tense, modal, "TCLH" if tense == "state" else frames)
         clause = self.filled(g.Clause(subject, verb, tense, modal))
         if not fixed:
@@ -352,7 +423,10 @@ class Speaker:
     def filled(self, clause: g.Clause) -> g.Clause:
         """Add the objects the verb's frame asks for, then perhaps a place, a manner or a negation."""
         dice = self.dice
-        deniable = clause.tense not in ("habit", "prog") and clause.modal not in ("möchten", "können damit")
+        deniable = clause.tense not in ("habit", "prog") and clause.modal not in (
+            "möchten",
+            "können damit",
+        )
         negated = deniable and clause.verb.frame not in ("C", "D", "O", "U") and dice.chance(0.15)
         frames: dict[str, Callable[[g.Clause, bool], g.Clause]] = {
             "T": self.transitive,
@@ -377,7 +451,11 @@ class Speaker:
         if kind in ("person", "kin", "child"):
             found = self.human_object(kind, clause.subject, "acc")
             return self.with_object(clause, found, "acc")
-        if negated and "D" not in clause.verb.flags and ("W" in clause.verb.flags or self.dice.chance(0.5)):
+        if (
+            negated
+            and "D" not in clause.verb.flags
+            and ("W" in clause.verb.flags or self.dice.chance(0.5))
+        ):
             return self.with_kein(clause, kind)
         found = self.thing(kind, clause.subject)
         while not suits(clause.verb, found, negated):
@@ -405,7 +483,9 @@ class Speaker:
         """Add a plural object."""
         noun = self.dice.pick(g.nouns_of(self.dice.pick(clause.verb.objects)))
         word = self.dice.weighted([(3, ""), (4, "der"), (1, "mein"), (1, "dein")])
-        return self.with_object(clause, g.noun_phrase(noun, word, True, self.adjective(noun, 0.6)), "acc")
+        return self.with_object(
+            clause, g.noun_phrase(noun, word, True, self.adjective(noun, 0.6)), "acc"
+        )
 
     def ditransitive(self, clause: g.Clause, negated: bool) -> g.Clause:
         """Add a dative and an accusative object."""
@@ -434,15 +514,23 @@ class Speaker:
         german, case, english = clause.verb.frame[1:].split("/")
         kind = self.dice.pick(clause.verb.objects)
         human = kind in ("person", "kin", "child")
-        found = self.human_object(kind, clause.subject, case) if human else self.thing(kind, clause.subject)
-        return replace(clause, tail=g.prepositional(german, found.de(case)), en=f"{english} {found.en_object}")
+        found = (
+            self.human_object(kind, clause.subject, case)
+            if human
+            else self.thing(kind, clause.subject)
+        )
+        return replace(
+            clause, tail=g.prepositional(german, found.de(case)), en=f"{english} {found.en_object}"
+        )
 
     def place(self, lemmas: str = "") -> g.Pair:
         """Return where something happens."""
         names = lemmas.split() or [name for name in g.PLACES if name not in OUTLOOK.split()]
         noun = g.NOUN[self.dice.pick(names)]
         at, _ = g.PLACES[noun.singular]
-        phrase = g.noun_phrase(noun, self.dice.weighted([(8, "der"), (1, "dies")]), False, self.adjective(noun, 0.2))
+        phrase = g.noun_phrase(
+            noun, self.dice.weighted([(8, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
+        )
         return g.Pair(g.prepositional(at.de, phrase.de("dat")), f"{at.en} {phrase.en}")
 
     def city(self) -> g.Pair:
@@ -455,7 +543,9 @@ class Speaker:
         lemmas = {"fahren": DRIVE, "wandern": HIKE}.get(clause.verb.infinitive, " ".join(g.PLACES))
         noun = g.NOUN[self.dice.pick(lemmas.split())]
         _, to = g.PLACES[noun.singular]
-        phrase = g.noun_phrase(noun, self.dice.weighted([(9, "der"), (1, "dies")]), False, self.adjective(noun, 0.2))
+        phrase = g.noun_phrase(
+            noun, self.dice.weighted([(9, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
+        )
         german = phrase.de("acc" if to.de == "in" else "dat")
         return replace(clause, tail=g.prepositional(to.de, german), en=f"{to.en} {phrase.en}")
 
@@ -482,10 +572,14 @@ class Speaker:
 
     def spot(self, case: str) -> g.Pair:
         """Return a spot at a piece of furniture, in the dative where something is and the accusative where it goes."""
-        german = self.dice.weighted([(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")])
+        german = self.dice.weighted(
+            [(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")]
+        )
         english, lemmas = CHAIRS[german]
         noun = g.NOUN[self.dice.pick(lemmas.split())]
-        phrase = g.noun_phrase(noun, self.dice.weighted([(5, "der"), (1, "ein")]), False, self.adjective(noun, 0.4))
+        phrase = g.noun_phrase(
+            noun, self.dice.weighted([(5, "der"), (1, "ein")]), False, self.adjective(noun, 0.4)
+        )
         return g.Pair(g.prepositional(german, phrase.de(case)), f"{english} {phrase.en}")
 
     def decorated(self, clause: g.Clause) -> g.Clause:
@@ -493,7 +587,9 @@ class Speaker:
         dice, verb = self.dice, clause.verb
         if "P" in verb.flags and dice.chance(0.35):
             lemmas = PLACED.get(verb.infinitive, "")
-            return replace(clause, place=self.city() if not lemmas and dice.chance(0.3) else self.place(lemmas))
+            return replace(
+                clause, place=self.city() if not lemmas and dice.chance(0.3) else self.place(lemmas)
+            )
         often = 0.6 if verb.frame == "N" else 0.2
         if "M" in verb.flags and dice.chance(often) and not clause.tail:
             manner = dice.pick(g.MANNERS.get(verb.infinitive, g.MANNERS[""]))
@@ -515,15 +611,23 @@ class Speaker:
     def why(self, main: g.Clause, subject: g.NounPhrase, tense: str) -> g.Clause:
         """Return a reason for what the main clause tells."""
         denied = main.negated or main.kein
-        moving = main.verb.frame in ("G", "Y") or main.verb.infinitive in ("aufstehen", "abreisen", "einkaufen")
+        moving = main.verb.frame in ("G", "Y") or main.verb.infinitive in (
+            "aufstehen",
+            "abreisen",
+            "einkaufen",
+        )
         if denied and self.dice.chance(0.5):
             return self.errand(subject, tense, "müssen")
         if moving and not denied and self.dice.chance(0.75):
             return self.errand(subject, tense, self.dice.pick(["wollen", "müssen"]), TRIP_AIMS)
-        fitting = [state for state, verbs in HUNGER.items() if main.verb.infinitive in verbs.split()]
+        fitting = [
+            state for state, verbs in HUNGER.items() if main.verb.infinitive in verbs.split()
+        ]
         return self.state(subject, tense, affordable(WHY_NOT if denied else fitting or WHY, main))
 
-    def errand(self, subject: g.NounPhrase, tense: str, modal: str, among: str = DUTIES) -> g.Clause:
+    def errand(
+        self, subject: g.NounPhrase, tense: str, modal: str, among: str = DUTIES
+    ) -> g.Clause:
         """Return something someone has to or wants to do."""
         clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         while clause.negated or clause.kein:
@@ -585,7 +689,9 @@ class Speaker:
         main = self.clause(subject, fixed=tense, modal=modal)
         while main.negated or main.kein:
             main = self.clause(subject, fixed=tense, modal=modal)
-        return self.linked(main, self.state(subject, "pres", affordable(PROVIDED, main)), g.Pair("wenn", "if"))
+        return self.linked(
+            main, self.state(subject, "pres", affordable(PROVIDED, main)), g.Pair("wenn", "if")
+        )
 
     def linked(self, main: g.Clause, sub: g.Clause, link: g.Pair) -> g.Pair:
         """Join a main clause and a subordinate one with the same subject; the later one has the pronoun."""
@@ -657,9 +763,18 @@ class Speaker:
         past = self.dice.chance(0.5)
         main = self.clause(subject, fixed="perf" if past else "fut", among=HELPFUL)
         sub = self.clause(
-            self.other_subject(subject), fixed="perf" if past else "pres", modal="können damit", among=FREED
+            self.other_subject(subject),
+            fixed="perf" if past else "pres",
+            modal="können damit",
+            among=FREED,
         )
-        if main.negated or main.kein or sub.negated or sub.kein or (sub.frontable and main.frontable):
+        if (
+            main.negated
+            or main.kein
+            or sub.negated
+            or sub.kein
+            or (sub.frontable and main.frontable)
+        ):
             return self.purpose()
         return g.Pair(
             f"{g.german_main(main)}, damit {g.german_last(sub)}",
@@ -675,13 +790,15 @@ class Speaker:
         if dice.chance(0.3):
             judged = dice.pick(JUDGEMENTS)
             return g.Pair(
-                f"es ist {judged.de}, dass {g.german_last(sub)}", f"it is {judged.en} that {g.english_main(sub)}"
+                f"es ist {judged.de}, dass {g.german_last(sub)}",
+                f"it is {judged.en} that {g.english_main(sub)}",
             )
         verb = g.PLAIN_VERBS[dice.pick(["sagen", "glauben", "hoffen", "wissen", "vergessen"])]
         tense = "perf" if verb.infinitive in ("sagen", "vergessen") else "pres"
         main = g.Clause(subject, verb, tense)
         return g.Pair(
-            f"{g.german_main(main)}, dass {g.german_last(sub)}", f"{g.english_main(main)} that {g.english_main(sub)}"
+            f"{g.german_main(main)}, dass {g.german_last(sub)}",
+            f"{g.english_main(main)} that {g.english_main(sub)}",
         )
 
     def wondered(self) -> g.Pair:
@@ -709,7 +826,9 @@ class Speaker:
             return self.gap_question()
         clause = self.clause(self.subject())
         word = self.dice.weighted(asking(clause))
-        return g.Pair(g.german_main(clause, word.de) + "?", g.english_question(clause, word.en) + "?")
+        return g.Pair(
+            g.german_main(clause, word.de) + "?", g.english_question(clause, word.en) + "?"
+        )
 
     def gap_question(self) -> g.Pair:
         """Return a question for the subject, for an object or for which thing."""
@@ -721,11 +840,15 @@ class Speaker:
         case, english = gap_case(clause.verb)
         if kind not in ("person", "kin", "child"):
             noun = dice.pick(g.nouns_of(kind))
-            asked = g.noun_phrase(noun, "welch", not noun.mass and dice.chance(0.3), self.adjective(noun, 0.4))
+            asked = g.noun_phrase(
+                noun, "welch", not noun.mass and dice.chance(0.3), self.adjective(noun, 0.4)
+            )
         else:
             asked = QUESTIONED
         german = g.joined(clause.verb.frame[1:].split("/")[0], asked.de(case))
-        return g.Pair(g.german_main(clause, german) + "?", g.english_question(clause, asked.en, english) + "?")
+        return g.Pair(
+            g.german_main(clause, german) + "?", g.english_question(clause, asked.en, english) + "?"
+        )
 
     def gapped(self, subject: g.NounPhrase) -> tuple[g.Clause, str]:
         """Return a clause without its object, and the kind of noun that is missing."""
@@ -742,7 +865,9 @@ class Speaker:
     def predicate(self) -> g.Pair:
         """Return a sentence with `sein`: a state, a trade, a place or an age."""
         dice = self.dice
-        kind = dice.weighted([(3, "state"), (4, "trade"), (2, "age"), (2, "where"), (2, "likeness")])
+        kind = dice.weighted(
+            [(3, "state"), (4, "trade"), (2, "age"), (2, "where"), (2, "likeness")]
+        )
         if kind == "age":
             clause = self.age()
         elif kind == "trade":
@@ -752,7 +877,12 @@ class Speaker:
         elif kind == "where":
             where = self.city() if dice.chance(0.3) else self.place()
             clause = g.Clause(
-                self.subject(), g.PLAIN_VERBS["sein"], "perf", tail=where.de, en=where.en, time=self.past()
+                self.subject(),
+                g.PLAIN_VERBS["sein"],
+                "perf",
+                tail=where.de,
+                en=where.en,
+                time=self.past(),
             )
         else:
             clause = replace(self.state(self.subject(), "perf"), time=self.past())
@@ -767,7 +897,9 @@ class Speaker:
             word, english = self.possessive(None)
             subject = g.noun_phrase(noun, word, False, self.adjective(noun, 0.4), english)
             years = str(self.dice.number(*AGES[noun.singular]))
-        return g.Clause(subject, g.PLAIN_VERBS["sein"], tail=f"{years} Jahre alt", en=f"{years} years old")
+        return g.Clause(
+            subject, g.PLAIN_VERBS["sein"], tail=f"{years} Jahre alt", en=f"{years} years old"
+        )
 
     def past(self) -> g.Pair:
         """Return a time in the past."""
@@ -776,7 +908,11 @@ class Speaker:
     def trade(self) -> g.Clause:
         """Return who somebody is: `Anna ist eine gute Ärztin`."""
         dice, someone = self.dice, self.name()
-        fitting = [noun for noun in map(g.NOUN.__getitem__, TRADES.split()) if noun.gender == someone.gender]
+        fitting = [
+            noun
+            for noun in map(g.NOUN.__getitem__, TRADES.split())
+            if noun.gender == someone.gender
+        ]
         noun = dice.pick(fitting)
         phrase = g.noun_phrase(noun, dice.pick(["ein", "kein"]), False, self.adjective(noun, 1))
         city = dice.pick(g.CITIES)
@@ -826,22 +962,40 @@ class Speaker:
         if kind == "lies":
             spot = self.spot("dat")
             clause = g.Clause(what, g.PLAIN_VERBS["liegen"], "pres", tail=spot.de, en=spot.en)
-            return replace(clause, frequency=dice.pick(g.FREQUENCIES)) if dice.chance(0.4) else clause
+            return (
+                replace(clause, frequency=dice.pick(g.FREQUENCIES)) if dice.chance(0.4) else clause
+            )
         if kind == "costs":
             price = str(dice.number(13, 98))
-            where = self.city() if dice.chance(0.6) else self.place("Markt Bahnhof Flughafen Museum Dorf")
-            return g.Clause(what, g.PLAIN_VERBS["kosten"], place=where, tail=f"{price} Euro", en=f"{price} euros")
+            where = (
+                self.city()
+                if dice.chance(0.6)
+                else self.place("Markt Bahnhof Flughafen Museum Dorf")
+            )
+            return g.Clause(
+                what,
+                g.PLAIN_VERBS["kosten"],
+                place=where,
+                tail=f"{price} Euro",
+                en=f"{price} euros",
+            )
         owner = self.human_object(dice.pick(["person", "kin", "child"]), NO_PHRASE, "dat")
-        return g.Clause(what, g.PLAIN_VERBS["gehören"], middle=owner.de("dat"), en=f"to {owner.en_object}")
+        return g.Clause(
+            what, g.PLAIN_VERBS["gehören"], middle=owner.de("dat"), en=f"to {owner.en_object}"
+        )
 
     def there_is(self) -> g.Pair:
         """Return what there is at a place, which stands first in both languages or last in English."""
         dice = self.dice
         outside = dice.chance(0.5)
         where = self.place(
-            "Garten Park Wald Dorf Strand See Fluss" if outside else f"{INSIDE} Schule Theater Museum Bibliothek Kirche"
+            "Garten Park Wald Dorf Strand See Fluss"
+            if outside
+            else f"{INSIDE} Schule Theater Museum Bibliothek Kirche"
         )
-        noun = dice.pick(g.nouns_of(dice.pick(["plant", "animal"] if outside else ["furniture", "instrument"])))
+        noun = dice.pick(
+            g.nouns_of(dice.pick(["plant", "animal"] if outside else ["furniture", "instrument"]))
+        )
         adjective = self.adjective(noun, 0.8)
         if dice.chance(0.5):
             number = dice.pick(g.NUMBERS if outside else g.NUMBERS[:3])
@@ -850,8 +1004,12 @@ class Speaker:
             phrase = g.noun_phrase(noun, "ein", False, adjective)
         be = "are" if phrase.plural else "is"
         if dice.chance(0.5):
-            return g.Pair(f"{where.de} gibt es {phrase.de('acc')}", f"{where.en} there {be} {phrase.en}")
-        return g.Pair(f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}")
+            return g.Pair(
+                f"{where.de} gibt es {phrase.de('acc')}", f"{where.en} there {be} {phrase.en}"
+            )
+        return g.Pair(
+            f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}"
+        )
 
     def infinitive(self) -> g.Pair:
         """Return a clause with um ... zu, or with a zu infinitive after versuchen or vergessen."""
@@ -862,22 +1020,39 @@ class Speaker:
             inner = self.errand(subject, "pres", "können", AIMS if frame == "G" else TRIP_AIMS)
         else:
             inner = self.clause(subject, "TDONH", "pres", "können")
-        clumsy = (inner.tail and inner.verb.frame != "N") or inner.verb.infinitive in MISHAPS.split()
+        clumsy = (
+            inner.tail and inner.verb.frame != "N"
+        ) or inner.verb.infinitive in MISHAPS.split()
         if inner.negated or inner.kein or (clumsy and not aimed):
             return self.infinitive()
         inner = replace(inner, modal="", place=None if aimed else inner.place)
-        main = self.clause(subject, frame, dice.pick(["perf", "fut", "perf"])) if aimed else self.attempt(subject)
+        main = (
+            self.clause(subject, frame, dice.pick(["perf", "fut", "perf"]))
+            if aimed
+            else self.attempt(subject)
+        )
         if main.negated:
             return self.infinitive()
         front = "time" if main.time else ""
-        german, english = ("um " if aimed else "") + g.german_infinitive(inner), g.english_infinitive(inner)
-        return g.Pair(f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}")
+        german, english = (
+            ("um " if aimed else "") + g.german_infinitive(inner),
+            g.english_infinitive(inner),
+        )
+        return g.Pair(
+            f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}"
+        )
 
     def attempt(self, subject: g.NounPhrase) -> g.Clause:
         """Return that someone tried or forgot."""
         verb = g.PLAIN_VERBS[self.dice.pick(["versuchen", "vergessen"])]
-        main = g.Clause(subject, verb, "perf" if verb.infinitive == "vergessen" else self.dice.pick(["perf", "pres"]))
-        return replace(main, time=self.past() if main.tense == "perf" and self.dice.chance(0.4) else None)
+        main = g.Clause(
+            subject,
+            verb,
+            "perf" if verb.infinitive == "vergessen" else self.dice.pick(["perf", "pres"]),
+        )
+        return replace(
+            main, time=self.past() if main.tense == "perf" and self.dice.chance(0.4) else None
+        )
 
     def coordination(self) -> g.Pair:
         """Return two main clauses joined by `und` or `aber`."""
@@ -885,7 +1060,12 @@ class Speaker:
         tense = dice.pick(["perf", "fut", "perf"])
         first = self.clause(subject, "TDHINGY", tense)
         second = self.clause(self.other_subject(subject), "THINGY", tense)
-        if first.verb == second.verb or PERSONAL & {*first.en.split(), *second.en.split(), first.infix, second.infix}:
+        if first.verb == second.verb or PERSONAL & {
+            *first.en.split(),
+            *second.en.split(),
+            first.infix,
+            second.infix,
+        }:
             return self.coordination()
         one_denied = (first.negated or first.kein) != (second.negated or second.kein)
         link = g.Pair("aber", "but") if one_denied or dice.chance(0.2) else g.Pair("und", "and")
@@ -937,16 +1117,33 @@ class Speaker:
         """Return a thing with a relative clause as the subject of what is said about it."""
         dice = self.dice
         clause, kind = self.gapped(self.subject())
-        while clause.verb.frame != "T" or kind not in ("portable", "thing", "text", "cloth", "instrument", "device"):
+        while clause.verb.frame != "T" or kind not in (
+            "portable",
+            "thing",
+            "text",
+            "cloth",
+            "instrument",
+            "device",
+        ):
             clause, kind = self.gapped(self.subject())
         noun = dice.pick(g.nouns_of(kind))
         head = g.noun_phrase(
-            noun, dice.weighted([(5, "der"), (1, "dies")]), dice.chance(0.3), self.adjective(noun, 0.4)
+            noun,
+            dice.weighted([(5, "der"), (1, "dies")]),
+            dice.chance(0.3),
+            self.adjective(noun, 0.4),
         )
         german = f"{g.relative_pronoun(head, 'acc')} {g.german_last(clause)}"
         bought = clause.verb.infinitive in ("kaufen", "verkaufen")
-        told = self.about(head, dice.pick(["lies", "belongs", "costs", "costs"] if bought else ["lies", "belongs"]))
-        told = replace(told, frequency=None, subject=extended(head, f", {german},", f" which {g.english_main(clause)}"))
+        told = self.about(
+            head,
+            dice.pick(["lies", "belongs", "costs", "costs"] if bought else ["lies", "belongs"]),
+        )
+        told = replace(
+            told,
+            frequency=None,
+            subject=extended(head, f", {german},", f" which {g.english_main(clause)}"),
+        )
         return g.Pair(g.german_main(told), g.english_main(told))
 
     def someone_known(self) -> g.Pair:
@@ -958,11 +1155,15 @@ class Speaker:
         while "person" not in verb.objects:
             verb = self.verb(tense, "", "TH")
         case, _ = gap_case(verb)
-        main = g.Clause(subject, verb, "pres" if tense == "state" else tense, middle=head.de(case), en=head.en)
+        main = g.Clause(
+            subject, verb, "pres" if tense == "state" else tense, middle=head.de(case), en=head.en
+        )
         main = replace(main, time=self.past() if tense == "perf" and dice.chance(0.5) else None)
         front = "time" if main.time else ""
         german, english = self.relative_clause(head)
-        return g.Pair(f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}")
+        return g.Pair(
+            f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}"
+        )
 
     def sentence(self) -> g.Pair:
         """Return one sentence pair with its capital and its full stop or question mark."""
@@ -1014,7 +1215,11 @@ def ambiguous(head: g.NounPhrase, clause: g.Clause) -> bool:
     """Return whether a relative clause that lacks its accusative could be read as lacking its subject."""
     shown = g.relative_pronoun(head, "acc") != g.relative_pronoun(head, "nom")
     subject = clause.subject
-    return gap_case(clause.verb) == ("acc", "") and not shown and subject.de("nom") == subject.de("acc")
+    return (
+        gap_case(clause.verb) == ("acc", "")
+        and not shown
+        and subject.de("nom") == subject.de("acc")
+    )
 
 
 def suits(verb: g.Verb, found: g.NounPhrase, negated: bool) -> bool:
@@ -1029,7 +1234,11 @@ def suits(verb: g.Verb, found: g.NounPhrase, negated: bool) -> bool:
 
 def affordable(states: Sequence[str], main: g.Clause) -> list[str]:
     """Return the states without those about money, unless the main clause costs some."""
-    return [state for state in states if not state.endswith("Geld") or main.verb.infinitive in COSTLY.split()]
+    return [
+        state
+        for state in states
+        if not state.endswith("Geld") or main.verb.infinitive in COSTLY.split()
+    ]
 
 
 def gap_case(verb: g.Verb) -> tuple[str, str]:
@@ -1067,7 +1276,9 @@ def draw_pairs(seed: int, count: int) -> list[g.Pair]:
         if not fits(pair):
             continue
         if german.get(pair.de, pair.en) != pair.en:
-            raise ValueError(f"two targets for one source: {pair.de} -> {german[pair.de]} / {pair.en}")
+            raise ValueError(
+                f"two targets for one source: {pair.de} -> {german[pair.de]} / {pair.en}"
+            )
         if pair.de not in german and pair.en not in english:
             german[pair.de] = pair.en
             english[pair.en] = pair.de
@@ -1082,7 +1293,10 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:
     for part, size in SIZES.items():
         chosen = found[start : start + size]
         start += size
-        for language, lines in (("de", [pair.de for pair in chosen]), ("en", [pair.en for pair in chosen])):
+        for language, lines in (
+            ("de", [pair.de for pair in chosen]),
+            ("en", [pair.en for pair in chosen]),
+        ):
             text = "".join(f"{line}\n" for line in lines)
             (out / f"{part}.{language}").write_bytes(text.encode("utf-8"))
     return dict(SIZES)
@@ -1091,9 +1305,14 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Write the made-up German-English sample corpus.")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder to write to (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=DEFAULT_SEED, help="seed of the random choices (default: %(default)s)"
+        "--out", type=Path, default=DEFAULT_OUT, help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=DEFAULT_SEED,
+        help="seed of the random choices (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     for part, size in write_corpus(options.out, options.seed).items():

@@ -25,12 +25,21 @@ def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss
     """The loss from all logits of the batch."""
     logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in)).flatten(0, 1)
     targets = batch.tgt_out.flatten()
-    smoothed = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, ignore_index=PAD_ID, reduction="sum")
-    return Loss(smoothed, F.cross_entropy(logits.detach(), targets, ignore_index=PAD_ID, reduction="sum"))
+    smoothed = F.cross_entropy(
+        logits, targets, label_smoothing=label_smoothing, ignore_index=PAD_ID, reduction="sum"
+    )
+    return Loss(
+        smoothed, F.cross_entropy(logits.detach(), targets, ignore_index=PAD_ID, reduction="sum")
+    )
 
 
 def plain_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, diverged: Tensor
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    scale: LossScale,
+    clip_norm: float,
+    diverged: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Clip, step."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
@@ -47,11 +56,20 @@ def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> to
 
 trainer_build_optimizer = trainer_module.build_optimizer
 PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
-    "dropout": [(Dropout, "drops", lambda self, x: False)],             # F.dropout, not masks from random bytes
-    "attention": [(PaddedMask, "attend", PaddedMask._fused)],           # the fused kernel, not two batched products
-    "loss": [(loss_module, "loss_sums", plain_loss)],                   # all logits at once, not in chunks
-    "optimizer": [(trainer_module, "apply_gradients", plain_step), (trainer_module, "build_optimizer", plain_optimizer)],
-    "allocator": [(device_module, "keep_freed_memory", lambda: None)],  # glibc returns freed memory; in a fresh process only
+    "dropout": [
+        (Dropout, "drops", lambda self, x: False)
+    ],  # F.dropout, not masks from random bytes
+    "attention": [
+        (PaddedMask, "attend", PaddedMask._fused)
+    ],  # the fused kernel, not two batched products
+    "loss": [(loss_module, "loss_sums", plain_loss)],  # all logits at once, not in chunks
+    "optimizer": [
+        (trainer_module, "apply_gradients", plain_step),
+        (trainer_module, "build_optimizer", plain_optimizer),
+    ],
+    "allocator": [
+        (device_module, "keep_freed_memory", lambda: None)
+    ],  # glibc returns freed memory; in a fresh process only
 }
 
 

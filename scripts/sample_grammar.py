@@ -325,7 +325,9 @@ TIME_ROWS = {
     "day": """am_Montag,on_Monday am_Dienstag,on_Tuesday am_Mittwoch,on_Wednesday am_Donnerstag,on_Thursday
         am_Freitag,on_Friday am_Samstag,on_Saturday am_Sonntag,on_Sunday""",
 }
-FREQUENCY_ROWS = "oft,often immer,always manchmal,sometimes selten,rarely nie,never meistens,usually"
+FREQUENCY_ROWS = (
+    "oft,often immer,always manchmal,sometimes selten,rarely nie,never meistens,usually"
+)
 MANNER_ROWS = {
     "schlafen": "gut,well schlecht,badly lange,for_a_long_time",
     "arbeiten": "fleißig,hard allein,alone lange,for_a_long_time",
@@ -382,7 +384,9 @@ class Noun:
             return self.plural + ("n" if case == "dat" and self.plural[-1] not in "ns" else "")
         if not self.weak or case == "nom":
             return self.singular
-        return self.singular + ("n" if self.singular[-1] == "e" or self.singular in ("Bauer", "Nachbar") else "en")
+        return self.singular + (
+            "n" if self.singular[-1] == "e" or self.singular in ("Bauer", "Nachbar") else "en"
+        )
 
 
 @dataclass(frozen=True)
@@ -528,7 +532,8 @@ STATES = {state.de: state for state in pairs(STATE_ROWS)}
 VERBS = [_read_verb(row) for row in VERB_ROWS.split()]
 PLAIN_VERBS = {verb.infinitive: verb for verb in map(_read_verb, PLAIN_VERB_ROWS.split())}
 HAVINGS = {
-    cells[0]: (cells[1], cells[2]) for cells in (row.replace("_", " ").split(",") for row in HAVING_ROWS.split())
+    cells[0]: (cells[1], cells[2])
+    for cells in (row.replace("_", " ").split(",") for row in HAVING_ROWS.split())
 }
 TIMES = {kind: pairs(rows) for kind, rows in TIME_ROWS.items()}
 FREQUENCIES = pairs(FREQUENCY_ROWS)
@@ -537,7 +542,10 @@ NUMBERS = pairs(NUMBER_WORDS)
 CITIES = pairs(CITY_ROWS)
 WOMEN = WOMEN_ROWS.split()
 MEN = MEN_ROWS.split()
-PLACES = {row.split(":")[0]: (pairs(row.split(":")[1])[0], pairs(row.split(":")[2])[0]) for row in PLACE_ROWS.split()}
+PLACES = {
+    row.split(":")[0]: (pairs(row.split(":")[1])[0], pairs(row.split(":")[2])[0])
+    for row in PLACE_ROWS.split()
+}
 
 
 def nouns_of(kind: str) -> list[Noun]:
@@ -607,7 +615,9 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' or phrase.startswith('honest') else 'a'} {phrase}"
 
 
-def noun_phrase(noun: Noun, word: str, plural: bool, adjective: Adjective | None, english: str = "") -> NounPhrase:
+def noun_phrase(
+    noun: Noun, word: str, plural: bool, adjective: Adjective | None, english: str = ""
+) -> NounPhrase:
     """Build a noun phrase from a determiner lemma (or a number, or nothing); `english` replaces the determiner's."""
     gender = "p" if plural else noun.gender
     cases = []
@@ -664,7 +674,9 @@ def present(verb: Verb, row: int) -> str:
     if row in (3, 5):
         return verb.plain
     if row == 0:
-        return (verb.stem[:-2] + "l" if verb.stem.endswith("el") and verb.ending == "n" else verb.stem) + "e"
+        return (
+            verb.stem[:-2] + "l" if verb.stem.endswith("el") and verb.ending == "n" else verb.stem
+        ) + "e"
     stem = verb.changed if verb.changed and row in (1, 2) else verb.stem
     soft = stem == verb.stem and (stem[-1] in "td" or stem.endswith(("ffn", "chn")))
     if row == 1:
@@ -864,17 +876,25 @@ def lexicon() -> tuple[Lexicon, Lexicon]:
     german: Lexicon = {}
     english: Lexicon = {}
     for noun in NOUNS:
-        german[noun.singular] = {noun.form(plural, case) for plural in (False, not noun.mass) for case in CASES}
+        german[noun.singular] = {
+            noun.form(plural, case) for plural in (False, not noun.mass) for case in CASES
+        }
         english[noun.en] = {noun.en} if noun.mass else {noun.en, noun.en_plural}
     for adjective in ADJECTIVES:
-        german[adjective.de] = {adjective.stem + ending for ending in ("e", "en", "er", "es", "em")} | {adjective.de}
+        german[adjective.de] = {
+            adjective.stem + ending for ending in ("e", "en", "er", "es", "em")
+        } | {adjective.de}
         english[adjective.en] = {adjective.en}
     for verb in [*VERBS, *PLAIN_VERBS.values()]:
         german[verb.infinitive] = _german_verb_forms(verb)
         if verb.frame == "O" and " " in verb.en:
             continue  # its object always parts the English verb from its particle
         english[verb.en] = {verb.en, verb.en_past, third_person(verb.en), gerund(verb.en)}
-    adverbs = [pair for found in (*TIMES.values(), *MANNERS.values(), FREQUENCIES, NUMBERS) for pair in found]
+    adverbs = [
+        pair
+        for found in (*TIMES.values(), *MANNERS.values(), FREQUENCIES, NUMBERS)
+        for pair in found
+    ]
     names = [Pair(name, name) for name in WOMEN + MEN]
     for pair in [*adverbs, *STATES.values(), *CITIES, *pairs(_FUNCTION_WORDS), *names]:
         german.setdefault(pair.de, set()).add(pair.de)

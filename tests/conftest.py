@@ -25,7 +25,9 @@ with contextlib.suppress(ImportError):  # a machine that only runs the tests for
 
     hypothesis.settings.register_profile("mt", deadline=None)  # a busy machine is no failure
     hypothesis.settings.load_profile("mt")
-MULTI30K = next((p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None)
+MULTI30K = next(
+    (p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None
+)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +83,9 @@ def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPa
 
 def sample_lines(split: str, language: str, count: int) -> list[str]:
     """The first lines of the embedded corpus."""
-    return (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+    return (
+        (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -91,12 +95,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
     from mt.data.tokenizer import Tokenizer, train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    pairs = list(zip(*(sample_lines("train", language, 300) for language in ("de", "en")), strict=True))
+    pairs = list(
+        zip(*(sample_lines("train", language, 300) for language in ("de", "en")), strict=True)
+    )
     train_tokenizer(lambda: pairs, TokenizerConfig(vocab_size=420, num_threads=1), folder)
     return Tokenizer.load(folder)
 
 
-def run_mt(*args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+def run_mt(
+    *args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """The real command in a process of its own, forked from a warm one: a second, not five.
 
     With `env`, a fresh interpreter with these variables.
@@ -107,7 +115,16 @@ def run_mt(*args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str,
         files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
         if env is not None:
             with files[0].open() as given, files[1].open("w") as out, files[2].open("w") as err:
-                code = subprocess.run(command, stdin=given, stdout=out, stderr=err, cwd=cwd, env=env, timeout=300, check=False).returncode
+                code = subprocess.run(
+                    command,
+                    stdin=given,
+                    stdout=out,
+                    stderr=err,
+                    cwd=cwd,
+                    env=env,
+                    timeout=300,
+                    check=False,
+                ).returncode
         else:
             code = warm.start(warm.command(*args), files, cwd).wait()
         said = [path.read_text(encoding="utf-8", errors="replace") for path in files[1:]]

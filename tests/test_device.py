@@ -49,10 +49,14 @@ def test_hardware_that_onednn_may_not_use_does_not_count(
     assert has_native_bf16(CPU) == has_it
 
 
-def test_bf16_without_hardware_for_it_is_kept_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_hardware_for_it_is_kept_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said: list[str] = []
     monkeypatch.setattr("mt.device.has_native_bf16", lambda device: False)
-    monkeypatch.setattr("mt.device.logger.warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(
+        "mt.device.logger.warning", lambda message, *args: said.append(message % args)
+    )
     compute = choose_compute("cpu", "bf16", None)
     assert compute.dtype == torch.bfloat16
     assert "no hardware support on this cpu" in said[0]
@@ -76,14 +80,28 @@ def test_fp16_on_a_cpu_is_refused_and_the_error_says_what_to_use() -> None:
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: str) -> None:
     compute = choose_compute("cpu", precision, None, for_training=True)
-    assert compute.dtype in {"auto": {torch.float32, torch.bfloat16}, "fp32": {torch.float32}, "bf16": {torch.bfloat16}}[precision]
+    assert (
+        compute.dtype
+        in {
+            "auto": {torch.float32, torch.bfloat16},
+            "fp32": {torch.float32},
+            "bf16": {torch.bfloat16},
+        }[precision]
+    )
     with compute.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype
 
 
 def test_threads_are_set_in_a_process_of_their_own() -> None:
     code = "import torch; from mt.device import choose_compute; print(choose_compute('cpu', 'fp32', 1), torch.get_num_threads())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
     assert result.stdout == "CPU, 1 threads, fp32 1\n"
 
 
@@ -142,11 +160,18 @@ def test_a_loss_and_its_gradients_are_computed_on_the_gpu(precision: str) -> Non
     from mt.train.loss import loss_sums
 
     compute = choose_compute("cuda", precision, None)
-    model = build_model(ModelConfig(preset="tiny", d_model=32, num_heads=2), 50, 50, seed=1).to(compute.device)
+    model = build_model(ModelConfig(preset="tiny", d_model=32, num_heads=2), 50, 50, seed=1).to(
+        compute.device
+    )
     with compute.autocast():
         loss = loss_sums(model, moved(collate([([5, 6], [7, 8, 9])]), compute.device), 0.1)
     loss.smoothed.backward()
-    assert {loss.smoothed.dtype, loss.nll.dtype, *(p.dtype for p in model.parameters())} == {torch.float32}
+    assert {loss.smoothed.dtype, loss.nll.dtype, *(p.dtype for p in model.parameters())} == {
+        torch.float32
+    }
     assert loss.smoothed.isfinite()
     trained = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.device.type == "cuda" for p in trained)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.device.type == "cuda"
+        for p in trained
+    )

@@ -55,7 +55,11 @@ TEXTS = {
 
 
 def wc(path: Path) -> int:
-    return int(subprocess.run(["wc", "-l", path], capture_output=True, check=True, text=True).stdout.split()[0])
+    return int(
+        subprocess.run(
+            ["wc", "-l", path], capture_output=True, check=True, text=True
+        ).stdout.split()[0]
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -70,8 +74,14 @@ def test_lines_are_those_that_wc_counts(tmp_path: Path, text: bytes, suffix: str
     assert b"\n".join(lines) + (b"" if unfinished or not text else b"\n") == text
 
 
-@given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"").lstrip(b"\x1f\x28B\xfd"))))
-def test_lines_joined_by_newlines_read_back(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+@given(
+    st.lists(
+        st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"").lstrip(b"\x1f\x28B\xfd"))
+    )
+)
+def test_lines_joined_by_newlines_read_back(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "lines"
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     assert list(read_lines(path)) == lines
@@ -82,7 +92,9 @@ def test_a_line_longer_than_the_buffer_reads_back(tmp_path: Path) -> None:
     assert [len(line) for line in read_lines(tmp_path / "long")] == [300_000, 1]
 
 
-def test_an_endless_line_is_refused_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_refused_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "MAX_LINE", 10)
     path = tmp_path / "text"
     path.write_bytes(b"x" * 9 + b"\n" + b"y" * 11)
@@ -141,17 +153,25 @@ def test_reading_leaves_no_file_open(tmp_path: Path, name: str) -> None:
 
 
 def entries(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("data", ["Größe\n", b"\0\xff"])
-def test_atomic_write_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path, data: str | bytes) -> None:
+def test_atomic_write_replaces_a_file_and_leaves_nothing_beside_it(
+    tmp_path: Path, data: str | bytes
+) -> None:
     (tmp_path / "file").write_bytes(b"old, and longer than the new")
     atomic_write(tmp_path / "file", data)
     assert entries(tmp_path) == {"file": data.encode() if isinstance(data, str) else data}
 
 
-def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_write_that_fails_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError("no space left")
 
@@ -180,7 +200,9 @@ def test_atomic_dir_replaces_an_existing_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_atomic_dir_leaves_nothing_when_its_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
+def test_atomic_dir_leaves_nothing_when_its_block_raises(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "old").write_text("old")
     for name in ("there", "fresh"):
@@ -214,7 +236,12 @@ def test_a_link_is_made_and_pointed_elsewhere(tmp_path: Path) -> None:
 def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(random_bytes(3 << 15))
-    assert sha256_file(path) == subprocess.run(["sha256sum", path], capture_output=True, check=True, text=True).stdout.split()[0]
+    assert (
+        sha256_file(path)
+        == subprocess.run(
+            ["sha256sum", path], capture_output=True, check=True, text=True
+        ).stdout.split()[0]
+    )
 
 
 def test_equal_values_have_equal_fingerprints_and_others_have_not() -> None:
@@ -244,7 +271,11 @@ with locked(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "held\n"
@@ -255,7 +286,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def test_a_second_process_is_refused_and_the_death_of_the_first_frees_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_second_process_is_refused_and_the_death_of_the_first_frees_the_lock(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
     lock = tmp_path / "run" / "lock"
     with pytest.raises(MTError, match=f"{tmp_path / 'run'}: another process"), locked(lock):
         pytest.fail("two processes hold the lock")
@@ -267,8 +300,12 @@ def test_a_second_process_is_refused_and_the_death_of_the_first_frees_the_lock(t
 
 def test_waiting_ends_when_the_holder_dies(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     lock = tmp_path / "run" / "lock"
-    program = HOLDER.replace("sys.argv[1])", "sys.argv[1]), wait_for='it'").replace("time.sleep(60)", "")
-    waiter = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE, text=True)
+    program = HOLDER.replace("sys.argv[1])", "sys.argv[1]), wait_for='it'").replace(
+        "time.sleep(60)", ""
+    )
+    waiter = subprocess.Popen(
+        [sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE, text=True
+    )
     with pytest.raises(subprocess.TimeoutExpired):
         waiter.wait(timeout=0.5)
     holder.kill()
@@ -284,11 +321,24 @@ def test_a_lock_is_free_after_its_block_even_when_that_raised(tmp_path: Path) ->
 
 
 def test_leftovers_are_removed_wherever_they_are_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".a.1.tmp/b.txt", "deep/er/.c.2.tmp", "deep/.d.3.tmp/.e.4.tmp/f.txt", "deep/kept.tmp", ".hidden", "deep/er/kept.txt"):
+    for name in (
+        ".a.1.tmp/b.txt",
+        "deep/er/.c.2.tmp",
+        "deep/.d.3.tmp/.e.4.tmp/f.txt",
+        "deep/kept.tmp",
+        ".hidden",
+        "deep/er/kept.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "er", "kept.tmp", ".hidden", "kept.txt"}
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "deep",
+        "er",
+        "kept.tmp",
+        ".hidden",
+        "kept.txt",
+    }
 
 
 def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_path: Path) -> None:
@@ -305,7 +355,9 @@ def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_p
 @pytest.mark.parametrize("text", [
     b"a\nb\n", b"a\r\nb\r\n", b"a\nb", b"\xef\xbb\xbfa\nb\r", b"\xef\xbb\xbfa\r\nb",
 ])  # fmt: skip
-def test_the_name_of_a_text_is_that_of_its_lines(tmp_path: Path, text: bytes, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_text_is_that_of_its_lines(
+    tmp_path: Path, text: bytes, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "BLOCK", block)
     (tmp_path / "text").write_bytes(text)
     found = sha256_text(tmp_path / "text")

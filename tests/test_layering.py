@@ -20,7 +20,10 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            names = [f"{node.module}.{alias.name}" if node.module == "mt" else str(node.module) for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "mt" else str(node.module)
+                for alias in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -30,11 +33,15 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name.split(".")[1]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_a_module_imports_only_from_lower_floors_or_its_own_room(path: Path) -> None:
     here = path.relative_to(PACKAGE).with_suffix("").parts[0]
     if here == "__init__":
         return  # its imports are lazy, by name
     assert here in FLOORS, f"{path} stands outside every room"
     for line, there in imported_rooms(path):
-        assert there == here or FLOORS[there] < FLOORS[here], f"{path}:{line}: {here} imports {there}"
+        assert there == here or FLOORS[there] < FLOORS[here], (
+            f"{path}:{line}: {here} imports {there}"
+        )

@@ -49,7 +49,9 @@ def test_an_event_reads_back_as_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 9])
-def test_a_resume_drops_later_steps_so_that_each_stands_once(tmp_path: Path, resume_step: int) -> None:
+def test_a_resume_drops_later_steps_so_that_each_stands_once(
+    tmp_path: Path, resume_step: int
+) -> None:
     record(tmp_path, 0, [1, 2, 3, 4, 5])
     record(tmp_path, resume_step, [resume_step + 1])
     kept = [step for step in range(1, 6) if step <= resume_step]
@@ -105,7 +107,10 @@ def test_messages_go_to_stderr_and_append_to_the_file(
         setup_logging(file)
         logging.getLogger("mt.data.prepare").info(message)
     assert capsys.readouterr() == ("", "first Größe\nsecond\n")
-    assert [line.split(" INFO ")[1] for line in file.read_text(encoding="utf-8").splitlines()] == ["first Größe", "second"]
+    assert [line.split(" INFO ")[1] for line in file.read_text(encoding="utf-8").splitlines()] == [
+        "first Größe",
+        "second",
+    ]
 
 
 def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) -> None:
@@ -125,7 +130,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 metrics.write("train", 5, loss=1.0)
 metrics.close()
 """
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 

@@ -13,7 +13,9 @@ from mt.data.prepare import prepare
 from mt.device import Compute
 from mt.train.trainer import trial
 
-GOLDEN = Path(__file__).parent / "golden_losses.json"  # MT_WRITE_GOLDEN=1 writes it anew, after a change that is meant to change numbers
+GOLDEN = (
+    Path(__file__).parent / "golden_losses.json"
+)  # MT_WRITE_GOLDEN=1 writes it anew, after a change that is meant to change numbers
 SETTINGS = {
     "dropout": ["train.ema_decay=0.9", "model.activation_dropout=0.1"],
     "pre-norm": ["model.norm=pre", "model.activation=gelu", "model.tie_embeddings=decoder"],
@@ -33,7 +35,9 @@ def losses(path: Path, *overrides: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_fifty_losses_are_those_that_were_written_down(name: str, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_fifty_losses_are_those_that_were_written_down(
+    name: str, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     now = losses(small_yaml(tmp_path), *SETTINGS[name])
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("MT_WRITE_GOLDEN"):
@@ -43,7 +47,9 @@ def test_fifty_losses_are_those_that_were_written_down(name: str, small_yaml: Ca
     assert now[-1] < now[0] - 0.5
 
 
-def test_two_trainings_on_one_machine_are_equal_bit_for_bit(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_trainings_on_one_machine_are_equal_bit_for_bit(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
     assert losses(config) == losses(config)
     assert losses(config) != losses(config, "seed=2")

@@ -217,7 +217,9 @@ def test_out_of_memory_in_translating_costs_time_and_no_line(
     assert "going on with half as many" in results[1].stderr
     assert len(results[0].stdout.splitlines()) == 20 * times
     same = [a == b for a, b in zip(*(r.stdout.splitlines() for r in results), strict=True)]
-    assert sum(same) >= (45 if precision == "bf16" else 20 * times)  # a bf16 logit depends on its batch
+    assert sum(same) >= (
+        45 if precision == "bf16" else 20 * times
+    )  # a bf16 logit depends on its batch
 
 
 @pytest.mark.parametrize("native_bf16", ["0", "1"])
@@ -258,11 +260,20 @@ def test_validation_in_training_is_what_evaluate_prints(
 @pytest.mark.parametrize("precision", TRAINING)
 def test_each_score_of_a_run_says_its_precision(runs: dict[str, Path], precision: str) -> None:
     run = runs[precision]
-    valid = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "valid"]
+    valid = [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["kind"] == "valid"
+    ]
     assert [line["precision"] for line in valid] == [precision] * 2
     assert (run / "train.log").read_text().count(f" in {precision} (") == 2
-    assert json.loads((run / "valid/step_00000012/scores.json").read_text())["precision"] == precision
-    assert f"CPU, 1 threads, {precision}" in run_mt("inspect", run / "checkpoints/step_00000012").stdout
+    assert (
+        json.loads((run / "valid/step_00000012/scores.json").read_text())["precision"] == precision
+    )
+    assert (
+        f"CPU, 1 threads, {precision}"
+        in run_mt("inspect", run / "checkpoints/step_00000012").stdout
+    )
 
 
 @pytest.mark.parametrize("precision", TRANSLATING)
@@ -273,5 +284,7 @@ def test_a_comparison_says_the_precision_of_its_models(
     text = ("--src", sample / "test.de", "--ref", sample / "test.en")
     shown = run_mt("compare", first, trained_run, *text, "--precision", precision).stdout
     assert f"20 sentences, models in {precision}\n" in shown
-    files = run_mt("compare", sample / "test.de", sample / "test.en", "--ref", sample / "test.en").stdout
+    files = run_mt(
+        "compare", sample / "test.de", sample / "test.en", "--ref", sample / "test.en"
+    ).stdout
     assert "20 sentences\n" in files

@@ -33,14 +33,20 @@ def tree_paths() -> set[str]:
 
 def test_the_tree_is_the_real_tree_of_the_package() -> None:
     drawn = tree_paths()
-    real = {path for path in tracked() if path.startswith("mt/") and path.endswith(".py") and not path.endswith("__init__.py")}
+    real = {
+        path
+        for path in tracked()
+        if path.startswith("mt/") and path.endswith(".py") and not path.endswith("__init__.py")
+    }
     assert {path for path in drawn if path.endswith(".py") and path.startswith("mt/")} == real
     missing = [path for path in drawn if not (ROOT / path).exists()]
     assert not missing
 
 
 def test_every_top_level_folder_is_drawn() -> None:
-    folders = {path.split("/")[0] + "/" for path in tracked() if "/" in path and not path.startswith(".")}
+    folders = {
+        path.split("/")[0] + "/" for path in tracked() if "/" in path and not path.startswith(".")
+    }
     assert folders <= tree_paths()
 
 
@@ -56,7 +62,9 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
-    named = set(re.findall(r"\]\(([^)#:]+)\)", README)) | set(re.findall(r"(?:scripts|configs)/[\w-]+\.(?:sh|py|yaml)", README))
+    named = set(re.findall(r"\]\(([^)#:]+)\)", README)) | set(
+        re.findall(r"(?:scripts|configs)/[\w-]+\.(?:sh|py|yaml)", README)
+    )
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
 
@@ -66,14 +74,25 @@ def test_options_in_the_readme_are_real() -> None:
 
     from mt.cli.translate import translate
 
-    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(translate).parameters} | {"--output"}
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(translate).parameters} | {
+        "--output"
+    }
     section = README.split("## Translate")[1].split("\n## ")[0]
     used = set(re.findall(r"(--[a-z0-9-]+)", section))
     assert used <= known, used - known
 
 
 def test_nothing_in_the_repository_names_this_machine() -> None:
-    paths = [path for path in tracked() if Path(path).suffix in {".py", ".md", ".yaml", ".toml", ".sh", ".txt"}]
+    paths = [
+        path
+        for path in tracked()
+        if Path(path).suffix in {".py", ".md", ".yaml", ".toml", ".sh", ".txt"}
+    ]
     private = re.compile(r"/work/|/root/|pypi\.org|file:///")
-    named = [path for path in paths if path != "tests/test_readme.py" and private.search((ROOT / path).read_text(encoding="utf-8"))]
+    named = [
+        path
+        for path in paths
+        if path != "tests/test_readme.py"
+        and private.search((ROOT / path).read_text(encoding="utf-8"))
+    ]
     assert not named

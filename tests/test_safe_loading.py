@@ -7,12 +7,26 @@ import pytest
 
 from tests.conftest import ROOT
 
-BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "multiprocessing"}
+BANNED_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "multiprocessing",
+}
 BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "torch.jit.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
                 "np.load", "numpy.load", "os.system", "importlib.reload"}  # fmt: skip
 HOSTILE = "scripts/survival/hostile.py"  # makes a pickle, to see it refused
 # Send pickles to processes that they have started, over sockets that those have inherited.
-OWN_CHILDREN = ("mt/distributed/template.py", "mt/decode/workers.py", "mt/decode/sharing.py", "scripts/survival/warm.py")
+OWN_CHILDREN = (
+    "mt/distributed/template.py",
+    "mt/decode/workers.py",
+    "mt/decode/sharing.py",
+    "scripts/survival/warm.py",
+)
 EXEMPT = {ROOT / name for name in (HOSTILE, *OWN_CHILDREN)}
 FILES = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")} - EXEMPT)
 
@@ -22,10 +36,16 @@ def banned(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] in BANNED_MODULES]
+            found += [
+                alias.name for alias in node.names if alias.name.split(".")[0] in BANNED_MODULES
+            ]
         elif isinstance(node, ast.ImportFrom):
             found += [str(node.module)] if str(node.module).split(".")[0] in BANNED_MODULES else []
-            found += [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in BANNED_CALLS]
+            found += [
+                f"{node.module}.{a.name}"
+                for a in node.names
+                if f"{node.module}.{a.name}" in BANNED_CALLS
+            ]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in BANNED_CALLS:
             found.append(ast.unparse(node.func))
     return found
@@ -40,7 +60,9 @@ def test_nothing_unpickles_or_evaluates(path: Path) -> None:
 def test_pickles_for_own_children_come_through_no_file_and_no_network(name: str) -> None:
     source = (ROOT / name).read_text(encoding="utf-8")
     assert set(banned(source)) <= {"multiprocessing", "multiprocessing.connection", "cloudpickle"}
-    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    called = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+    }
     assert not called & {"open", "connection.Client", "connection.Listener", "Client", "Listener"}
 
 

@@ -24,17 +24,19 @@ from mt.metrics import rank
 
 logger = logging.getLogger(__name__)
 
-SPARE = 1 << 20  # bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand
+SPARE = (
+    1 << 20
+)  # bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand
 
 
 @dataclass(frozen=True)
 class TrainingState:
     """What a checkpoint holds besides the model: all that moves in training."""
 
-    weights: dict[str, Tensor]        # as the optimizer left them
+    weights: dict[str, Tensor]  # as the optimizer left them
     average: dict[str, Tensor] | None  # their moving average, where one is kept
     optimizer: dict[str, Tensor]
-    state: dict[str, Any]             # what JSON can hold
+    state: dict[str, Any]  # what JSON can hold
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -50,20 +52,40 @@ class TrainingState:
 class CheckpointManager:
     """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to go on."""
 
-    def __init__(self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE) -> None:
+    def __init__(
+        self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE
+    ) -> None:
         self.folder = run_dir / "checkpoints"
-        self.keep_last, self.keep_best, self.metric, self.world = keep_last, keep_best, metric, world
-        self.measured: str | None = None  # what scores must have measured to count (`Validator.measured`); None: anything
+        self.keep_last, self.keep_best, self.metric, self.world = (
+            keep_last,
+            keep_best,
+            metric,
+            world,
+        )
+        self.measured: str | None = (
+            None  # what scores must have measured to count (`Validator.measured`); None: anything
+        )
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*") if path.name[5:].isdigit())
+        return sorted(
+            int(path.name.removeprefix("step_"))
+            for path in self.folder.glob("step_*")
+            if path.name[5:].isdigit()
+        )
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step stands."""
         return self.folder / f"step_{step:08d}"
 
-    def save(self, step: int, config: Config, tokenizer: Tokenizer, training: TrainingState, provenance: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        config: Config,
+        tokenizer: Tokenizer,
+        training: TrainingState,
+        provenance: Mapping[str, Any],
+    ) -> Path:
         """Write a checkpoint, point the links at it, and delete those that need not be kept. All ranks must call this.
 
         Raises `CheckpointError` where it cannot be written; those before it are as they were.
@@ -101,7 +123,9 @@ class CheckpointManager:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise CheckpointError(f"{self.folder}: a checkpoint takes {needed >> 20:,} MiB and {free >> 20:,} MiB are free")
+            raise CheckpointError(
+                f"{self.folder}: a checkpoint takes {needed >> 20:,} MiB and {free >> 20:,} MiB are free"
+            )
 
     def tidy(self) -> None:
         """Point `last` at the newest and `best` at the best checkpoint, and delete those that need not be kept; a failure is a warning."""
@@ -130,8 +154,14 @@ class CheckpointManager:
 
     def ranked(self) -> list[int]:
         """Validated steps, best first by `rank`; of equals the earlier."""
-        scored = {step: scores for step in self.steps() if (scores := self.scores(step)) and self.metric in scores}
-        return sorted(scored, key=lambda step: (*(-value for value in rank(self.metric, scored[step])), step))
+        scored = {
+            step: scores
+            for step in self.steps()
+            if (scores := self.scores(step)) and self.metric in scores
+        }
+        return sorted(
+            scored, key=lambda step: (*(-value for value in rank(self.metric, scored[step])), step)
+        )
 
     def best_by_any_measure(self) -> int | None:
         """The best kept step, whatever its validation measured; None if none is validated."""
@@ -148,7 +178,11 @@ class CheckpointManager:
             details = read_json(self.folder.parent / "valid" / self.path(step).name / SCORES)
         if self.measured is not None and details.get("measured") != self.measured:
             return None
-        return {name: float(details[name]) for name in ("loss", "bleu", "chrf") if isinstance(details.get(name), int | float)}
+        return {
+            name: float(details[name])
+            for name in ("loss", "bleu", "chrf")
+            if isinstance(details.get(name), int | float)
+        }
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Put scores into the checkpoint of a step, if it was saved before they were known; a failure is a warning."""
@@ -157,7 +191,9 @@ class CheckpointManager:
         try:
             atomic_write(self.path(step) / SCORES, json.dumps(dict(scores), indent=2) + "\n")
         except OSError as error:
-            logger.warning("%s: its scores could not be written into it: %s", self.path(step), error)
+            logger.warning(
+                "%s: its scores could not be written into it: %s", self.path(step), error
+            )
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole, None where there is none at all. All ranks must call this.
@@ -178,7 +214,9 @@ class CheckpointManager:
                 aside = self.folder / f"damaged_{self.path(step).name}"
                 shutil.rmtree(aside, ignore_errors=True)
                 self.path(step).rename(aside)
-                logger.warning("%s\nmoved aside to %s; falling back to the checkpoint before it", error, aside)
+                logger.warning(
+                    "%s\nmoved aside to %s; falling back to the checkpoint before it", error, aside
+                )
         if damaged := len(list(self.folder.glob("damaged_*"))):
             raise CheckpointError(
                 f"{self.folder}: all {damaged} checkpoints are damaged; restore one, choose another run_dir, or start anew with --overwrite"
@@ -189,9 +227,13 @@ class CheckpointManager:
 def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
     """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where there are fewer."""
     manager = CheckpointManager(run_dir, 1, 0, read_config(resolve_model(run_dir)).train.metric)
-    steps, wanted = (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
+    steps, wanted = (
+        (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
+    )
     if len(steps) < wanted:
-        raise CheckpointError(f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)")
+        raise CheckpointError(
+            f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)"
+        )
     return [manager.path(step) for step in steps[:wanted]]
 
 
@@ -206,7 +248,10 @@ def load_training(folder: Path, training: TrainingState) -> dict[str, Any]:
 
     Raises `CheckpointError` for tensors of other names or shapes.
     """
-    for place, tensors in ((folder, training.average or training.weights), (folder / TRAINING, training.tensors)):
+    for place, tensors in (
+        (folder, training.average or training.weights),
+        (folder / TRAINING, training.tensors),
+    ):
         for path in sorted(place.glob("*.safetensors")):
             tensor_shapes(path)  # bounds the header
         load_shards(tensors, place)

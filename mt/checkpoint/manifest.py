@@ -22,7 +22,7 @@ MANIFEST = "MANIFEST.json"
 TRAINING = "training"
 REQUIRED = ("config.yaml", "model.safetensors", "generation.json", "provenance.json", "tokenizer")
 TRAINING_REQUIRED = (f"{TRAINING}/state.json",)  # and tensors: one file, or a shard of each rank
-MAX_JSON = 4 << 20    # bytes of a JSON file
+MAX_JSON = 4 << 20  # bytes of a JSON file
 MAX_HEADER = 1 << 20  # bytes of a safetensors header: some ten thousand tensors
 DAMAGED = "the file is damaged (copy it again, or use another checkpoint)"
 
@@ -30,7 +30,10 @@ DAMAGED = "the file is damaged (copy it again, or use another checkpoint)"
 def seal(folder: Path) -> None:
     """Write the manifest over all files of a folder; without it a folder is no model folder."""
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -50,12 +53,16 @@ def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, 
         for part in ("tokenizer", TRAINING) if with_training else ("tokenizer",):
             for path in (folder / part).iterdir():
                 if f"{part}/{path.name}" not in files:
-                    raise CheckpointError(f"{path}: not in {MANIFEST}; take it away, or use another checkpoint")
+                    raise CheckpointError(
+                        f"{path}: not in {MANIFEST}; take it away, or use another checkpoint"
+                    )
         for name, expected in files.items():
             if with_training or not name.startswith(f"{TRAINING}/"):
                 _verify_file(folder, name, expected)
     except OSError as error:
-        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}; {DAMAGED}") from error
+        raise CheckpointError(
+            f"{error.filename or folder}: cannot be read: {error.strerror}; {DAMAGED}"
+        ) from error
     return files
 
 
@@ -66,26 +73,42 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
     files = manifest.get("files")
     entries = files.values() if isinstance(files, dict) else []
     if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format {manifest['format']}, this version of mt reads {FORMAT_VERSION}")
-    if not entries or not all(isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries):
+        raise CheckpointError(
+            f"{folder}: format {manifest['format']}, this version of mt reads {FORMAT_VERSION}"
+        )
+    if not entries or not all(
+        isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries
+    ):
         raise CheckpointError(f"{path}: not a manifest of mt; the folder is damaged or not a model")
     assert isinstance(files, dict)
     if path.read_text(encoding="utf-8") != _as_json(_manifest(files)):
         raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
-    if missing := [name for name in required if name not in files and not any(file.startswith(f"{name}/") for file in files)]:
-        raise CheckpointError(f"{path}: names no {missing[0]}; the folder is damaged or not a model")
+    if missing := [
+        name
+        for name in required
+        if name not in files and not any(file.startswith(f"{name}/") for file in files)
+    ]:
+        raise CheckpointError(
+            f"{path}: names no {missing[0]}; the folder is damaged or not a model"
+        )
     return files
 
 
 def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of these files; it vouches for itself too, as not every file is read each time."""
-    return {"format": FORMAT_VERSION, "sha256": hashlib.sha256(_as_json(files).encode()).hexdigest(), "files": files}
+    return {
+        "format": FORMAT_VERSION,
+        "sha256": hashlib.sha256(_as_json(files).encode()).hexdigest(),
+        "files": files,
+    }
 
 
 def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
     path = folder / name
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; the model folder is damaged (copy it again, or use another checkpoint)")
+        raise CheckpointError(
+            f"{path}: missing; the model folder is damaged (copy it again, or use another checkpoint)"
+        )
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{path}: a link out of the folder; put the file itself there")
     size = path.stat().st_size
@@ -101,9 +124,15 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > MAX_HEADER:
-                raise CheckpointError(f"{path}: a header of {size:,} bytes; no model of mt has one over {MAX_HEADER:,}")
+                raise CheckpointError(
+                    f"{path}: a header of {size:,} bytes; no model of mt has one over {MAX_HEADER:,}"
+                )
             header = json.loads(file.read(size))
-        return {name: [int(n) for n in about["shape"]] for name, about in header.items() if name != "__metadata__"}
+        return {
+            name: [int(n) for n in about["shape"]]
+            for name, about in header.items()
+            if name != "__metadata__"
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 

@@ -36,7 +36,9 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _global_options(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _global_options(
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
     if version:
         typer.echo(f"mt {__version__}")
         raise typer.Exit
@@ -54,7 +56,9 @@ def main() -> NoReturn:
         if _cannot_unwind(error):
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
-            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+            os._exit(
+                error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            )
 
 
 class _ClosedOutput(io.TextIOBase):
@@ -63,7 +67,9 @@ class _ClosedOutput(io.TextIOBase):
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
-        raise MTError("standard output is closed; redirect it, to /dev/null if the result is not wanted")
+        raise MTError(
+            "standard output is closed; redirect it, to /dev/null if the result is not wanted"
+        )
 
 
 def _prepare_streams() -> None:

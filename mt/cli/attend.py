@@ -16,13 +16,27 @@ def register(app: typer.Typer) -> None:
 
 
 def attend(
-    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+        ),
+    ],
     sentence: Annotated[str, typer.Argument(help="The source sentence.", show_default=False)],
-    target: Annotated[str | None, typer.Option(help="A translation to follow (default: the model's own).")] = None,
-    kind: Annotated[Literal["all", "encoder", "decoder", "cross"], typer.Option(help="Self-attention, or decoder to encoder.")] = "all",
-    layer: Annotated[str | None, typer.Option(help="A layer from 1, or all (default: the last but one).")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="A translation to follow (default: the model's own).")
+    ] = None,
+    kind: Annotated[
+        Literal["all", "encoder", "decoder", "cross"],
+        typer.Option(help="Self-attention, or decoder to encoder."),
+    ] = "all",
+    layer: Annotated[
+        str | None, typer.Option(help="A layer from 1, or all (default: the last but one).")
+    ] = None,
     head: Annotated[str, typer.Option(help="A head from 1, all, or their mean.")] = "mean",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")
+    ] = None,
 ) -> None:
     """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
     from mt.output import check_output, tell, write_text

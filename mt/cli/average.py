@@ -13,7 +13,9 @@ def register(app: typer.Typer) -> None:
 
 def average(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The new model folder.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The new model folder.", show_default=False)
+    ],
     last: Annotated[int | None, typer.Option(min=1, help="Average the last N checkpoints.")] = None,
     best: Annotated[int | None, typer.Option(min=1, help="Average the best N checkpoints.")] = None,
 ) -> None:

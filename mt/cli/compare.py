@@ -19,22 +19,55 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    systems: Annotated[list[str], typer.Argument(help="Models, checkpoints, or files of translations; the first is the baseline.")],
-    src: Annotated[list[str] | None, typer.Option(help="Source text; may be repeated (default: test sets of the first model).")] = None,
-    ref: Annotated[list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")] = None,
-    metric: Annotated[list[str] | None, typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter).")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language).")] = None,
-    lang: Annotated[str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")] = False,
-    beam_size: Annotated[int | None, typer.Option(help="Beams (default: each model's own).")] = None,
+    systems: Annotated[
+        list[str],
+        typer.Argument(
+            help="Models, checkpoints, or files of translations; the first is the baseline."
+        ),
+    ],
+    src: Annotated[
+        list[str] | None,
+        typer.Option(help="Source text; may be repeated (default: test sets of the first model)."),
+    ] = None,
+    ref: Annotated[
+        list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter)."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language)."),
+    ] = None,
+    lang: Annotated[
+        str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")
+    ] = 3,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")
+    ] = False,
+    beam_size: Annotated[
+        int | None, typer.Option(help="Beams (default: each model's own).")
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."),
+        typer.Option(
+            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads in all (default: one a core).")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
+        ),
+    ] = None,
 ) -> None:
     """Compare systems with the first one: scores, paired significance tests, the sentences that changed most, and a verdict.
 
@@ -51,14 +84,28 @@ def compare(
     from mt.workflows.evaluation import Scoring
 
     setup_logging()
-    options = {"beam_size": beam_size, "precision": precision, "device": device, "threads": threads, "workers": workers}
-    pairs = run(systems, src or [], ref or [], Scoring(tuple(metric or Scoring.metrics), tokenizer, lang), options)
+    options = {
+        "beam_size": beam_size,
+        "precision": precision,
+        "device": device,
+        "threads": threads,
+        "workers": workers,
+    }
+    pairs = run(
+        systems,
+        src or [],
+        ref or [],
+        Scoring(tuple(metric or Scoring.metrics), tokenizer, lang),
+        options,
+    )
     if as_json:
         typer.echo(json.dumps([_as_dict(pair) for pair in pairs], indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
-    Console(soft_wrap=True, highlight=False).print(*(part for pair in pairs for part in _render(pair, examples)), sep="\n")
+    Console(soft_wrap=True, highlight=False).print(
+        *(part for pair in pairs for part in _render(pair, examples)), sep="\n"
+    )
 
 
 def _as_dict(pair: "PairReport") -> dict[str, object]:
@@ -86,19 +133,49 @@ def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
     models = f", models in {pair.precision}" if pair.precision else ""
     heading = f"{pair.test}: {pair.num_sentences:,} sentences{models}\n  A: {pair.baseline}\n  B: {pair.system}"
     table = Table(box=box.SIMPLE)
-    for column in ("", "A", "B", "B - A", *(f"p, {name.removeprefix('paired ')}" for name in KINDS.values())):
+    for column in (
+        "",
+        "A",
+        "B",
+        "B - A",
+        *(f"p, {name.removeprefix('paired ')}" for name in KINDS.values()),
+    ):
         table.add_column(column, justify="right" if column else "left")
     for name in dict.fromkeys(c.score.name for c in pair.comparisons):
         group = [c for c in pair.comparisons if c.score.name == name]
-        values = [str(score).removeprefix(f"{TITLES[name]} ") for score in (group[0].baseline_score, group[0].score)]
-        p_values = ["-" if c.p_value is None else f"{c.p_value:.4f}{' *' if c.is_significant else ''}" for c in group]
+        values = [
+            str(score).removeprefix(f"{TITLES[name]} ")
+            for score in (group[0].baseline_score, group[0].score)
+        ]
+        p_values = [
+            "-" if c.p_value is None else f"{c.p_value:.4f}{' *' if c.is_significant else ''}"
+            for c in group
+        ]
         table.add_row(TITLES[name], *values, f"{group[0].difference:+.2f}", *p_values)
     counts = f"Sentence by sentence (chrF): {pair.wins:,} better, {pair.losses:,} worse, {pair.ties:,} alike"
-    shown = [*pair.changes[:examples], *[change for change in pair.changes[::-1][:examples] if change.gain < 0]]
-    return [escape(heading), table, counts, *(escape(_example(change)) for change in shown), f"\n[bold]{escape(verdict(pair))}[/bold]\n"]
+    shown = [
+        *pair.changes[:examples],
+        *[change for change in pair.changes[::-1][:examples] if change.gain < 0],
+    ]
+    return [
+        escape(heading),
+        table,
+        counts,
+        *(escape(_example(change)) for change in shown),
+        f"\n[bold]{escape(verdict(pair))}[/bold]\n",
+    ]
 
 
 def _example(change: "Change") -> str:
     names = [f"{name} ({score:.1f})" for name, score in zip("AB", change.scores, strict=True)]
-    rows = [("source", change.src), ("reference", change.ref), *zip(names, change.hyps, strict=True)]
-    return "\n".join([f"\nline {change.line}, {change.gain:+.1f}", *(f"  {name:9}  {text}" for name, text in rows if text)])
+    rows = [
+        ("source", change.src),
+        ("reference", change.ref),
+        *zip(names, change.hyps, strict=True),
+    ]
+    return "\n".join(
+        [
+            f"\nline {change.line}, {change.gain:+.1f}",
+            *(f"  {name:9}  {text}" for name, text in rows if text),
+        ]
+    )

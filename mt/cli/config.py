@@ -9,7 +9,9 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add `mt config show` and `mt config schema`."""
-    commands = typer.Typer(name="config", help="Show a resolved configuration or the schema.", no_args_is_help=True)
+    commands = typer.Typer(
+        name="config", help="Show a resolved configuration or the schema.", no_args_is_help=True
+    )
     commands.command()(show)
     commands.command()(schema)
     app.add_typer(commands)
@@ -17,8 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def show(
     config: Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4.", show_default=False)] = None,
-    full: Annotated[bool, typer.Option("--full", help="Every key, not only what differs from the defaults.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as optim.lr=3e-4.", show_default=False)
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every key, not only what differs from the defaults.")
+    ] = False,
 ) -> None:
     """Print the configuration as YAML, after presets and overrides."""
     from mt.config import load_config, to_yaml

@@ -16,31 +16,75 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)] = None,
-    src: Annotated[list[str] | None, typer.Option(help="Source text; repeatable (default: the test sets of the configuration).")] = None,
-    ref: Annotated[list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")] = None,
-    hyp: Annotated[str | None, typer.Option(help="Translations to score instead of a model's.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model's translations of --src there.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+        ),
+    ] = None,
+    src: Annotated[
+        list[str] | None,
+        typer.Option(help="Source text; repeatable (default: the test sets of the configuration)."),
+    ] = None,
+    ref: Annotated[
+        list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")
+    ] = None,
+    hyp: Annotated[
+        str | None, typer.Option(help="Translations to score instead of a model's.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write the model's translations of --src there."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     metric: Annotated[
-        list[str] | None, typer.Option("-m", "--metric", help="bleu, chrf, chrf++, ter, legacy-bleu; repeated (default: bleu chrf ter).")
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--metric",
+            help="bleu, chrf, chrf++, ter, legacy-bleu; repeated (default: bleu chrf ter).",
+        ),
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language).")] = None,
-    lang: Annotated[str | None, typer.Option(help="Language of the target, for BLEU's tokenizer (default: data.tgt_lang).")] = None,
-    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the 95 % intervals; 0: no intervals.")] = 1000,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language)."),
+    ] = None,
+    lang: Annotated[
+        str | None,
+        typer.Option(help="Language of the target, for BLEU's tokenizer (default: data.tgt_lang)."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Bootstrap resamples of the 95 % intervals; 0: no intervals.")
+    ] = 1000,
     comet: Annotated[
-        str | None, typer.Option("--comet-command", envvar="MT_COMET_COMMAND", help="comet-score -s {src} -t {hyp} -r {ref} ...")
+        str | None,
+        typer.Option(
+            "--comet-command",
+            envvar="MT_COMET_COMMAND",
+            help="comet-score -s {src} -t {hyp} -r {ref} ...",
+        ),
     ] = None,
     beam_size: Annotated[int | None, typer.Option(help="Beams (default: the model's own).")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="a in score = log-probability / length**a.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="a in score = log-probability / length**a.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."),
+        typer.Option(
+            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads in all (default: one a core).")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
+        ),
+    ] = None,
 ) -> None:
     """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a model.
 
@@ -64,17 +108,31 @@ def evaluate(
         check_output(output)
     if comet is not None and hyp is not None:
         raise ConfigError("COMET needs the source text: give a MODEL, or run its own command")
-    scoring = Scoring(tuple(metric or Scoring.metrics), tokenizer, lang, resamples, CometCommand(comet) if comet else None)
+    scoring = Scoring(
+        tuple(metric or Scoring.metrics),
+        tokenizer,
+        lang,
+        resamples,
+        CometCommand(comet) if comet else None,
+    )
     if hyp is not None:
         results = [_score_file(hyp, references[0], scoring)]
     else:
         assert model is not None
-        options = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_size": batch_size}
+        options = {
+            "beam_size": beam_size,
+            "length_penalty": length_penalty,
+            "batch_size": batch_size,
+        }
         compute = {"precision": precision, "device": device, "threads": threads, "workers": workers}
         results = _score_model(model, sources, references, output, scoring, {**options, **compute})
         if not results:  # the first rank has them
             return
-    typer.echo(json.dumps(results, indent=2, ensure_ascii=False) if as_json else "\n".join(_table(result) for result in results))
+    typer.echo(
+        json.dumps(results, indent=2, ensure_ascii=False)
+        if as_json
+        else "\n".join(_table(result) for result in results)
+    )
 
 
 def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
@@ -83,12 +141,23 @@ def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
     from mt.workflows.evaluation import split_references
 
     metrics, hyps = scoring.build(), read_text(hyp)
-    scores = corpus_scores(hyps, [read_text(name) for name in split_references(ref)], metrics, scoring.resamples)
-    return {"test": hyp, "sentences": len(hyps), "scores": [score.as_dict() for score in scores.values()]}
+    scores = corpus_scores(
+        hyps, [read_text(name) for name in split_references(ref)], metrics, scoring.resamples
+    )
+    return {
+        "test": hyp,
+        "sentences": len(hyps),
+        "scores": [score.as_dict() for score in scores.values()],
+    }
 
 
 def _score_model(
-    model: Path, sources: list[str], references: list[str], output: Path | None, scoring: "Scoring", options: dict[str, Any]
+    model: Path,
+    sources: list[str],
+    references: list[str],
+    output: Path | None,
+    scoring: "Scoring",
+    options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     from mt.decode.template import start_early
 
@@ -100,13 +169,20 @@ def _score_model(
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)
-        place = {"device": world.place(options["device"]), "threads": world.threads(options["threads"])}
+        place = {
+            "device": world.place(options["device"]),
+            "threads": world.threads(options["threads"]),
+        }
         found = evaluate_model(model, scoring, sources, references, {**options, **place}, world)
         if not world.is_first:
             return []
         if output is not None:
             write_text(output, "".join(f"{line}\n" for line in found.results[0].hyps))
-    about = {"model": str(found.folder), "beam_size": found.card["decode"]["beam_size"], "compute": found.card["compute"]}
+    about = {
+        "model": str(found.folder),
+        "beam_size": found.card["decode"]["beam_size"],
+        "compute": found.card["compute"],
+    }
     return [{**result.as_dict(), **about} for result in found.results]
 
 
@@ -121,5 +197,7 @@ def _table(result: dict[str, Any]) -> str:
     rows = []
     for score in result["scores"]:
         interval = f" ± {score['interval']['half_width']:.2f}" if "interval" in score else ""
-        rows.append(f"  {TITLES[score['name']]:{width}} {score['value']:6.2f}{interval}  {score['signature']}")
+        rows.append(
+            f"  {TITLES[score['name']]:{width}} {score['value']:6.2f}{interval}  {score['signature']}"
+        )
     return "\n".join([head, *rows])

@@ -12,15 +12,33 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)
+    ],
     to: Annotated[
         Literal["ctranslate2", "marian", "pegasus", "onnx"],
         typer.Option(help="The engine; for Hugging Face marian (post-norm) or pegasus (pre-norm)."),
     ] = "ctranslate2",
-    quantization: Annotated[str | None, typer.Option(help="Of CTranslate2's weights: int8, float16, ... (default: float32).")] = None,
-    prove: Annotated[str | None, typer.Option(help="Source text for the proof (default: the model's test or validation text).")] = None,
-    lines: Annotated[int, typer.Option(min=0, help="Lines that both engines translate for the proof; 0: no proof.")] = 1000,
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="Of CTranslate2's weights: int8, float16, ... (default: float32)."),
+    ] = None,
+    prove: Annotated[
+        str | None,
+        typer.Option(
+            help="Source text for the proof (default: the model's test or validation text)."
+        ),
+    ] = None,
+    lines: Annotated[
+        int,
+        typer.Option(min=0, help="Lines that both engines translate for the proof; 0: no proof."),
+    ] = 1000,
 ) -> None:
     """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must be identical, all others ties."""
     from mt.log import setup_logging

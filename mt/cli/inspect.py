@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, checkpoint, crash or model folder.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(help="A run, checkpoint, crash or model folder.", show_default=False)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a folder holds and check every file against its manifest; exits 1 naming those that are damaged."""

@@ -14,11 +14,17 @@ def register(app: typer.Typer) -> None:
 def launch(
     scheduler: Annotated[Literal["slurm"], typer.Argument(help="slurm.", show_default=False)],
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Such as train.parallel=fsdp.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as train.parallel=fsdp.", show_default=False)
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on each, one a GPU.")] = 8,
     option: Annotated[
-        list[str] | None, typer.Option(help="An option of sbatch, such as --option=--partition=gpu; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="An option of sbatch, such as --option=--partition=gpu; repeatable.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Print a job script that trains on many machines and goes on by itself after preemption: `mt launch slurm FILE --nodes 4 | sbatch`."""
@@ -26,4 +32,9 @@ def launch(
     from mt.workflows.launch import slurm_script
 
     loaded = load_config(config, list(overrides or ()))
-    typer.echo(slurm_script(loaded, ["train", str(config.resolve()), *(overrides or ())], nodes, nproc, option or []), nl=False)
+    typer.echo(
+        slurm_script(
+            loaded, ["train", str(config.resolve()), *(overrides or ())], nodes, nproc, option or []
+        ),
+        nl=False,
+    )

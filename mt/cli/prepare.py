@@ -13,7 +13,10 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Such as tokenizer.vocab_size=4000.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Such as tokenizer.vocab_size=4000.", show_default=False),
+    ] = None,
 ) -> None:
     """Read and check the training text, train the tokenizer, fill the token cache. `mt train` does this by itself."""
     from mt.config import load_config

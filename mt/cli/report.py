@@ -12,21 +12,51 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or model folders; the first is the baseline.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page (default: report.html in the first folder).")] = None,
-    src: Annotated[list[str] | None, typer.Option(help="Source text; may be repeated (default: test sets of the first run).")] = None,
-    ref: Annotated[list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")] = None,
-    metric: Annotated[list[str] | None, typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter).")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language).")] = None,
-    lang: Annotated[str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders or model folders; the first is the baseline.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The page (default: report.html in the first folder)."),
+    ] = None,
+    src: Annotated[
+        list[str] | None,
+        typer.Option(help="Source text; may be repeated (default: test sets of the first run)."),
+    ] = None,
+    ref: Annotated[
+        list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter)."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language)."),
+    ] = None,
+    lang: Annotated[
+        str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")
+    ] = None,
     maps: Annotated[int, typer.Option(min=0, help="Sentences whose attention is shown.")] = 8,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."),
+        typer.Option(
+            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads in all (default: one a core).")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML file: curves, scores, significance, every sentence, attention, and how the runs differ.
 

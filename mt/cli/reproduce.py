@@ -12,8 +12,13 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    card: Annotated[Path, typer.Argument(help="A scorecard.json that mt evaluate wrote.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the new run (default: the card's own with -reproduced).")] = None,
+    card: Annotated[
+        Path, typer.Argument(help="A scorecard.json that mt evaluate wrote.", show_default=False)
+    ],
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the new run (default: the card's own with -reproduced)."),
+    ] = None,
 ) -> None:
     """Train and evaluate again what a score card says; exits 1 where a score is not the same to two decimals."""
     from mt.errors import MTError
@@ -22,6 +27,8 @@ def reproduce(
 
     setup_logging()
     agreements, circumstances = run(card, run_dir)
-    typer.echo("\n".join([*map(str, agreements), *(f"not as it was: {line}" for line in circumstances)]))
+    typer.echo(
+        "\n".join([*map(str, agreements), *(f"not as it was: {line}" for line in circumstances)])
+    )
     if not all(agreement.holds for agreement in agreements):
         raise MTError(f"{card}: not reproduced")

@@ -14,7 +14,12 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+        ),
+    ],
     src: Annotated[str, typer.Option(help="Source text.", show_default=False)],
     tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
     precision: Annotated[
@@ -22,8 +27,15 @@ def score(
         typer.Option(help="auto: fp32, so that every machine gives the same. bf16; fp16 on GPUs."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads in all (default: one a core).")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
+        ),
+    ] = None,
 ) -> None:
     """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation of --src, tab-separated.
 
@@ -46,7 +58,10 @@ def score(
     compute = choose_compute(device, precision, threads)
     scorer = Scorer.load(model, compute, Workers.choose(workers, compute))
     total, num_tokens = 0.0, 0
-    with open_output(None) as out, progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance:
+    with (
+        open_output(None) as out,
+        progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance,
+    ):
         for found in scorer.score(zip(sources, targets, strict=True)):
             count = len(found.log_probs)
             total, num_tokens = total + found.log_prob, num_tokens + count

@@ -13,16 +13,39 @@ def register(app: typer.Typer) -> None:
 
 def train(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew."),
+    ] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="A model to begin with (train.init_from): its tokenizer, sizes and weights are taken over.")
+        Path | None,
+        typer.Option(
+            help="A model to begin with (train.init_from): its tokenizer, sizes and weights are taken over."
+        ),
     ] = None,
     nproc: Annotated[
-        str | None, typer.Option(help="Processes on this machine that train together: a number, or gpu for one a GPU.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Processes on this machine that train together: a number, or gpu for one a GPU.",
+            show_default=False,
+        ),
     ] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: how often to go on by itself after a process has died.")] = 0,
-    plan: Annotated[bool, typer.Option("--plan", help="Train nothing: print parameters, memory, corpus and time of the run.")] = False,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --nproc: how often to go on by itself after a process has died."
+        ),
+    ] = 0,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Train nothing: print parameters, memory, corpus and time of the run."
+        ),
+    ] = False,
 ) -> None:
     """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
     from mt.config import load_config
@@ -40,7 +63,14 @@ def train(
         from mt.workflows.launch import launch
 
         flags = ["--overwrite"] if overwrite else []
-        raise typer.Exit(launch(loaded, nproc, ["train", str(config), *(overrides or ()), *begin, *flags], max_restarts))
+        raise typer.Exit(
+            launch(
+                loaded,
+                nproc,
+                ["train", str(config), *(overrides or ()), *begin, *flags],
+                max_restarts,
+            )
+        )
     from mt.train.run import train as run
 
     run(loaded, overwrite=overwrite)

@@ -19,36 +19,79 @@ def register(app: typer.Typer) -> None:
 
 
 def translate(
-    model: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its best checkpoint).", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+        ),
+    ],
     files: Annotated[
-        list[str] | None, typer.Argument(help="Text files; gzip, bzip2 and xz are unpacked (default: stdin).", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Text files; gzip, bzip2 and xz are unpacked (default: stdin).", show_default=False
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output).")] = None,
-    beam_size: Annotated[int | None, typer.Option(help="Beams; 1 is greedy search (default here and below: the model's own).")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="a in score = log-probability / length**a.")] = None,
-    nbest: Annotated[int | None, typer.Option(help="Translations a line; needs --format tsv or jsonl.")] = None,
-    max_len_a: Annotated[float | None, typer.Option(help="At most max_len_a x source subwords + max_len_b subwords.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output)."),
+    ] = None,
+    beam_size: Annotated[
+        int | None,
+        typer.Option(help="Beams; 1 is greedy search (default here and below: the model's own)."),
+    ] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="a in score = log-probability / length**a.")
+    ] = None,
+    nbest: Annotated[
+        int | None, typer.Option(help="Translations a line; needs --format tsv or jsonl.")
+    ] = None,
+    max_len_a: Annotated[
+        float | None, typer.Option(help="At most max_len_a x source subwords + max_len_b subwords.")
+    ] = None,
     max_len_b: Annotated[int | None, typer.Option(help="See --max-len-a.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Source tokens a batch, padding counted, at most.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Source tokens a batch, padding counted, at most.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."),
+        typer.Option(
+            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all (default: one a core).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the threads (default on a CPU: one a thread).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads in all (default: one a core).")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
+        ),
+    ] = None,
     format: Annotated[
-        Literal["text", "tsv", "jsonl"], typer.Option(help="tsv: line number, rank, score, text; jsonl: with tokens and their scores.")
+        Literal["text", "tsv", "jsonl"],
+        typer.Option(
+            help="tsv: line number, rank, score, text; jsonl: with tokens and their scores."
+        ),
     ] = "text",
-    alignment: Annotated[Path | None, typer.Option(help="Write word alignments there: source-target pairs of words, a line each.")] = None,
-    on_invalid_utf8: Annotated[Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")] = "error",
+    alignment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write word alignments there: source-target pairs of words, a line each."
+        ),
+    ] = None,
+    on_invalid_utf8: Annotated[
+        Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")
+    ] = "error",
 ) -> None:
     """Translate text: one line out for each line in, in the same order. An empty line stays empty."""
     from mt.errors import ConfigError
 
     if format == "text" and (nbest or 1) > 1:
-        raise ConfigError(f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation")
+        raise ConfigError(
+            f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation"
+        )
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
     from mt.decode.template import start_early
@@ -72,15 +115,29 @@ def translate(
             length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
             max_tokens=max_tokens,
         )  # fmt: skip
-        aligner = Aligner.load(model, translator.compute.device, translator.workers) if alignment is not None else None
-        scorer = Scorer.load(model, translator.compute, translator.workers) if format == "jsonl" else None
+        aligner = (
+            Aligner.load(model, translator.compute.device, translator.workers)
+            if alignment is not None
+            else None
+        )
+        scorer = (
+            Scorer.load(model, translator.compute, translator.workers)
+            if format == "jsonl"
+            else None
+        )
         names = files or ["-"]
         read = read_ahead if all(Path(name).is_file() for name in names) else read_live
         windows = read(_lines(names, on_invalid_utf8), WINDOW * world.size)
         rows = outputs(world, translator, windows, format, aligner, scorer)
         if world.is_first:
             search = translator.decode.model_dump()
-            about = {"model": str(model), "files": names, "format": format, "decode": search, "precision": precision}
+            about = {
+                "model": str(model),
+                "files": names,
+                "format": format,
+                "decode": search,
+                "precision": precision,
+            }
             _write(rows, translator, names, output, alignment, about, is_alone=world.is_alone)
         else:
             for _ in rows:
@@ -108,8 +165,12 @@ def _write(
     from mt.log import progress_bar
     from mt.output import open_output
 
-    is_shown = output is not None or not sys.stdout.isatty()  # else the translations themselves show how far it is
-    aligned: AbstractContextManager[Lines | None] = nullcontext() if alignment is None else open_output(alignment, about)
+    is_shown = (
+        output is not None or not sys.stdout.isatty()
+    )  # else the translations themselves show how far it is
+    aligned: AbstractContextManager[Lines | None] = (
+        nullcontext() if alignment is None else open_output(alignment, about)
+    )
     bar = progress_bar(lambda: _count_lines(names), "translating", "line", is_shown)
     with open_output(output, about) as out, aligned as pairs, bar as advance:
         if is_alone:
@@ -130,10 +191,20 @@ def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
     remedy = "--on-invalid-utf8 replace"
     for name in files:
         for number, line in enumerate(text_lines(name), 1):
-            yield decode_line(line, f"{'standard input' if name == '-' else name}:{number}", on_invalid_utf8, CorpusStats(), remedy)
+            yield decode_line(
+                line,
+                f"{'standard input' if name == '-' else name}:{number}",
+                on_invalid_utf8,
+                CorpusStats(),
+                remedy,
+            )
 
 
 def _count_lines(files: list[str]) -> int | None:
     from mt.files import read_lines
 
-    return None if any(not Path(name).is_file() for name in files) else sum(1 for name in files for _ in read_lines(name))
+    return (
+        None
+        if any(not Path(name).is_file() for name in files)
+        else sum(1 for name in files for _ in read_lines(name))
+    )

@@ -1,6 +1,12 @@
 """The configuration of a run: the schema, reading it and writing it back. Imports no torch."""
 
-from mt.config.load import config_from_text, default_run_dir, expanded, load_config, with_defaults_of
+from mt.config.load import (
+    config_from_text,
+    default_run_dir,
+    expanded,
+    load_config,
+    with_defaults_of,
+)
 from mt.config.presets import PRESETS
 from mt.config.schema import (
     AUTO,

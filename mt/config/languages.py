@@ -24,9 +24,25 @@ alb sq arm hy baq eu bur my chi zh cmn zh yue zh wuu zh hak zh nan zh lzh zh cze
 ms mao mi per fa rum ro slo sk tib bo wel cy arb ar arz ar apc ar acm ar ary ar pes fa prs fa azj az ekk et lvs lv zsm ms swh sw npi ne
 ory or khk mn plt mg quy qu uzn uz ydd yi als sq gaz om kmr ku ckb ku fil tl iw he in id ji yi jw jv mo ro sh sr
 """
-CODES = {three: two for names in (_TWO_LETTERS, _OTHER_CODES) for three, two in zip(names.split()[::2], names.split()[1::2], strict=True)}
+CODES = {
+    three: two
+    for names in (_TWO_LETTERS, _OTHER_CODES)
+    for three, two in zip(names.split()[::2], names.split()[1::2], strict=True)
+}
 
-UNSPACED = {"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "shn", "nod", "lzh"}  # languages written without spaces between words
+UNSPACED = {
+    "zh",
+    "ja",
+    "th",
+    "lo",
+    "km",
+    "my",
+    "bo",
+    "dz",
+    "shn",
+    "nod",
+    "lzh",
+}  # languages written without spaces between words
 UNSPACED_SCRIPTS = {  # ISO 15924
     "Hans", "Hant", "Hani", "Jpan", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Tale", "Talu", "Java", "Bali",
 }  # fmt: skip
@@ -35,14 +51,18 @@ _UNSPACED_CHARACTER = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaa7f"
     "\u3000-\u30ff\u31c0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # those that sacreBLEU itself takes
+BLEU_TOKENIZERS = {
+    "zh": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+}  # those that sacreBLEU itself takes
 
 
 @dataclass(frozen=True)
 class Language:
     """What a code says."""
 
-    code: str           # ISO 639-1, or the code itself, in lower case, if it has none; empty if there is no code
+    code: str  # ISO 639-1, or the code itself, in lower case, if it has none; empty if there is no code
     script: str | None  # ISO 15924, such as `Latn`, if the code names one
 
     @property

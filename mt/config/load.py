@@ -45,13 +45,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = config_from_text(raw.decode("utf-8"), str(path), overrides)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: byte {raw[error.start]:#04x} is not valid UTF-8") from None
+        raise ConfigError(
+            f"{path}:{line}: byte {raw[error.start]:#04x} is not valid UTF-8"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return config if config.run_dir is not None else config.model_copy(update={"run_dir": default_run_dir(path)})
+        raise ConfigError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return (
+        config
+        if config.run_dir is not None
+        else config.model_copy(update={"run_dir": default_run_dir(path)})
+    )
 
 
-def config_from_text(text: str, where: str, overrides: Sequence[str] = (), *, is_saved: bool = False) -> Config:
+def config_from_text(
+    text: str, where: str, overrides: Sequence[str] = (), *, is_saved: bool = False
+) -> Config:
     """The configuration that `text` (YAML, called `where` in messages) and the overrides describe.
 
     A file that mt wrote (`is_saved`) and that says no format is of the first one. What a file of an older format leaves
@@ -77,9 +87,15 @@ def config_from_text(text: str, where: str, overrides: Sequence[str] = (), *, is
     if isinstance(model, dict) and isinstance(model.get("preset"), str):
         data["model"] = {**PRESETS.get(model["preset"], {}), **model}
     config, errors = _validate(data)
-    mistakes += [_translate(error, places, where) for error in errors if error["input"] is not REFUSED]
+    mistakes += [
+        _translate(error, places, where) for error in errors if error["input"] is not REFUSED
+    ]
     if config is None or mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(str(each) for each in sorted(mistakes, key=lambda m: m.place.order))))
+        raise ConfigError(
+            "\n".join(
+                dict.fromkeys(str(each) for each in sorted(mistakes, key=lambda m: m.place.order))
+            )
+        )
     return config
 
 
@@ -107,9 +123,13 @@ def _expand_paths(data: dict[str, Any], places: dict[KeyPath, Place], where: str
             try:
                 section[key] = expanded(section[key])
             except ValueError as error:
-                mistakes.append(Mistake(_blame((*at, key), at, "", places, where), (*at, key), str(error)))
+                mistakes.append(
+                    Mistake(_blame((*at, key), at, "", places, where), (*at, key), str(error))
+                )
 
-    expand(data, (), ("run_dir",))  # cache_dir is replaced when it is used: its default is under `~`
+    expand(
+        data, (), ("run_dir",)
+    )  # cache_dir is replaced when it is used: its default is under `~`
     expand(data.get("tokenizer"), ("tokenizer",), ("src_model", "tgt_model"))
     expand(data.get("train"), ("train",), ("init_from",))
     text = data.get("data")
@@ -140,7 +160,9 @@ def default_run_dir(path: str | Path) -> str:
     return f"runs/{Path(path).stem}"
 
 
-def _override(data: dict[str, Any], places: dict[KeyPath, Place], override: str, order: int) -> list[Mistake]:
+def _override(
+    data: dict[str, Any], places: dict[KeyPath, Place], override: str, order: int
+) -> list[Mistake]:
     """Set in `data` what `override` says, and blame it for these keys from now on."""
     key, equals, text = override.partition("=")
     parts = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
@@ -167,7 +189,11 @@ def _put(node: Any, path: KeyPath, value: Any) -> Any:
     if isinstance(node, list) and isinstance(key, int) and key < len(node):
         return [*node[:key], _put(node[key], rest, value), *node[key + 1 :]]
     if isinstance(key, int) or not isinstance(node, dict | None):
-        raise LookupError("no such list item in the file" if isinstance(key, int) else f"{shown(node)} has no keys")
+        raise LookupError(
+            "no such list item in the file"
+            if isinstance(key, int)
+            else f"{shown(node)} has no keys"
+        )
     return {**(node or {}), key: _put((node or {}).get(key), rest, value)}
 
 
@@ -189,12 +215,20 @@ def _is_whole(value: object) -> bool:
 
 
 _EXPECTED = {  # pydantic's error type -> our words
-    "int_type": "expected a whole number", "float_type": "expected a number", "string_type": "expected text",
-    "finite_number": "expected a finite number", "bool_type": "expected true or false", "list_type": "expected a list",
-    "model_type": "expected a section of `key: value` lines", "literal_error": "expected one of {options}",
-    "greater_than": "must be above {gt}", "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}", "less_than_equal": "must be at most {le}",
-    "too_short": "expected at least {min_length} items", "too_long": "expected at most {max_length} items",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "string_type": "expected text",
+    "finite_number": "expected a finite number",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "model_type": "expected a section of `key: value` lines",
+    "literal_error": "expected one of {options}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "expected at least {min_length} items",
+    "too_long": "expected at most {max_length} items",
     "string_pattern_mismatch": "expected text that matches {pattern}",
 }
 
@@ -202,32 +236,47 @@ _EXPECTED = {  # pydantic's error type -> our words
 def _translate(error: Mapping[str, Any], places: dict[KeyPath, Place], where: str) -> Mistake:
     """Pydantic's error in our words, with its place."""
     kind, path, value = error["type"], error["loc"], error["input"]
-    context = {key: int(limit) if _is_whole(limit) else limit for key, limit in error.get("ctx", {}).items()}
+    context = {
+        key: int(limit) if _is_whole(limit) else limit
+        for key, limit in error.get("ctx", {}).items()
+    }
     if kind == "value_error":
         message = str(context["error"])
         key, _, rest = message.partition(": ")
         at = (*path, *key.split(".")) if rest and re.fullmatch(r"[a-z_.]+", key) else path
-        return Mistake(_blame(at, path, message, places, where), at, message if at == path else rest)
+        return Mistake(
+            _blame(at, path, message, places, where), at, message if at == path else rest
+        )
     if kind == "extra_forbidden":
         text = f"unknown key{_hint(_right_keys(path))}"
     else:
         options = re.findall(r"'([^']*)'", str(context.get("expected")))
-        quotes = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
+        quotes = (
+            " (put it in quotes)"
+            if kind == "string_type" and isinstance(value, int | float)
+            else ""
+        )
         context["options"] = ", ".join(options)
         words = _EXPECTED[kind].format_map(context) if kind in _EXPECTED else error["msg"].lower()
         text = f"{words}, found {shown(value)}{quotes}{_hint(_close(str(value), options))}"
     return Mistake(_blame(path, path, "", places, where), path, text)
 
 
-def _blame(path: KeyPath, base: KeyPath, message: str, places: dict[KeyPath, Place], where: str) -> Place:
+def _blame(
+    path: KeyPath, base: KeyPath, message: str, places: dict[KeyPath, Place], where: str
+) -> Place:
     """Where a mistake at `path` comes from, in this order: an override of it, an override of a key that `message`
     names (in the section `base`), its own line, the line of a key named, the nearest section's, an override inside."""
     if path in places and not message:
         return places[path]
     words = set(re.findall(r"[a-z_.]+", message))
-    below = {at: place for at, place in places.items() if at[: len(base)] == base and len(at) > len(base)}
+    below = {
+        at: place for at, place in places.items() if at[: len(base)] == base and len(at) > len(base)
+    }
     exact = [places[path]] if path in places else []
-    named = sorted((place for at, place in below.items() if dotted(at[len(base) :]) in words), reverse=True)
+    named = sorted(
+        (place for at, place in below.items() if dotted(at[len(base) :]) in words), reverse=True
+    )
     overrides = [place for place in exact + named if place.path is not None]
     around = [places[path[:end]] for end in range(len(path) - 1, 0, -1) if path[:end] in places]
     inside = [max(below.values())] if base and below else []
@@ -241,7 +290,9 @@ def _right_keys(path: KeyPath) -> list[str]:
     elsewhere = {dotted((*at, key)): key for at, keys in sections.items() for key in keys}
     same = [name for name, key in elsewhere.items() if key == word]
     alike = _close(word, list(elsewhere.values()))
-    similar = [key for key in alike if key in here] or [name for name, key in elsewhere.items() if key in alike]
+    similar = [key for key in alike if key in here] or [
+        name for name, key in elsewhere.items() if key in alike
+    ]
     longer = [key for key in here if len(word) > 2 and key.startswith(word)]
     return longer[:1] or same[:2] or similar[:2]
 

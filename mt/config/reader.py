@@ -21,6 +21,7 @@ _EXPLICIT = "explicit "  # a tag holds no space, so no file can write one that s
 
 class Place(NamedTuple):
     """What a mistake is blamed on: a line of the file, or an override of the key `path`; sorted by `order`."""
+
     order: int
     text: str
     path: KeyPath | None = None
@@ -29,6 +30,7 @@ class Place(NamedTuple):
 @dataclass(eq=False)
 class Mistake(Exception):
     """One line of the final message; raised where reading cannot go on, collected everywhere else."""
+
     place: Place
     path: KeyPath
     text: str
@@ -40,7 +42,9 @@ class Mistake(Exception):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def read(text: str, place: Callable[[int], Place]) -> tuple[Any, dict[KeyPath, Place], list[Mistake]]:
+def read(
+    text: str, place: Callable[[int], Place]
+) -> tuple[Any, dict[KeyPath, Place], list[Mistake]]:
     """The plain value of YAML `text`, the place of each key and list item in it, and the mistakes it goes on after."""
     reader = None
     try:
@@ -48,10 +52,16 @@ def read(text: str, place: Callable[[int], Place]) -> tuple[Any, dict[KeyPath, P
         node = reader.get_single_node()
         reader.nodes = 0  # so far each anchor counted once; from here on aliases are written out
         return None if node is None else reader.value(node, ()), reader.places, reader.mistakes
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML leaks the latter two: "\UFFFFFFFF"
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # PyYAML leaks the latter two: "\UFFFFFFFF"
         mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
         line = mark.line if mark else reader.line if reader else text.count("\n", 0, position)
-        reason = ", ".join(filter(None, (getattr(error, name, "") for name in ("context", "problem", "reason"))))
+        reason = ", ".join(
+            filter(None, (getattr(error, name, "") for name in ("context", "problem", "reason")))
+        )
         raise Mistake(place(line + 1), (), f"not valid YAML: {reason or error}") from None
 
 
@@ -89,12 +99,17 @@ class _Reader(yaml.SafeLoader):
         self.places[path] = self.place((key or node).start_mark.line + 1)
         self.count(node.start_mark, 1, len(path))
         if node.tag.startswith(_EXPLICIT):
-            return self.mistake(node, path, f"tag `{node.tag.removeprefix(_EXPLICIT)}` is not allowed; leave it out")
+            return self.mistake(
+                node, path, f"tag `{node.tag.removeprefix(_EXPLICIT)}` is not allowed; leave it out"
+            )
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-        return {name: self.value(child, (*path, name), key) for name, (key, child) in self.entries(node, path).items()}
+        return {
+            name: self.value(child, (*path, name), key)
+            for name, (key, child) in self.entries(node, path).items()
+        }
 
     def entries(self, node: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Key -> nodes of key and value; own keys win over those `<<` merges in, earlier merges over later ones."""
@@ -109,9 +124,15 @@ class _Reader(yaml.SafeLoader):
                     else:
                         self.mistake(source, path, "`<<` merges sections only")
             elif key.tag != _TAG + "str" or not key.value.isprintable():
-                self.mistake(key, path, "a key must be printable text: put it in quotes, without a tag")
+                self.mistake(
+                    key, path, "a key must be printable text: put it in quotes, without a tag"
+                )
             elif key.value in own:
-                self.mistake(key, (*path, key.value), f"already set on line {own[key.value][0].start_mark.line + 1}")
+                self.mistake(
+                    key,
+                    (*path, key.value),
+                    f"already set on line {own[key.value][0].start_mark.line + 1}",
+                )
             else:
                 own[key.value] = (key, child)
         return {**merged, **own}
@@ -120,7 +141,11 @@ class _Reader(yaml.SafeLoader):
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if kind == "int":
             number = int(text, {"0x": 16, "0o": 8}.get(text[:2], 10)) if len(text) < 99 else 2**63
-            return number if abs(number) < 2**63 else self.mistake(node, path, f"{short(text)} does not fit 64 bits")
+            return (
+                number
+                if abs(number) < 2**63
+                else self.mistake(node, path, f"{short(text)} does not fit 64 bits")
+            )
         if kind == "float":
             return float(text)
         if any("\ud800" <= c <= "\udfff" for c in text):
@@ -141,12 +166,20 @@ for _kind, _first, _pattern in [
 
 def dotted(path: KeyPath) -> str:
     """`data.train[0].src`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{short(part)}" for part in path).removeprefix(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{short(part)}" for part in path
+    ).removeprefix(".")
 
 
 def shown(value: object) -> str:
     """A value as a message shows it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else short(repr(value))
+    return (
+        "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else short(repr(value))
+    )
 
 
 def short(text: str, limit: int = 60) -> str:

@@ -12,7 +12,14 @@ from mt.config.schema import Config, ModelConfig
 def to_yaml(config: Config, full: bool = True) -> str:
     """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the preset do not give."""
     values = config.model_dump() if full else _differences(config)
-    return yaml.dump(values, Dumper=_Writer, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**9)
+    return yaml.dump(
+        values,
+        Dumper=_Writer,
+        sort_keys=False,
+        default_flow_style=False,
+        allow_unicode=True,
+        width=10**9,
+    )
 
 
 def flatten(config: Config) -> dict[str, object]:
@@ -36,14 +43,20 @@ def flatten(config: Config) -> dict[str, object]:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a YAML file, with which editors complete and check it."""
     schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "mt configuration"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "mt configuration",
+    }
 
 
 def _differences(config: Config) -> dict[str, Any]:
     """What a file must say to give `config`; a key set back to its default beside a preset is a difference too."""
     values = config.model_dump(exclude_defaults=True)
     given = {**ModelConfig().model_dump(), **PRESETS.get(config.model.preset or "", {})}
-    values["model"] = {key: value for key, value in config.model.model_dump().items() if value != given[key]}
+    values["model"] = {
+        key: value for key, value in config.model.model_dump().items() if value != given[key]
+    }
     return {key: value for key, value in values.items() if value != {}}
 
 
@@ -56,7 +69,17 @@ class _Writer(yaml.SafeDumper):
 
 # Letters first, so never a number or a date; the rest is harmless in every context.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
-_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # YAML 1.1's booleans, and null
+_WORDS = {
+    "y",
+    "n",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "true",
+    "false",
+    "null",
+}  # YAML 1.1's booleans, and null
 
 
 def _write_text(writer: yaml.SafeDumper, text: str) -> yaml.Node:

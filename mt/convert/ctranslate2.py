@@ -53,7 +53,11 @@ def _specification(loaded: LoadedModel) -> Any:
         (config.encoder_layers, config.decoder_layers),
         config.num_heads,
         pre_norm=config.norm == "pre",
-        activation={"relu": specs.Activation.RELU, "gelu": specs.Activation.GELU, "silu": specs.Activation.SWISH}[config.activation],
+        activation={
+            "relu": specs.Activation.RELU,
+            "gelu": specs.Activation.GELU,
+            "silu": specs.Activation.SWISH,
+        }[config.activation],
     )
     _set_stack(spec.encoder, model.encoder, loaded.config.decode)
     _set_stack(spec.decoder, model.decoder, loaded.config.decode)
@@ -65,7 +69,11 @@ def _specification(loaded: LoadedModel) -> Any:
     spec.register_target_vocabulary(tokenizer.tgt_pieces)
     names = tokenizer.tgt_pieces
     spec.config.add_source_eos = True
-    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = names[UNK_ID], names[BOS_ID], names[EOS_ID]
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (
+        names[UNK_ID],
+        names[BOS_ID],
+        names[EOS_ID],
+    )
     spec.config.decoder_start_token = names[BOS_ID]
     return spec
 
@@ -75,7 +83,9 @@ def _set_stack(spec: Any, stack: Encoder | Decoder, decode: DecodeConfig) -> Non
     weight = stack.embed_tokens.weight
     embeddings.weight, embeddings.multiply_by_sqrt_depth = _array(weight), True
     longest = max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b)
-    num_positions = max(1024, decode.longest_src + 1, longest)  # CTranslate2 takes 1024 source tokens unless told otherwise
+    num_positions = max(
+        1024, decode.longest_src + 1, longest
+    )  # CTranslate2 takes 1024 source tokens unless told otherwise
     spec.position_encodings.encodings = sinusoids(num_positions, weight.shape[1]).numpy()
     if isinstance(stack.layer_norm, nn.LayerNorm):
         _set_norm(spec.layer_norm, stack.layer_norm)
@@ -117,10 +127,18 @@ class CTranslate2Engine:
     """An exported model at work, on ids; see `mt.convert.parity.Engine`. So many translators of so many threads each."""
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, decode: DecodeConfig, translators: int, threads: int, compute_type: str = "float32"
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        decode: DecodeConfig,
+        translators: int,
+        threads: int,
+        compute_type: str = "float32",
     ) -> None:
         module = _import_ctranslate2()
-        self.translator = module.Translator(str(folder), compute_type=compute_type, inter_threads=translators, intra_threads=threads)
+        self.translator = module.Translator(
+            str(folder), compute_type=compute_type, inter_threads=translators, intra_threads=threads
+        )
         self.decode = decode
         self.src_pieces, self.tgt_pieces = tokenizer.src_pieces, tokenizer.tgt_pieces
         self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
@@ -129,7 +147,9 @@ class CTranslate2Engine:
         """The best hypothesis of each source and its score."""
         return by_source_length(sources, self.decode, self.translate_batch)
 
-    def translate_batch(self, sources: Sequence[list[int]], max_len: int) -> list[tuple[list[int], float]]:
+    def translate_batch(
+        self, sources: Sequence[list[int]], max_len: int
+    ) -> list[tuple[list[int], float]]:
         """The same with one limit of output length for all."""
         results = self.translator.translate_batch(
             [[self.src_pieces[token] for token in source] for source in sources],
@@ -141,10 +161,16 @@ class CTranslate2Engine:
             max_batch_size=self.decode.batch_size,
             return_scores=True,
         )
-        return [([self.tgt_ids[piece] for piece in result.hypotheses[0]], result.scores[0]) for result in results]
+        return [
+            ([self.tgt_ids[piece] for piece in result.hypotheses[0]], result.scores[0])
+            for result in results
+        ]
 
     def score(self, source: list[int], target: list[int]) -> float:
         """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        pieces = [self.src_pieces[token] for token in source], [self.tgt_pieces[token] for token in target]
+        pieces = (
+            [self.src_pieces[token] for token in source],
+            [self.tgt_pieces[token] for token in target],
+        )
         [result] = self.translator.score_batch([pieces[0]], [pieces[1]])
         return float(sum(result.log_probs) / len(result.log_probs) ** self.decode.length_penalty)

@@ -36,9 +36,18 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder")
     if reasons := refusals(loaded, format):
-        raise ExportError("\n".join([f"{loaded.folder}: cannot be a {format} model", *(f"  {reason}" for reason in reasons)]))
+        raise ExportError(
+            "\n".join(
+                [
+                    f"{loaded.folder}: cannot be a {format} model",
+                    *(f"  {reason}" for reason in reasons),
+                ]
+            )
+        )
     with atomic_dir(out) as temporary:
-        save_file(_weights(loaded, format), temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            _weights(loaded, format), temporary / "model.safetensors", metadata={"format": "pt"}
+        )
         _write_json(temporary / "config.json", _config(loaded, format))
         _write_json(temporary / "generation_config.json", _generation_config(loaded))
         if format == "marian":
@@ -57,21 +66,33 @@ def refusals(loaded: LoadedModel, format: Format) -> list[str]:
     if format == "pegasus" and model.norm != "pre":
         reasons.append("model.norm: post; Pegasus is pre-norm (try --to marian)")
     if format == "pegasus" and model.tie_embeddings != "all":
-        reasons.append(f"model.tie_embeddings: {model.tie_embeddings}; Pegasus has one matrix for both embeddings and the output (`all`)")
+        reasons.append(
+            f"model.tie_embeddings: {model.tie_embeddings}; Pegasus has one matrix for both embeddings and the output (`all`)"
+        )
     return reasons
 
 
 def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
     """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file, and says so."""
-    weights = {name: weight.detach().float().contiguous() for name, weight in loaded.model.named_parameters()}
-    renamed = {f"model.{name}": weight for name, weight in weights.items() if not name.startswith("output_")}
+    weights = {
+        name: weight.detach().float().contiguous()
+        for name, weight in loaded.model.named_parameters()
+    }
+    renamed = {
+        f"model.{name}": weight
+        for name, weight in weights.items()
+        if not name.startswith("output_")
+    }
     if loaded.config.model.tie_embeddings == "all":
         renamed["model.shared.weight"] = renamed.pop("model.encoder.embed_tokens.weight")
     if loaded.config.model.tie_embeddings == "none":
         renamed["lm_head.weight"] = weights["output_projection.weight"]
     if format == "pegasus":
         positions = sinusoids(_longest(loaded.config.decode), loaded.config.model.d_model)
-        renamed |= {f"model.{side}.embed_positions.weight": positions.clone() for side in ("encoder", "decoder")}
+        renamed |= {
+            f"model.{side}.embed_positions.weight": positions.clone()
+            for side in ("encoder", "decoder")
+        }
     bias = weights.get("output_bias", torch.zeros(loaded.tokenizer.tgt_vocab_size))
     return {**renamed, "final_logits_bias": bias[None].contiguous()}
 
@@ -82,9 +103,21 @@ def _config(loaded: LoadedModel, format: Format) -> dict[str, Any]:
     sides = {
         f"{side}_{name}": value
         for side, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers))
-        for name, value in {"layers": layers, "ffn_dim": model.d_ff, "attention_heads": model.num_heads, "layerdrop": 0.0}.items()
+        for name, value in {
+            "layers": layers,
+            "ffn_dim": model.d_ff,
+            "attention_heads": model.num_heads,
+            "layerdrop": 0.0,
+        }.items()
     }
-    own = {"decoder_vocab_size": tokenizer.tgt_vocab_size, "share_encoder_decoder_embeddings": tied == "all"} if format == "marian" else {}
+    own = (
+        {
+            "decoder_vocab_size": tokenizer.tgt_vocab_size,
+            "share_encoder_decoder_embeddings": tied == "all",
+        }
+        if format == "marian"
+        else {}
+    )
     return {
         "architectures": [CLASSES[format]], "model_type": format, "dtype": "float32",
         "vocab_size": tokenizer.src_vocab_size, "d_model": model.d_model, **sides,
@@ -96,19 +129,32 @@ def _config(loaded: LoadedModel, format: Format) -> dict[str, Any]:
 
 
 def _special_ids() -> dict[str, int | None]:
-    ids = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "decoder_start_token_id": BOS_ID}
+    ids = {
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "decoder_start_token_id": BOS_ID,
+    }
     return {**ids, "forced_eos_token_id": None}
 
 
 def _longest(decode: DecodeConfig) -> int:
     """Positions that source or target may take."""
-    return max(1024, decode.longest_src + 1, max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b) + 1)
+    return max(
+        1024,
+        decode.longest_src + 1,
+        max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b) + 1,
+    )
 
 
 def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
     """Our search: a sentence is done with as many finished hypotheses as it has beams, and nothing is forced at its limit."""
     decode = loaded.config.decode
-    search = {"num_beams": decode.beam_size, "length_penalty": decode.length_penalty, "early_stopping": decode.beam_size > 1}
+    search = {
+        "num_beams": decode.beam_size,
+        "length_penalty": decode.length_penalty,
+        "early_stopping": decode.beam_size > 1,
+    }
     return {**search, "max_length": _longest(decode), **_special_ids()}
 
 
@@ -120,7 +166,9 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     shutil.copyfile(tokenizer.tgt_model, folder / "target.spm")
     _write_json(folder / "vocab.json", {piece: i for i, piece in enumerate(tokenizer.src_pieces)})
     if not is_joint:
-        _write_json(folder / "target_vocab.json", {piece: i for i, piece in enumerate(tokenizer.tgt_pieces)})
+        _write_json(
+            folder / "target_vocab.json", {piece: i for i, piece in enumerate(tokenizer.tgt_pieces)}
+        )
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "MarianTokenizer", "source_lang": data.src_lang, "target_lang": data.tgt_lang, "separate_vocabs": not is_joint,
         "unk_token": names[UNK_ID], "pad_token": names[PAD_ID], "eos_token": names[EOS_ID],
@@ -132,8 +180,16 @@ def _card(loaded: LoadedModel, format: Format) -> str:
     """A model card, with what is known of languages, text and scores; the licence is the author's to say."""
     data, about = loaded.config.data, loaded.provenance
     languages = [lang for lang in (data.src_lang, data.tgt_lang) if lang]
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in (about.get("scores") or {}).items() if isinstance(value, int | float))
-    use = "`AutoModelForSeq2SeqLM` and `AutoTokenizer`" if format == "marian" else "`AutoModelForSeq2SeqLM`, on the ids of tokenizer/"
+    scores = ", ".join(
+        f"{name} {value:.2f}"
+        for name, value in (about.get("scores") or {}).items()
+        if isinstance(value, int | float)
+    )
+    use = (
+        "`AutoModelForSeq2SeqLM` and `AutoTokenizer`"
+        if format == "marian"
+        else "`AutoModelForSeq2SeqLM`, on the ids of tokenizer/"
+    )
     return "\n".join([
         "---", "license: unknown  # to be filled in", "library_name: transformers", "pipeline_tag: translation",
         *(["language:", *(f"- {lang}" for lang in languages)] if languages else []), "---", "",
@@ -154,27 +210,37 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, folder: Path, decode: DecodeConfig, ids: Sequence[int] | None = None, src_ids: Sequence[int] | None = None
+        self,
+        folder: Path,
+        decode: DecodeConfig,
+        ids: Sequence[int] | None = None,
+        src_ids: Sequence[int] | None = None,
     ) -> None:
         try:
             from transformers import AutoModelForSeq2SeqLM
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
-            raise ExportError("this needs the package transformers; install mt-forge[hf]") from error
+            raise ExportError(
+                "this needs the package transformers; install mt-forge[hf]"
+            ) from error
         disable_progress_bar()
         self.model = AutoModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32).eval()
         self.decode = decode
         sizes = (self.model.config.vocab_size, getattr(self.model.config, "decoder_vocab_size", 0))
         self.ids = list(range(max(sizes))) if ids is None else list(ids)
         self.src_ids = self.ids if src_ids is None else list(src_ids)
-        self.own = {theirs: i for i, theirs in reversed(list(enumerate(self.ids)))}  # of two that share one, the first
+        self.own = {
+            theirs: i for i, theirs in reversed(list(enumerate(self.ids)))
+        }  # of two that share one, the first
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
         """The best hypothesis of each source and its score."""
         return by_source_length(sources, self.decode, self._translate)
 
     @torch.inference_mode()
-    def _translate(self, sources: Sequence[list[int]], max_len: int) -> list[tuple[list[int], float]]:
+    def _translate(
+        self, sources: Sequence[list[int]], max_len: int
+    ) -> list[tuple[list[int], float]]:
         """Sources of one length."""
         found: list[tuple[list[int], float]] = []
         for start in range(0, len(sources), self.decode.batch_size):
@@ -193,9 +259,14 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _log_prob(self, source: list[int], tokens: list[int]) -> float:
-        src, tgt_in = torch.tensor([self._theirs_of_src([*source, EOS_ID])]), torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])])
+        src, tgt_in = (
+            torch.tensor([self._theirs_of_src([*source, EOS_ID])]),
+            torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])]),
+        )
         logits = self.model(input_ids=src, decoder_input_ids=tgt_in).logits[0]
-        return float(logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum())
+        return float(
+            logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum()
+        )
 
     def _theirs_of_src(self, ids: Sequence[int]) -> list[int]:
         return [self.src_ids[i] for i in ids]
@@ -205,7 +276,10 @@ class TransformersEngine:
 
     def score(self, source: list[int], target: list[int]) -> float:
         """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        return self._log_prob(source, [*target, EOS_ID]) / (len(target) + 1) ** self.decode.length_penalty
+        return (
+            self._log_prob(source, [*target, EOS_ID])
+            / (len(target) + 1) ** self.decode.length_penalty
+        )
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, lines: Sequence[str]) -> None:
@@ -215,4 +289,6 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, lines: Sequence[str]) ->
     theirs = AutoTokenizer.from_pretrained(str(folder))(list(lines))["input_ids"]
     for number, (ids, own) in enumerate(zip(theirs, tokenizer.encode_src(lines), strict=True), 1):
         if ids != [*own, EOS_ID]:
-            raise ExportError(f"{folder} was not written: its tokenizer reads line {number} otherwise: {ids} instead of {[*own, EOS_ID]}")
+            raise ExportError(
+                f"{folder} was not written: its tokenizer reads line {number} otherwise: {ids} instead of {[*own, EOS_ID]}"
+            )

@@ -23,8 +23,17 @@ from mt.files import atomic_dir
 from mt.model.transformer import build_model
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
-NEVER = -100.0  # the bias of what is not to be written: e^-100 of a probability, and finite for label smoothing
-STAND_INS = ("<s>", "<start>", "<start-of-target>", "<none>", "<none-2>", "<none-3>")  # names of special ids that a vocabulary lacks
+NEVER = (
+    -100.0
+)  # the bias of what is not to be written: e^-100 of a probability, and finite for label smoothing
+STAND_INS = (
+    "<s>",
+    "<start>",
+    "<start-of-target>",
+    "<none>",
+    "<none-2>",
+    "<none-3>",
+)  # names of special ids that a vocabulary lacks
 PICKLES = ("pytorch_model.bin", "tf_model.h5", "model.npz")
 
 
@@ -64,12 +73,21 @@ def import_marian(folder: Path, out: Path) -> TheirIds:
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another folder")
     source = read_marian(folder)
-    order, has_own_start = _order(source.tgt_pieces, source.special), source.special.start != source.special.pad
+    order, has_own_start = (
+        _order(source.tgt_pieces, source.special),
+        source.special.start != source.special.pad,
+    )
     config = _config(source)
     weights = _weights(source, config, order, has_own_start, folder)
     with tempfile.TemporaryDirectory() as given, atomic_dir(out) as temporary:
         _write_tokenizer(Path(given), source)
-        write_model_folder(temporary, config, weights, Tokenizer.load(Path(given)), {"imported_from": folder.name, "format": "marian"})
+        write_model_folder(
+            temporary,
+            config,
+            weights,
+            Tokenizer.load(Path(given)),
+            {"imported_from": folder.name, "format": "marian"},
+        )
         seal(temporary)
     return TheirIds(_order(source.src_pieces, source.special), order)
 
@@ -82,9 +100,15 @@ def read_marian(folder: Path) -> MarianFolder:
     reasons += [f"{path.name} is missing" for path in spm if not path.is_file()]
     if not (folder / "model.safetensors").is_file():
         pickles = [name for name in PICKLES if (folder / name).exists()]
-        reasons.append("model.safetensors is missing" + (f"; {_how_to_convert(pickles[0], folder)}" if pickles else ""))
+        reasons.append(
+            "model.safetensors is missing"
+            + (f"; {_how_to_convert(pickles[0], folder)}" if pickles else "")
+        )
     vocabularies = []
-    for name in ("vocab.json", *(["target_vocab.json"] if (folder / "target_vocab.json").exists() else [])):
+    for name in (
+        "vocab.json",
+        *(["target_vocab.json"] if (folder / "target_vocab.json").exists() else []),
+    ):
         try:
             ids = _json(folder / name)
             pieces = sorted(ids, key=ids.__getitem__)
@@ -94,19 +118,42 @@ def read_marian(folder: Path) -> MarianFolder:
         except (CheckpointError, TypeError) as error:
             reasons.append(str(error))
     if reasons:
-        raise CheckpointError("\n".join([f"{folder}: cannot be imported", *(f"  {reason}" for reason in reasons)]))
-    optional = [_json(folder / name) if (folder / name).exists() else {} for name in ("generation_config.json", "tokenizer_config.json")]
+        raise CheckpointError(
+            "\n".join([f"{folder}: cannot be imported", *(f"  {reason}" for reason in reasons)])
+        )
+    optional = [
+        _json(folder / name) if (folder / name).exists() else {}
+        for name in ("generation_config.json", "tokenizer_config.json")
+    ]
     try:
         special = _special(config, optional[0], optional[1], vocabularies[-1])
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: cannot be imported\n  {error}") from error
     source = MarianFolder(
-        config, optional[0], optional[1], read_tensors(folder / "model.safetensors"), vocabularies[0], vocabularies[-1], special, spm
+        config,
+        optional[0],
+        optional[1],
+        read_tensors(folder / "model.safetensors"),
+        vocabularies[0],
+        vocabularies[-1],
+        special,
+        spm,
     )
     sizes = {"vocab_size": len(source.src_pieces), "decoder_vocab_size": len(source.tgt_pieces)}
-    wrong = [f"{key}: {config[key]}, but {size:,} pieces" for key, size in sizes.items() if (config.get(key) or size) != size]
+    wrong = [
+        f"{key}: {config[key]}, but {size:,} pieces"
+        for key, size in sizes.items()
+        if (config.get(key) or size) != size
+    ]
     if wrong:
-        raise CheckpointError("\n".join([f"{folder}: its vocabulary does not fit its weights", *(f"  {line}" for line in wrong)]))
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{folder}: its vocabulary does not fit its weights",
+                    *(f"  {line}" for line in wrong),
+                ]
+            )
+        )
     return source
 
 
@@ -128,13 +175,21 @@ def _unlike(config: Mapping[str, Any]) -> list[str]:
     for name in ("ffn_dim", "attention_heads"):
         sides = [config.get(f"{side}_{name}") for side in ("encoder", "decoder")]
         if sides[0] != sides[1]:
-            reasons.append(f"{name}: {sides[0]} in the encoder, {sides[1]} in the decoder; they must be the same")
+            reasons.append(
+                f"{name}: {sides[0]} in the encoder, {sides[1]} in the decoder; they must be the same"
+            )
     if not config.get("scale_embedding", False):
         reasons.append("scale_embedding: false; embeddings here are scaled by sqrt(d_model)")
     if config.get("activation_function") not in ACTIVATIONS:
-        reasons.append(f"activation_function: {config.get('activation_function')} is none of {', '.join(ACTIVATIONS)}")
+        reasons.append(
+            f"activation_function: {config.get('activation_function')} is none of {', '.join(ACTIVATIONS)}"
+        )
     norms = ("normalize_before", "normalize_embedding", "add_final_layer_norm")
-    return reasons + [f"{key}: true; only post-norm without further norms can be imported" for key in norms if config.get(key)]
+    return reasons + [
+        f"{key}: true; only post-norm without further norms can be imported"
+        for key in norms
+        if config.get(key)
+    ]
 
 
 def _how_to_convert(name: str, folder: Path) -> str:
@@ -144,20 +199,34 @@ def _how_to_convert(name: str, folder: Path) -> str:
     )
 
 
-def _special(config: Mapping[str, Any], generation: Mapping[str, Any], about: Mapping[str, Any], pieces: Sequence[str]) -> Special:
+def _special(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    about: Mapping[str, Any],
+    pieces: Sequence[str],
+) -> Special:
     """The special pieces by the ids of config.json, else of generation_config.json, else by the names of the tokenizer.
 
     Raises `CheckpointError` for one that is not in the vocabulary.
     """
 
     def piece(role: str, usual: str) -> str:
-        number = next((found for place in (config, generation) if (found := place.get(f"{role}_token_id")) is not None), None)
+        number = next(
+            (
+                found
+                for place in (config, generation)
+                if (found := place.get(f"{role}_token_id")) is not None
+            ),
+            None,
+        )
         if isinstance(number, int) and 0 <= number < len(pieces):
             return pieces[number]
         name = about.get(f"{role}_token", usual)
         name = name.get("content", usual) if isinstance(name, dict) else name
         if name not in pieces:
-            raise CheckpointError(f"{role}_token: neither the id {number} nor the piece {name!r} is in the vocabulary of {len(pieces):,}")
+            raise CheckpointError(
+                f"{role}_token: neither the id {number} nor the piece {name!r} is in the vocabulary of {len(pieces):,}"
+            )
         return str(name)
 
     pad = piece("pad", "<pad>")
@@ -176,7 +245,9 @@ def _order(pieces: Sequence[str], special: Special) -> list[int]:
 def _config(source: MarianFolder) -> Config:
     theirs, search = source.config, {**source.config, **source.generation}
     is_shared = theirs.get("share_encoder_decoder_embeddings", True)
-    tied = "none" if not theirs.get("tie_word_embeddings", True) else "all" if is_shared else "decoder"
+    tied = (
+        "none" if not theirs.get("tie_word_embeddings", True) else "all" if is_shared else "decoder"
+    )
     is_joint = source.src_pieces == source.tgt_pieces
     positions = int(theirs.get("max_position_embeddings", 512))
     return Config.model_validate({
@@ -196,14 +267,19 @@ def _config(source: MarianFolder) -> Config:
     })  # fmt: skip
 
 
-def _weights(source: MarianFolder, config: Config, order: list[int], has_own_start: bool, folder: Path) -> dict[str, Tensor]:
+def _weights(
+    source: MarianFolder, config: Config, order: list[int], has_own_start: bool, folder: Path
+) -> dict[str, Tensor]:
     given = {name.removeprefix("model."): weight.float() for name, weight in source.weights.items()}
     shared = given.get("shared.weight")
     bias = given.get("final_logits_bias", torch.zeros(1, len(source.tgt_pieces)))[0].clone()
     listed = source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or []
     banned = [words[0] for words in listed if len(words) == 1 and 0 <= words[0] < len(bias)]
     bias[banned] = NEVER
-    tgt_rows, src_rows = torch.tensor(order), torch.tensor(_order(source.src_pieces, source.special))
+    tgt_rows, src_rows = (
+        torch.tensor(order),
+        torch.tensor(_order(source.src_pieces, source.special)),
+    )
     taken = {
         "encoder.embed_tokens.weight": given.get("encoder.embed_tokens.weight", shared),
         "decoder.embed_tokens.weight": given.get("decoder.embed_tokens.weight", shared),
@@ -214,14 +290,27 @@ def _weights(source: MarianFolder, config: Config, order: list[int], has_own_sta
     for name, parameter in model.named_parameters():
         weight = taken[name] if name in taken else given.get(name)
         if weight is not None and name in taken:
-            rows, pieces = (src_rows, source.src_pieces) if name.startswith("encoder") else (tgt_rows, source.tgt_pieces)
+            rows, pieces = (
+                (src_rows, source.src_pieces)
+                if name.startswith("encoder")
+                else (tgt_rows, source.tgt_pieces)
+            )
             weight = weight[rows] if len(weight) == len(pieces) else weight
         if weight is None or weight.shape != parameter.shape:
-            reasons.append(f"{name}: {'missing' if weight is None else list(weight.shape)} instead of {list(parameter.shape)}")
+            reasons.append(
+                f"{name}: {'missing' if weight is None else list(weight.shape)} instead of {list(parameter.shape)}"
+            )
         else:
             weights[name] = weight
     if reasons:
-        raise CheckpointError("\n".join([f"{folder}: its weights do not fit its config.json", *(f"  {line}" for line in reasons[:8])]))
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{folder}: its weights do not fit its config.json",
+                    *(f"  {line}" for line in reasons[:8]),
+                ]
+            )
+        )
     if not has_own_start:
         weights["output_bias"][2] = NEVER
     return weights
@@ -235,7 +324,10 @@ def _write_tokenizer(folder: Path, source: MarianFolder) -> None:
     else:
         for name, text in zip((SRC_FILE, TGT_FILE), texts, strict=True):
             (folder / name).write_bytes(text)
-    sides = [[names[i] for i in _order(names, source.special)] for names in (source.src_pieces, source.tgt_pieces)]
+    sides = [
+        [names[i] for i in _order(names, source.special)]
+        for names in (source.src_pieces, source.tgt_pieces)
+    ]
     tokenizer = Tokenizer.load(folder)
     if [tokenizer.src_pieces, tokenizer.tgt_pieces] == sides:
         return

@@ -32,7 +32,12 @@ from mt.model.attention import MultiHeadAttention
 from mt.model.layers import ACTIVATIONS, Embedding, sinusoids
 from mt.model.transformer import DecoderLayer, EncoderLayer, Layer, Transformer
 
-MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (0, 1), (0, 1), (1, 3), (1, 2, 4)  # those whose size a call chooses
+MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (
+    (0, 1),
+    (0, 1),
+    (1, 3),
+    (1, 2, 4),
+)  # those whose size a call chooses
 
 
 def export_onnx(loaded: LoadedModel, out: Path) -> None:
@@ -42,15 +47,24 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
     _import("onnx")
     _import("onnxscript")
     model, decode = loaded.model, loaded.config.decode
-    num_positions = max(1024, decode.longest_src + 1, max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b))
+    num_positions = max(
+        1024,
+        decode.longest_src + 1,
+        max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b),
+    )
     sizes = loaded.config.model
     head_dim = sizes.d_model // sizes.num_heads
     src, mask = torch.full((3, 7), 5), torch.ones(3, 7, dtype=torch.bool)
     # Two of each: inputs that share an example would be one input of the graph.
     memory = [torch.zeros(sizes.decoder_layers, 3, sizes.num_heads, 7, head_dim) for _ in range(2)]
-    cache = [torch.zeros(sizes.decoder_layers, 3, 4, sizes.num_heads, 6, head_dim) for _ in range(2)]
+    cache = [
+        torch.zeros(sizes.decoder_layers, 3, 4, sizes.num_heads, 6, head_dim) for _ in range(2)
+    ]
     with atomic_dir(out) as temporary:
-        encoder, decoder = _Encoder(model, num_positions).eval(), _Decoder(model, num_positions).eval()
+        encoder, decoder = (
+            _Encoder(model, num_positions).eval(),
+            _Decoder(model, num_positions).eval(),
+        )
         sources = {"src": (src, MASK_AXES), "src_mask": (mask, MASK_AXES)}
         _write(encoder, temporary / "encoder.onnx", sources, ["memory_keys", "memory_values"])
         inputs = {
@@ -59,9 +73,15 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
         }  # fmt: skip
         _write(decoder, temporary / "decoder.onnx", inputs, ["logits", "new_keys", "new_values"])
         ids = {"pad_id": PAD_ID, "unk_id": UNK_ID, "bos_id": BOS_ID, "eos_id": EOS_ID}
-        layers = {"decoder_layers": sizes.decoder_layers, "num_heads": sizes.num_heads, "head_dim": head_dim}
+        layers = {
+            "decoder_layers": sizes.decoder_layers,
+            "num_heads": sizes.num_heads,
+            "head_dim": head_dim,
+        }
         described = {**ids, **layers, "max_positions": num_positions, "decode": decode.model_dump()}
-        (temporary / "onnx.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        (temporary / "onnx.json").write_text(
+            json.dumps(described, indent=2) + "\n", encoding="utf-8"
+        )
         shutil.copytree(loaded.folder / "tokenizer", temporary / "tokenizer")
 
 
@@ -74,10 +94,19 @@ def _import(name: str) -> Any:
         raise ExportError(f"this needs the package {name}; install mt-forge[onnx]") from error
 
 
-def _write(module: nn.Module, path: Path, inputs: Mapping[str, tuple[Tensor, tuple[int, ...]]], outputs: list[str]) -> None:
-    shapes = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, (_, axes) in inputs.items()}
+def _write(
+    module: nn.Module,
+    path: Path,
+    inputs: Mapping[str, tuple[Tensor, tuple[int, ...]]],
+    outputs: list[str],
+) -> None:
+    shapes = {
+        name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, (_, axes) in inputs.items()
+    }
     examples = {name: tensor for name, (tensor, _) in inputs.items()}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody asked for
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns of packages that nobody asked for
     with warnings.catch_warnings(action="ignore"):  # of torch's own parts to one another
         torch.onnx.export(
             module, kwargs=examples, f=str(path), input_names=list(inputs), output_names=outputs, dynamic_shapes=shapes, dynamo=True,
@@ -98,26 +127,38 @@ class _Encoder(nn.Module):
     def __init__(self, model: Transformer, num_positions: int) -> None:
         super().__init__()
         self.embedding = _Embedding(model.encoder.embed_tokens, num_positions)
-        self.layers, self.layer_norm, self.decoder_layers = model.encoder.layers, model.encoder.layer_norm, model.decoder.layers
+        self.layers, self.layer_norm, self.decoder_layers = (
+            model.encoder.layers,
+            model.encoder.layer_norm,
+            model.decoder.layers,
+        )
 
     def forward(self, src: Tensor, src_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the source for each decoder layer."""
         embedding = self.embedding
-        x = F.embedding(src, embedding.weight) * embedding.scale + embedding.get_buffer("positions")[: src.shape[1]]
+        x = (
+            F.embedding(src, embedding.weight) * embedding.scale
+            + embedding.get_buffer("positions")[: src.shape[1]]
+        )
         bias = _bias(src_mask)
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             attn = layer.self_attn
 
             def attend(y: Tensor, attn: MultiHeadAttention = attn) -> Tensor:
-                q, k, v = (_heads(projection(y), attn) for projection in (attn.q_proj, attn.k_proj, attn.v_proj))
+                q, k, v = (
+                    _heads(projection(y), attn)
+                    for projection in (attn.q_proj, attn.k_proj, attn.v_proj)
+                )
                 context = _attend(q, k, v, bias)
                 return attn.out_proj(context.transpose(1, 2).flatten(2))
 
             x = _feed_forward(layer, _residual(layer, x, layer.self_attn_layer_norm, attend))
         x = self.layer_norm(x)
         across: list[MultiHeadAttention] = [layer.encoder_attn for layer in self.decoder_layers]  # type: ignore[misc]
-        return torch.stack([_heads(a.k_proj(x), a) for a in across]), torch.stack([_heads(a.v_proj(x), a) for a in across])
+        return torch.stack([_heads(a.k_proj(x), a) for a in across]), torch.stack(
+            [_heads(a.v_proj(x), a) for a in across]
+        )
 
 
 class _Decoder(nn.Module):
@@ -128,30 +169,49 @@ class _Decoder(nn.Module):
         self.output_weight, self.output_bias = model.output_weight, model.output_bias
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, values: Tensor, memory_keys: Tensor, memory_values: Tensor, src_mask: Tensor
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        src_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, and keys and values with those of `tokens` at their end."""
         embedding, length = self.embedding, keys.shape[4]
-        x = F.embedding(tokens, embedding.weight) * embedding.scale + embedding.get_buffer("positions").narrow(0, length, 1)
+        x = F.embedding(tokens, embedding.weight) * embedding.scale + embedding.get_buffer(
+            "positions"
+        ).narrow(0, length, 1)
         bias = _bias(src_mask)
         new_keys, new_values = [], []
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
 
             def attend(y: Tensor, attn: MultiHeadAttention = layer.self_attn, i: int = i) -> Tensor:
-                q, k, v = (p(y).unflatten(2, (attn.num_heads, 1, attn.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+                q, k, v = (
+                    p(y).unflatten(2, (attn.num_heads, 1, attn.head_dim))
+                    for p in (attn.q_proj, attn.k_proj, attn.v_proj)
+                )
                 new_keys.append(torch.cat([keys[i], k], dim=3))
                 new_values.append(torch.cat([values[i], v], dim=3))
                 return attn.out_proj(_attend(q, new_keys[-1], new_values[-1], None).flatten(2))
 
-            def attend_across(y: Tensor, attn: MultiHeadAttention = layer.encoder_attn, i: int = i) -> Tensor:
-                context = _attend(_heads(attn.q_proj(y), attn), memory_keys[i], memory_values[i], bias)
+            def attend_across(
+                y: Tensor, attn: MultiHeadAttention = layer.encoder_attn, i: int = i
+            ) -> Tensor:
+                context = _attend(
+                    _heads(attn.q_proj(y), attn), memory_keys[i], memory_values[i], bias
+                )
                 return attn.out_proj(context.transpose(1, 2).flatten(2))
 
             x = _residual(layer, x, layer.self_attn_layer_norm, attend)
             x = _residual(layer, x, layer.encoder_attn_layer_norm, attend_across)
             x = _feed_forward(layer, x)
-        return F.linear(self.layer_norm(x), self.output_weight, self.output_bias), torch.stack(new_keys), torch.stack(new_values)
+        return (
+            F.linear(self.layer_norm(x), self.output_weight, self.output_bias),
+            torch.stack(new_keys),
+            torch.stack(new_values),
+        )
 
 
 def _bias(mask: Tensor) -> Tensor:
@@ -175,7 +235,9 @@ def _residual(layer: Layer, x: Tensor, norm: nn.LayerNorm, block: Any) -> Tensor
 
 def _feed_forward(layer: Layer, x: Tensor) -> Tensor:
     activation = ACTIVATIONS[layer.activation.name]
-    return _residual(layer, x, layer.final_layer_norm, lambda y: layer.fc2(activation(layer.fc1(y))))
+    return _residual(
+        layer, x, layer.final_layer_norm, lambda y: layer.fc2(activation(layer.fc1(y)))
+    )
 
 
 @dataclass
@@ -208,20 +270,33 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         paths = (str(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
-        self.encoder, self.decoder = (runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths)
+        self.encoder, self.decoder = (
+            runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            for path in paths
+        )
         self.sizes = json.loads((folder / "onnx.json").read_text(encoding="utf-8"))
 
     def initial_state(self, src: Tensor, src_mask: Tensor) -> OnnxState:
         """Encode `src` [sentences, src_len]."""
         found = self.encoder.run(None, {"src": src.numpy(), "src_mask": src_mask.numpy()})
         memory_keys, memory_values = (torch.from_numpy(array) for array in found)
-        cache = torch.zeros(self.sizes["decoder_layers"], len(src), 1, self.sizes["num_heads"], 0, self.sizes["head_dim"])
+        cache = torch.zeros(
+            self.sizes["decoder_layers"],
+            len(src),
+            1,
+            self.sizes["num_heads"],
+            0,
+            self.sizes["head_dim"],
+        )
         return OnnxState(cache, cache, memory_keys, memory_values, src_mask)
 
     def step(self, tokens: Tensor, state: OnnxState) -> Tensor:
         """Logits [sentences, beams, vocab_size] after one more token [sentences, beams] of each hypothesis."""
         names = ("keys", "values", "memory_keys", "memory_values", "src_mask")
         inputs: dict[str, np.ndarray] = {name: getattr(state, name).numpy() for name in names}
-        logits, keys, values = (torch.from_numpy(x) for x in self.decoder.run(None, {"tokens": tokens.contiguous().numpy(), **inputs}))
+        logits, keys, values = (
+            torch.from_numpy(x)
+            for x in self.decoder.run(None, {"tokens": tokens.contiguous().numpy(), **inputs})
+        )
         state.keys, state.values = keys, values
         return logits

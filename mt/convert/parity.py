@@ -50,7 +50,11 @@ class Parity:
     def holds(self) -> bool:
         """Whether at least 995 of 1,000 lines are identical (all but one of less than 200) and all others ties, and scores agree."""
         few = len(self.differences) <= max(1, 0.005 * self.num_lines)
-        return few and self.score_gap < TIE and all(difference.is_tie for difference in self.differences)
+        return (
+            few
+            and self.score_gap < TIE
+            and all(difference.is_tie for difference in self.differences)
+        )
 
     def __str__(self) -> str:
         ties = sum(difference.is_tie for difference in self.differences)
@@ -64,7 +68,9 @@ class Parity:
 def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Parity:
     """Translate `lines` with both; empty ones and over-long ones, which `mt` splits, are left out. Raises `DataError` if all are."""
     encoded = enumerate(translator.tokenizer.encode_src(lines), 1)
-    taken = [(number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.longest_src]
+    taken = [
+        (number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.longest_src
+    ]
     if not taken:
         raise DataError("the text to compare two engines on has no line that both can translate")
     numbers, sources = zip(*taken, strict=True)
@@ -75,7 +81,10 @@ def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Pari
         if hyp == other_hyp:
             score_gap = max(score_gap, abs(score - other_score))
             continue
-        gap = max(abs(engine.score(source, hyp) - engine.score(source, other_hyp)) for engine in (ours, other))
+        gap = max(
+            abs(engine.score(source, hyp) - engine.score(source, other_hyp))
+            for engine in (ours, other)
+        )
         text, other_text = (translator.tokenizer.decode_tgt(tokens) for tokens in (hyp, other_hyp))
         differences.append(Difference(number, text, other_text, gap))
     return Parity(len(sources), differences, score_gap)
@@ -84,7 +93,11 @@ def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Pari
 Found = list[tuple[list[int], float]]  # hypothesis and score
 
 
-def by_source_length(sources: Sequence[list[int]], decode: DecodeConfig, translate: Callable[[Sequence[list[int]], int], Found]) -> Found:
+def by_source_length(
+    sources: Sequence[list[int]],
+    decode: DecodeConfig,
+    translate: Callable[[Sequence[list[int]], int], Found],
+) -> Found:
     """Translations of `sources`, those of one length together, as other engines have one limit of output length a call."""
     found: Found = [([], 0.0)] * len(sources)
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))

@@ -40,7 +40,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 class Lengths:
     """What most training lines have at most: a share of lines, such as `0.99`, to a number; `1` to the most."""
 
-    src: dict[str, int]        # subwords, end of sentence not counted
+    src: dict[str, int]  # subwords, end of sentence not counted
     tgt: dict[str, int]
     sentences: dict[str, int]  # of source lines
 
@@ -62,7 +62,10 @@ class CheckedArray:
         self.values = np.memmap(self.file, dtype, "r")
         self.checksums = np.fromfile(path.with_suffix(".crc"), np.uint32)
         num_bytes = path.stat().st_size
-        if (num_bytes, len(self.checksums)) != (length * self.values.itemsize, -(-num_bytes // BLOCK)):
+        if (num_bytes, len(self.checksums)) != (
+            length * self.values.itemsize,
+            -(-num_bytes // BLOCK),
+        ):
             raise ValueError(f"{path.name} or its checksums are of another size than written")
         self._checked = np.zeros(len(self.checksums), np.bool_)
 
@@ -94,7 +97,9 @@ class CheckedArray:
         """Tell the system that the numbers of [start, stop) are read next."""
         if hasattr(os, "posix_fadvise"):
             size = self.values.itemsize
-            os.posix_fadvise(self.file.fileno(), start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(
+                self.file.fileno(), start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED
+            )
 
 
 @dataclass
@@ -116,7 +121,9 @@ class _Side:
         return ids
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        lengths: npt.NDArray[np.int64] = (self.offsets.at(indices + 1) - self.offsets.at(indices)).astype(np.int64)
+        lengths: npt.NDArray[np.int64] = (
+            self.offsets.at(indices + 1) - self.offsets.at(indices)
+        ).astype(np.int64)
         return lengths
 
 
@@ -126,15 +133,31 @@ class TokenCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            self.manifest: dict[str, Any] = json.loads(
+                (folder / "manifest.json").read_text(encoding="utf-8")
+            )
             self._src, self._tgt = (self._open(side) for side in SIDES)
-            self.lossy, self.lengths_seen = Lossy(**self.manifest["lossy"]), Lengths(**self.manifest["lengths"])
+            self.lossy, self.lengths_seen = (
+                Lossy(**self.manifest["lossy"]),
+                Lengths(**self.manifest["lengths"]),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: damaged token cache ({error}); delete this folder and start again") from error
+            raise DataError(
+                f"{folder}: damaged token cache ({error}); delete this folder and start again"
+            ) from error
 
     def _open(self, side: str) -> _Side:
-        tokens = CheckedArray(self.folder / f"{side}.tokens.bin", np.dtype(self.manifest["dtype"]), self.manifest["tokens"][side])
-        return _Side(tokens, CheckedArray(self.folder / f"{side}.offsets.bin", np.uint64, self.manifest["pairs"] + 1))
+        tokens = CheckedArray(
+            self.folder / f"{side}.tokens.bin",
+            np.dtype(self.manifest["dtype"]),
+            self.manifest["tokens"][side],
+        )
+        return _Side(
+            tokens,
+            CheckedArray(
+                self.folder / f"{side}.offsets.bin", np.uint64, self.manifest["pairs"] + 1
+            ),
+        )
 
     def __len__(self) -> int:
         return int(self.manifest["pairs"])
@@ -147,7 +170,9 @@ class TokenCache:
         for side in (self._src, self._tgt):
             side.expect(runs)
 
-    def lengths(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def lengths(
+        self, indices: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Source and target subwords of each pair, ends of sentence not counted."""
         return self._src.lengths(indices), self._tgt.lengths(indices)
 
@@ -158,16 +183,28 @@ class TokenCache:
 
 
 def build_cache(
-    pairs: Iterable[SentencePair], tokenizer: Tokenizer, filters: FilterConfig, folder: Path, about: dict[str, Any]
+    pairs: Iterable[SentencePair],
+    tokenizer: Tokenizer,
+    filters: FilterConfig,
+    folder: Path,
+    about: dict[str, Any],
 ) -> tuple[TokenCache, FilterStats]:
     """Tokenize and filter `pairs` into `folder`; `about` goes into the manifest. Raises `DataError` where no pair is left."""
     stats, lossy = FilterStats(), Lossy(0, 0, [])
     counts: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Lengths)}
-    dtype = np.dtype(np.uint16 if max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size) <= 1 << 16 else np.uint32)
+    dtype = np.dtype(
+        np.uint16
+        if max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size) <= 1 << 16
+        else np.uint32
+    )
     with atomic_dir(folder) as temporary:
         writers = [_SideWriter(temporary, side, dtype) for side in SIDES]
         for texts, ids in _tokenized(pairs, tokenizer, filters, stats):
-            lossy = _lossy(lossy, [pair.tgt for pair in texts], tokenizer.decode_tgt_lines([tgt for _, tgt in ids]))
+            lossy = _lossy(
+                lossy,
+                [pair.tgt for pair in texts],
+                tokenizer.decode_tgt_lines([tgt for _, tgt in ids]),
+            )
             counts["src"].update(len(src) for src, _ in ids)
             counts["tgt"].update(len(tgt) for _, tgt in ids)
             counts["sentences"].update(len(sentence_starts(pair.src)) for pair in texts)
@@ -201,7 +238,11 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
 
 def _lossy(before: Lossy, lines: Sequence[str], decoded: Sequence[str]) -> Lossy:
     """`before`, with these lines and what came back of them counted."""
-    changed = [(line, back) for line, back in zip(lines, decoded, strict=True) if line != back and _spaced(line) != _spaced(back)]
+    changed = [
+        (line, back)
+        for line, back in zip(lines, decoded, strict=True)
+        if line != back and _spaced(line) != _spaced(back)
+    ]
     examples = [*before.examples, *changed][:NUM_EXAMPLES]
     return Lossy(before.num_lines + len(lines), before.count + len(changed), examples)
 

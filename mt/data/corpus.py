@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
-MAX_CONTROLS = 0.25     # share of a line in text; half of UTF-16 is such bytes, in most languages
+MAX_CONTROLS = 0.25  # share of a line in text; half of UTF-16 is such bytes, in most languages
 LINES_LOOKED_INTO = 100
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 ODD_CHARACTERS = {
@@ -46,7 +46,9 @@ class CorpusStats(Counter[str]):
     """How many pairs were read (`pairs`), and how many had each oddity."""
 
     def __str__(self) -> str:
-        odd = ", ".join(f"{count:,} {what}" for what, count in sorted(self.items()) if what != "pairs" and count)
+        odd = ", ".join(
+            f"{count:,} {what}" for what, count in sorted(self.items()) if what != "pairs" and count
+        )
         return f"{self['pairs']:,} pairs" + (f" ({odd})" if odd else "")
 
 
@@ -54,7 +56,9 @@ class InvalidUtf8(Exception):
     """A line that is not UTF-8 where the configuration says to skip it."""
 
 
-def open_corpus(corpus: CorpusConfig, data: DataConfig, stats: CorpusStats) -> Iterator[SentencePair]:
+def open_corpus(
+    corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
+) -> Iterator[SentencePair]:
     """Training pairs of one corpus in their order, `stats` filled on the way. Raises `DataError` as the module says."""
     for number, pair in _decoded(corpus, data, stats):
         stats["pairs"] += 1
@@ -67,7 +71,9 @@ def open_corpus(corpus: CorpusConfig, data: DataConfig, stats: CorpusStats) -> I
         elif empty_src or empty_tgt:
             if data.on_one_sided_empty == "error":
                 path = corpus.label if corpus.dataset else (corpus.src if empty_src else corpus.tgt)
-                raise DataError(f"{path}:{number}: empty, but its other side is not (data.on_one_sided_empty: skip leaves it out)")
+                raise DataError(
+                    f"{path}:{number}: empty, but its other side is not (data.on_one_sided_empty: skip leaves it out)"
+                )
             stats["skipped: empty on one side"] += 1
         else:
             stats.update(_oddities(pair))
@@ -80,7 +86,9 @@ def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[li
     for corpus in corpora:
         for number, pair in _decoded(corpus, data, CorpusStats()):
             if pair is None:
-                raise DataError(f"{corpus.label}:{number}: not UTF-8; validation and test text cannot skip lines (choose replace)")
+                raise DataError(
+                    f"{corpus.label}:{number}: not UTF-8; validation and test text cannot skip lines (choose replace)"
+                )
             for side, text in zip(sides, pair, strict=True):
                 side.append(text)
     if not sides[0]:
@@ -90,7 +98,10 @@ def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[li
 
 def read_text(path: str | Path) -> list[str]:
     """All lines of one UTF-8 text file, as `open_corpus` reads them. Raises `DataError` with file and line."""
-    return [decode_line(line, f"{path}:{number}", "error", CorpusStats()) for number, line in enumerate(text_lines(path), 1)]
+    return [
+        decode_line(line, f"{path}:{number}", "error", CorpusStats())
+        for number, line in enumerate(text_lines(path), 1)
+    ]
 
 
 def text_lines(path: str | Path) -> Iterator[bytes]:
@@ -104,12 +115,20 @@ def text_lines(path: str | Path) -> Iterator[bytes]:
     if first is None:
         return
     if first.startswith(UTF16_MARKS):
-        raise DataError(f"{name}: UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW")
+        raise DataError(
+            f"{name}: UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW"
+        )
     second: list[bytes] = []
     if first.rstrip(b"\r").count(b"\r") > 1 and not (second := list(itertools.islice(lines, 1))):
-        raise DataError(f"{name}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n' < {path} > NEW")
-    for number, line in enumerate(itertools.chain([first.removeprefix(BYTE_ORDER_MARK)], second, lines), 1):
-        if number <= LINES_LOOKED_INTO and len(line) - len(line.translate(None, CONTROLS)) > max(2, MAX_CONTROLS * len(line)):
+        raise DataError(
+            f"{name}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n' < {path} > NEW"
+        )
+    for number, line in enumerate(
+        itertools.chain([first.removeprefix(BYTE_ORDER_MARK)], second, lines), 1
+    ):
+        if number <= LINES_LOOKED_INTO and len(line) - len(line.translate(None, CONTROLS)) > max(
+            2, MAX_CONTROLS * len(line)
+        ):
             raise DataError(
                 f"{name}:{number}: not text in UTF-8 but binary, or UTF-16 without its mark; if so, convert it: "
                 f"iconv -f UTF-16LE -t UTF-8 {path} > NEW"
@@ -118,7 +137,11 @@ def text_lines(path: str | Path) -> Iterator[bytes]:
 
 
 def decode_line(
-    line: bytes, where: str, on_invalid: str, stats: CorpusStats, remedy: str = "data.on_invalid_utf8: replace or skip"
+    line: bytes,
+    where: str,
+    on_invalid: str,
+    stats: CorpusStats,
+    remedy: str = "data.on_invalid_utf8: replace or skip",
 ) -> str:
     """The text of one line. Raises `DataError`, or `InvalidUtf8` where `on_invalid` is `skip`."""
     if line.endswith(b"\r"):
@@ -139,7 +162,9 @@ def decode_line(
         return line.decode("utf-8", errors="replace")
 
 
-def _decoded(corpus: CorpusConfig, data: DataConfig, stats: CorpusStats) -> Iterator[tuple[int, SentencePair | None]]:
+def _decoded(
+    corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
+) -> Iterator[tuple[int, SentencePair | None]]:
     """(line number, pair), None for a pair to skip."""
     if corpus.dataset is not None:
         yield from enumerate(_dataset_pairs(corpus, stats), 1)
@@ -164,7 +189,9 @@ def _paired_lines(src: str, tgt: str) -> Iterator[tuple[bytes, bytes]]:
         if source is None or target is None:
             rest = 1 + sum(1 for _ in (targets if source is None else sources))
             num_src, num_tgt = (count, count + rest) if source is None else (count + rest, count)
-            raise DataError(f"{src} has {num_src:,} lines but {tgt} has {num_tgt:,}; parallel files must match line by line")
+            raise DataError(
+                f"{src} has {num_src:,} lines but {tgt} has {num_tgt:,}; parallel files must match line by line"
+            )
         yield source, target
 
 
@@ -173,7 +200,10 @@ def _dataset_pairs(corpus: CorpusConfig, stats: CorpusStats) -> Iterator[Sentenc
     assert corpus.src_column is not None
     assert corpus.tgt_column is not None
     for number, row in enumerate(rows, 1):
-        sides = [_column(row, name, f"{corpus.label}:{number}") for name in (corpus.src_column, corpus.tgt_column)]
+        sides = [
+            _column(row, name, f"{corpus.label}:{number}")
+            for name in (corpus.src_column, corpus.tgt_column)
+        ]
         if any("\n" in side for side in sides):
             stats["with a newline inside"] += 1
             sides = [side.replace("\n", " ") for side in sides]
@@ -188,7 +218,9 @@ def _load_dataset(corpus: CorpusConfig) -> Any:
     try:
         return datasets.load_dataset(corpus.dataset, corpus.subset, split=corpus.split)
     except Exception as error:  # the library raises a dozen kinds, network errors among them
-        raise DataError(f"{corpus.label}: datasets.load_dataset failed: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{corpus.label}: datasets.load_dataset failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _column(row: Any, name: str, where: str) -> str:

@@ -11,8 +11,12 @@ class FilterStats(Counter[str]):
     """How many pairs each filter dropped (by its name), and how many were kept (`kept`)."""
 
     def __str__(self) -> str:
-        dropped = ", ".join(f"{name} {count:,}" for name, count in sorted(self.items()) if name != "kept")
-        return f"{self['kept']:,} pairs kept" + (f"; dropped by {dropped}" if dropped else "; none dropped")
+        dropped = ", ".join(
+            f"{name} {count:,}" for name, count in sorted(self.items()) if name != "kept"
+        )
+        return f"{self['kept']:,} pairs kept" + (
+            f"; dropped by {dropped}" if dropped else "; none dropped"
+        )
 
 
 def text_filter(pair: SentencePair, config: FilterConfig) -> str | None:

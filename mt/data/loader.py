@@ -39,8 +39,8 @@ class Update:
 
     micro_batches: Sequence[AnyBatch]  # rank, rank + size, rank + 2 size, ... of the whole update
     after: Position
-    num_tokens: int                    # target tokens of the whole update
-    indices: Sequence[IntArray]        # pairs of each micro-batch of the whole update
+    num_tokens: int  # target tokens of the whole update
+    indices: Sequence[IntArray]  # pairs of each micro-batch of the whole update
 
     @classmethod
     def of(cls, micro_batches: Sequence[AnyBatch]) -> "Update":
@@ -100,11 +100,20 @@ class TrainLoader:
 
     def _updates_from(self, position: Position) -> Iterator[Update]:
         for group, num_tokens, after in self._groups(position):
-            yield Update([self._batch(indices) for indices in group[self.rank :: self.size]], after, num_tokens, group)
+            yield Update(
+                [self._batch(indices) for indices in group[self.rank :: self.size]],
+                after,
+                num_tokens,
+                group,
+            )
 
     def whole(self, update: Update) -> Sequence[AnyBatch]:
         """The micro-batches of an update, those of other ranks included."""
-        return update.micro_batches if self.size == 1 else [self._batch(indices) for indices in update.indices]
+        return (
+            update.micro_batches
+            if self.size == 1
+            else [self._batch(indices) for indices in update.indices]
+        )
 
     def _batch(self, indices: IntArray) -> AnyBatch:
         pairs = [self.cache[i] for i in indices.tolist()]
@@ -138,7 +147,11 @@ class TrainLoader:
                     here = Position(epoch, block, bucket)
                     after = Position(epoch, block, bucket + 1)
                     if bucket + 1 == len(buckets):
-                        after = Position(epoch, block + 1) if block + 1 < self._num_blocks else Position(epoch + 1)
+                        after = (
+                            Position(epoch, block + 1)
+                            if block + 1 < self._num_blocks
+                            else Position(epoch + 1)
+                        )
                     yield buckets[bucket], here, after
                     bucket += 1
                 block, bucket = block + 1, 0
@@ -151,7 +164,12 @@ class TrainLoader:
         """The shuffled buckets of pair indices of one block."""
         runs = run_order[block * self._runs_a_block : (block + 1) * self._runs_a_block]
         if self._run > 1:
-            self.cache.expect([(start, min(start + self._run, len(self.cache))) for start in (runs * self._run).tolist()])
+            self.cache.expect(
+                [
+                    (start, min(start + self._run, len(self.cache)))
+                    for start in (runs * self._run).tolist()
+                ]
+            )
         indices = (runs[:, None] * self._run + np.arange(self._run)).reshape(-1)
         indices = indices[indices < len(self.cache)]
         src_lens, tgt_lens = self.cache.lengths(indices)
@@ -168,14 +186,18 @@ class ValidLoader:
 
     def __init__(self, pairs: Sequence[IdPair], max_tokens: int) -> None:
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
-        self._groups = [[pairs[i] for i in bucket] for bucket in token_buckets(src_lens, tgt_lens, max_tokens)]
+        self._groups = [
+            [pairs[i] for i in bucket] for bucket in token_buckets(src_lens, tgt_lens, max_tokens)
+        ]
 
     def __iter__(self) -> Iterator[list[IdPair]]:
         return iter(self._groups)
 
 
 def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> IntArray:
-    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, block, purpose], np.uint64))
+    philox = np.random.Philox(
+        key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, block, purpose], np.uint64)
+    )
     return np.argsort(philox.random_raw(size), kind="stable")
 
 
@@ -185,7 +207,9 @@ class _Prefetcher:
     def __init__(self, items: Iterator[Update], depth: int) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(items,), name="mt-loader", daemon=True)
+        self._thread = threading.Thread(
+            target=self._fill, args=(items,), name="mt-loader", daemon=True
+        )
         self._thread.start()
 
     def _fill(self, items: Iterator[Update]) -> None:

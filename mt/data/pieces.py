@@ -8,7 +8,9 @@ from typing import Any
 
 from mt.errors import CheckpointError
 
-LANGUAGE_CODE = re.compile(r"(>>[^<>\s]+<<)\s*")  # before a line: into which language a model of several is to translate
+LANGUAGE_CODE = re.compile(
+    r"(>>[^<>\s]+<<)\s*"
+)  # before a line: into which language a model of several is to translate
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
@@ -20,9 +22,15 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    sides: tuple[Any, Any] = (table.get("src"), table.get("tgt")) if isinstance(table, dict) else (table, table)
+    sides: tuple[Any, Any] = (
+        (table.get("src"), table.get("tgt")) if isinstance(table, dict) else (table, table)
+    )
     for pieces in sides:
-        if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces) or len(set(pieces)) != len(pieces):
+        if (
+            not isinstance(pieces, list)
+            or not all(isinstance(piece, str) for piece in pieces)
+            or len(set(pieces)) != len(pieces)
+        ):
             raise CheckpointError(f"{path}: not a list of pieces, each there once")
     return sides
 
@@ -33,7 +41,9 @@ class RelabeledModel:
     def __init__(self, model: Any, pieces: Sequence[str], unk_id: int) -> None:
         self.model, self.pieces, self.unk_id = model, pieces, unk_id
         self.ids = {piece: i for i, piece in enumerate(pieces)}
-        self.own_ids = [int(model.piece_to_id(piece)) for piece in pieces]  # the model's own; unknown where it lacks the piece
+        self.own_ids = [
+            int(model.piece_to_id(piece)) for piece in pieces
+        ]  # the model's own; unknown where it lacks the piece
 
     def get_piece_size(self) -> int:
         """Number of ids."""
@@ -45,13 +55,25 @@ class RelabeledModel:
 
     def encode(self, lines: list[str], return_type: str | None = None) -> list[Any]:
         """As the model does; a language code at the beginning of a line is a piece of its own, where the table has it."""
-        codes = [match if (match := LANGUAGE_CODE.match(line)) and match[1] in self.ids else None for line in lines]
-        texts = [line if code is None else line[code.end() :] for line, code in zip(lines, codes, strict=True)]
+        codes = [
+            match if (match := LANGUAGE_CODE.match(line)) and match[1] in self.ids else None
+            for line in lines
+        ]
+        texts = [
+            line if code is None else line[code.end() :]
+            for line, code in zip(lines, codes, strict=True)
+        ]
         if return_type is not None:
             found = self.model.encode(texts, return_type=return_type)
-            return [each if code is None else _after(code, each) for code, each in zip(codes, found, strict=True)]
+            return [
+                each if code is None else _after(code, each)
+                for code, each in zip(codes, found, strict=True)
+            ]
         return [
-            [*([] if code is None else [self.ids[code[1]]]), *(self.ids.get(piece, self.unk_id) for piece in pieces)]
+            [
+                *([] if code is None else [self.ids[code[1]]]),
+                *(self.ids.get(piece, self.unk_id) for piece in pieces),
+            ]
             for code, pieces in zip(codes, self.model.encode(texts, out_type=str), strict=True)
         ]
 

@@ -18,7 +18,15 @@ from mt.data.corpus import CorpusStats, SentencePair, open_corpus
 from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
 from mt.distributed import ALONE, World
 from mt.errors import ConfigError, DataError, MTError
-from mt.files import atomic_dir, fingerprint, fingerprint_lines, locked, remove_leftovers, sha256_file, sha256_text
+from mt.files import (
+    atomic_dir,
+    fingerprint,
+    fingerprint_lines,
+    locked,
+    remove_leftovers,
+    sha256_file,
+    sha256_text,
+)
 from mt.log import progress
 
 logger = logging.getLogger(__name__)
@@ -46,7 +54,11 @@ def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None)
     def make() -> tuple[list[str], str, str]:
         made.append(_make(config, tokenizer))
         opened, cache = made[0].tokenizer, made[0].train
-        models = [str(path) for path in (opened.src_model, opened.tgt_model, opened.table) if path is not None]
+        models = [
+            str(path)
+            for path in (opened.src_model, opened.tgt_model, opened.table)
+            if path is not None
+        ]
         return models, str(cache.folder), made[0].data_fingerprint
 
     models, tokens, fingerprint = world.first(make)
@@ -55,7 +67,9 @@ def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None)
     try:
         return Prepared(Tokenizer(*map(Path, models)), TokenCache(Path(tokens)), fingerprint)
     except (OSError, MTError) as error:
-        raise DataError(f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines of a run see") from error
+        raise DataError(
+            f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines of a run see"
+        ) from error
 
 
 def _make(config: Config, own: Path | None) -> Prepared:
@@ -70,7 +84,11 @@ def _make(config: Config, own: Path | None) -> Prepared:
             "use `decoder`"
         )
     key = data_fingerprint(text, tokenizer, config)
-    return Prepared(tokenizer, _cache(config, tokenizer, cache_dir / "tokens" / fingerprint(FORMAT_VERSION, key)), key)
+    return Prepared(
+        tokenizer,
+        _cache(config, tokenizer, cache_dir / "tokens" / fingerprint(FORMAT_VERSION, key)),
+        key,
+    )
 
 
 def _cache_dir(config: Config) -> Path:
@@ -79,18 +97,29 @@ def _cache_dir(config: Config) -> Path:
     except ValueError as error:
         raise ConfigError(f"cache_dir: {config.cache_dir}: {error}") from error
     if path.startswith("~"):
-        raise ConfigError(f"cache_dir: {config.cache_dir}: this user has no home folder; choose another, such as cache_dir=cache")
+        raise ConfigError(
+            f"cache_dir: {config.cache_dir}: this user has no home folder; choose another, such as cache_dir=cache"
+        )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cache_dir: {path}: {error.strerror}; choose another, such as cache_dir=cache") from error
+        raise ConfigError(
+            f"cache_dir: {path}: {error.strerror}; choose another, such as cache_dir=cache"
+        ) from error
     return Path(path)
 
 
 def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
     """Names what is trained on: a text by its fingerprint, its tokenizer, and what is left out or replaced."""
     data = config.data
-    return fingerprint(1, text, tokenizer.hash, data.filters.model_dump(), data.on_invalid_utf8, data.on_one_sided_empty)
+    return fingerprint(
+        1,
+        text,
+        tokenizer.hash,
+        data.filters.model_dump(),
+        data.on_invalid_utf8,
+        data.on_one_sided_empty,
+    )
 
 
 def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_text) -> str:
@@ -98,7 +127,9 @@ def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_tex
 
     `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as a pipe.
     """
-    return fingerprint([_corpus_fingerprint(corpus, config, of_file) for corpus in config.data.train])
+    return fingerprint(
+        [_corpus_fingerprint(corpus, config, of_file) for corpus in config.data.train]
+    )
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
@@ -106,14 +137,22 @@ def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
     return data_fingerprint(text_fingerprint(config, sha256_file), tokenizer, config)
 
 
-def _corpus_fingerprint(corpus: CorpusConfig, config: Config, of_file: Callable[[Path], str]) -> list[str]:
+def _corpus_fingerprint(
+    corpus: CorpusConfig, config: Config, of_file: Callable[[Path], str]
+) -> list[str]:
     if corpus.dataset is not None:
-        return [fingerprint_lines("\n".join(pair).encode() for pair in open_corpus(corpus, config.data, CorpusStats()))]
+        return [
+            fingerprint_lines(
+                "\n".join(pair).encode() for pair in open_corpus(corpus, config.data, CorpusStats())
+            )
+        ]
     check_corpus(corpus)
     paths = [Path(str(path)) for path in (corpus.src, corpus.tgt)]
     names = [of_file(path) for path in paths]
     if names[0] == names[1]:
-        logger.warning("%s and %s are the same text; a model that copies its input comes of it", *paths)
+        logger.warning(
+            "%s and %s are the same text; a model that copies its input comes of it", *paths
+        )
     return names
 
 
@@ -128,10 +167,16 @@ def _check_is_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        reason = "standard input can be read only once; put the text into a file" if str(path) == "-" else error.strerror
+        reason = (
+            "standard input can be read only once; put the text into a file"
+            if str(path) == "-"
+            else error.strerror
+        )
         raise DataError(f"{path}: {reason}") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise DataError(f"{path}: a pipe or device, which can be read only once; training reads text again: put it into a file")
+        raise DataError(
+            f"{path}: a pipe or device, which can be read only once; training reads text again: put it into a file"
+        )
 
 
 def _made_once(folder: Path, what: str, make: Callable[[Path], None]) -> Path:
@@ -147,7 +192,9 @@ def _made_once(folder: Path, what: str, make: Callable[[Path], None]) -> Path:
 def _pairs(config: Config, what: str, show: bool = False) -> Iterator[SentencePair]:
     for corpus in config.data.train:
         stats = CorpusStats()
-        yield from progress(open_corpus(corpus, config.data, stats), None, f"{what} {corpus.label}", "pair")
+        yield from progress(
+            open_corpus(corpus, config.data, stats), None, f"{what} {corpus.label}", "pair"
+        )
         if show:
             logger.info("%s: %s", corpus.label, stats)
 
@@ -157,7 +204,11 @@ def _tokenizer(config: Config, text: str, folder: Path, own: Path | None) -> Tok
         own = Path(config.train.init_from) / "tokenizer"
     if own is not None:  # a copy, as checkpoints come and go
         tokenizer = Tokenizer.load(own)
-        return _open(_made_once(folder / tokenizer.hash, "a tokenizer", lambda path: _fill(path, tokenizer.save)))
+        return _open(
+            _made_once(
+                folder / tokenizer.hash, "a tokenizer", lambda path: _fill(path, tokenizer.save)
+            )
+        )
     options = config.tokenizer
     what = options.model_dump(exclude={"max_lossy_share"})
     if options.src_model is not None:
@@ -166,7 +217,11 @@ def _tokenizer(config: Config, text: str, folder: Path, own: Path | None) -> Tok
         make = partial(_fill, work=partial(write_trained, options))
         return _open(_made_once(folder / fingerprint(models), "a tokenizer", make))
     make = partial(_fill, work=partial(_train, config))
-    return _open(_made_once(folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", make))
+    return _open(
+        _made_once(
+            folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", make
+        )
+    )
 
 
 def _fill(folder: Path, work: Callable[[Path], None]) -> None:
@@ -197,16 +252,23 @@ def _train(config: Config, folder: Path) -> None:
     options = config.tokenizer
     num_pairs = sum(1 for _ in _pairs(config, "count"))
     if not num_pairs:
-        raise DataError(f"{', '.join(corpus.label for corpus in config.data.train)}: no training pairs")
+        raise DataError(
+            f"{', '.join(corpus.label for corpus in config.data.train)}: no training pairs"
+        )
     kind = "joint" if options.joint else "one a side"
-    logger.info("training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind)
+    logger.info(
+        "training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind
+    )
     stride = -(-num_pairs // options.max_lines)
     train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, folder)
 
 
 def _cache(config: Config, tokenizer: Tokenizer, folder: Path) -> TokenCache:
     def make(folder: Path) -> None:
-        about = {"corpora": [corpus.label for corpus in config.data.train], "tokenizer": tokenizer.hash}
+        about = {
+            "corpora": [corpus.label for corpus in config.data.train],
+            "tokenizer": tokenizer.hash,
+        }
         pairs = _pairs(config, "tokenize", show=True)
         _, stats = build_cache(pairs, tokenizer, config.data.filters, folder, about)
         logger.info("filters: %s", stats)
@@ -230,7 +292,11 @@ def _check_lossy(cache: TokenCache, max_share: float) -> None:
         "cannot learn to write them. Such as, with what comes back:",
         *shown,
     ])  # fmt: skip
-    remedy = "tokenizer.tgt_normalization: none and tokenizer.byte_fallback: true keep every character"
+    remedy = (
+        "tokenizer.tgt_normalization: none and tokenizer.byte_fallback: true keep every character"
+    )
     if share > max_share:
-        raise DataError(f"{told}\n{remedy}; tokenizer.max_lossy_share ({max_share:g}) is how many are accepted")
+        raise DataError(
+            f"{told}\n{remedy}; tokenizer.max_lossy_share ({max_share:g}) is how many are accepted"
+        )
     logger.warning("%s\n%s", told, remedy)

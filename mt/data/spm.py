@@ -18,15 +18,19 @@ import sentencepiece
 
 from mt.config import Normalization
 
-SENTENCEPIECE_RULES = {"none": "identity", "nfkc": "nfkc", "nmt_nfkc": "nmt_nfkc"}  # its names of ours; it has none for nfc
+SENTENCEPIECE_RULES = {
+    "none": "identity",
+    "nfkc": "nfkc",
+    "nmt_nfkc": "nmt_nfkc",
+}  # its names of ours; it has none for nfc
 
-PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3                # fields of ModelProto
-PIECE_TEXT, PIECE_TYPE = 1, 3                                  # of ModelProto.SentencePiece
-UNKNOWN, CONTROL = 2, 3                                        # its types
-RULE_NAME, RULE_FILE = 1, 6                                    # of NormalizerSpec
-SPECIAL_IDS_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}     # of TrainerSpec
+PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3  # fields of ModelProto
+PIECE_TEXT, PIECE_TYPE = 1, 3  # of ModelProto.SentencePiece
+UNKNOWN, CONTROL = 2, 3  # its types
+RULE_NAME, RULE_FILE = 1, 6  # of NormalizerSpec
+SPECIAL_IDS_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # of TrainerSpec
 SPECIAL_PIECES_FIELDS = {"unk": 45, "bos": 46, "eos": 47, "pad": 48}  # of TrainerSpec
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5                   # kinds of fields
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
 
 
 class ProtoField(NamedTuple):
@@ -96,7 +100,10 @@ def with_normalization(model: bytes, rule: Normalization) -> bytes:
     """The same model with another normalization, as `tokenizer.src_normalization` names them."""
     spec = normalizer_spec(rule)
     fields = read_fields(model)
-    return b"".join(bytes_field(NORMALIZER_SPEC, spec) if field.number == NORMALIZER_SPEC else field.encoded for field in fields)
+    return b"".join(
+        bytes_field(NORMALIZER_SPEC, spec) if field.number == NORMALIZER_SPEC else field.encoded
+        for field in fields
+    )
 
 
 @cache
@@ -112,12 +119,21 @@ def normalizer_spec(rule: Normalization) -> bytes:
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "nfc.tsv"
-            path.write_text("".join(f"{_hex(before)}\t{_hex(after)}\n" for before, after in nfc_rules().items()), encoding="utf-8")
+            path.write_text(
+                "".join(
+                    f"{_hex(before)}\t{_hex(after)}\n" for before, after in nfc_rules().items()
+                ),
+                encoding="utf-8",
+            )
             train(normalization_rule_tsv=str(path))
-    [spec] = [field.value for field in read_fields(model.getvalue()) if field.number == NORMALIZER_SPEC]
+    [spec] = [
+        field.value for field in read_fields(model.getvalue()) if field.number == NORMALIZER_SPEC
+    ]
     if rule in SENTENCEPIECE_RULES:
         return spec
-    kept = [field.encoded for field in read_fields(spec) if field.number not in (RULE_NAME, RULE_FILE)]  # the path is of this machine
+    kept = [
+        field.encoded for field in read_fields(spec) if field.number not in (RULE_NAME, RULE_FILE)
+    ]  # the path is of this machine
     return b"".join([bytes_field(RULE_NAME, rule.encode()), *kept])
 
 
@@ -131,7 +147,9 @@ def nfc_rules() -> dict[str, str]:
     Covers each character by itself and each composed character in all its spellings, whatever the order of its marks.
     """
     rules: dict[str, str] = {}
-    variants: dict[str, str] = {}  # another character for one that others are composed from, such as the Kelvin sign
+    variants: dict[
+        str, str
+    ] = {}  # another character for one that others are composed from, such as the Kelvin sign
     for character in map(chr, _code_points()):
         composed, decomposed = normalize("NFC", character), normalize("NFD", character)
         if character.isspace() and character != " ":
@@ -196,11 +214,17 @@ def _special_names(trainer_spec: bytes) -> dict[str, bytes]:
     """The pieces that stand for `unk`, `bos`, `eos` and `pad` in a model."""
     names = {"unk": b"<unk>", "bos": b"<s>", "eos": b"</s>", "pad": b"<pad>"}
     roles = {number: role for role, number in SPECIAL_PIECES_FIELDS.items()}
-    return names | {roles[field.number]: field.value for field in read_fields(trainer_spec) if field.number in roles}
+    return names | {
+        roles[field.number]: field.value
+        for field in read_fields(trainer_spec)
+        if field.number in roles
+    }
 
 
 def _piece_text(piece: ProtoField) -> bytes:
-    return next((field.value for field in read_fields(piece.value) if field.number == PIECE_TEXT), b"")
+    return next(
+        (field.value for field in read_fields(piece.value) if field.number == PIECE_TEXT), b""
+    )
 
 
 def _special_piece(role: str, name: bytes, existing: ProtoField | None) -> bytes:
@@ -209,5 +233,7 @@ def _special_piece(role: str, name: bytes, existing: ProtoField | None) -> bytes
         return bytes_field(PIECES, bytes_field(PIECE_TEXT, name) + int_field(PIECE_TYPE, expected))
     kinds = [field.value[0] for field in read_fields(existing.value) if field.number == PIECE_TYPE]
     if kinds != [expected]:
-        raise ValueError(f"its piece {name.decode()} is ordinary text, not the special piece `{role}`")
+        raise ValueError(
+            f"its piece {name.decode()} is ordinary text, not the special piece `{role}`"
+        )
     return existing.encoded

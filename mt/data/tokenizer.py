@@ -79,7 +79,11 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """Names the models, and the table, by their bytes."""
-        return "-".join(sha256_file(path)[:16] for path in (self.src_model, self.tgt_model, self.table) if path is not None)
+        return "-".join(
+            sha256_file(path)[:16]
+            for path in (self.src_model, self.tgt_model, self.table)
+            if path is not None
+        )
 
     @cached_property
     def src_pieces(self) -> list[str]:
@@ -119,11 +123,16 @@ class Tokenizer:
         model stays one, and two that become one stay two. An id of several words is of the last.
         """
         found = self._src.encode(_visible(lines), return_type="offset_mapping")
-        return [_word_numbers(line, each["pieces"], each["offsets"]) for line, each in zip(lines, found, strict=True)]
+        return [
+            _word_numbers(line, each["pieces"], each["offsets"])
+            for line, each in zip(lines, found, strict=True)
+        ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
         """Of each target id, which of the words of `decode_tgt(ids)` it is of; -1 for special ids and where there is no word."""
-        found = self._tgt.decode([i for i in ids if i not in SPECIAL_IDS], return_type="offset_mapping")
+        found = self._tgt.decode(
+            [i for i in ids if i not in SPECIAL_IDS], return_type="offset_mapping"
+        )
         words = iter(_word_numbers(found["text"], found["pieces"], found["offsets"]))
         return [-1 if i in SPECIAL_IDS else next(words) for i in ids]
 
@@ -134,10 +143,15 @@ class Tokenizer:
 
 def _visible(lines: Sequence[str]) -> list[str]:
     """The lines; an empty one for each of nothing but white space, controls and characters of no width."""
-    return [line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else "" for line in lines]
+    return [
+        line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else ""
+        for line in lines
+    ]
 
 
-def _word_numbers(text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]) -> list[int]:
+def _word_numbers(
+    text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]
+) -> list[int]:
     """Of pieces that stand at `offsets` of `text`, the number of the word that each ends in; a lone mark belongs to what follows it."""
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     numbers = []
@@ -167,10 +181,16 @@ def write_trained(config: TokenizerConfig, folder: Path) -> None:
     assert config.tgt_model is not None
     folder.mkdir(parents=True, exist_ok=True)
     if config.src_model == config.tgt_model:
-        (folder / JOINT_FILE).write_bytes(_with_our_ids("tokenizer.src_model, tgt_model", Path(config.src_model)))
+        (folder / JOINT_FILE).write_bytes(
+            _with_our_ids("tokenizer.src_model, tgt_model", Path(config.src_model))
+        )
     else:
-        (folder / SRC_FILE).write_bytes(_with_our_ids("tokenizer.src_model", Path(config.src_model)))
-        (folder / TGT_FILE).write_bytes(_with_our_ids("tokenizer.tgt_model", Path(config.tgt_model)))
+        (folder / SRC_FILE).write_bytes(
+            _with_our_ids("tokenizer.src_model", Path(config.src_model))
+        )
+        (folder / TGT_FILE).write_bytes(
+            _with_our_ids("tokenizer.tgt_model", Path(config.tgt_model))
+        )
 
 
 def _with_our_ids(option: str, path: Path) -> bytes:
@@ -183,10 +203,14 @@ def _with_our_ids(option: str, path: Path) -> bytes:
     try:
         return with_special_ids(path.read_bytes(), ROLES)
     except ValueError as error:
-        raise ConfigError(f"{option}: {path}: its special pieces cannot be used: {error}") from error
+        raise ConfigError(
+            f"{option}: {path}: its special pieces cannot be used: {error}"
+        ) from error
 
 
-def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path) -> None:
+def train_tokenizer(
+    lines: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path
+) -> None:
     """Train the models that `config` describes on pairs of text and write them into `folder`.
 
     `lines` opens the text again at each call. The same text and configuration give the same bytes on every machine: the text goes in
@@ -200,10 +224,16 @@ def train_tokenizer(lines: Callable[[], Iterable[tuple[str, str]]], config: Toke
         for side, (name, rule) in enumerate(rules.items()):
             (folder / name).write_bytes(_train((pair[side] for pair in lines()), config, rule))
     elif config.src_normalization == config.tgt_normalization:
-        (folder / JOINT_FILE).write_bytes(_train((side for pair in lines() for side in pair), config, config.tgt_normalization))
+        (folder / JOINT_FILE).write_bytes(
+            _train((side for pair in lines() for side in pair), config, config.tgt_normalization)
+        )
     else:
         change = [_normalizer(rule) for rule in rules.values()]
-        text = (normalized(side) for pair in lines() for normalized, side in zip(change, pair, strict=True))
+        text = (
+            normalized(side)
+            for pair in lines()
+            for normalized, side in zip(change, pair, strict=True)
+        )
         model = _train(text, config, "none")
         for name, rule in rules.items():
             (folder / name).write_bytes(with_normalization(model, rule))
@@ -216,7 +246,10 @@ def _normalizer(rule: Normalization) -> Callable[[str], str]:
     if rule == "nfc":
         return partial(normalize, "NFC")
     normalizer = sentencepiece.SentencePieceNormalizer(
-        rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+        rule_name=rule,
+        add_dummy_prefix=False,
+        escape_whitespaces=False,
+        remove_extra_whitespaces=False,
     )
     return lambda line: str(normalizer.normalize(line))
 
@@ -289,7 +322,11 @@ def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:
         else:
             yield line
     if too_long:
-        logger.warning("tokenizer: %d lines of more than %d bytes left out of its training (tokenizer.max_line_bytes)", too_long, max_bytes)
+        logger.warning(
+            "tokenizer: %d lines of more than %d bytes left out of its training (tokenizer.max_line_bytes)",
+            too_long,
+            max_bytes,
+        )
 
 
 def _explain(error: str, config: TokenizerConfig) -> str:

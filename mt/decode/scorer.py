@@ -17,7 +17,7 @@ from mt.device import Compute, in_halves
 from mt.model.transformer import Transformer
 
 MAX_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
-WINDOW = 4096      # pairs read ahead and sorted by length together
+WINDOW = 4096  # pairs read ahead and sorted by length together
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,17 @@ class TokenScores:
 class Scorer:
     """A model that reads given targets instead of searching for its own (teacher forcing)."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, compute: Compute, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        compute: Compute,
+        workers: Workers | None = None,
+    ) -> None:
         self.tokenizer, self.workers = tokenizer, workers or Workers()
-        self._score_batch = self.workers.share(partial(in_halves, partial(token_log_probs, model.eval(), compute)))
+        self._score_batch = self.workers.share(
+            partial(in_halves, partial(token_log_probs, model.eval(), compute))
+        )
 
     @classmethod
     def load(cls, path: str | Path, compute: Compute, workers: Workers | None = None) -> "Scorer":
@@ -51,7 +59,11 @@ class Scorer:
         remaining = iter(pairs)
         while window := list(islice(remaining, WINDOW)):
             src, tgt = zip(*window, strict=True)
-            yield from self.score_ids(list(zip(self.tokenizer.encode_src(src), self.tokenizer.encode_tgt(tgt), strict=True)))
+            yield from self.score_ids(
+                list(
+                    zip(self.tokenizer.encode_src(src), self.tokenizer.encode_tgt(tgt), strict=True)
+                )
+            )
 
     def source_gain(self, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
         """By how much a token of each target is likelier, in the mean of natural logarithms, with its source than with another line's.
@@ -61,16 +73,23 @@ class Scorer:
         """
         others = [*src[len(src) // 2 :], *src[: len(src) // 2]]
         own, other = (self.score(zip(sources, tgt, strict=True)) for sources in (src, others))
-        return [(a.log_prob - b.log_prob) / len(a.log_probs) for a, b in zip(list(own), list(other), strict=True)]
+        return [
+            (a.log_prob - b.log_prob) / len(a.log_probs)
+            for a, b in zip(list(own), list(other), strict=True)
+        ]
 
     def score_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
         """The same of ids without end of sentence."""
         found = map_in_buckets(self.workers, self._score_batch, pairs, pairs, MAX_TOKENS)
-        return [TokenScores(tgt, log_probs) for (_, tgt), log_probs in zip(pairs, found, strict=True)]
+        return [
+            TokenScores(tgt, log_probs) for (_, tgt), log_probs in zip(pairs, found, strict=True)
+        ]
 
 
 @torch.inference_mode()
-def token_log_probs(model: Transformer, compute: Compute, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+def token_log_probs(
+    model: Transformer, compute: Compute, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[list[float]]:
     """The log-probability of each token of each target, end of sentence included, in one batch."""
     batch = moved(collate(pairs), compute.device)
     assert isinstance(batch, Batch)

@@ -41,8 +41,8 @@ class Hypothesis:
     """One translation of one sentence."""
 
     tokens: list[int]  # without end of sentence
-    log_prob: float    # sum over all tokens, end of sentence included where it was reached
-    score: float       # log_prob / length**length_penalty
+    log_prob: float  # sum over all tokens, end of sentence included where it was reached
+    score: float  # log_prob / length**length_penalty
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class SearchConfig:
 def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tensor:
     """Length limit [sentences], end of sentence included, from each sentence's own source length (its end of sentence included)."""
     lengths = src_mask.sum(dim=1)
-    return lengths.new_tensor([max_output_len(length, max_len_a, max_len_b) for length in lengths.tolist()])
+    return lengths.new_tensor(
+        [max_output_len(length, max_len_a, max_len_b) for length in lengths.tolist()]
+    )
 
 
 def max_output_len(src_len: int, max_len_a: float, max_len_b: int) -> int:
@@ -67,7 +69,11 @@ def max_output_len(src_len: int, max_len_a: float, max_len_b: int) -> int:
 
 @torch.inference_mode()
 def greedy_search(
-    model: StepModel[S], src: Tensor, src_mask: Tensor, max_lens: Tensor, length_penalty: float = 1.0
+    model: StepModel[S],
+    src: Tensor,
+    src_mask: Tensor,
+    max_lens: Tensor,
+    length_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
     """The most probable token at each step: one hypothesis for each row of `src` [sentences, src_len]."""
     state = model.initial_state(src, src_mask)
@@ -76,14 +82,26 @@ def greedy_search(
     history, log_probs = tokens.new_empty(len(src), 0), torch.zeros(len(src), device=src.device)
     finished = _Finished(src, int(max_lens.max()), 1)
     while len(sentences):
-        best, tokens = model.step(tokens[:, None], state)[:, 0].float().log_softmax(dim=-1).max(dim=-1)
+        best, tokens = (
+            model.step(tokens[:, None], state)[:, 0].float().log_softmax(dim=-1).max(dim=-1)
+        )
         history, log_probs = torch.cat([history, tokens[:, None]], dim=1), log_probs + best
         done = (tokens == EOS_ID) | (history.shape[1] >= max_lens[sentences])
         if done.any():
-            finished.add(sentences, done[:, None] & log_probs[:, None].isfinite(), log_probs[:, None], history[:, None])
+            finished.add(
+                sentences,
+                done[:, None] & log_probs[:, None].isfinite(),
+                log_probs[:, None],
+                history[:, None],
+            )
             kept = _survivors(done)
             state.keep(kept)
-            sentences, tokens, history, log_probs = sentences[kept], tokens[kept], history[kept], log_probs[kept]
+            sentences, tokens, history, log_probs = (
+                sentences[kept],
+                tokens[kept],
+                history[kept],
+                log_probs[kept],
+            )
     return finished.best(1, length_penalty)
 
 
@@ -96,10 +114,15 @@ def beam_search(
     state = model.initial_state(src, src_mask)
     sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
     tokens = torch.full((len(src), 1), BOS_ID, device=src.device)  # all beams start alike: as one
-    log_probs, history = torch.zeros(len(src), 1, device=src.device), tokens.new_empty(len(src), 1, 0)
+    log_probs, history = (
+        torch.zeros(len(src), 1, device=src.device),
+        tokens.new_empty(len(src), 1, 0),
+    )
     finished = _Finished(src, int(max_lens.max()), 2 * k)
     while len(sentences):
-        scores, origins, candidates = best_continuations(model.step(tokens, state), log_probs, 2 * k)  # [sentences, 2k]
+        scores, origins, candidates = best_continuations(
+            model.step(tokens, state), log_probs, 2 * k
+        )  # [sentences, 2k]
         history = torch.cat([_select(history, origins), candidates[:, :, None]], dim=2)
         ends, at_limit = candidates == EOS_ID, history.shape[2] >= max_lens[sentences]
         finishing = (ends | at_limit[:, None]) & scores.isfinite()
@@ -117,11 +140,18 @@ def beam_search(
         if done.any():
             kept = _survivors(done)
             state.keep(kept)
-            sentences, tokens, history, log_probs = sentences[kept], tokens[kept], history[kept], log_probs[kept]
+            sentences, tokens, history, log_probs = (
+                sentences[kept],
+                tokens[kept],
+                history[kept],
+                log_probs[kept],
+            )
     return finished.best(config.nbest, config.length_penalty)
 
 
-def best_continuations(logits: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_continuations(
+    logits: Tensor, log_probs: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` best next tokens of each sentence over all its beams, best first: total log-probability, beam and token.
 
     Of `logits` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences, beams]; each result is [sentences, count], or
@@ -132,11 +162,17 @@ def best_continuations(logits: Tensor, log_probs: Tensor, count: int) -> tuple[T
     next_log_probs = logits.float().log_softmax(dim=-1)
     count = min(count, beams * vocab_size)
     block = _block_size(vocab_size, count, beams)
-    num_blocks = vocab_size // block  # a block is every num_blocks-th token, so that maxima are taken of whole rows
-    best = next_log_probs.view(sentences, beams, block, num_blocks).amax(dim=2) + log_probs[:, :, None]
+    num_blocks = (
+        vocab_size // block
+    )  # a block is every num_blocks-th token, so that maxima are taken of whole rows
+    best = (
+        next_log_probs.view(sentences, beams, block, num_blocks).amax(dim=2) + log_probs[:, :, None]
+    )
     blocks = best.flatten(1).topk(count, dim=1).indices[:, :, None]  # [sentences, count, 1]
     steps = torch.arange(block, device=logits.device) * num_blocks
-    index = (blocks // num_blocks * vocab_size + blocks % num_blocks + steps).flatten(1)  # of tokens, within a sentence's logits
+    index = (blocks // num_blocks * vocab_size + blocks % num_blocks + steps).flatten(
+        1
+    )  # of tokens, within a sentence's logits
     totals = next_log_probs.flatten(1).gather(1, index) + log_probs.gather(1, index // vocab_size)
     scores, place = totals.topk(count, dim=1)
     index = index.gather(1, place)
@@ -146,8 +182,14 @@ def best_continuations(logits: Tensor, log_probs: Tensor, count: int) -> tuple[T
 @functools.cache
 def _block_size(vocab_size: int, count: int, beams: int) -> int:
     """The divisor of `vocab_size` where both looks take about the same time, and that leaves `count` blocks or more."""
-    ideal = math.sqrt(beams * vocab_size / count) / 3  # measured: a token of the second look costs as much as nine of the first
-    divisors = (block for block in range(1, vocab_size + 1) if vocab_size % block == 0 and beams * vocab_size // block >= count)
+    ideal = (
+        math.sqrt(beams * vocab_size / count) / 3
+    )  # measured: a token of the second look costs as much as nine of the first
+    divisors = (
+        block
+        for block in range(1, vocab_size + 1)
+        if vocab_size % block == 0 and beams * vocab_size // block >= count
+    )
     return min(divisors, key=lambda block: abs(math.log(block / ideal)))
 
 
@@ -189,7 +231,13 @@ class _Finished:
         scores = self.log_probs.double() / self.lengths.double() ** length_penalty
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         order = order[:, :nbest]
-        columns = (_select(self.tokens, order), self.lengths.gather(1, order), self.log_probs.gather(1, order), scores, self.count)
+        columns = (
+            _select(self.tokens, order),
+            self.lengths.gather(1, order),
+            self.log_probs.gather(1, order),
+            scores,
+            self.count,
+        )
         return [
             [_hypothesis(*hyp) for hyp in zip(*hyps, strict=False)][:count]
             for *hyps, count in zip(*(column.tolist() for column in columns), strict=True)
@@ -197,4 +245,6 @@ class _Finished:
 
 
 def _hypothesis(tokens: list[int], length: int, log_prob: float, score: float) -> Hypothesis:
-    return Hypothesis(tokens[: length - 1] if tokens[length - 1] == EOS_ID else tokens[:length], log_prob, score)
+    return Hypothesis(
+        tokens[: length - 1] if tokens[length - 1] == EOS_ID else tokens[:length], log_prob, score
+    )

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 8192  # lines read ahead and sorted by length together; bounds the memory of a stream
 
-_Encoded = tuple[tuple[int, str], list[int]]  # where a text begins in its line, the text, and its ids
+_Encoded = tuple[
+    tuple[int, str], list[int]
+]  # where a text begins in its line, the text, and its ids
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class SourcePart:
     """A line, or a part of one, that is searched by itself."""
 
     ids: list[int]  # without end of sentence
-    text: str       # of the sentences that were encoded together
-    begin: int      # in their ids, where these are: above 0 only if the sentences were too long
-    start: int      # character of the line at which the text begins
+    text: str  # of the sentences that were encoded together
+    begin: int  # in their ids, where these are: above 0 only if the sentences were too long
+    start: int  # character of the line at which the text begins
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Translation:
     """One translation of one line."""
 
     text: str
-    score: float  # log-probability / length**length_penalty; of a split line, the mean over its parts
+    score: (
+        float  # log-probability / length**length_penalty; of a split line, the mean over its parts
+    )
     parts: list[TranslatedPart]  # several if the source was split; none if the line has no words
 
 
@@ -80,7 +84,13 @@ class Searcher:
         max_lens = max_output_lens(src_mask, options.max_len_a, options.max_len_b)
         if options.beam_size == 1:
             return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
-        return beam_search(self.model, src, src_mask, max_lens, SearchConfig(options.beam_size, options.nbest, options.length_penalty))
+        return beam_search(
+            self.model,
+            src,
+            src_mask,
+            max_lens,
+            SearchConfig(options.beam_size, options.nbest, options.length_penalty),
+        )
 
 
 class Translator:
@@ -90,16 +100,25 @@ class Translator:
         self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None,
         tgt_lang: str | None = None,
     ) -> None:  # fmt: skip
-        self.tokenizer, self.decode, self.compute, self.workers = tokenizer, decode, compute, workers or Workers()
+        self.tokenizer, self.decode, self.compute, self.workers = (
+            tokenizer,
+            decode,
+            compute,
+            workers or Workers(),
+        )
         self.language = parse_language(tgt_lang)
         self.search_with(InferenceModel(model, compute.dtype))
-        self.on_progress: Callable[[int], object] = lambda num_lines: None  # called with the number of lines that were just translated
+        self.on_progress: Callable[[int], object] = lambda num_lines: (
+            None
+        )  # called with the number of lines that were just translated
         self.num_split = 0  # lines so far that were translated in parts
 
     def search_with(self, model: InferenceModel) -> None:
         """Use this model from now on."""
         searcher = Searcher(model, self.decode, self.compute.device)
-        self.searcher = searcher if self.workers.count == 1 else None  # several workers have it instead
+        self.searcher = (
+            searcher if self.workers.count == 1 else None
+        )  # several workers have it instead
         self._search = self.workers.share(partial(in_halves, searcher))
 
     @classmethod
@@ -124,7 +143,9 @@ class Translator:
         shared = Workers.choose(workers, compute)
         loaded = load_model(Path(path), compute.device)
         options = search_options(loaded.config.decode, decode)
-        return cls(loaded.model, loaded.tokenizer, options, compute, shared, loaded.config.data.tgt_lang)
+        return cls(
+            loaded.model, loaded.tokenizer, options, compute, shared, loaded.config.data.tgt_lang
+        )
 
     def translate(self, lines: Iterable[str]) -> list[str]:
         """The best translation of each line, in order. An empty line stays empty."""
@@ -141,13 +162,20 @@ class Translator:
         by_line = self._split_lines(lines)
         parts = [part for parts in by_line for part in parts]
         ends = {id(parts[-1]) for parts in by_line if parts}
-        hyps = iter(self.search([part.ids for part in parts], lambda batch: self.on_progress(sum(id(parts[i]) in ends for i in batch))))
+        hyps = iter(
+            self.search(
+                [part.ids for part in parts],
+                lambda batch: self.on_progress(sum(id(parts[i]) in ends for i in batch)),
+            )
+        )
         self.num_split += sum(len(parts) > 1 for parts in by_line)
         self.on_progress(sum(not parts for parts in by_line))
         return [self._join([(part, next(hyps)) for part in parts]) for parts in by_line]
 
     def search(
-        self, sources: Sequence[list[int]], on_batch: Callable[[Sequence[int]], object] = lambda indices: None
+        self,
+        sources: Sequence[list[int]],
+        on_batch: Callable[[Sequence[int]], object] = lambda indices: None,
     ) -> list[list[Hypothesis]]:
         """The `nbest` hypotheses of each of `sources`, ids without end of sentence; `on_batch` hears which have just been found.
 
@@ -155,11 +183,15 @@ class Translator:
         """
         found: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
-        with contextlib.closing(self.workers.map(self._search, [[sources[i] for i in batch] for batch in batches])) as results:
+        with contextlib.closing(
+            self.workers.map(self._search, [[sources[i] for i in batch] for batch in batches])
+        ) as results:
             for batch, batch_hyps in zip(batches, results, strict=True):
                 for i, hyps in zip(batch, batch_hyps, strict=True):
                     if not hyps:
-                        raise CheckpointError("the model's scores are not finite: its weights are not usable")
+                        raise CheckpointError(
+                            "the model's scores are not finite: its weights are not usable"
+                        )
                     found[i] = hyps
                 on_batch(batch)
         return found
@@ -172,13 +204,17 @@ class Translator:
             for line, begins in zip(lines, starts, strict=True)
             for start, end in itertools.pairwise([*begins, len(line)])
         ]
-        encoded = iter(zip(texts, self.tokenizer.encode_src([text for _, text in texts]), strict=True))
+        encoded = iter(
+            zip(texts, self.tokenizer.encode_src([text for _, text in texts]), strict=True)
+        )
         found: list[list[SourcePart]] = []
         for line, begins in zip(lines, starts, strict=True):
             sentences = [next(encoded) for _ in begins]
             if len(begins) > 1:
                 sentences = self._packed(line, sentences)
-            found.append([part for (start, text), ids in sentences for part in self._cut(ids, text, start)])
+            found.append(
+                [part for (start, text), ids in sentences for part in self._cut(ids, text, start)]
+            )
         return found
 
     def _part_starts(self, line: str) -> list[int]:
@@ -226,7 +262,10 @@ class Translator:
         batch: list[int] = []
         for i in sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True):
             width = len(sources[batch[0] if batch else i]) + 1
-            if batch and (len(batch) == self.decode.batch_size or width * (len(batch) + 1) > self.decode.max_tokens):
+            if batch and (
+                len(batch) == self.decode.batch_size
+                or width * (len(batch) + 1) > self.decode.max_tokens
+            ):
                 yield batch
                 batch = []
             batch.append(i)
@@ -246,13 +285,22 @@ class Translator:
                     whole += joint_between(whole, text, self.language)
                 translated.append(TranslatedPart(source, hyp.tokens, len(whole)))
                 whole += text
-            joined.append(Translation(whole, sum(hyp.score for hyp in ranked) / len(ranked), translated))
+            joined.append(
+                Translation(whole, sum(hyp.score for hyp in ranked) / len(ranked), translated)
+            )
         return joined
 
 
 def search_options(own: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
     """A model's own search options with others over them; None leaves one as it is. Raises `ConfigError`."""
     try:
-        return DecodeConfig.model_validate({**own.model_dump(), **{key: value for key, value in overrides.items() if value is not None}})
+        return DecodeConfig.model_validate(
+            {
+                **own.model_dump(),
+                **{key: value for key, value in overrides.items() if value is not None},
+            }
+        )
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())) from error
+        raise ConfigError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from error

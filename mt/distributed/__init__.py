@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from mt.distributed.shards import is_sharded, load_shards, own_shard, unsharded
     from mt.distributed.world import ALONE, PATIENCE, World, joined
 
-__all__ = ["ALONE", "PATIENCE", "World", "is_sharded", "joined", "load_shards", "own_shard", "unsharded"]
+__all__ = [
+    "ALONE",
+    "PATIENCE",
+    "World",
+    "is_sharded",
+    "joined",
+    "load_shards",
+    "own_shard",
+    "unsharded",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,21 @@ from typing import Any
 
 from mt.errors import RankLostError
 
-START_TIMEOUT = 1800.0  # seconds until all ranks must be there: Python and PyTorch may come over a slow network
-ROLL_CALL = 5.0         # seconds that ranks have to answer when one is missed
+START_TIMEOUT = (
+    1800.0  # seconds until all ranks must be there: Python and PyTorch may come over a slow network
+)
+ROLL_CALL = 5.0  # seconds that ranks have to answer when one is missed
 STORE_GONE = "the first machine has left, and with it the store that holds the ranks together"
 # What PyTorch's errors say where another process has left, or does not answer.
-LOST = ("closed by peer", "reset by peer", "Connection closed", "Timed out waiting", "Application timeout", "Broken pipe", "NCCL")
+LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Connection closed",
+    "Timed out waiting",
+    "Application timeout",
+    "Broken pipe",
+    "NCCL",
+)
 
 
 class Presence:
@@ -30,7 +40,9 @@ class Presence:
         """`timeout`: seconds without a sign of life after which a rank counts as lost."""
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.ranks: list[dict[str, Any]] = []  # host and process of each
-        self.speaks = rank == 0  # whether this rank tells the user of an end: the first one does, or the first of those that are left
+        self.speaks = (
+            rank == 0
+        )  # whether this rank tells the user of an end: the first one does, or the first of those that are left
 
     def introduce(self) -> None:
         """Say who this is, wait until all are there, and agree on a part of the store for this world alone.
@@ -50,12 +62,18 @@ class Presence:
             if self.rank == 0:
                 keys = [f"{name}/rank/{rank}" for rank in range(self.size)]
                 self.store.wait(keys, datetime.timedelta(seconds=START_TIMEOUT))
-                self.store.set(f"{name}/all", json.dumps([json.loads(self.store.get(key)) for key in keys]))
-            if self._is_there(f"{name}/all", 0.2) and me in (ranks := json.loads(self.store.get(f"{name}/all"))):
+                self.store.set(
+                    f"{name}/all", json.dumps([json.loads(self.store.get(key)) for key in keys])
+                )
+            if self._is_there(f"{name}/all", 0.2) and me in (
+                ranks := json.loads(self.store.get(f"{name}/all"))
+            ):
                 self.ranks, self.store = ranks, PrefixStore(name, self.store)
                 return
             time.sleep(0.02)
-        raise RankLostError(f"rank {self.rank}: the first rank did not come within {START_TIMEOUT:g} s")
+        raise RankLostError(
+            f"rank {self.rank}: the first rank did not come within {START_TIMEOUT:g} s"
+        )
 
     def leave(self) -> None:
         """End with the others: a launcher takes the first end for the end of all, and would disturb the last writes of the first rank."""
@@ -79,7 +97,9 @@ class Presence:
         ended = threading.Event()
 
         def beat() -> None:
-            with contextlib.suppress(RuntimeError):  # the store is gone, and with it all who might look
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the store is gone, and with it all who might look
                 while not ended.wait(min(1.0, self.timeout / 5)):
                     self.store.add(f"{key}/beat", 1)
 
@@ -127,7 +147,11 @@ class Presence:
         A silent rank is named, and killed where it is on this machine: nothing else would end a stopped process. The first of the others
         `speaks` from here on.
         """
-        if self.size == 1 or not isinstance(error, RuntimeError) or not any(text in str(error) for text in LOST):
+        if (
+            self.size == 1
+            or not isinstance(error, RuntimeError)
+            or not any(text in str(error) for text in LOST)
+        ):
             return None
         try:
             self.store.set(f"here/{self.rank}", "")

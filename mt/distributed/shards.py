@@ -49,14 +49,28 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each rank reads for itself, as is meant
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled"
+        )  # each rank reads for itself, as is meant
         try:
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-        except (CheckpointException, RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (
+            CheckpointException,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+            SafetensorError,
+        ) as error:
             raise CheckpointError(f"{folder}: does not fit this run: {_causes(error)}") from error
 
 
 def _causes(error: BaseException) -> str:
     """What lies behind PyTorch's collection of the ranks' failures."""
     failures = getattr(error, "failures", None)
-    return "; ".join(sorted({str(cause) for cause, _ in failures.values()})) if failures else str(error)
+    return (
+        "; ".join(sorted({str(cause) for cause, _ in failures.values()}))
+        if failures
+        else str(error)
+    )

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from mt.distributed.presence import START_TIMEOUT, Presence, die_with
 from mt.distributed.shards import save_shards, unsharded
-from mt.errors import ConfigError, DivergedError, Interrupted, MTError, RankError, RankLostError, exit_code
+from mt.errors import (
+    ConfigError,
+    DivergedError,
+    Interrupted,
+    MTError,
+    RankError,
+    RankLostError,
+    exit_code,
+)
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
@@ -34,11 +42,15 @@ class World:
         """`attempt`: how many times the launcher has started anew. `timeout`: seconds without an answer after which a rank is lost."""
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.attempt, self.timeout = attempt, timeout
-        self.is_launched = is_launched or size > 1  # by something that may pass on signals which this process has had
+        self.is_launched = (
+            is_launched or size > 1
+        )  # by something that may pass on signals which this process has had
         self.presence = Presence(store, rank, size, timeout)
         self._calls = 0
         self._known: BaseException | None = None  # what was raised here and told to all
-        self._hosts: Any = None                   # the group of what the hosts tell each other; None is the default group
+        self._hosts: Any = (
+            None  # the group of what the hosts tell each other; None is the default group
+        )
 
     @property
     def is_alone(self) -> bool:
@@ -67,7 +79,9 @@ class World:
 
     # The model and its gradients.
 
-    def wrap(self, module: nn.Module, engine: Engine, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
+    def wrap(
+        self, module: nn.Module, engine: Engine, blocks: Sequence[nn.Module], device: torch.device
+    ) -> nn.Module:
         """`module` on `device`; its gradients are from here on the mean over all ranks.
 
         With `fsdp` they and the parameters are shared out. `blocks` are what FSDP2 brings together
@@ -138,8 +152,13 @@ class World:
         torch.distributed.all_gather(lengths, torch.tensor([len(mine)]), group=self._hosts)
         longest = max(int(length) for length in lengths)
         texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        torch.distributed.all_gather(texts, nn.functional.pad(mine, (0, longest - len(mine))), group=self._hosts)
-        return [json.loads(text[: int(length)].numpy().tobytes()) for text, length in zip(texts, lengths, strict=True)]
+        torch.distributed.all_gather(
+            texts, nn.functional.pad(mine, (0, longest - len(mine))), group=self._hosts
+        )
+        return [
+            json.loads(text[: int(length)].numpy().tobytes())
+            for text, length in zip(texts, lengths, strict=True)
+        ]
 
     def first(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first rank, as JSON holds it, on all ranks; it may take any time while that rank lives.
@@ -198,18 +217,26 @@ class World:
             if is_known:
                 self.presence.leave()
             if isinstance(error, MTError):
-                error.is_told = not self.presence.speaks and (is_known or isinstance(error, RankLostError))
+                error.is_told = not self.presence.speaks and (
+                    is_known or isinstance(error, RankLostError)
+                )
             raise
         self.presence.leave()
         torch.distributed.destroy_process_group()
 
     def _join(self) -> None:
         timeout = datetime.timedelta(seconds=self.timeout)
-        options: dict[str, Any] = {"store": self.presence.store, "rank": self.rank, "world_size": self.size}
+        options: dict[str, Any] = {
+            "store": self.presence.store,
+            "rank": self.rank,
+            "world_size": self.size,
+        }
         try:
             if torch.cuda.is_available():
                 patient = timeout + datetime.timedelta(seconds=GPU_GRACE)
-                torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=patient, **options)
+                torch.distributed.init_process_group(
+                    "cpu:gloo,cuda:nccl", timeout=patient, **options
+                )
                 self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
             else:
                 torch.distributed.init_process_group("gloo", timeout=timeout, **options)
@@ -219,7 +246,11 @@ class World:
     def _is_known_to_all(self, error: BaseException | None) -> bool:
         if error is None:
             return False
-        return error is self._known or isinstance(error, DivergedError | Interrupted | RankError) or self._is_known_to_all(error.__cause__)
+        return (
+            error is self._known
+            or isinstance(error, DivergedError | Interrupted | RankError)
+            or self._is_known_to_all(error.__cause__)
+        )
 
 
 ALONE = World()
@@ -242,9 +273,13 @@ def joined(timeout: float) -> Iterator[World]:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=START_TIMEOUT)))
+        store, rank, size = next(
+            rendezvous("env://", timeout=datetime.timedelta(seconds=START_TIMEOUT))
+        )
     except ValueError as error:
-        raise ConfigError(f"WORLD_SIZE is set in the environment as by torchrun, but not all that belongs to it: {error}") from error
+        raise ConfigError(
+            f"WORLD_SIZE is set in the environment as by torchrun, but not all that belongs to it: {error}"
+        ) from error
     world = World(
         rank, size, local_rank=_variable("LOCAL_RANK", 0), local_size=_variable("LOCAL_WORLD_SIZE", 1), attempt=attempt, timeout=timeout,
         store=PrefixStore("mt", store), is_launched=is_launched,
@@ -258,7 +293,11 @@ def _variable(name: str, default: int) -> int:
 
 
 def _described(error: BaseException) -> dict[str, Any]:
-    return {"error": str(error) or type(error).__name__, "exit_code": exit_code(error), "kind": type(error).__name__}
+    return {
+        "error": str(error) or type(error).__name__,
+        "exit_code": exit_code(error),
+        "kind": type(error).__name__,
+    }
 
 
 def _raise_told(answer: Mapping[str, Any], where: str = "") -> None:

@@ -23,13 +23,20 @@ class CometCommand:
         if missing:
             raise ConfigError(f"the COMET command {self.line!r} has no {', '.join(missing)}")
 
-    def score(self, src: Sequence[str], hyps: Sequence[str], ref: Sequence[str]) -> dict[str, Score]:
+    def score(
+        self, src: Sequence[str], hyps: Sequence[str], ref: Sequence[str]
+    ) -> dict[str, Score]:
         """{"comet": its score}. Raises `MTError` where the command fails or prints no number."""
         with tempfile.TemporaryDirectory() as name:
             files = {"src": src, "hyp": hyps, "ref": ref}
             for key, lines in files.items():
-                (Path(name) / key).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            words = [word.format(**{key: f"{name}/{key}" for key in files}) for word in shlex.split(self.line)]
+                (Path(name) / key).write_text(
+                    "".join(f"{line}\n" for line in lines), encoding="utf-8"
+                )
+            words = [
+                word.format(**{key: f"{name}/{key}" for key in files})
+                for word in shlex.split(self.line)
+            ]
             try:
                 result = subprocess.run(words, capture_output=True, text=True, check=False)
             except OSError as error:

@@ -9,15 +9,22 @@ from dataclasses import dataclass
 
 from mt.metrics.scores import Metrics, corpus_scores
 
-LENGTH_EDGES = (5, 10, 15, 20, 30, 50)   # words of the source: 1-5, 6-10, ...
-RARITY_EDGES = (0, 9, 99, 999)           # how often training saw the rarest word of the reference: never, 1-9, ...
-BLOW_UP = 2.0                            # a translation of more than this many times the reference's words, and 5 more
-MIN_COPIED = 4                           # words in a row that stand in the source and not in the reference
-DETACHED = 1.5                           # nats a token: none of 1,000 translations of Multi30k is below, 241 of 300 of letters in reverse
-MIN_REPEATS = 3                          # of 1 to 4 words in a row
+LENGTH_EDGES = (5, 10, 15, 20, 30, 50)  # words of the source: 1-5, 6-10, ...
+RARITY_EDGES = (
+    0,
+    9,
+    99,
+    999,
+)  # how often training saw the rarest word of the reference: never, 1-9, ...
+BLOW_UP = 2.0  # a translation of more than this many times the reference's words, and 5 more
+MIN_COPIED = 4  # words in a row that stand in the source and not in the reference
+DETACHED = 1.5  # nats a token: none of 1,000 translations of Multi30k is below, 241 of 300 of letters in reverse
+MIN_REPEATS = 3  # of 1 to 4 words in a row
 WORD = re.compile(r"\w+(?:[-'’.,:]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han
+UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)  # Thai to Han
 
 FLAGS = {
     "empty": "nothing where the source has something",
@@ -42,7 +49,11 @@ class Bucket:
 
 def words(text: str) -> list[str]:
     """Words in lower case without punctuation; in scripts without spaces, characters."""
-    return [part for word in WORD.findall(text.lower()) for part in (list(word) if UNSPACED.search(word) else [word])]
+    return [
+        part
+        for word in WORD.findall(text.lower())
+        for part in (list(word) if UNSPACED.search(word) else [word])
+    ]
 
 
 def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[str]:
@@ -106,18 +117,31 @@ def _script(text: str) -> str:
 
 
 def bucketed(
-    keys: Sequence[int], edges: Sequence[int], systems: Sequence[Sequence[str]], refs: Sequence[Sequence[str]], metrics: Metrics
+    keys: Sequence[int],
+    edges: Sequence[int],
+    systems: Sequence[Sequence[str]],
+    refs: Sequence[Sequence[str]],
+    metrics: Metrics,
 ) -> list[Bucket]:
     """Corpus scores by the first of `metrics` of the sentences whose key is at most each edge, and above the last; empty ones left out."""
     [name] = list(metrics)[:1]
     buckets = []
     for low, high in zip((None, *edges), (*edges, None), strict=True):
-        members = [i for i, key in enumerate(keys) if (low is None or key > low) and (high is None or key <= high)]
+        members = [
+            i
+            for i, key in enumerate(keys)
+            if (low is None or key > low) and (high is None or key <= high)
+        ]
         if not members:
             continue
         scored = [[ref[i] for i in members] for ref in refs]
         has_text = all(any(line.strip() for line in ref) for ref in scored)
-        scores = [corpus_scores([hyps[i] for i in members], scored, metrics)[name].value if has_text else None for hyps in systems]
+        scores = [
+            corpus_scores([hyps[i] for i in members], scored, metrics)[name].value
+            if has_text
+            else None
+            for hyps in systems
+        ]
         buckets.append(Bucket(_label(low, high), len(members), scores))
     return buckets
 

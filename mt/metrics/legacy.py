@@ -22,7 +22,9 @@ class MosesTokens:
         self.normalizer, self.tokenizer = MosesPunctNormalizer(lang), MosesTokenizer(lang)
 
     def __call__(self, line: str) -> str:
-        return str(self.tokenizer.tokenize(self.normalizer.normalize(line).lower(), return_str=True))
+        return str(
+            self.tokenizer.tokenize(self.normalizer.normalize(line).lower(), return_str=True)
+        )
 
     def signature(self) -> str:
         """Of the tokenization, as sacreBLEU's tokenizers have one."""
@@ -35,7 +37,9 @@ def legacy_bleu(language: Language) -> Any:
     if not lang:
         raise ConfigError("legacy BLEU needs the target's language: data.tgt_lang, or --lang")
     if lang == "ko" or language.is_unspaced:
-        raise ConfigError(f"legacy BLEU does not apply to {lang}: Moses' tokenizer splits at spaces")
+        raise ConfigError(
+            f"legacy BLEU does not apply to {lang}: Moses' tokenizer splits at spaces"
+        )
     try:
         tokens = MosesTokens(lang)
     except ImportError as error:

@@ -13,15 +13,27 @@ from mt.config.languages import Language, parse_language
 from mt.errors import ConfigError, DataError
 from mt.metrics.legacy import legacy_bleu
 
-TITLES = {"bleu": "BLEU", "chrf": "chrF", "chrf++": "chrF++", "ter": "TER", "legacy-bleu": "legacy BLEU", "comet": "COMET", "loss": "loss"}
+TITLES = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "ter": "TER",
+    "legacy-bleu": "legacy BLEU",
+    "comet": "COMET",
+    "loss": "loss",
+}
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
 RESAMPLES = 1000  # of a bootstrap: sacreBLEU's own default
 MAX_RESAMPLED = 20_000  # lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
 LOWER_IS_BETTER = {"loss", "ter"}
 Metrics = Mapping[str, Metric]
 
-METRICS: dict[str, Callable[[Language, str | None], Metric]] = {  # of the target's language and a tokenizer
-    "bleu": lambda lang, tokenizer: BLEU(tokenize=tokenizer or lang.bleu_tokenizer, trg_lang=lang.code),
+METRICS: dict[
+    str, Callable[[Language, str | None], Metric]
+] = {  # of the target's language and a tokenizer
+    "bleu": lambda lang, tokenizer: BLEU(
+        tokenize=tokenizer or lang.bleu_tokenizer, trg_lang=lang.code
+    ),
     "chrf": lambda lang, tokenizer: CHRF(),
     "chrf++": lambda lang, tokenizer: CHRF(word_order=2),
     "ter": lambda lang, tokenizer: TER(),
@@ -55,7 +67,11 @@ class Score:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def build_metrics(names: Sequence[str] = DEFAULT_METRICS, tgt_lang: str | None = None, tokenizer: str | None = None) -> Metrics:
+def build_metrics(
+    names: Sequence[str] = DEFAULT_METRICS,
+    tgt_lang: str | None = None,
+    tokenizer: str | None = None,
+) -> Metrics:
     """Metrics by name, their tokenizers loaded; to be built before hours of work whose end they are to score.
 
     BLEU takes `tokenizer`, one of sacreBLEU's, or the one for the target language: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
@@ -67,18 +83,28 @@ def build_metrics(names: Sequence[str] = DEFAULT_METRICS, tgt_lang: str | None =
         if name not in METRICS:
             raise ConfigError(f"metric {name!r} is none of {', '.join(METRICS)}")
         if name == "bleu" and tokenizer is not None and tokenizer not in BLEU.TOKENIZERS:
-            raise ConfigError(f"tokenizer {tokenizer!r} is none of sacreBLEU's: {', '.join(sorted(BLEU.TOKENIZERS))}")
+            raise ConfigError(
+                f"tokenizer {tokenizer!r} is none of sacreBLEU's: {', '.join(sorted(BLEU.TOKENIZERS))}"
+            )
         try:
             metrics[name] = METRICS[name](lang, tokenizer)
-        except (RuntimeError, ImportError) as error:  # sacreBLEU's way to say that a tokenizer's package is missing
+        except (
+            RuntimeError,
+            ImportError,
+        ) as error:  # sacreBLEU's way to say that a tokenizer's package is missing
             extra = lang.code if lang.code in {"ja", "ko"} else (tokenizer or "").split("-")[0]
             what = f"{TITLES[name]} of {lang.code or tokenizer}"
-            raise ConfigError(f"{what}: a package is missing; pip install 'mt-forge[{extra}]'") from error
+            raise ConfigError(
+                f"{what}: a package is missing; pip install 'mt-forge[{extra}]'"
+            ) from error
     return metrics
 
 
 def corpus_scores(
-    hyps: Sequence[str], refs: Sequence[Sequence[str]], metrics: Metrics | None = None, resamples: int = 0
+    hyps: Sequence[str],
+    refs: Sequence[Sequence[str]],
+    metrics: Metrics | None = None,
+    resamples: int = 0,
 ) -> dict[str, Score]:
     """Corpus scores by metric name, as the `sacrebleu` command computes them; the default is `DEFAULT_METRICS`.
 
@@ -90,7 +116,9 @@ def corpus_scores(
     scores = {}
     for name, metric in (build_metrics() if metrics is None else metrics).items():
         count = resamples if 1 < len(hyps) <= MAX_RESAMPLED else 0
-        found = metric.corpus_score(list(hyps), [list(ref) for ref in refs], n_bootstrap=max(count, 1))
+        found = metric.corpus_score(
+            list(hyps), [list(ref) for ref in refs], n_bootstrap=max(count, 1)
+        )
         interval = Interval(float(found._mean), float(found._ci)) if count > 1 else None
         scores[name] = Score(name, float(found.score), str(metric.get_signature()), interval)
     return scores
@@ -100,19 +128,27 @@ def sentence_scores(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> list[
     """chrF of each line by itself: unlike BLEU it says something about a single sentence."""
     check_lines(hyps, refs)
     metric = CHRF()
-    return [metric.sentence_score(hyp, list(ref)).score for hyp, *ref in zip(hyps, *refs, strict=True)]
+    return [
+        metric.sentence_score(hyp, list(ref)).score for hyp, *ref in zip(hyps, *refs, strict=True)
+    ]
 
 
 def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
     """Raise `DataError` where translations and references are not line by line, or there is nothing to compare with."""
     for ref in refs:
         if len(hyps) != len(ref):
-            raise DataError(f"{len(hyps):,} translations but {len(ref):,} references; they must match line by line")
+            raise DataError(
+                f"{len(hyps):,} translations but {len(ref):,} references; they must match line by line"
+            )
     if not hyps:
         raise DataError("no lines to score")
     for number, ref in enumerate(refs, 1):
         if not any(line.strip() for line in ref):
-            raise DataError(f"reference {number}: every line is empty" if len(refs) > 1 else "every line of the reference is empty")
+            raise DataError(
+                f"reference {number}: every line is empty"
+                if len(refs) > 1
+                else "every line of the reference is empty"
+            )
 
 
 def is_better(metric: str, value: float, best: float) -> bool:
@@ -123,4 +159,8 @@ def is_better(metric: str, value: float, best: float) -> bool:
 def rank(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
     """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the loss."""
     names = dict.fromkeys((metric, "chrf", "loss"))
-    return tuple(-scores[name] if name in LOWER_IS_BETTER else scores[name] for name in names if name in scores)
+    return tuple(
+        -scores[name] if name in LOWER_IS_BETTER else scores[name]
+        for name in names
+        if name in scores
+    )

@@ -41,7 +41,11 @@ class Comparison:
 
 
 def paired_tests(
-    systems: Mapping[str, Sequence[str]], refs: Sequence[Sequence[str]], metrics: Metrics, kind: Kind = "bs", samples: int = 0
+    systems: Mapping[str, Sequence[str]],
+    refs: Sequence[Sequence[str]],
+    metrics: Metrics,
+    kind: Kind = "bs",
+    samples: int = 0,
 ) -> list[Comparison]:
     """Each system but the first against the first, metric by metric, as `sacrebleu --paired-bs` and `--paired-ar` do.
 
@@ -52,7 +56,12 @@ def paired_tests(
     for hyps in systems.values():
         check_lines(hyps, refs)
     test = PairedTest(
-        [(name, list(hyps)) for name, hyps in systems.items()], metrics, [list(ref) for ref in refs], kind, samples, n_ar_confidence=0
+        [(name, list(hyps)) for name, hyps in systems.items()],
+        metrics,
+        [list(ref) for ref in refs],
+        kind,
+        samples,
+        n_ar_confidence=0,
     )
     signatures, results = test()
     baseline, *others = systems
@@ -68,5 +77,9 @@ def paired_tests(
 
 def _score(name: str, result: "str | Result", signature: str) -> tuple[Score, float | None]:
     assert isinstance(result, Result)
-    interval = None if result.mean is None or result.ci is None else Interval(float(result.mean), float(result.ci))
+    interval = (
+        None
+        if result.mean is None or result.ci is None
+        else Interval(float(result.mean), float(result.ci))
+    )
     return Score(name, float(result.score), signature, interval), result.p_value

@@ -34,7 +34,11 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
         """Several projections of `x` as one product, each [..., num_heads, head_dim]."""
-        return F.linear(x, *self.fused(*layers)).unflatten(-1, (self.num_heads, len(layers), self.head_dim)).unbind(-2)
+        return (
+            F.linear(x, *self.fused(*layers))
+            .unflatten(-1, (self.num_heads, len(layers), self.head_dim))
+            .unbind(-2)
+        )
 
     def fused(self, *layers: nn.Linear) -> tuple[Tensor, Tensor]:
         """Weight and bias of several projections as one, whose output is [..., num_heads, layers, head_dim].
@@ -42,6 +46,8 @@ class MultiHeadAttention(nn.Module):
         The rows of the weights alternate head by head, so that each result's heads lie at one distance in memory.
         """
         shape = (self.num_heads, self.head_dim)
-        weight = torch.stack([layer.weight.unflatten(0, shape) for layer in layers], dim=1).flatten(0, 2)
+        weight = torch.stack([layer.weight.unflatten(0, shape) for layer in layers], dim=1).flatten(
+            0, 2
+        )
         bias = torch.stack([layer.bias.view(shape) for layer in layers], dim=1).flatten()
         return weight, bias

@@ -26,7 +26,10 @@ class InferenceModel:
 
     @torch.no_grad()
     def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
-        self.src_embedding, self.tgt_embedding = model.encoder.embed_tokens, model.decoder.embed_tokens
+        self.src_embedding, self.tgt_embedding = (
+            model.encoder.embed_tokens,
+            model.decoder.embed_tokens,
+        )
         self.encoder_layers = [_EncoderLayer(layer, dtype) for layer in model.encoder.layers]  # type: ignore[arg-type]
         self.decoder_layers = [_DecoderLayer(layer, dtype) for layer in model.decoder.layers]  # type: ignore[arg-type]
         self.encoder_norm, self.decoder_norm = model.encoder.layer_norm, model.decoder.layer_norm
@@ -47,7 +50,9 @@ class InferenceModel:
         memory = self.encode(src, mask)
         layers = [layer.cache(memory, len(src)) for layer in self.decoder_layers]
         bias = None if mask.bias is None else mask.bias[:, None]
-        return DecoderState(layers, bias, path=torch.zeros(len(src), 1, 0, dtype=torch.bool, device=src.device))
+        return DecoderState(
+            layers, bias, path=torch.zeros(len(src), 1, 0, dtype=torch.bool, device=src.device)
+        )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits [sentences, beams, tgt_vocab_size] after one more token [sentences, beams] of each hypothesis; `state` moves on.
@@ -66,13 +71,20 @@ class _Block:
 
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
         self.pre_norm, self.num_heads = layer.pre_norm, layer.self_attn.num_heads
-        self.self_attn_layer_norm, self.final_layer_norm = layer.self_attn_layer_norm, layer.final_layer_norm
-        self.fc1, self.fc2 = (pack_linear(fc.weight, fc.bias, dtype) for fc in (layer.fc1, layer.fc2))
+        self.self_attn_layer_norm, self.final_layer_norm = (
+            layer.self_attn_layer_norm,
+            layer.final_layer_norm,
+        )
+        self.fc1, self.fc2 = (
+            pack_linear(fc.weight, fc.bias, dtype) for fc in (layer.fc1, layer.fc2)
+        )
         name = layer.activation.name
         self.activation = torch.relu_ if name == "relu" else ACTIVATIONS[name]
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, self.final_layer_norm, lambda y: self.fc2(self.activation(self.fc1(y))))
+        return self.residual(
+            x, self.final_layer_norm, lambda y: self.fc2(self.activation(self.fc1(y)))
+        )
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, block: Linear) -> Tensor:
         """x + block(x), with the layer norm before the block or after the sum."""
@@ -113,15 +125,21 @@ class _DecoderLayer(_Block):
         empty = kv.new_zeros(2, sentences, self.num_heads, FIRST_CAPACITY, self.head_dim)
         return LayerCache(empty[0], empty[1], src_keys, src_values)
 
-    def step(self, x: Tensor, cache: LayerCache, state: DecoderState, places: Tensor, bias: Tensor | None) -> Tensor:
+    def step(
+        self, x: Tensor, cache: LayerCache, state: DecoderState, places: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """One token of every hypothesis, x [sentences x beams, d_model]; `places` and `bias` are those of `state.advance`."""
         sentences, beams, num_cells = state.path.shape
 
         def attend(y: Tensor) -> Tensor:
             q, k, v = self.qkv(y).view(sentences, beams, self.num_heads, 3, self.head_dim).unbind(3)
             cache.keys.view(-1, self.head_dim).index_copy_(0, places, k.reshape(-1, self.head_dim))
-            cache.values.view(-1, self.head_dim).index_copy_(0, places, v.reshape(-1, self.head_dim))
-            return self.out(_attend(q, cache.keys[:, :, :num_cells], cache.values[:, :, :num_cells], bias))
+            cache.values.view(-1, self.head_dim).index_copy_(
+                0, places, v.reshape(-1, self.head_dim)
+            )
+            return self.out(
+                _attend(q, cache.keys[:, :, :num_cells], cache.values[:, :, :num_cells], bias)
+            )
 
         def attend_across(y: Tensor) -> Tensor:
             q = self.q(y).view(sentences, beams, self.num_heads, self.head_dim)
@@ -135,7 +153,9 @@ def _with_scaled_queries(attn: MultiHeadAttention, *others: nn.Linear) -> tuple[
     """The projection of the queries divided by sqrt(head_dim), fused with others."""
     weight, bias = attn.fused(attn.q_proj, *others)
     for fused in (weight, bias):
-        fused.unflatten(0, (attn.num_heads, 1 + len(others), attn.head_dim))[:, 0] *= attn.head_dim**-0.5
+        fused.unflatten(0, (attn.num_heads, 1 + len(others), attn.head_dim))[:, 0] *= (
+            attn.head_dim**-0.5
+        )
     return weight, bias
 
 
@@ -145,11 +165,19 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Ten
     `keys` and `values` are [sentences, num_heads, length, head_dim], `bias` [sentences, 1, beams or 1, length].
     """
     q = q.transpose(1, 2)
-    if q.device.type == "cpu":  # here two batched products are as fast as the fused kernel, and take any strides
-        scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(0, q.shape[:2])
+    if (
+        q.device.type == "cpu"
+    ):  # here two batched products are as fast as the fused kernel, and take any strides
+        scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(
+            0, q.shape[:2]
+        )
         if bias is not None:
             scores = scores.add_(bias)
-        context = torch.bmm(scores.softmax(dim=-1).flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])
+        context = torch.bmm(scores.softmax(dim=-1).flatten(0, 1), values.flatten(0, 1)).unflatten(
+            0, q.shape[:2]
+        )
     else:
-        context = F.scaled_dot_product_attention(q, keys, values, attn_mask=None if bias is None else bias.to(q.dtype), scale=1.0)
+        context = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=None if bias is None else bias.to(q.dtype), scale=1.0
+        )
     return context.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 class Dropout(nn.Module):
@@ -41,7 +45,9 @@ class Dropout(nn.Module):
 
     def mask(self, x: Tensor) -> Tensor:
         """A draw in the shape and type of `x`: 0 where a value is dropped, else 1; `scale` is no number that bf16 could hold."""
-        keep = random_bytes(x.numel()).ge_(self._dropped)  # in place it stays uint8: a boolean result takes ten times as long
+        keep = random_bytes(x.numel()).ge_(
+            self._dropped
+        )  # in place it stays uint8: a boolean result takes ten times as long
         return keep.view(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -116,6 +122,8 @@ class Embedding(nn.Module):
 
 def sinusoids(length: int, d_model: int) -> Tensor:
     """Position vectors [length, d_model] of Vaswani et al. 2017, section 3.5, in Marian's layout: all sines, then all cosines."""
-    rates = torch.exp(torch.arange(d_model // 2, dtype=torch.float64) * (-math.log(10_000) * 2 / d_model))
+    rates = torch.exp(
+        torch.arange(d_model // 2, dtype=torch.float64) * (-math.log(10_000) * 2 / d_model)
+    )
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()

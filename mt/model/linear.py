@@ -18,12 +18,18 @@ class DenseLinear:
     """In floating point; gives `dtype`, whatever comes in."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype).t().contiguous()  # the faster way round for a few rows on a CPU
+        self.weight = (
+            weight.to(dtype).t().contiguous()
+        )  # the faster way round for a few rows on a CPU
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        return (
+            torch.mm(x, self.weight)
+            if self.bias is None
+            else torch.addmm(self.bias, x, self.weight)
+        )
 
 
 class Int8Linear:
@@ -51,11 +57,29 @@ class Int8Linear:
         self.__dict__ = {**state, "weight": torch.ops.onednn.qlinear_prepack(state["weight"], None)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        largest = torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)).clamp_min_(TINY)
+        largest = torch.maximum(
+            x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)
+        ).clamp_min_(TINY)
         # The half makes cutting off decimals a rounding; PyTorch converts to signed bytes much faster than to unsigned ones.
-        rounded = (x * (self.LEVELS / largest)).add_(self.LEVELS + 1.5).to(torch.int8).view(torch.uint8)
+        rounded = (
+            (x * (self.LEVELS / largest)).add_(self.LEVELS + 1.5).to(torch.int8).view(torch.uint8)
+        )
         product = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, self.LEVELS + 1, self.weight, self.scale, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+            rounded,
+            1.0,
+            self.LEVELS + 1,
+            self.weight,
+            self.scale,
+            self.zero_points,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
         scale = largest / self.LEVELS
-        return product.mul_(scale) if self.bias is None else torch.addcmul(self.bias, product, scale)
+        return (
+            product.mul_(scale) if self.bias is None else torch.addcmul(self.bias, product, scale)
+        )

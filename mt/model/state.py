@@ -22,9 +22,9 @@ FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
 class LayerCache:
     """Keys and values of one decoder layer."""
 
-    keys: Tensor        # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
+    keys: Tensor  # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
     values: Tensor
-    src_keys: Tensor    # [sentences, num_heads, src_len, head_dim], as are `src_values`
+    src_keys: Tensor  # [sentences, num_heads, src_len, head_dim], as are `src_values`
     src_values: Tensor
 
 
@@ -33,9 +33,11 @@ class DecoderState:
     """Caches of every decoder layer, and which cells of them belong to which hypothesis."""
 
     layers: list[LayerCache]
-    src_bias: Tensor | None  # [sentences, 1, 1, src_len] 0 where a source token stands, else -inf; None: everywhere
-    path: Tensor             # [sentences, beams, cells] True where a cell holds a token of the hypothesis
-    length: int = 0          # tokens of each hypothesis so far
+    src_bias: (
+        Tensor | None
+    )  # [sentences, 1, 1, src_len] 0 where a source token stands, else -inf; None: everywhere
+    path: Tensor  # [sentences, beams, cells] True where a cell holds a token of the hypothesis
+    length: int = 0  # tokens of each hypothesis so far
 
     def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
         """Give each of `num_beams` hypotheses a free cell for one more token; the first time there may be any number of them.
@@ -57,7 +59,9 @@ class DecoderState:
         self.path = self.path.scatter(2, cells[:, :, None], True)
         self.length += 1
         sentences, num_heads, capacity, _ = self.layers[0].keys.shape
-        heads = torch.arange(sentences * num_heads, device=cells.device).view(sentences, 1, num_heads)
+        heads = torch.arange(sentences * num_heads, device=cells.device).view(
+            sentences, 1, num_heads
+        )
         places = (heads * capacity + cells[:, :, None]).flatten()
         if self.path.shape[2] == self.length:
             return places, None  # there was never more than one hypothesis
@@ -69,7 +73,9 @@ class DecoderState:
 
     def keep(self, sentence_index: Tensor) -> None:
         """Drop all sentences but those at `sentence_index` [kept], in that order; only those that change place are copied."""
-        to = (sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)).nonzero()[:, 0]
+        to = (
+            sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)
+        ).nonzero()[:, 0]
         origin = sentence_index[to]
 
         def kept(cache: Tensor, used: int) -> Tensor:
@@ -77,8 +83,12 @@ class DecoderState:
             return cache[: len(sentence_index)]
 
         for layer in self.layers:
-            layer.keys, layer.values = (kept(cache, self.path.shape[2]) for cache in (layer.keys, layer.values))
-            layer.src_keys, layer.src_values = (kept(cache, cache.shape[2]) for cache in (layer.src_keys, layer.src_values))
+            layer.keys, layer.values = (
+                kept(cache, self.path.shape[2]) for cache in (layer.keys, layer.values)
+            )
+            layer.src_keys, layer.src_values = (
+                kept(cache, cache.shape[2]) for cache in (layer.src_keys, layer.src_values)
+            )
         self.path = self.path[sentence_index]
         if self.src_bias is not None:
             self.src_bias = self.src_bias[sentence_index]

@@ -25,7 +25,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
-        self.self_attn = MultiHeadAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.self_attn = MultiHeadAttention(
+            config.d_model, config.num_heads, config.attention_dropout
+        )
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.fc1 = nn.Linear(config.d_model, config.d_ff)
         self.fc2 = nn.Linear(config.d_ff, config.d_model)
@@ -58,13 +60,17 @@ class DecoderLayer(Layer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.encoder_attn = MultiHeadAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.encoder_attn = MultiHeadAttention(
+            config.d_model, config.num_heads, config.attention_dropout
+        )
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, memory: Tensor, causal_mask: Mask, src_mask: Mask) -> Tensor:
         """x [tokens, d_model] over `memory` [source tokens, d_model]."""
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, causal_mask))
-        x = self.residual(x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, src_mask))
+        x = self.residual(
+            x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, src_mask)
+        )
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
 
@@ -96,7 +102,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, tgt_in: Tensor, positions: Tensor, length: int, memory: Tensor, causal_mask: Mask, src_mask: Mask) -> Tensor:
+    def forward(
+        self,
+        tgt_in: Tensor,
+        positions: Tensor,
+        length: int,
+        memory: Tensor,
+        causal_mask: Mask,
+        src_mask: Mask,
+    ) -> Tensor:
         """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`."""
         x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
@@ -113,12 +127,18 @@ class Transformer(nn.Module):
             raise ValueError("tie_embeddings `all` needs one vocabulary for both sides")
         dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         src_embedding = Embedding(src_vocab_size, config.d_model, dropout)
-        tgt_embedding = src_embedding if config.tie_embeddings == "all" else Embedding(tgt_vocab_size, config.d_model, dropout)
+        tgt_embedding = (
+            src_embedding
+            if config.tie_embeddings == "all"
+            else Embedding(tgt_vocab_size, config.d_model, dropout)
+        )
         self.config = config
         self.encoder = Encoder(config, src_embedding)
         self.decoder = Decoder(config, tgt_embedding)
         own_output = config.tie_embeddings == "none"
-        self.output_projection = nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
+        self.output_projection = (
+            nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
+        )
         self.output_bias = nn.Parameter(torch.zeros(tgt_vocab_size)) if config.output_bias else None
         self._initialize()
 
@@ -141,16 +161,28 @@ class Transformer(nn.Module):
         # Targets are padded on the right, so a real position never sees padding behind this mask.
         causal = PaddedMask.of(batch, (steps <= steps[:, None])[None])
         memory, source = self._encode(src, src_mask)
-        hidden = self.decoder(tgt_in.t().flatten(), steps.repeat_interleave(batch), tgt_len, memory, causal, source)
+        hidden = self.decoder(
+            tgt_in.t().flatten(), steps.repeat_interleave(batch), tgt_len, memory, causal, source
+        )
         return hidden.unflatten(0, (tgt_len, batch)).transpose(0, 1)
 
-    def packed(self, src: Tensor, src_offsets: Tensor, max_src_len: int, tgt_in: Tensor, tgt_offsets: Tensor, max_tgt_len: int) -> Tensor:
+    def packed(
+        self,
+        src: Tensor,
+        src_offsets: Tensor,
+        max_src_len: int,
+        tgt_in: Tensor,
+        tgt_offsets: Tensor,
+        max_tgt_len: int,
+    ) -> Tensor:
         """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1] int32; gives [tokens, d_model]."""
         source = PackedMask(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
         memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
         causal = PackedMask(tgt_offsets, tgt_offsets, max_tgt_len, max_tgt_len, causal=True)
         across = PackedMask(tgt_offsets, src_offsets, max_tgt_len, max_src_len, causal=False)
-        return self.decoder(tgt_in, _positions(tgt_in, tgt_offsets), max_tgt_len, memory, causal, across)
+        return self.decoder(
+            tgt_in, _positions(tgt_in, tgt_offsets), max_tgt_len, memory, causal, across
+        )
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
         """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
@@ -173,7 +205,11 @@ class Transformer(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output matrix [tgt_vocab_size, d_model]: its own, or the target embedding."""
-        return self.decoder.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
+        return (
+            self.decoder.embed_tokens.weight
+            if self.output_projection is None
+            else self.output_projection.weight
+        )
 
 
 def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
@@ -184,11 +220,15 @@ def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
 
 def _positions(ids: Tensor, offsets: Tensor) -> Tensor:
     """The position of each of the packed `ids` in its sequence."""
-    starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(ids))  # the size is given so that no GPU is waited for
+    starts = offsets[:-1].repeat_interleave(
+        offsets.diff(), output_size=len(ids)
+    )  # the size is given so that no GPU is waited for
     return torch.arange(len(ids), device=ids.device) - starts
 
 
-def build_model(config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int, seed: int) -> Transformer:
+def build_model(
+    config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int, seed: int
+) -> Transformer:
     """A model with weights drawn from `seed`."""
     torch.manual_seed(seed)
     return Transformer(config, src_vocab_size, tgt_vocab_size)

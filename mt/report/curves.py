@@ -15,7 +15,9 @@ def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CURVES}
     for entry in _entries(run_dir / "metrics.jsonl"):
         entries[entry["kind"]].append(entry)
-    return {kind: _columns(_thinned(entries[kind]), ("step", *names)) for kind, names in CURVES.items()}
+    return {
+        kind: _columns(_thinned(entries[kind]), ("step", *names)) for kind, names in CURVES.items()
+    }
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -27,7 +29,11 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and entry.get("kind") in CURVES and isinstance(entry.get("step"), int):
+        if (
+            isinstance(entry, dict)
+            and entry.get("kind") in CURVES
+            and isinstance(entry.get("step"), int)
+        ):
             yield entry
 
 
@@ -37,7 +43,9 @@ def _thinned(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries[::-stride][::-1]
 
 
-def _columns(entries: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list[float | None]]:
+def _columns(
+    entries: list[dict[str, Any]], names: tuple[str, ...]
+) -> dict[str, list[float | None]]:
     return {name: [_number(entry.get(name)) for entry in entries] for name in names}
 
 

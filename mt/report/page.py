@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-SCRIPTS = ("elements.js", "numbers.js", "curves.js", "buckets.js", "sentences.js", "attention.js", "page.js")  # one module, in this order
+SCRIPTS = (
+    "elements.js",
+    "numbers.js",
+    "curves.js",
+    "buckets.js",
+    "sentences.js",
+    "attention.js",
+    "page.js",
+)  # one module, in this order
 
 
 def render(data: Mapping[str, Any]) -> str:

@@ -21,13 +21,15 @@ from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.9         # of the memory that a training may take
+SHARE = 0.9  # of the memory that a training may take
 CPU_CEILING = 8192  # tokens; on a CPU matrix products are as fast as they get well below
 
 
 def with_max_tokens(config: Config, max_tokens: int) -> Config:
     """`config` with the number in the place of `auto`."""
-    return config.model_copy(update={"batching": config.batching.model_copy(update={"max_tokens": max_tokens})})
+    return config.model_copy(
+        update={"batching": config.batching.model_copy(update={"max_tokens": max_tokens})}
+    )
 
 
 def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks: int = 1) -> int:
@@ -66,7 +68,10 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks:
 def longest_side(prepared: Prepared) -> int:
     """The longest sentence of the training data, end of sentence included."""
     cache, step = prepared.train, 1 << 20
-    parts = (cache.lengths(np.arange(start, min(start + step, len(cache)))) for start in range(0, len(cache), step))
+    parts = (
+        cache.lengths(np.arange(start, min(start + step, len(cache))))
+        for start in range(0, len(cache), step)
+    )
     return max(int(max(src.max(), tgt.max())) for src, tgt in parts) + 1
 
 
@@ -89,7 +94,9 @@ def smaller_that_fits(trainer: Trainer) -> int | None:
     """
     longest, max_tokens = longest_side(trainer.prepared), int(trainer.config.batching.max_tokens)
     smallest = max(longest, trainer.config.data.filters.max_len)
-    halves = itertools.takewhile(lambda size: size >= smallest, (max_tokens >> i for i in itertools.count(1)))
+    halves = itertools.takewhile(
+        lambda size: size >= smallest, (max_tokens >> i for i in itertools.count(1))
+    )
     trainer.optimizer.zero_grad()
     found = None
     for size in reversed(list(halves)):
@@ -101,10 +108,14 @@ def smaller_that_fits(trainer: Trainer) -> int | None:
 
 def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
     """Bytes that two updates of the worst batch take at their peak; None where memory runs out."""
-    batch = empty_batch((max_tokens // longest, longest, longest), torch.device("cpu"), packed=trainer.loader.packed)
+    batch = empty_batch(
+        (max_tokens // longest, longest, longest), torch.device("cpu"), packed=trainer.loader.packed
+    )
     try:
         for _ in range(2):
-            with contextlib.suppress(DivergedError):  # what becomes of these weights is of no interest
+            with contextlib.suppress(
+                DivergedError
+            ):  # what becomes of these weights is of no interest
                 trainer.train_step(Update.of([batch])).read()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -19,9 +19,7 @@ from mt.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def start_computing(
-    config: Config, resumed: Path | None, world: World
-) -> tuple[Config, Compute]:
+def start_computing(config: Config, resumed: Path | None, world: World) -> tuple[Config, Compute]:
     """`config` with the precision and the threads of this run, and this rank's device, set up for it.
 
     What the user leaves open (`precision: auto`, no `threads`) is as in the checkpoint `resumed`;
@@ -62,7 +60,9 @@ def _decide(config: Config, resumed: Path | None, world: World) -> dict[str, Any
     why = ""
     if precision == AUTO and before.get("precision"):
         precision = before["precision"]
-        why = f"\nthis run has computed in {precision} so far; name another precision to change that"
+        why = (
+            f"\nthis run has computed in {precision} so far; name another precision to change that"
+        )
     if precision == AUTO:
         compute = choose_compute(world.place(config.device), precision, None, for_training=True)
         precision = NAMES[compute.dtype]

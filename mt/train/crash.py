@@ -24,15 +24,27 @@ BATCH = "batch.jsonl"
 
 
 def write_crash(
-    run_dir: Path, config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], micro_batches: Sequence[AnyBatch], stats: PendingStats
+    run_dir: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: dict[str, Tensor],
+    micro_batches: Sequence[AnyBatch],
+    stats: PendingStats,
 ) -> str:
     """Write down the batch of an update and the weights it met; says where, or why it could not."""
     folder = run_dir / "crash" / f"step_{stats.step:08d}"
-    about = {"step": stats.step, "loss_scale": float(stats.loss_scale), "num_tokens": stats.update.num_tokens}
+    about = {
+        "step": stats.step,
+        "loss_scale": float(stats.loss_scale),
+        "num_tokens": stats.update.num_tokens,
+    }
     try:
         with atomic_dir(folder) as temporary:
             write_model_folder(temporary, config, weights, tokenizer, about)
-            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(micro_batches, tokenizer))
+            lines = (
+                json.dumps(line, ensure_ascii=False) + "\n"
+                for line in _lines(micro_batches, tokenizer)
+            )
             (temporary / BATCH).write_text("".join(lines), encoding="utf-8")
             seal(temporary)
     except Exception as error:  # what it is about matters more
@@ -51,10 +63,24 @@ def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
     """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else."""
     folder = loaded.folder
     if BATCH not in loaded.files:
-        raise CheckpointError(f"{folder}: not a crash folder ({BATCH} is missing); they are in crash/ of a run folder")
+        raise CheckpointError(
+            f"{folder}: not a crash folder ({BATCH} is missing); they are in crash/ of a run folder"
+        )
     try:
-        lines = [json.loads(line) for line in (folder / BATCH).read_text(encoding="utf-8").split("\n") if line]
-        pairs = [(line["micro_batch"], ([int(i) for i in line["src_ids"]], [int(i) for i in line["tgt_ids"]])) for line in lines]
+        lines = [
+            json.loads(line)
+            for line in (folder / BATCH).read_text(encoding="utf-8").split("\n")
+            if line
+        ]
+        pairs = [
+            (
+                line["micro_batch"],
+                ([int(i) for i in line["src_ids"]], [int(i) for i in line["tgt_ids"]]),
+            )
+            for line in lines
+        ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / BATCH}: not what mt writes: {error}") from error
-    return [[pair for _, pair in group] for _, group in groupby(pairs, key=lambda numbered: numbered[0])]
+    return [
+        [pair for _, pair in group] for _, group in groupby(pairs, key=lambda numbered: numbered[0])
+    ]

@@ -11,7 +11,13 @@ from mt.errors import ConfigError
 from mt.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
-OWN = {"preset", "dropout", "attention_dropout", "activation_dropout", "embedding_dropout"}  # of a run, whatever its model was trained with
+OWN = {
+    "preset",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "embedding_dropout",
+}  # of a run, whatever its model was trained with
 
 
 def with_initial_model(config: Config) -> tuple[Config, list[str]]:
@@ -25,10 +31,16 @@ def with_initial_model(config: Config) -> tuple[Config, list[str]]:
     theirs = read_config(folder)
     ours = config.model.model_dump()
     taken = {key: value for key, value in theirs.model.model_dump().items() if key not in OWN}
-    changes = [f"model.{key}: {value}, as in {folder} (not {ours[key]})" for key, value in taken.items() if ours[key] != value]
+    changes = [
+        f"model.{key}: {value}, as in {folder} (not {ours[key]})"
+        for key, value in taken.items()
+        if ours[key] != value
+    ]
     model = config.model.model_copy(update={**taken, "preset": theirs.model.preset})
     train = config.train.model_copy(update={"init_from": str(folder)})
-    return config.model_copy(update={"model": model, "tokenizer": theirs.tokenizer, "train": train}), changes
+    return config.model_copy(
+        update={"model": model, "tokenizer": theirs.tokenizer, "train": train}
+    ), changes
 
 
 def as_begun(config: Config, before: Config) -> Config:
@@ -47,13 +59,17 @@ def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
     if is_new and config.train.init_from is not None:
         folder = Path(config.train.init_from)
         verify(folder)
-        load_weights(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+        load_weights(
+            model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors"
+        )
     parameters = dict(model.named_parameters())
     trained = [p for p in parameters.values() if p.requires_grad]
     for pattern in config.train.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
-            raise ConfigError(f"train.freeze: {pattern!r} matches no parameter; they are named such as {', '.join(list(parameters)[:3])}")
+            raise ConfigError(
+                f"train.freeze: {pattern!r} matches no parameter; they are named such as {', '.join(list(parameters)[:3])}"
+            )
         for name in matched:
             parameters[name].requires_grad_(False)
     frozen = sum(p.numel() for p in trained if not p.requires_grad)

@@ -28,11 +28,16 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
         "precision: fp32": compute.dtype == torch.float32,
         f"model.attention_dropout: {config.attention_dropout}": config.attention_dropout > 0,
         f"a GPU of compute capability {major}.{minor} (8.0, Ampere, or later will do)": major < 8,
-        f"heads of {head_dim} (d_model / num_heads; multiples of 8 up to 256 will do)": head_dim % 8 != 0 or head_dim > 256,
+        f"heads of {head_dim} (d_model / num_heads; multiples of 8 up to 256 will do)": head_dim % 8
+        != 0
+        or head_dim > 256,
     }
     found = [what for what, there in obstacles.items() if there]
     if found:
-        logger.warning("batches are padded, which is slower than packed: flash attention cannot do %s", ", ".join(found))
+        logger.warning(
+            "batches are padded, which is slower than packed: flash attention cannot do %s",
+            ", ".join(found),
+        )
     return not found
 
 
@@ -41,7 +46,9 @@ def compile_layers(model: Transformer, compute: Compute) -> None:
     if compute.device.type != "cuda":
         return
     if (missing := missing_compiler()) is not None:
-        logger.warning("train.compile: %s is missing, so layers run uncompiled, which is slower", missing)
+        logger.warning(
+            "train.compile: %s is missing, so layers run uncompiled, which is slower", missing
+        )
         return
     for layer in (*model.encoder.layers, *model.decoder.layers):
         layer.compile(dynamic=True)

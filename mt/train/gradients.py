@@ -14,7 +14,7 @@ from mt.data.loader import Update
 from mt.distributed import unsharded
 from mt.errors import DivergedError
 
-POLL = 0.0005      # seconds between two looks at a GPU; it has the next update to work on
+POLL = 0.0005  # seconds between two looks at a GPU; it has the next update to work on
 GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)
 
 
@@ -34,7 +34,9 @@ class LossScale:
             return
         good = torch.where(finite, self.good + 1, 0)
         grow = good == GROW_AFTER
-        self.scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), self.scale / 2)
+        self.scale = torch.where(
+            finite, torch.where(grow, self.scale * 2, self.scale), self.scale / 2
+        )
         self.good = torch.where(grow, 0, good)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -75,8 +77,8 @@ def apply_gradients(
 class UpdateStats:
     """What one update did; means are over its target tokens."""
 
-    loss: float       # smoothed
-    nll: float        # nats a token, without smoothing
+    loss: float  # smoothed
+    nll: float  # nats a token, without smoothing
     grad_norm: float  # before clipping
     lr: float
     num_tokens: int
@@ -100,12 +102,16 @@ def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
 class PendingStats:
     """The numbers of an update that a GPU may still be computing."""
 
-    def __init__(self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor) -> None:
+    def __init__(
+        self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor
+    ) -> None:
         """`numbers`: loss, nll, gradient norm, bad updates up to this one."""
         self.step, self.lr, self.update, self.loss_scale = step, lr, update, loss_scale
         self._done = None
         if numbers.device.type == "cuda":
-            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
             self._done = torch.cuda.Event()
             self._done.record()
         else:
@@ -117,5 +123,7 @@ class PendingStats:
             wait_for_gpu(self._done, patience)
         loss, nll, norm, bad_updates = self._numbers.tolist()
         if bad_updates > bad_before:
-            raise DivergedError(f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update")
+            raise DivergedError(
+                f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update"
+            )
         return UpdateStats(loss, nll, norm, self.lr, self.update.num_tokens)

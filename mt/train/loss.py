@@ -13,15 +13,21 @@ from mt.data.batching import AnyBatch, Batch
 from mt.data.tokenizer import PAD_ID
 from mt.model.transformer import Transformer
 
-CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # logits at a time; on a CPU so many that they stay in its cache, which is 16 to 32 MiB
-TILE = {"cpu": 1 << 20, "cuda": 1 << 26}   # of those in half precision, how many become fp32 at a time
+CHUNK = {
+    "cpu": 1 << 22,
+    "cuda": 1 << 26,
+}  # logits at a time; on a CPU so many that they stay in its cache, which is 16 to 32 MiB
+TILE = {
+    "cpu": 1 << 20,
+    "cuda": 1 << 26,
+}  # of those in half precision, how many become fp32 at a time
 
 
 class Loss(NamedTuple):
     """Sums over the target tokens of a batch."""
 
     smoothed: Tensor  # what training minimizes
-    nll: Tensor       # negative log-likelihood in nats, without smoothing, detached
+    nll: Tensor  # negative log-likelihood in nats, without smoothing, detached
 
 
 class TrainingLoss(nn.Module):
@@ -41,18 +47,35 @@ def loss_sums(model: Transformer, batch: AnyBatch, label_smoothing: float) -> Lo
     if isinstance(batch, Batch):
         hidden = model(batch.src, batch.src_mask, batch.tgt_in).flatten(0, 1)
     else:
-        hidden = model.packed(batch.src, batch.src_offsets, batch.max_src_len, batch.tgt_in, batch.tgt_offsets, batch.max_tgt_len)
-    return linear_cross_entropy(hidden, model.output_weight, batch.tgt_out.flatten(), label_smoothing, model.output_bias)
+        hidden = model.packed(
+            batch.src,
+            batch.src_offsets,
+            batch.max_src_len,
+            batch.tgt_in,
+            batch.tgt_offsets,
+            batch.max_tgt_len,
+        )
+    return linear_cross_entropy(
+        hidden, model.output_weight, batch.tgt_out.flatten(), label_smoothing, model.output_bias
+    )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, bias: Tensor | None = None) -> Loss:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    bias: Tensor | None = None,
+) -> Loss:
     """Loss of the logits `hidden` [positions, d_model] x `weight` [vocab, d_model]^T + `bias` [vocab] against `targets` [positions].
 
     Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the loss and its sums never below fp32.
     """
     # Inside the function, PyTorch tells nothing about `torch.no_grad`.
     with_grad = torch.is_grad_enabled()
-    return Loss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, with_grad))
+    return Loss(
+        *_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, with_grad)
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -54,8 +54,8 @@ class CorpusPlan:
     src_tokens: int
     tgt_tokens: int
     updates: int
-    shapes: IntArray     # [micro-batches, 3] rows, source width, target width
-    micro_batches: int   # of an update, at most
+    shapes: IntArray  # [micro-batches, 3] rows, source width, target width
+    micro_batches: int  # of an update, at most
     histogram: list[tuple[str, int, int]]  # (lengths, source sentences, target sentences)
 
     @property
@@ -118,7 +118,11 @@ class LiveStorages(TorchDispatchMode):
 
 
 def micro_batch_memory(
-    config: Config, vocab_sizes: tuple[int, int], shape: tuple[int, int, int], compute: Compute, repeat: bool
+    config: Config,
+    vocab_sizes: tuple[int, int],
+    shape: tuple[int, int, int],
+    compute: Compute,
+    repeat: bool,
 ) -> Counter[str]:
     """Bytes by kind at the peak of one micro-batch [rows, source width, target width]; with `repeat`, of one that adds to gradients."""
     storages, hidden = LiveStorages(), 0
@@ -141,29 +145,48 @@ def micro_batch_memory(
             kept, end = storages.numbers(), storages.made
             loss.smoothed.backward()
             del loss
-        gradients = {storages.live[p.grad.untyped_storage()._cdata][0] for p in model.parameters() if p.grad is not None}
+        gradients = {
+            storages.live[p.grad.untyped_storage()._cdata][0]
+            for p in model.parameters()
+            if p.grad is not None
+        }
     kinds: Counter[str] = Counter()
     for number, size in storages.at_peak.items():
         if number in gradients:
             kinds["gradients"] += size
         elif number not in before:
             in_loss = hidden < number <= end
-            kinds["loss and its chunks" if in_loss else "activations" if number in kept else "in flight"] += size
+            kinds[
+                "loss and its chunks"
+                if in_loss
+                else "activations"
+                if number in kept
+                else "in flight"
+            ] += size
     return kinds
 
 
 def worst_shapes(shapes: IntArray) -> list[tuple[int, int, int]]:
     """The micro-batches with most positions, target positions and attention weights."""
     rows, src, tgt = shapes.T
-    costs = (rows * (src + tgt), rows * tgt * shapes.max() + rows * src, rows * (src * src + src * tgt + tgt * tgt))
+    costs = (
+        rows * (src + tgt),
+        rows * tgt * shapes.max() + rows * src,
+        rows * (src * src + src * tgt + tgt * tgt),
+    )
     found = [tuple(int(n) for n in shapes[cost.argmax()]) for cost in costs]
     return list(dict.fromkeys(found))  # type: ignore[arg-type]
 
 
-def plan_memory(config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan, compute: Compute, process: int) -> MemoryPlan:
+def plan_memory(
+    config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan, compute: Compute, process: int
+) -> MemoryPlan:
     """Memory by kind at the peak of training, of the worst micro-batch; `process` bytes are there before the model."""
     repeat = corpus.micro_batches > 1
-    found = {shape: micro_batch_memory(config, vocab_sizes, shape, compute, repeat) for shape in worst_shapes(corpus.shapes)}
+    found = {
+        shape: micro_batch_memory(config, vocab_sizes, shape, compute, repeat)
+        for shape in worst_shapes(corpus.shapes)
+    }
     shape = max(found, key=lambda shape: found[shape].total())
     with torch.device("meta"):
         parameters = list(Transformer(config.model, *vocab_sizes).parameters())
@@ -173,10 +196,16 @@ def plan_memory(config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan
     kinds = {"weights": weights, "optimizer state": moments, "average of weights": average}
     names = ("gradients", "activations", "loss and its chunks", "in flight")
     kinds |= {name: found[shape][name] for name in names}
-    sides = max(int(corpus.shapes[:, 0] @ corpus.shapes[:, side]) for side in (1, 2)) / len(corpus.shapes)
-    kinds["prefetched batches"] = int(config.batching.prefetch * corpus.micro_batches * sides * 25)  # 3 ids of 8 bytes, a mask
+    sides = max(int(corpus.shapes[:, 0] @ corpus.shapes[:, side]) for side in (1, 2)) / len(
+        corpus.shapes
+    )
+    kinds["prefetched batches"] = int(
+        config.batching.prefetch * corpus.micro_batches * sides * 25
+    )  # 3 ids of 8 bytes, a mask
     if compute.device.type == "cpu":
-        kinds["holes in the heap"] = int((HEAP_FACTOR[config.train.gradient_checkpointing] - 1) * found[shape].total())
+        kinds["holes in the heap"] = int(
+            (HEAP_FACTOR[config.train.gradient_checkpointing] - 1) * found[shape].total()
+        )
         if compute.dtype != torch.float32:
             kinds["compiled products"] = COMPILED_PRODUCT * KEPT_PRODUCTS
         kinds["process"] = process
@@ -186,13 +215,20 @@ def plan_memory(config: Config, vocab_sizes: tuple[int, int], corpus: CorpusPlan
 def process_memory(config: Config, compute: Compute) -> int:
     """Resident bytes of interpreter, torch and libraries, once an update of a very small model has loaded what loads late."""
     sizes = {"d_model": 64, "d_ff": 64, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
-    model = build_model(config.model.model_copy(update=sizes), 512, 512, 0).to(compute.device).train()
+    model = (
+        build_model(config.model.model_copy(update=sizes), 512, 512, 0).to(compute.device).train()
+    )
     model.recompute(config.train.gradient_checkpointing)
     optimizer = build_optimizer(model, config.optim, compute.device)
     with compute.autocast():
-        loss = loss_sums(model, empty_batch((32, 16, 16), compute.device, packed=False), 0.1).smoothed
+        loss = loss_sums(
+            model, empty_batch((32, 16, 16), compute.device, packed=False), 0.1
+        ).smoothed
     loss.backward()
-    scale, diverged = LossScale(compute.device, enabled=False), torch.zeros((), dtype=torch.bool, device=compute.device)
+    scale, diverged = (
+        LossScale(compute.device, enabled=False),
+        torch.zeros((), dtype=torch.bool, device=compute.device),
+    )
     apply_gradients(model, optimizer, loss.detach(), scale, config.optim.clip_norm, diverged)
     return resident_memory()
 
@@ -216,11 +252,23 @@ def plan_corpus(loader: TrainLoader) -> CorpusPlan:
             shapes.append((len(indices), *lengths.max(axis=1)))
             tokens += lengths.sum(axis=1)
             for side in (0, 1):
-                counts[side] += np.bincount(np.searchsorted(edges, lengths[side]), minlength=len(edges))
+                counts[side] += np.bincount(
+                    np.searchsorted(edges, lengths[side]), minlength=len(edges)
+                )
     starts = (1, *(edge + 1 for edge in LENGTH_EDGES))
-    names = [f"{start} to {edge}" for start, edge in zip(starts, LENGTH_EDGES, strict=False)] + [f"over {LENGTH_EDGES[-1]}"]
+    names = [f"{start} to {edge}" for start, edge in zip(starts, LENGTH_EDGES, strict=False)] + [
+        f"over {LENGTH_EDGES[-1]}"
+    ]
     histogram = [(name, int(src), int(tgt)) for name, src, tgt in zip(names, *counts, strict=True)]
-    return CorpusPlan(len(loader.cache), int(tokens[0]), int(tokens[1]), updates, np.array(shapes), largest, histogram)
+    return CorpusPlan(
+        len(loader.cache),
+        int(tokens[0]),
+        int(tokens[1]),
+        updates,
+        np.array(shapes),
+        largest,
+        histogram,
+    )
 
 
 def parameters_by_block(model: Transformer) -> dict[str, int]:
@@ -243,7 +291,10 @@ def parameters_by_block(model: Transformer) -> dict[str, int]:
 def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple[int, float]:
     """(updates, target tokens a second) of real updates after a first one; the model is thrown away."""
     tokens, done, began = 0, -1, 0.0
-    with trial(config, prepared, compute) as trainer, contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
+    with (
+        trial(config, prepared, compute) as trainer,
+        contextlib.closing(trainer.loader.updates()) as updates,  # type: ignore[type-var]
+    ):
         for update in updates:
             trainer.train_step(update).read()
             done += 1
@@ -262,20 +313,35 @@ def plan(config: Config) -> str:
     config, _ = with_initial_model(config)
     deterministic = config.train.deterministic
     compute = choose_compute(
-        config.device, config.precision, config.threads, for_training=True,
-        deterministic=deterministic
+        config.device,
+        config.precision,
+        config.threads,
+        for_training=True,
+        deterministic=deterministic,
     )
-    process = process_memory(config, compute) if compute.device.type == "cpu" else 0  # before preparing leaves its traces
+    process = (
+        process_memory(config, compute) if compute.device.type == "cpu" else 0
+    )  # before preparing leaves its traces
     prepared = prepare(config)
     if config.batching.max_tokens == AUTO:
         config = with_max_tokens(config, find_max_tokens(config, prepared, compute))
     vocab_sizes = prepared.tokenizer.src_vocab_size, prepared.tokenizer.tgt_vocab_size
     train = config.train
     corpus = plan_corpus(
-        TrainLoader(prepared.train, config.batching, config.seed, grad_accum_steps=train.grad_accum_steps, batch_tokens=train.batch_tokens)
+        TrainLoader(
+            prepared.train,
+            config.batching,
+            config.seed,
+            grad_accum_steps=train.grad_accum_steps,
+            batch_tokens=train.batch_tokens,
+        )
     )
     memory = plan_memory(config, vocab_sizes, corpus, compute, process)
-    parts = [parameters_text(config.model, vocab_sizes), memory_text(memory, compute), corpus_text(corpus)]
+    parts = [
+        parameters_text(config.model, vocab_sizes),
+        memory_text(memory, compute),
+        corpus_text(corpus),
+    ]
     return "\n\n".join([*parts, time_text(config, prepared, corpus, memory, compute)])
 
 
@@ -283,9 +349,16 @@ def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
     """Parameters by block and their sum."""
     with torch.device("meta"):
         counts = parameters_by_block(Transformer(config, *vocab_sizes))
-    tied = {"all": ("target embedding", "output projection"), "decoder": ("output projection",), "none": ()}[config.tie_embeddings]
+    tied = {
+        "all": ("target embedding", "output projection"),
+        "decoder": ("output projection",),
+        "none": (),
+    }[config.tie_embeddings]
     first = "source embedding" if config.tie_embeddings == "all" else "target embedding"
-    rows = [f"  {name:20} {f'tied to the {first}, counted there' if name in tied else f'{count:14,}'}" for name, count in counts.items()]
+    rows = [
+        f"  {name:20} {f'tied to the {first}, counted there' if name in tied else f'{count:14,}'}"
+        for name, count in counts.items()
+    ]
     return "\n".join(["Parameters", *rows, f"  {'total':20} {sum(counts.values()):14,}"])
 
 
@@ -318,7 +391,9 @@ def corpus_text(corpus: CorpusPlan) -> str:
     return "\n".join(["An epoch (tokens and lengths with the end of sentence)", *lines])
 
 
-def time_text(config: Config, prepared: Prepared, corpus: CorpusPlan, memory: MemoryPlan, compute: Compute) -> str:
+def time_text(
+    config: Config, prepared: Prepared, corpus: CorpusPlan, memory: MemoryPlan, compute: Compute
+) -> str:
     """Time of an epoch and of the whole run, from real updates."""
     free = available_memory(compute.device)
     if memory.peak > free + resident_memory():
@@ -327,9 +402,14 @@ def time_text(config: Config, prepared: Prepared, corpus: CorpusPlan, memory: Me
     epoch = corpus.tgt_tokens / rate
     spans = {"an epoch": epoch}
     if config.train.max_steps is not None:
-        spans[f"{config.train.max_steps:,} updates"] = epoch * config.train.max_steps / corpus.updates
+        spans[f"{config.train.max_steps:,} updates"] = (
+            epoch * config.train.max_steps / corpus.updates
+        )
     if config.train.max_epochs is not None:
         spans[f"{config.train.max_epochs:,} epochs"] = epoch * config.train.max_epochs
-    lines = [f"  {'target tokens/s':20} {rate:14,.0f}", *(f"  {name:20} {format_seconds(span):>14}" for name, span in spans.items())]
+    lines = [
+        f"  {'target tokens/s':20} {rate:14,.0f}",
+        *(f"  {name:20} {format_seconds(span):>14}" for name, span in spans.items()),
+    ]
     about = f"  from {done} real updates after a first one, now, on {compute}; validation and saving come on top"
     return "\n".join(["Time", *lines, about])

@@ -55,11 +55,18 @@ class TrainProgress:
     ) -> None:  # fmt: skip
         """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
         self._window = window or LossWindow()
-        self.config, self.metrics, self.seconds, self.precision = config, metrics, seconds, precision
+        self.config, self.metrics, self.seconds, self.precision = (
+            config,
+            metrics,
+            seconds,
+            precision,
+        )
         self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
         hidden = metrics is None or not shows_progress()
-        self._bar = tqdm(total=config.max_steps, initial=step, unit="update", disable=hidden, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=config.max_steps, initial=step, unit="update", disable=hidden, dynamic_ncols=True
+        )
         self._step, self._epoch = step, 0
         self._time_window()
 
@@ -75,7 +82,9 @@ class TrainProgress:
         finally:
             took = time.perf_counter() - began
             self._shares[what] += took
-            if what != "data":  # waiting for data slows training down; validating and saving stand beside it
+            if (
+                what != "data"
+            ):  # waiting for data slows training down; validating and saving stand beside it
                 self._window_aside += took
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
@@ -119,13 +128,23 @@ class TrainProgress:
         if self._bar.disable:
             target = f"/{self.config.max_steps}" if self.config.max_steps else ""
             epoch, eta = self._epoch + 1, self._eta()
-            logger.info("update %d%s, epoch %d, %s, lr %.2e, ETA %s", self._step, target, epoch, line, window.lr, eta)
+            logger.info(
+                "update %d%s, epoch %d, %s, lr %.2e, ETA %s",
+                self._step,
+                target,
+                epoch,
+                line,
+                window.lr,
+                eta,
+            )
         else:
             self._bar.set_postfix_str(line)
         window.clear()
         self._time_window()
 
-    def validated(self, step: int, scores: dict[str, float], improved: bool, bad_validations: int) -> None:
+    def validated(
+        self, step: int, scores: dict[str, float], improved: bool, bad_validations: int
+    ) -> None:
         """Report a validation."""
         if self.metrics is None:
             return
@@ -133,11 +152,26 @@ class TrainProgress:
             "valid", step, **scores, precision=self.precision, improved=improved, seconds=self.seconds(),
             valid_share=self._share("valid"),
         )  # fmt: skip
-        text = ", ".join(f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}" for name, value in scores.items())
-        verdict = "best so far" if improved else f"no better {TITLES[self.config.metric]} for {bad_validations}"
+        text = ", ".join(
+            f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}"
+            for name, value in scores.items()
+        )
+        verdict = (
+            "best so far"
+            if improved
+            else f"no better {TITLES[self.config.metric]} for {bad_validations}"
+        )
         share = f"validation took {self._share('valid'):.0%} of the time"
         took = format_seconds(self.seconds())
-        logger.info("valid update %d: %s in %s (%s) after %s; %s", step, text, self.precision, verdict, took, share)
+        logger.info(
+            "valid update %d: %s in %s (%s) after %s; %s",
+            step,
+            text,
+            self.precision,
+            verdict,
+            took,
+            share,
+        )
 
     def _share(self, what: str) -> float:
         return self._shares[what] / max(time.perf_counter() - self._began, 1e-9)
@@ -146,7 +180,11 @@ class TrainProgress:
         if self.config.max_steps is None:
             return "unknown"
         done = self._step - self._first_step
-        return format_seconds((self.config.max_steps - self._step) * (time.perf_counter() - self._began) / max(done, 1))
+        return format_seconds(
+            (self.config.max_steps - self._step)
+            * (time.perf_counter() - self._began)
+            / max(done, 1)
+        )
 
     def close(self) -> None:
         """Report what is left, remove the bar and close `metrics`."""

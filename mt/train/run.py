@@ -32,10 +32,22 @@ MAY_CHANGE = (
     "train.keep_best", "train.divergence_factor", "train.divergence_window", "train.parallel", "train.timeout",
     "train.compile", "train.deterministic", "train.gradient_checkpointing", "tokenizer.max_lossy_share",
 )  # fmt: skip
-OUTPUTS = ("checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html")  # what --overwrite deletes
+OUTPUTS = (
+    "checkpoints",
+    "metrics.jsonl",
+    "tensorboard",
+    "valid",
+    "evaluations",
+    "crash",
+    "report.html",
+)  # what --overwrite deletes
 ENDS_FOR_GOOD = (2, 3, 130, 143)  # exit codes after which a launcher need not start the run anew
 LEAST_BUSY = 0.8  # share of the time in which ranks have work, below which a warning is due
-STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}  # of status.json, by exit code; all others have failed
+STATES = {
+    3: "diverged",
+    130: "interrupted",
+    143: "interrupted",
+}  # of status.json, by exit code; all others have failed
 
 
 def train(config: Config, *, overwrite: bool = False) -> None:
@@ -51,20 +63,31 @@ def train(config: Config, *, overwrite: bool = False) -> None:
         # What is trained is what the first rank reads, and the checkpoint to begin with the one that it finds.
         text = world.first(lambda: to_yaml(_claim(config, run_dir, overwrite, world.attempt, held)))
         try:
-            limit = _train_claimed(config_from_text(text, str(run_dir), is_saved=True), run_dir, overwrite, world)
+            limit = _train_claimed(
+                config_from_text(text, str(run_dir), is_saved=True), run_dir, overwrite, world
+            )
         except BaseException as error:
             if world.presence.speaks:
                 code = exit_code(error)
-                write_status(run_dir, state=STATES.get(code, "failed"), exit_code=code, message=_message(error))
+                write_status(
+                    run_dir,
+                    state=STATES.get(code, "failed"),
+                    exit_code=code,
+                    message=_message(error),
+                )
             raise
         if world.is_first:
             write_status(run_dir, state="done", exit_code=0, message=limit)
 
 
-def _claim(config: Config, run_dir: Path, overwrite: bool, attempt: int, held: contextlib.ExitStack) -> Config:
+def _claim(
+    config: Config, run_dir: Path, overwrite: bool, attempt: int, held: contextlib.ExitStack
+) -> Config:
     """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be trained."""
     if config.train.patience is not None and not config.data.valid:
-        raise ConfigError("train.patience counts validations, and there is no data.valid; name validation text, or leave patience out")
+        raise ConfigError(
+            "train.patience counts validations, and there is no data.valid; name validation text, or leave patience out"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_dir / "lock"))
     if attempt:
@@ -73,7 +96,11 @@ def _claim(config: Config, run_dir: Path, overwrite: bool, attempt: int, held: c
     if before is not None:
         config = with_defaults_of(config, before.format)
     taken_over: list[str] = []
-    if before is not None and before.train.init_from is not None and any(run_dir.glob("checkpoints/step_*")):
+    if (
+        before is not None
+        and before.train.init_from is not None
+        and any(run_dir.glob("checkpoints/step_*"))
+    ):
         config = as_begun(config, before)
     else:
         config, taken_over = with_initial_model(config)
@@ -105,14 +132,20 @@ def _message(error: BaseException) -> str:
 def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World) -> str:
     if world.is_first:
         write_status(run_dir, state="running", exit_code=None, message="preparing")
-    checkpoints = CheckpointManager(run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world)
+    checkpoints = CheckpointManager(
+        run_dir, config.train.keep_last, config.train.keep_best, config.train.metric, world
+    )
     resumed = None if overwrite else checkpoints.newest()
     resolved, compute = start_computing(config, resumed, world)
     prepared = prepare(config, world, None if resumed is None else resumed / "tokenizer")
     if overwrite:
         world.first(lambda: _forget(run_dir))
-    resolved = with_decode_limits(_with_batch_size(resolved, prepared, compute, resumed, world), prepared.train.lengths_seen)
-    trainer = Trainer(resolved, prepared, run_dir, compute, checkpoints, world, is_new=resumed is None)
+    resolved = with_decode_limits(
+        _with_batch_size(resolved, prepared, compute, resumed, world), prepared.train.lengths_seen
+    )
+    trainer = Trainer(
+        resolved, prepared, run_dir, compute, checkpoints, world, is_new=resumed is None
+    )
     if not world.is_alone:
         world.first(lambda: _check_shares(trainer.loader, world.size, is_new=resumed is None))
     if resumed is not None:
@@ -120,17 +153,29 @@ def _train_claimed(config: Config, run_dir: Path, overwrite: bool, world: World)
     if world.is_first:
         atomic_write(run_dir / "config.yaml", HEADER + to_yaml(config))
     num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    where = str(compute) if world.is_alone else f"{world.size} ranks ({config.train.parallel}), each {compute}"
+    where = (
+        str(compute)
+        if world.is_alone
+        else f"{world.size} ranks ({config.train.parallel}), each {compute}"
+    )
     logger.info("model: %s parameters; %s; run folder %s", f"{num_parameters:,}", where, run_dir)
     if (limit := trainer.limit_reached()) is not None and trainer.is_validated():
         setting = limit.partition(":")[0]
-        logger.info("%s: this run is finished at update %d (%s); raise %s to go on", run_dir, trainer.step, limit, setting)
+        logger.info(
+            "%s: this run is finished at update %d (%s); raise %s to go on",
+            run_dir,
+            trainer.step,
+            limit,
+            setting,
+        )
         return limit
     if world.is_first:
         write_status(run_dir, state="running", exit_code=None, message="training")
     limit = _train_together(trainer, world)
     took = format_seconds(trainer.seconds())
-    logger.info("done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints))
+    logger.info(
+        "done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints)
+    )
     return limit
 
 
@@ -140,10 +185,17 @@ def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
     busy = sum(counts) / sum(size * -(-count // size) for count in counts)
     remedy = "raise train.grad_accum_steps or train.batch_tokens, or lower batching.max_tokens"
     if is_new and max(counts) < size:
-        raise ConfigError(f"updates have {max(counts)} micro-batches at most, over all ranks, too few for {size} ranks; {remedy}")
+        raise ConfigError(
+            f"updates have {max(counts)} micro-batches at most, over all ranks, too few for {size} ranks; {remedy}"
+        )
     if busy < LEAST_BUSY:
         idle = 100 - 100 * busy
-        logger.warning("ranks have no work for %.0f%% of the time: the micro-batches of updates do not go into %d; %s", idle, size, remedy)
+        logger.warning(
+            "ranks have no work for %.0f%% of the time: the micro-batches of updates do not go into %d; %s",
+            idle,
+            size,
+            remedy,
+        )
 
 
 def _train_together(trainer: Trainer, world: World) -> str:
@@ -177,13 +229,17 @@ def with_decode_limits(config: Config, seen: Lengths) -> Config:
     return config.model_copy(update={"decode": config.decode.model_copy(update=limits)})
 
 
-def _with_batch_size(config: Config, prepared: Prepared, compute: Compute, resumed: Path | None, world: World) -> Config:
+def _with_batch_size(
+    config: Config, prepared: Prepared, compute: Compute, resumed: Path | None, world: World
+) -> Config:
     """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying on the first rank."""
     if config.batching.max_tokens != AUTO:
         return config
     if resumed is not None:
         return with_max_tokens(config, read_json(resumed / TRAINING / "state.json")["max_tokens"])
-    return with_max_tokens(config, world.first(lambda: find_max_tokens(config, prepared, compute, world.size)))
+    return with_max_tokens(
+        config, world.first(lambda: find_max_tokens(config, prepared, compute, world.size))
+    )
 
 
 def _forget(run_dir: Path) -> None:
@@ -206,20 +262,32 @@ def _check_folder(run_dir: Path, overwrite: bool) -> None:
     """Refuse a folder whose config.yaml is no run's, and one that `overwrite` would empty though it may be no run's."""
     path = run_dir / "config.yaml"
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
-        raise ConfigError(f"{path}: not written by a run of mt, and would be overwritten; choose another run_dir")
-    if overwrite and not path.exists() and (there := [name for name in OUTPUTS if (run_dir / name).exists()]):
-        raise ConfigError(f"{run_dir}: {', '.join(there)} without the config.yaml of a run of mt; --overwrite deletes nothing of yours")
+        raise ConfigError(
+            f"{path}: not written by a run of mt, and would be overwritten; choose another run_dir"
+        )
+    if (
+        overwrite
+        and not path.exists()
+        and (there := [name for name in OUTPUTS if (run_dir / name).exists()])
+    ):
+        raise ConfigError(
+            f"{run_dir}: {', '.join(there)} without the config.yaml of a run of mt; --overwrite deletes nothing of yours"
+        )
 
 
 def _changed_settings(config: Config, before: Config, run_dir: Path) -> list[str]:
     """Settings that have changed and may. Raises `ConfigError` if any has changed that may not."""
     then, now = flatten(before), flatten(config)
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-    refused = [key for key in changed if not key.startswith(MAY_CHANGE) or key.startswith("data.filters")]
+    refused = [
+        key for key in changed if not key.startswith(MAY_CHANGE) or key.startswith("data.filters")
+    ]
     if refused:
         lines = [f"  {key}: {then.get(key)} -> {now.get(key)}" for key in refused]
         raise ConfigError(
-            f"{run_dir}: this run was started with other settings:\n" + "\n".join(lines) + "\nput them back, choose another run_dir, or "
+            f"{run_dir}: this run was started with other settings:\n"
+            + "\n".join(lines)
+            + "\nput them back, choose another run_dir, or "
             "start anew with --overwrite"
         )
     told = [key for key in changed if key not in ("precision", "threads")]  # see `start_computing`
@@ -232,17 +300,25 @@ def _resume(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     if before.get("format", 1) < STATE_FORMAT and before.get("data") not in names:
         names.add(fingerprint_before_0_2(trainer.config, prepared.tokenizer))
     if before.get("data") not in names:
-        raise ConfigError(f"{folder}: this run was started with other text; put it back, or choose another run_dir")
+        raise ConfigError(
+            f"{folder}: this run was started with other text; put it back, or choose another run_dir"
+        )
     try:
         trainer.load(folder)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: its training state cannot be used: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{folder}: its training state cannot be used: {type(error).__name__}: {error}"
+        ) from error
     logger.info("going on from %s", folder)
 
 
 def _where(checkpoints: CheckpointManager) -> str:
     best = checkpoints.ranked()
-    return f"the best checkpoint is {checkpoints.path(best[0])}" if best else f"the last checkpoint is {checkpoints.folder / 'last'}"
+    return (
+        f"the best checkpoint is {checkpoints.path(best[0])}"
+        if best
+        else f"the last checkpoint is {checkpoints.folder / 'last'}"
+    )
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

@@ -21,7 +21,9 @@ REMEDIES = (
     "Give the same command with a lower optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm, which goes on from the last "
     "checkpoint; or start again with model.norm: pre"
 )
-SAME_REQUEST = 3.0  # seconds within which a launcher may pass on a signal that a rank has had already
+SAME_REQUEST = (
+    3.0  # seconds within which a launcher may pass on a signal that a rank has had already
+)
 SUSPICIOUS = 3  # validations with the very same value of the metric
 LEAST_BEST = 1.0  # nats a token; below it a loss may well double without harm
 
@@ -154,7 +156,11 @@ class DivergenceWatch:
         mean, best = self.total / self.count, self.best
         self.total, self.count = 0.0, 0
         self.best = mean if best is None else min(best, mean)
-        if self.factor is not None and best is not None and mean > self.factor * max(best, LEAST_BEST):
+        if (
+            self.factor is not None
+            and best is not None
+            and mean > self.factor * max(best, LEAST_BEST)
+        ):
             raise DivergedError(
                 f"update {step}: the loss of the last {self.window} updates is {mean:.3f} on average, its best was {best:.3f} "
                 f"(train.divergence_factor: {self.factor}). {REMEDIES}"

@@ -32,9 +32,23 @@ from mt.train.finetune import initialize
 from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
 from mt.train.loss import Loss, TrainingLoss
-from mt.train.optim import WeightAverage, build_optimizer, learning_rate, optimizer_tensors, prepare_optimizer
+from mt.train.optim import (
+    WeightAverage,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    prepare_optimizer,
+)
 from mt.train.progress import LossWindow, TrainProgress
-from mt.train.stopping import EXIT_CODES, REMEDIES, Abandoned, DivergenceWatch, ScoreWatch, SignalStop, limit_reached
+from mt.train.stopping import (
+    EXIT_CODES,
+    REMEDIES,
+    Abandoned,
+    DivergenceWatch,
+    ScoreWatch,
+    SignalStop,
+    limit_reached,
+)
 from mt.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -51,7 +65,13 @@ class Trainer:
         *, is_new: bool = True,
     ) -> None:  # fmt: skip
         """`is_new`: the run has no checkpoint that `load` will be given."""
-        self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = config, prepared, run_dir, compute, checkpoints
+        self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = (
+            config,
+            prepared,
+            run_dir,
+            compute,
+            checkpoints,
+        )
         self.world = world
         train, tokenizer = config.train, prepared.tokenizer
         sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
@@ -62,7 +82,9 @@ class Trainer:
             compile_layers(self.model, compute)
         self.is_sharded = train.parallel == "fsdp" and not world.is_alone
         layers = [*self.model.encoder.layers, *self.model.decoder.layers]
-        self.criterion = world.wrap(TrainingLoss(self.model, train.label_smoothing), train.parallel, layers, compute.device)
+        self.criterion = world.wrap(
+            TrainingLoss(self.model, train.label_smoothing), train.parallel, layers, compute.device
+        )
         self.optimizer = build_optimizer(self.model, config.optim, compute.device)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.loss_scale = LossScale(compute.device, enabled=compute.dtype == torch.float16)
@@ -71,7 +93,9 @@ class Trainer:
             grad_accum_steps=train.grad_accum_steps, batch_tokens=train.batch_tokens, packed=packs(config.model, compute),
             rank=world.rank, size=world.size,
         )  # fmt: skip
-        self.validator = Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
+        self.validator = (
+            Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
+        )
         checkpoints.measured = None if self.validator is None else self.validator.measured
         self.stop = SignalStop(world)
         self.watch = DivergenceWatch(train)
@@ -82,9 +106,11 @@ class Trainer:
         self._unread: list[PendingStats] = []
         self.score_watch = ScoreWatch(train.metric)
         self.window = LossWindow()
-        self._is_comparable = True  # whether the scores of earlier validations measured what those to come do
+        self._is_comparable = (
+            True  # whether the scores of earlier validations measured what those to come do
+        )
         self.scores: dict[str, float] = {}  # of the last validation, if it was at this step
-        self._began = time.perf_counter()   # less what earlier starts of this run took
+        self._began = time.perf_counter()  # less what earlier starts of this run took
 
     def seconds(self) -> float:
         """Time that this run has taken, its earlier starts included."""
@@ -94,13 +120,17 @@ class Trainer:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
         config = self.config.train
         metrics = MetricLogger(self.run_dir, self.step) if self.world.is_first else None
-        self.progress = TrainProgress(config, metrics, self.step, self.seconds, NAMES[self.compute.dtype], self.window)
+        self.progress = TrainProgress(
+            config, metrics, self.step, self.seconds, NAMES[self.compute.dtype], self.window
+        )
         updates = self.loader.updates()
         with self.stop.installed(), contextlib.closing(self.progress):
             try:
                 if not self._is_comparable:
                     self.score_kept_best()
-                if self.step and self._due(config.valid_every) and not self.scores:  # a signal had abandoned it
+                if (
+                    self.step and self._due(config.valid_every) and not self.scores
+                ):  # a signal had abandoned it
                     self.validate()
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
                     with self.progress.waiting():
@@ -128,7 +158,9 @@ class Trainer:
         means = self.world.add_up(torch.stack(sums).sum(dim=0)) / update.num_tokens
         lr, scale = learning_rate(self.step, self.config.optim), self.loss_scale.scale
         norm = self.optimize(means[0], lr)
-        return PendingStats(self.step, torch.stack([*means, norm, self.bad_updates]), lr, update, scale)
+        return PendingStats(
+            self.step, torch.stack([*means, norm, self.bad_updates]), lr, update, scale
+        )
 
     def _turns(self, update: Update) -> int:
         """Micro-batches of each rank, those that only add zero included."""
@@ -137,12 +169,19 @@ class Trainer:
     def micro_batch(self, update: Update, turn: int) -> Tensor:
         """Add the gradients of this rank's micro-batch of a turn, or zero where it has none; gives its loss sums (smoothed, nll)."""
         has_one = turn < len(update.micro_batches)
-        batch = update.micro_batches[turn] if has_one else empty_batch((1, 1, 1), torch.device("cpu"), packed=self.loader.packed)
+        batch = (
+            update.micro_batches[turn]
+            if has_one
+            else empty_batch((1, 1, 1), torch.device("cpu"), packed=self.loader.packed)
+        )
         seed_draws(self.config.seed, self.step, turn * self.world.size + self.world.rank)
         with self.world.accumulating(self.criterion, is_last=turn == self._turns(update) - 1):
             loss = self.forward(moved(batch, self.compute.device))
             # The gradients' mean over the ranks is taken later, hence the factor.
-            self.backward(loss.smoothed * (self.loss_scale.scale * (has_one * self.world.size / update.num_tokens)))
+            self.backward(
+                loss.smoothed
+                * (self.loss_scale.scale * (has_one * self.world.size / update.num_tokens))
+            )
         return torch.stack([loss.smoothed.detach(), loss.nll]) * has_one
 
     def forward(self, batch: AnyBatch) -> Loss:
@@ -160,7 +199,9 @@ class Trainer:
             group["lr"] = lr
         clip_norm = self.config.optim.clip_norm
         max_bad = self.config.train.max_bad_updates
-        norm, self.bad_updates = apply_gradients(self.model, self.optimizer, loss, self.loss_scale, clip_norm, self.bad_updates, max_bad)
+        norm, self.bad_updates = apply_gradients(
+            self.model, self.optimizer, loss, self.loss_scale, clip_norm, self.bad_updates, max_bad
+        )
         if self.average is not None:
             self.average.update(self.model, self.step)
         return norm
@@ -186,12 +227,20 @@ class Trainer:
             where = ""
             if self.world.is_first:
                 batches = self.loader.whole(pending.update)
-                where = write_crash(self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending)
+                where = write_crash(
+                    self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending
+                )
             allowed = self.config.train.max_bad_updates
             if self.known_bad_updates > allowed:
                 remedy = f"{REMEDIES}; or leave it out with train.max_bad_updates={self.known_bad_updates}"
                 raise DivergedError(f"{error}. {remedy}\n{where}") from error
-            logger.warning("%s; left out (%d of train.max_bad_updates: %d)\n%s", error, self.known_bad_updates, allowed, where)
+            logger.warning(
+                "%s; left out (%d of train.max_bad_updates: %d)\n%s",
+                error,
+                self.known_bad_updates,
+                allowed,
+                where,
+            )
             return None
 
     def validate(self) -> bool:
@@ -220,9 +269,16 @@ class Trainer:
         kept = self.world.first(self.checkpoints.best_by_any_measure)
         if kept is None:
             return
-        logger.info("validation has changed (text, search or metric): scoring update %d, the best so far, again", kept)
+        logger.info(
+            "validation has changed (text, search or metric): scoring update %d, the best so far, again",
+            kept,
+        )
         model = build_model(self.config.model, *self._vocab_sizes(), self.config.seed)
-        load_weights(model, read_tensors(self.checkpoints.path(kept) / "model.safetensors"), self.checkpoints.path(kept))
+        load_weights(
+            model,
+            read_tensors(self.checkpoints.path(kept) / "model.safetensors"),
+            self.checkpoints.path(kept),
+        )
         try:
             with self.progress.validating():
                 scores = self.validator.validate(model.to(self.compute.device), kept, self._shared)
@@ -237,7 +293,9 @@ class Trainer:
     def _vocab_sizes(self) -> tuple[int, int]:
         return self.prepared.tokenizer.src_vocab_size, self.prepared.tokenizer.tgt_vocab_size
 
-    def _shared(self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
+    def _shared(
+        self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]
+    ) -> list[Any]:
         """`World.shared`; a signal abandons this rank's part, and with it all."""
 
         def own_part(part: Sequence[Any]) -> Sequence[Any]:
@@ -252,8 +310,15 @@ class Trainer:
         scored = self.weights() if self.average is None else self.average.weights
         if self.is_sharded:
             tokenizer = self.prepared.tokenizer
-            model = build_model(self.config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, self.config.seed)
-            load_weights(model, {name: unsharded(weight) for name, weight in scored.items()}, self.run_dir)
+            model = build_model(
+                self.config.model,
+                tokenizer.src_vocab_size,
+                tokenizer.tgt_vocab_size,
+                self.config.seed,
+            )
+            load_weights(
+                model, {name: unsharded(weight) for name, weight in scored.items()}, self.run_dir
+            )
             yield model.to(self.compute.device)
         elif self.average is None:
             yield self.model
@@ -267,11 +332,18 @@ class Trainer:
 
     def limit_reached(self) -> str | None:
         """The limit that ends this run, or None."""
-        return limit_reached(self.config.train, self.step, self.loader.position.epoch, self.score_watch.bad_validations)
+        return limit_reached(
+            self.config.train,
+            self.step,
+            self.loader.position.epoch,
+            self.score_watch.bad_validations,
+        )
 
     def is_validated(self) -> bool:
         """Whether this step's scores are written down, or there is nothing to validate."""
-        return self.validator is None or self.world.first(lambda: self.step in self.checkpoints.ranked())
+        return self.validator is None or self.world.first(
+            lambda: self.step in self.checkpoints.ranked()
+        )
 
     def save(self, *, last: bool = False) -> None:
         """Write a checkpoint of this step, if there is none yet. One that cannot be written is an error only if it is the `last`, or the
@@ -281,15 +353,33 @@ class Trainer:
             return
         try:
             with self.progress.saving():
-                self.checkpoints.save(self.step, self.config, self.prepared.tokenizer, self.training_state(), self._provenance())
+                self.checkpoints.save(
+                    self.step,
+                    self.config,
+                    self.prepared.tokenizer,
+                    self.training_state(),
+                    self._provenance(),
+                )
             self.failed_saves = 0
         except CheckpointError as error:
             self.failed_saves += 1
             kept = self.checkpoints.steps()
-            going_on = f"the last checkpoint is that of update {kept[-1]}" if kept else "there is no checkpoint yet"
+            going_on = (
+                f"the last checkpoint is that of update {kept[-1]}"
+                if kept
+                else "there is no checkpoint yet"
+            )
             if last or self.failed_saves == FAILED_SAVES:
-                raise CheckpointError(f"{error}\n{going_on}; make room and give the same command again") from error
-            logger.warning("%s\ntraining goes on; %s (%d of %d failed saves)", error, going_on, self.failed_saves, FAILED_SAVES)
+                raise CheckpointError(
+                    f"{error}\n{going_on}; make room and give the same command again"
+                ) from error
+            logger.warning(
+                "%s\ntraining goes on; %s (%d of %d failed saves)",
+                error,
+                going_on,
+                self.failed_saves,
+                FAILED_SAVES,
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The model's own weights by name, not copied."""
@@ -331,12 +421,17 @@ class Trainer:
         """Take over what validation has found so far, if it measured what it does now."""
         if self.validator is None:
             return
-        self._is_comparable = state.get("measured") == self.validator.measured and state.get("metric") == self.config.train.metric
+        self._is_comparable = (
+            state.get("measured") == self.validator.measured
+            and state.get("metric") == self.config.train.metric
+        )
         if not self._is_comparable:
             self.scores = {}
             return
         self.score_watch.load_state_dict(state["score_watch"])
-        found = None if self.scores else self.world.first(lambda: self.checkpoints.scores(self.step))
+        found = (
+            None if self.scores else self.world.first(lambda: self.checkpoints.scores(self.step))
+        )
         if found:  # it was validated after it was saved
             self.scores = found
             self.score_watch.add(found)
@@ -367,7 +462,13 @@ def trial(config: Config, prepared: Prepared, compute: Compute) -> Iterator[Trai
     """A trainer to measure with: it validates nothing, and its folder is gone afterwards."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"valid": []})})
     with tempfile.TemporaryDirectory() as folder:
-        yield Trainer(config, prepared, Path(folder), compute, CheckpointManager(Path(folder), 1, 1, config.train.metric))
+        yield Trainer(
+            config,
+            prepared,
+            Path(folder),
+            compute,
+            CheckpointManager(Path(folder), 1, 1, config.train.metric),
+        )
 
 
 def seed_draws(seed: int, step: int, micro_batch: int) -> None:

@@ -17,8 +17,14 @@ from mt.report.heatmap import Figure, HeatMap
 
 TITLES = {
     "encoder": ("Encoder: self-attention", "rows: source tokens, columns: where they look"),
-    "decoder": ("Decoder: masked self-attention", "rows: tokens read so far, columns: where they look"),
-    "cross": ("Decoder: cross-attention", "rows: tokens as they are written, columns: source tokens"),
+    "decoder": (
+        "Decoder: masked self-attention",
+        "rows: tokens read so far, columns: where they look",
+    ),
+    "cross": (
+        "Decoder: cross-attention",
+        "rows: tokens as they are written, columns: source tokens",
+    ),
 }
 MAX_IDS = 512  # of a sentence
 HEADS_IN_A_ROW = 4  # of one layer
@@ -30,8 +36,8 @@ class Attended:
 
     src: str
     tgt: str
-    src_tokens: list[str]      # end of sentence last
-    read_tokens: list[str]     # what the decoder reads, beginning of sentence first
+    src_tokens: list[str]  # end of sentence last
+    read_tokens: list[str]  # what the decoder reads, beginning of sentence first
     written_tokens: list[str]  # what it writes after each of them, end of sentence last
     maps: AttentionMaps
 
@@ -54,27 +60,40 @@ def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
     return Attended(sentence, text, *token_names(tokenizer, src, tgt), maps)
 
 
-def _ids(name: str, text: str, encode: Callable[[Sequence[str]], list[list[int]]], limit: int) -> list[int]:
+def _ids(
+    name: str, text: str, encode: Callable[[Sequence[str]], list[list[int]]], limit: int
+) -> list[int]:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at character {error.start + 1}; give text in UTF-8") from error
+        raise ConfigError(
+            f"{name}: not UTF-8 at character {error.start + 1}; give text in UTF-8"
+        ) from error
     [ids] = encode([text])
     if not ids:
         raise ConfigError(f"{name}: {text!r} is empty; give some words to attend to")
     if len(ids) > limit:
-        raise ConfigError(f"{name}: {len(ids):,} subwords, more than a picture can show; give at most {limit:,}")
+        raise ConfigError(
+            f"{name}: {len(ids):,} subwords, more than a picture can show; give at most {limit:,}"
+        )
     return ids
 
 
-def token_names(tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]) -> tuple[list[str], list[str], list[str]]:
+def token_names(
+    tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]
+) -> tuple[list[str], list[str], list[str]]:
     """The pieces of a source, of what the decoder reads and of what it writes, for ids without begin and end."""
-    src_tokens, tgt_tokens = [tokenizer.src_pieces[i] for i in src], [tokenizer.tgt_pieces[i] for i in tgt]
+    src_tokens, tgt_tokens = (
+        [tokenizer.src_pieces[i] for i in src],
+        [tokenizer.tgt_pieces[i] for i in tgt],
+    )
     begin, end = tokenizer.tgt_pieces[BOS_ID], tokenizer.tgt_pieces[EOS_ID]
     return [*src_tokens, tokenizer.src_pieces[EOS_ID]], [begin, *tgt_tokens], [*tgt_tokens, end]
 
 
-def figures(attended: Attended, kind: str = "all", layer: str | None = None, head: str = "mean") -> list[Figure]:
+def figures(
+    attended: Attended, kind: str = "all", layer: str | None = None, head: str = "mean"
+) -> list[Figure]:
     """The maps of one kind of attention (encoder, decoder, cross) or of all, a figure each.
 
     `layer` is a number from 1, `all`, or None for the last layer but one of each stack; `head` is a number from 1, `all` or `mean`.
@@ -92,10 +111,20 @@ def _figure(attended: Attended, kind: str, layer: str | None, head: str) -> Figu
     weights: Tensor = getattr(attended.maps, kind)  # [layers, heads, rows, columns]
     num_layers, num_heads = weights.shape[:2]
     stack = "the encoder" if kind == "encoder" else "the decoder"
-    layers = [max(0, num_layers - 2)] if layer is None else _chosen("--layer", layer, num_layers, f"{stack} has layers")
-    heads = [None] if head == "mean" else _chosen("--head", head, num_heads, "a layer has heads", " or mean")
+    layers = (
+        [max(0, num_layers - 2)]
+        if layer is None
+        else _chosen("--layer", layer, num_layers, f"{stack} has layers")
+    )
+    heads = (
+        [None]
+        if head == "mean"
+        else _chosen("--head", head, num_heads, "a layer has heads", " or mean")
+    )
     maps = [_map(weights[i], i, num_layers, h, rows, columns) for i in layers for h in heads]
-    return Figure(*TITLES[kind], maps, len(heads) if len(layers) > 1 and len(heads) > 1 else HEADS_IN_A_ROW)
+    return Figure(
+        *TITLES[kind], maps, len(heads) if len(layers) > 1 and len(heads) > 1 else HEADS_IN_A_ROW
+    )
 
 
 def _chosen(option: str, value: str, count: int, what: str, other: str = "") -> list[int]:
@@ -107,7 +136,14 @@ def _chosen(option: str, value: str, count: int, what: str, other: str = "") -> 
     raise ConfigError(f"{option} {value}: {what} 1 to {count}; give one of them, all{other}")
 
 
-def _map(weights: Tensor, layer: int, num_layers: int, head: int | None, rows: Sequence[str], columns: Sequence[str]) -> HeatMap:
+def _map(
+    weights: Tensor,
+    layer: int,
+    num_layers: int,
+    head: int | None,
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> HeatMap:
     """Of one layer's `weights` [heads, rows, columns], one head or the mean."""
     num_heads = len(weights)
     chosen = weights.mean(dim=0) if head is None else weights[head]

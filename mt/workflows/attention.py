@@ -16,15 +16,23 @@ from mt.workflows.attend import token_names
 MAX_TOKENS = 40  # a side: with 6 layers of 8 heads a sentence is 0.3 MB
 
 
-def attention_entries(models: Sequence[Path], src: Sequence[str], sentences: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+def attention_entries(
+    models: Sequence[Path], src: Sequence[str], sentences: Mapping[str, Any], count: int
+) -> Iterator[dict[str, Any]]:
     """All maps of `count` sentences by each model: of those that are short enough, where the systems differ most, or one scores worst."""
     if not count:
         return
     loaded = [load_model(model, torch.device("cpu")) for model in models]
     scores, chosen = sentences["scores"], 0
-    keys = [-abs(first - last) if len(scores) > 1 else first for first, last in zip(scores[0], scores[-1], strict=True)]
+    keys = [
+        -abs(first - last) if len(scores) > 1 else first
+        for first, last in zip(scores[0], scores[-1], strict=True)
+    ]
     for line in sorted(range(len(src)), key=keys.__getitem__):
-        ids = [_ids(model, src[line], hyps[line]) for model, hyps in zip(loaded, sentences["hyps"], strict=True)]
+        ids = [
+            _ids(model, src[line], hyps[line])
+            for model, hyps in zip(loaded, sentences["hyps"], strict=True)
+        ]
         if all(0 < len(side) < MAX_TOKENS for pair in ids for side in pair):
             for number, (model, pair) in enumerate(zip(loaded, ids, strict=True)):
                 yield {"sentence": line, "system": number, **_maps(model, *pair)}
@@ -39,7 +47,11 @@ def _ids(loaded: LoadedModel, src: str, tgt: str) -> tuple[list[int], list[int]]
 
 def _maps(loaded: LoadedModel, src: list[int], tgt: list[int]) -> dict[str, Any]:
     maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
-    names = zip(("src_tokens", "read_tokens", "written_tokens"), token_names(loaded.tokenizer, src, tgt), strict=True)
+    names = zip(
+        ("src_tokens", "read_tokens", "written_tokens"),
+        token_names(loaded.tokenizer, src, tgt),
+        strict=True,
+    )
     return {
         **dict(names),
         **{name: _packed(getattr(maps, name)) for name in ("encoder", "decoder", "cross")},
@@ -48,4 +60,9 @@ def _maps(loaded: LoadedModel, src: list[int], tgt: list[int]) -> dict[str, Any]
 
 def _packed(weights: Tensor) -> dict[str, Any]:
     """Shape and bytes, 255 for a weight of 1, in base64."""
-    return {"shape": list(weights.shape), "data": base64.b64encode((weights * 255).round().to(torch.uint8).numpy().tobytes()).decode()}
+    return {
+        "shape": list(weights.shape),
+        "data": base64.b64encode(
+            (weights * 255).round().to(torch.uint8).numpy().tobytes()
+        ).decode(),
+    }

@@ -11,7 +11,14 @@ from mt.config import DataConfig
 from mt.data.corpus import read_text
 from mt.errors import ConfigError, DataError
 from mt.metrics import KINDS, TITLES, Comparison, Metrics, paired_tests, sentence_scores
-from mt.workflows.evaluation import Scoring, TestSet, precision_of, read_tests, split_references, translate_tests
+from mt.workflows.evaluation import (
+    Scoring,
+    TestSet,
+    precision_of,
+    read_tests,
+    split_references,
+    translate_tests,
+)
 
 TIE = 1e-9  # of sentence scores
 
@@ -43,7 +50,7 @@ class PairReport:
     system: str
     precision: str | None  # of the models' translations; None where there is no model
     comparisons: list[Comparison]  # each metric by each kind of test
-    changes: list[Change]          # the greatest gain first
+    changes: list[Change]  # the greatest gain first
 
     @property
     def wins(self) -> int:
@@ -74,16 +81,28 @@ def compare(
     of `Translator.load`. Raises `ConfigError` or `DataError` for systems and texts that do not go together.
     """
     if len(systems) < 2:
-        raise ConfigError("a comparison needs two systems or more: models, checkpoints, or files of translations")
+        raise ConfigError(
+            "a comparison needs two systems or more: models, checkpoints, or files of translations"
+        )
     models = [resolve_model(Path(system)) for system in systems if not Path(system).is_file()]
     config = read_config(models[0]) if models else None
     tests = _tests(sources, references, config.data if config else None)
     metrics = scoring.build(config)
     names = list(distinct(systems))
-    hyps = {name: _translations(system, tests, options or {}) for name, system in zip(names, systems, strict=True)}
-    tested = [(test, {name: found[index] for name, found in hyps.items()}) for index, test in enumerate(tests)]
+    hyps = {
+        name: _translations(system, tests, options or {})
+        for name, system in zip(names, systems, strict=True)
+    }
+    tested = [
+        (test, {name: found[index] for name, found in hyps.items()})
+        for index, test in enumerate(tests)
+    ]
     precision = precision_of(options or {}) if models else None
-    return [pair for test, of_test in tested for pair in compare_translations(test, of_test, metrics, precision)]
+    return [
+        pair
+        for test, of_test in tested
+        for pair in compare_translations(test, of_test, metrics, precision)
+    ]
 
 
 def compare_translations(
@@ -91,21 +110,31 @@ def compare_translations(
 ) -> list[PairReport]:
     """Each system but the first beside the first, from their translations by name."""
     if len(test.src) < 2:
-        raise DataError(f"{test.name}: one sentence says nothing about chance; a comparison needs two or more")
-    found = [comparison for kind in KINDS for comparison in paired_tests(hyps, test.refs, metrics, kind)]
+        raise DataError(
+            f"{test.name}: one sentence says nothing about chance; a comparison needs two or more"
+        )
+    found = [
+        comparison for kind in KINDS for comparison in paired_tests(hyps, test.refs, metrics, kind)
+    ]
     scores = {name: sentence_scores(lines, test.refs) for name, lines in hyps.items()}
     baseline, *others = hyps
     reports = []
     for name in others:
-        own = sorted((c for c in found if c.system == name), key=lambda c: list(metrics).index(c.score.name))
+        own = sorted(
+            (c for c in found if c.system == name), key=lambda c: list(metrics).index(c.score.name)
+        )
         reports.append(_pair(test, baseline, name, precision, hyps, scores, own))
     return reports
 
 
-def _tests(sources: Sequence[str], references: Sequence[str], data: DataConfig | None) -> list[TestSet]:
+def _tests(
+    sources: Sequence[str], references: Sequence[str], data: DataConfig | None
+) -> list[TestSet]:
     if data is None and not sources:  # files alone: the source is only shown
         if len(references) != 1:
-            raise ConfigError("files of translations are compared by one --ref (several references: a,b)")
+            raise ConfigError(
+                "files of translations are compared by one --ref (several references: a,b)"
+            )
         refs = [read_text(name) for name in split_references(references[0])]
         return [TestSet(references[0], [""] * len(refs[0]), refs)]
     return read_tests(data or DataConfig(), sources, references)
@@ -113,14 +142,21 @@ def _tests(sources: Sequence[str], references: Sequence[str], data: DataConfig |
 
 def distinct(systems: Sequence[str]) -> list[str]:
     """Names of systems; one that is named twice gets a number."""
-    return [f"{name} ({systems[:i].count(name) + 1})" if name in systems[:i] else name for i, name in enumerate(systems)]
+    return [
+        f"{name} ({systems[:i].count(name) + 1})" if name in systems[:i] else name
+        for i, name in enumerate(systems)
+    ]
 
 
-def _translations(system: str, tests: Sequence[TestSet], options: Mapping[str, Any]) -> list[list[str]]:
+def _translations(
+    system: str, tests: Sequence[TestSet], options: Mapping[str, Any]
+) -> list[list[str]]:
     if not Path(system).is_file():
         return translate_tests(Path(system), tests, options)
     if len(tests) != 1:
-        raise ConfigError(f"{system}: a file of translations is of one test set, but there are {len(tests)}; give --src and --ref")
+        raise ConfigError(
+            f"{system}: a file of translations is of one test set, but there are {len(tests)}; give --src and --ref"
+        )
     return [read_text(system)]
 
 
@@ -136,21 +172,30 @@ def _pair(
     columns = hyps[baseline], hyps[system], scores[baseline], scores[system]
     changes = [
         Change(line, src, ref, (before, after), (old, new))
-        for line, (src, ref, before, after, old, new) in enumerate(zip(test.src, test.refs[0], *columns, strict=True), 1)
+        for line, (src, ref, before, after, old, new) in enumerate(
+            zip(test.src, test.refs[0], *columns, strict=True), 1
+        )
         if abs(new - old) > TIE
     ]
     identical = sum(before == after for before, after in zip(columns[0], columns[1], strict=True))
     changes.sort(key=lambda change: -change.gain)
-    return PairReport(test.name, len(test.src), identical, baseline, system, precision, comparisons, changes)
+    return PairReport(
+        test.name, len(test.src), identical, baseline, system, precision, comparisons, changes
+    )
 
 
 def verdict(pair: PairReport) -> str:
     """What the tests say, in words to act on; a metric counts where every kind of test finds its difference significant."""
     if pair.num_identical == pair.num_sentences:
         return f"No difference: {pair.system} and {pair.baseline} translate all {pair.num_sentences:,} sentences alike."
-    by_metric = [list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)]
+    by_metric = [
+        list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
+    ]
     real = [group for group in by_metric if all(c.is_significant for c in group)]
-    ups, downs = ([_finding(group) for group in real if group[0].is_better is better] for better in (True, False))
+    ups, downs = (
+        [_finding(group) for group in real if group[0].is_better is better]
+        for better in (True, False)
+    )
     if ups and downs:
         contrary = f"{pair.system} is better by {', '.join(ups)}, but worse by {', '.join(downs)}"
         return f"Undecided: {contrary}. Look at the sentences that changed."
@@ -158,7 +203,9 @@ def verdict(pair: PairReport) -> str:
         winner, loser = (pair.system, pair.baseline) if ups else (pair.baseline, pair.system)
         others = [_finding(group) for group in by_metric if group not in real]
         besides = f" ({', '.join(others)}: may be chance)" if others else ""
-        return f"{winner} is better than {loser} by {', '.join(ups or downs)}{besides}. Take {winner}."
+        return (
+            f"{winner} is better than {loser} by {', '.join(ups or downs)}{besides}. Take {winner}."
+        )
     found = ", ".join(_finding(group) for group in by_metric)
     return (
         f"No difference found between {pair.system} and {pair.baseline}: {found} may be chance. Take whichever is smaller or faster, "
@@ -168,5 +215,8 @@ def verdict(pair: PairReport) -> str:
 
 def _finding(group: Sequence[Comparison]) -> str:
     """`BLEU +0.62 (p = 0.003, 0.004)`."""
-    p_values = ", ".join("-" if c.p_value is None else f"{c.p_value:.3f}" if c.p_value >= 0.001 else "<0.001" for c in group)
+    p_values = ", ".join(
+        "-" if c.p_value is None else f"{c.p_value:.3f}" if c.p_value >= 0.001 else "<0.001"
+        for c in group
+    )
     return f"{TITLES[group[0].score.name]} {group[0].difference:+.2f} (p = {p_values})"

@@ -55,11 +55,20 @@ class Scoring:
 
     def as_dict(self) -> dict[str, Any]:
         """For the score card, without COMET, whose command is of one machine."""
-        return {"metrics": list(self.metrics), "tokenizer": self.tokenizer, "tgt_lang": self.tgt_lang, "resamples": self.resamples}
+        return {
+            "metrics": list(self.metrics),
+            "tokenizer": self.tokenizer,
+            "tgt_lang": self.tgt_lang,
+            "resamples": self.resamples,
+        }
 
     def build(self, config: Config | None = None) -> Metrics:
         """The metrics for a target language: its own, or that of `config`."""
-        return build_metrics(self.metrics, self.tgt_lang or (config.data.tgt_lang if config else None), self.tokenizer)
+        return build_metrics(
+            self.metrics,
+            self.tgt_lang or (config.data.tgt_lang if config else None),
+            self.tokenizer,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,12 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the translations."""
         scores = [score.as_dict() for score in self.scores.values()]
-        return {"test": self.test, "sentences": len(self.hyps), "scores": scores, "seconds": round(self.seconds, 2)}
+        return {
+            "test": self.test,
+            "sentences": len(self.hyps),
+            "scores": scores,
+            "seconds": round(self.seconds, 2),
+        }
 
 
 @dataclass(frozen=True)
@@ -86,16 +100,24 @@ class EvaluatedModel:
     card: dict[str, Any]
 
 
-def read_tests(data: DataConfig, sources: Sequence[str] = (), references: Sequence[str] = ()) -> list[TestSet]:
+def read_tests(
+    data: DataConfig, sources: Sequence[str] = (), references: Sequence[str] = ()
+) -> list[TestSet]:
     """Test sets from files, each source with a reference or several with commas between; without any, those of the configuration.
 
     Raises `DataError` for files that cannot be read or do not match, `ConfigError` where there is none.
     """
     if len(sources) != len(references):
-        raise ConfigError(f"{len(sources)} --src but {len(references)} --ref; each source needs its own (several references: a,b)")
+        raise ConfigError(
+            f"{len(sources)} --src but {len(references)} --ref; each source needs its own (several references: a,b)"
+        )
     tests = [_read_files(src, ref, data) for src, ref in zip(sources, references, strict=True)]
     if not sources:
-        tests = [TestSet(corpus.label, src, [ref]) for corpus in data.test for src, ref in [read_parallel([corpus], data)]]
+        tests = [
+            TestSet(corpus.label, src, [ref])
+            for corpus in data.test
+            for src, ref in [read_parallel([corpus], data)]
+        ]
     if not tests:
         raise ConfigError("no test set: the configuration names no data.test; give --src and --ref")
     return tests
@@ -133,13 +155,28 @@ def evaluate_model(
     """
     folder = Path(world.first(lambda: str(resolve_model(model))))
     config = read_config(folder)
-    tests = read_tests(config.data, sources, references)  # a missing file, or package, shows before minutes of translating
+    tests = read_tests(
+        config.data, sources, references
+    )  # a missing file, or package, shows before minutes of translating
     metrics = scoring.build(config)
     translator = Translator.load(folder, **(options or {}))
     results = []
     for test in tests:
-        found = evaluate(partial(world.shared, translator.translate), test.src, test.refs, metrics, scoring.resamples)
-        scores = {**found.scores, **(scoring.comet.score(test.src, found.hyps, test.refs[0]) if scoring.comet and world.is_first else {})}
+        found = evaluate(
+            partial(world.shared, translator.translate),
+            test.src,
+            test.refs,
+            metrics,
+            scoring.resamples,
+        )
+        scores = {
+            **found.scores,
+            **(
+                scoring.comet.score(test.src, found.hyps, test.refs[0])
+                if scoring.comet and world.is_first
+                else {}
+            ),
+        }
         results.append(Result(test.name, found.hyps, scores, found.seconds))
     names = list(file_names([test.name for test in tests]))
     described = [
@@ -152,21 +189,31 @@ def evaluate_model(
     return EvaluatedModel(folder, results, card)
 
 
-def translate_tests(model: Path, tests: Sequence[TestSet], options: Mapping[str, Any]) -> list[list[str]]:
+def translate_tests(
+    model: Path, tests: Sequence[TestSet], options: Mapping[str, Any]
+) -> list[list[str]]:
     """A model's translations of each test set: those of its last evaluation where they are of this search and text, else new ones."""
     folder = resolve_model(model)
-    decode = search_options(read_config(folder).decode, {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()})
+    decode = search_options(
+        read_config(folder).decode,
+        {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()},
+    )
     precision = precision_of(options)
     kept = [_kept(folder, decode, precision, test) for test in tests]
     if all(hyps is not None for hyps in kept):
         return [hyps for hyps in kept if hyps is not None]
     translator = Translator.load(folder, **options)
-    return [translator.translate(test.src) if hyps is None else hyps for test, hyps in zip(tests, kept, strict=True)]
+    return [
+        translator.translate(test.src) if hyps is None else hyps
+        for test, hyps in zip(tests, kept, strict=True)
+    ]
 
 
 def precision_of(options: Mapping[str, Any]) -> str:
     """The precision that these options of `Translator.load` translate in."""
-    compute = choose_compute(options.get("device", "auto"), options.get("precision", "auto"), options.get("threads"))
+    compute = choose_compute(
+        options.get("device", "auto"), options.get("precision", "auto"), options.get("threads")
+    )
     return NAMES[compute.dtype]
 
 
@@ -175,8 +222,14 @@ def _kept(model: Path, decode: DecodeConfig, precision: str, test: TestSet) -> l
     expected = {**decode.model_dump(), "batch_size": None}, precision, weights_hash(model)
     try:
         card = read_scorecard(folder / SCORECARD)
-        same = ({**card["decode"], "batch_size": None}, card["precision"], card["weights"]) == expected
-        [name] = [result["file"] for result in card["results"] if result["text"] == test.fingerprint]
+        same = (
+            {**card["decode"], "batch_size": None},
+            card["precision"],
+            card["weights"],
+        ) == expected
+        [name] = [
+            result["file"] for result in card["results"] if result["text"] == test.fingerprint
+        ]
         hyps = read_text(folder / Path(name).name)
     except (CheckpointError, DataError, OSError, ValueError, KeyError, TypeError):
         return None
@@ -205,6 +258,10 @@ def file_names(tests: Sequence[str]) -> Iterator[str]:
     taken: set[str] = set()
     for test in tests:
         stem = re.sub(r"[^\w.-]+", "_", Path(test).name)[:100].strip(".") or "test"
-        name = next(name for i in range(1, 10_000) if (name := f"{stem}{'' if i == 1 else f'-{i}'}.hyp") not in taken)
+        name = next(
+            name
+            for i in range(1, 10_000)
+            if (name := f"{stem}{'' if i == 1 else f'-{i}'}.hyp") not in taken
+        )
         taken.add(name)
         yield name

@@ -24,14 +24,18 @@ TITLES: dict[Target, str] = {
 }  # fmt: skip
 
 
-def export_and_prove(model: Path, out: Path, to: Target, quantization: str | None, text: str | None, num_lines: int) -> list[str]:
+def export_and_prove(
+    model: Path, out: Path, to: Target, quantization: str | None, text: str | None, num_lines: int
+) -> list[str]:
     """Write `out` and return what is to be said about it, line by line.
 
     The proof is that of weights in fp32; for others it is counted how many lines stay the same. Raises `ExportError` where the
     proof fails: nothing is left then.
     """
     if quantization is not None and to != "ctranslate2":
-        raise ConfigError(f"--quantization is for --to ctranslate2; {TITLES[to]} is written in fp32")
+        raise ConfigError(
+            f"--quantization is for --to ctranslate2; {TITLES[to]} is written in fp32"
+        )
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ConfigError(f"--quantization: {quantization!r} is none of {', '.join(QUANTIZATIONS)}")
     if out.exists():
@@ -46,17 +50,31 @@ def export_and_prove(model: Path, out: Path, to: Target, quantization: str | Non
             write_export(to, loaded, exact)
             parity = prove_export(to, loaded, exact, lines)
         if not parity.holds:
-            raise ExportError("\n".join([f"{out} was not written: the engines disagree; {parity}", *_worst(parity)]))
+            raise ExportError(
+                "\n".join(
+                    [f"{out} was not written: the engines disagree; {parity}", *_worst(parity)]
+                )
+            )
         report.append(f"{source}, in fp32: {parity}")
     write_export(to, loaded, out, quantization)
     if lines and quantization:
-        report.append(f"{quantization}, beside fp32: {prove_export(to, loaded, out, lines, compute_type='default')}")
+        report.append(
+            f"{quantization}, beside fp32: {prove_export(to, loaded, out, lines, compute_type='default')}"
+        )
     if not lines:
-        report.append("not proven: " + ("no lines were asked for" if not num_lines else "no text at hand; give --prove FILE"))
-    return [f"{out}: {loaded.folder.name} for {TITLES[to]}, weights in {quantization or 'float32'}", *report]
+        report.append(
+            "not proven: "
+            + ("no lines were asked for" if not num_lines else "no text at hand; give --prove FILE")
+        )
+    return [
+        f"{out}: {loaded.folder.name} for {TITLES[to]}, weights in {quantization or 'float32'}",
+        *report,
+    ]
 
 
-def write_export(to: Target, loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
+def write_export(
+    to: Target, loaded: LoadedModel, out: Path, quantization: str | None = None
+) -> None:
     """Write a model in a format, unproven. Raises `ExportError`."""
     if to == "ctranslate2":
         export_ctranslate2(loaded, out, quantization)
@@ -80,14 +98,27 @@ def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
 
 
 def prove_export(
-    to: Target, loaded: LoadedModel, folder: Path, lines: list[str], beam_size: int | None = None, compute_type: str = "float32"
+    to: Target,
+    loaded: LoadedModel,
+    folder: Path,
+    lines: list[str],
+    beam_size: int | None = None,
+    compute_type: str = "float32",
 ) -> Parity:
     """The original and its export on the same text, searching as the model says or with so many beams."""
-    decode = loaded.config.decode.model_copy(update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})})
+    decode = loaded.config.decode.model_copy(
+        update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})}
+    )
     compute = choose_compute("cpu", "fp32", None)
     translator = Translator(loaded.model, loaded.tokenizer, decode, compute)
     if to == "ctranslate2":
-        return compare(translator, CTranslate2Engine(folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type), lines)
+        return compare(
+            translator,
+            CTranslate2Engine(
+                folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type
+            ),
+            lines,
+        )
     if to == "onnx":
         theirs = Translator(loaded.model, loaded.tokenizer, decode, compute)
         theirs.search_with(OnnxModel(folder, torch.get_num_threads()))  # type: ignore[arg-type]
@@ -100,4 +131,6 @@ def prove_export(
 
 def _worst(parity: Parity) -> list[str]:
     worst = sorted(parity.differences, key=lambda difference: -difference.gap)[:5]
-    return [f"  line {d.line}, {d.gap:.1e} apart\n    mt: {d.ours}\n    it: {d.theirs}" for d in worst]
+    return [
+        f"  line {d.line}, {d.gap:.1e} apart\n    mt: {d.ours}\n    it: {d.theirs}" for d in worst
+    ]

@@ -29,5 +29,10 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
     if importlib.util.find_spec("transformers") is None:
         return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
-    translator = Translator(loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None))
-    return [head, f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, ids.tgt, ids.src), lines)}"]
+    translator = Translator(
+        loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None)
+    )
+    return [
+        head,
+        f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, ids.tgt, ids.src), lines)}",
+    ]

@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import MANIFEST, TRAINING, CheckpointManager, link_target, num_values, read_config, read_json, read_provenance, verify
+from mt.checkpoint import (
+    MANIFEST,
+    TRAINING,
+    CheckpointManager,
+    link_target,
+    num_values,
+    read_config,
+    read_json,
+    read_provenance,
+    verify,
+)
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
@@ -52,27 +62,50 @@ def inspect(path: Path) -> ModelReport | RunReport:
         found = "not a run, checkpoint or model folder" if path.exists() else "no such folder"
         raise CheckpointError(f"{path}: {found}; give a folder that mt wrote")
     folder = path / "checkpoints"
-    links = {name: target for name in ("last", "best") if (target := link_target(folder / name)) is not None}
+    links = {
+        name: target
+        for name in ("last", "best")
+        if (target := link_target(folder / name)) is not None
+    }
     status = read_json(path / "status.json") if (path / "status.json").exists() else {}
     checkpoints = [each for each in sorted(folder.glob("*step_*")) if not each.name.startswith(".")]
     reports = [(each, inspect_model(each)) for each in checkpoints]
-    there = [report for each, report in reports if each.exists()]  # a run that goes on deletes old ones meanwhile
+    there = [
+        report for each, report in reports if each.exists()
+    ]  # a run that goes on deletes old ones meanwhile
     return RunReport(str(path), status, links, there)
 
 
 def inspect_model(folder: Path) -> ModelReport:
     """Look into a model folder and check every file of it against the manifest."""
     has_training = (folder / TRAINING).exists()
-    kind = "crash folder" if (folder / "batch.jsonl").exists() else "checkpoint" if has_training else "model folder"
+    kind = (
+        "crash folder"
+        if (folder / "batch.jsonl").exists()
+        else "checkpoint"
+        if has_training
+        else "model folder"
+    )
     try:
         files = verify(folder, with_training=has_training).values()
         config, about = read_config(folder), read_provenance(folder)
-        tokenizer, num_parameters = Tokenizer.load(folder / "tokenizer"), num_values(folder / "model.safetensors")
+        tokenizer, num_parameters = (
+            Tokenizer.load(folder / "tokenizer"),
+            num_values(folder / "model.safetensors"),
+        )
     except CheckpointError as error:
         return ModelReport(str(folder), kind, error=str(error))
-    corpora = ", ".join(map(str, about["corpora"])) if isinstance(about.get("corpora"), list) else "unknown"
+    corpora = (
+        ", ".join(map(str, about["corpora"]))
+        if isinstance(about.get("corpora"), list)
+        else "unknown"
+    )
     scores, step = about.get("scores"), about.get("step")
-    scores = {name: value for name, value in scores.items() if isinstance(value, int | float)} if isinstance(scores, dict) else {}
+    scores = (
+        {name: value for name, value in scores.items() if isinstance(value, int | float)}
+        if isinstance(scores, dict)
+        else {}
+    )
     return ModelReport(
         str(folder), kind, step if isinstance(step, int) else None, f"{config.data.src_lang or '?'} -> {config.data.tgt_lang or '?'}",
         _sizes(config), num_parameters, _about_tokenizer(config, tokenizer), f"{corpora} ({about.get('data', 'no fingerprint')})",
@@ -88,7 +121,11 @@ def _sizes(config: Config) -> str:
 
 
 def _about_tokenizer(config: Config, tokenizer: Tokenizer) -> str:
-    sizes = [f"{tokenizer.src_vocab_size:,}"] if tokenizer.is_joint else [f"{tokenizer.src_vocab_size:,}", f"{tokenizer.tgt_vocab_size:,}"]
+    sizes = (
+        [f"{tokenizer.src_vocab_size:,}"]
+        if tokenizer.is_joint
+        else [f"{tokenizer.src_vocab_size:,}", f"{tokenizer.tgt_vocab_size:,}"]
+    )
     kind = "trained before" if config.tokenizer.src_model else config.tokenizer.model_type
     return f"{kind}, {'joint' if tokenizer.is_joint else 'one a side'}, {' and '.join(sizes)} pieces ({tokenizer.hash})"
 
@@ -109,14 +146,25 @@ def as_text(report: ModelReport | RunReport) -> str:
     if isinstance(report, ModelReport):
         return _rows(f"{report.path}: {report.kind}", _facts(report))
     status = report.status
-    facts = [("state", f"{status.get('state', 'unknown')}: {status.get('message', '')}".rstrip(": "))]
+    facts = [
+        ("state", f"{status.get('state', 'unknown')}: {status.get('message', '')}".rstrip(": "))
+    ]
     whole = [model for model in report.checkpoints if not model.error]
     facts += _about_model(whole[-1]) if whole else []
     for index, model in enumerate(report.checkpoints):
         name = Path(model.path).name
         marks = [mark for mark, target in report.links.items() if target == name]
-        state = "DAMAGED" if model.error else ", ".join([f"{model.num_bytes / 2**20:,.1f} MiB", "every file as written", *marks])
-        facts.append(("" if index else "checkpoints", "; ".join(filter(None, [name, _scores(model.scores), state]))))
+        state = (
+            "DAMAGED"
+            if model.error
+            else ", ".join([f"{model.num_bytes / 2**20:,.1f} MiB", "every file as written", *marks])
+        )
+        facts.append(
+            (
+                "" if index else "checkpoints",
+                "; ".join(filter(None, [name, _scores(model.scores), state])),
+            )
+        )
     return _rows(f"{report.path}: run folder", facts)
 
 
@@ -126,8 +174,16 @@ def _facts(model: ModelReport) -> list[tuple[str, str]]:
     return [
         ("update", f"{model.step:,}" if model.step is not None else "unknown"),
         *_about_model(model),
-        ("scores", ", ".join(filter(None, [_scores(model.scores), model.compute])) if model.scores else "none yet"),
-        ("files", f"{model.num_files} files, {model.num_bytes / 2**20:,.1f} MiB, every one as written"),
+        (
+            "scores",
+            ", ".join(filter(None, [_scores(model.scores), model.compute]))
+            if model.scores
+            else "none yet",
+        ),
+        (
+            "files",
+            f"{model.num_files} files, {model.num_bytes / 2**20:,.1f} MiB, every one as written",
+        ),
     ]
 
 
@@ -142,7 +198,10 @@ def _about_model(model: ModelReport) -> list[tuple[str, str]]:
 
 
 def _scores(scores: dict[str, float]) -> str:
-    return ", ".join(f"{TITLES.get(name, name)} {value:.{3 if name == 'loss' else 2}f}" for name, value in scores.items())
+    return ", ".join(
+        f"{TITLES.get(name, name)} {value:.{3 if name == 'loss' else 2}f}"
+        for name, value in scores.items()
+    )
 
 
 def _rows(title: str, facts: Sequence[tuple[str, str]]) -> str:

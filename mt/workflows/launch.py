@@ -54,11 +54,17 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     count = _count(nproc)
-    cores = config.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = config.threads or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     if sys.platform.startswith("linux"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # all are on this machine, whatever its name resolves to
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # the ranks speak for themselves
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         local_addr="localhost", max_restarts=max_restarts, shutdown_timeout=SHUTDOWN_TIMEOUT,
@@ -79,7 +85,9 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
     return code
 
 
-def slurm_script(config: Config, arguments: Sequence[str], nodes: int, nproc: int, options: Sequence[str]) -> str:
+def slurm_script(
+    config: Config, arguments: Sequence[str], nodes: int, nproc: int, options: Sequence[str]
+) -> str:
     """A job script for `sbatch` that runs `mt` with these arguments as `nproc` ranks, each with its GPU, on every node.
 
     It goes on after preemption and time limits. `options` are further ones of sbatch, such as `--partition=gpu`.

@@ -25,9 +25,11 @@ class Replayed:
     """One micro-batch run again."""
 
     num_pairs: int
-    loss: float           # smoothed, nats a target token
-    grad_norm: float      # of this micro-batch alone
-    culprit: str | None   # the first module whose output, else the first parameter whose gradient, is not finite
+    loss: float  # smoothed, nats a target token
+    grad_norm: float  # of this micro-batch alone
+    culprit: (
+        str | None
+    )  # the first module whose output, else the first parameter whose gradient, is not finite
 
     @property
     def finite(self) -> bool:
@@ -42,14 +44,29 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     """
     loaded = load_model(folder, torch.device("cpu"))
     micro_batches = read_crash(loaded)
-    config, sizes = loaded.config, (loaded.tokenizer.src_vocab_size, loaded.tokenizer.tgt_vocab_size)
+    config, sizes = (
+        loaded.config,
+        (loaded.tokenizer.src_vocab_size, loaded.tokenizer.tgt_vocab_size),
+    )
     numbers = [loaded.provenance.get(name) for name in ("step", "loss_scale", "num_tokens")]
-    in_range = (0 <= i < size for pairs in micro_batches for pair in pairs for side, size in zip(pair, sizes, strict=True) for i in side)
-    if not all(isinstance(number, int | float) and number > 0 for number in numbers) or not all(in_range):
-        raise CheckpointError(f"{folder}: its batch does not fit its model; the folder is damaged or not a crash folder")
+    in_range = (
+        0 <= i < size
+        for pairs in micro_batches
+        for pair in pairs
+        for side, size in zip(pair, sizes, strict=True)
+        for i in side
+    )
+    if not all(isinstance(number, int | float) and number > 0 for number in numbers) or not all(
+        in_range
+    ):
+        raise CheckpointError(
+            f"{folder}: its batch does not fit its model; the folder is damaged or not a crash folder"
+        )
     place = device if device != "auto" else config.device
     deterministic = config.train.deterministic
-    compute = choose_compute(place, config.precision, config.threads, for_training=True, deterministic=deterministic)
+    compute = choose_compute(
+        place, config.precision, config.threads, for_training=True, deterministic=deterministic
+    )
     loaded.model.to(compute.device).train()
     return [_replay(loaded, compute, index, pairs) for index, pairs in enumerate(micro_batches)]
 
@@ -65,8 +82,17 @@ def _replay(loaded: LoadedModel, compute: Compute, index: int, pairs: Sequence[I
     (loss * (about["loss_scale"] / about["num_tokens"])).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values())) / about["loss_scale"]
-    found += [f"the gradient of {name}" for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    return Replayed(len(pairs), float(loss.detach()) / batch.num_tokens, float(norm), found[0] if found else None)
+    found += [
+        f"the gradient of {name}"
+        for name, gradient in gradients.items()
+        if not gradient.isfinite().all()
+    ]
+    return Replayed(
+        len(pairs),
+        float(loss.detach()) / batch.num_tokens,
+        float(norm),
+        found[0] if found else None,
+    )
 
 
 @contextmanager
@@ -81,7 +107,9 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
 
         return hook
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(look(name)) for name, module in model.named_modules() if name
+    ]
     try:
         yield found
     finally:

@@ -17,7 +17,17 @@ from mt.decode.workers import Workers
 from mt.device import choose_compute
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.metrics import TITLES, Metrics, Score, corpus_scores, sentence_scores
-from mt.metrics.diagnosis import FLAGS, LENGTH_EDGES, RARITY_EDGES, bucketed, flags, length_ratio, rarity, word_counts, words
+from mt.metrics.diagnosis import (
+    FLAGS,
+    LENGTH_EDGES,
+    RARITY_EDGES,
+    bucketed,
+    flags,
+    length_ratio,
+    rarity,
+    word_counts,
+    words,
+)
 from mt.metrics.significance import KINDS
 from mt.report.curves import read_curves
 from mt.workflows.attention import attention_entries
@@ -45,20 +55,38 @@ def report_data(
     none, `ConfigError` or `DataError` for test sets that were asked for and cannot be used.
     """
     names = distinct([run.name or str(run.resolve().name) for run in runs])
-    models = {name: folder for name, run in zip(names, runs, strict=True) if (folder := _model(run)) is not None}
+    models = {
+        name: folder
+        for name, run in zip(names, runs, strict=True)
+        if (folder := _model(run)) is not None
+    }
     configs = [_config(run) for run in runs]
     tests = _tests(configs[0], sources, references) if models else []
     metrics = scoring.build(configs[0])
     counts = _training_words(configs[0]) if tests else None
-    hyps = {name: translate_tests(folder, tests, options or {}) for name, folder in models.items()} if tests else {}
+    hyps = (
+        {name: translate_tests(folder, tests, options or {}) for name, folder in models.items()}
+        if tests
+        else {}
+    )
     gains = _source_gains(models, tests, hyps, options or {})
     described = [
-        _test(test, {name: found[i] for name, found in hyps.items()}, gains[i], metrics, scoring, counts) for i, test in enumerate(tests)
+        _test(
+            test,
+            {name: found[i] for name, found in hyps.items()},
+            gains[i],
+            metrics,
+            scoring,
+            counts,
+        )
+        for i, test in enumerate(tests)
     ]
     precision = precision_of(options or {}) if tests else None
     for test, entry in zip(tests, described, strict=True):
         entry["precision"] = precision
-        entry["attention"] = list(attention_entries(list(models.values()), test.src, entry["sentences"], num_maps))
+        entry["attention"] = list(
+            attention_entries(list(models.values()), test.src, entry["sentences"], num_maps)
+        )
     return {
         "title": " and ".join(names),
         "generated": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -85,7 +113,11 @@ def _config(run: Path) -> Config:
         return read_config(folder)
     from mt.config import config_from_text
 
-    return config_from_text((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"), is_saved=True)
+    return config_from_text(
+        (folder / "config.yaml").read_text(encoding="utf-8"),
+        str(folder / "config.yaml"),
+        is_saved=True,
+    )
 
 
 def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) -> list[TestSet]:
@@ -100,7 +132,9 @@ def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) ->
 
 def _training_words(config: Config) -> Counter[str] | None:
     """How often training saw each target word; None where its text is not at hand."""
-    pairs = itertools.chain.from_iterable(open_corpus(corpus, config.data, CorpusStats()) for corpus in config.data.train)
+    pairs = itertools.chain.from_iterable(
+        open_corpus(corpus, config.data, CorpusStats()) for corpus in config.data.train
+    )
     try:
         return word_counts(pair.tgt for pair in itertools.islice(pairs, MAX_COUNTED))
     except (DataError, OSError) as error:
@@ -113,7 +147,10 @@ def _run(name: str, run: Path, model: Path | None) -> dict[str, Any]:
     provenance = {"folder": str(run)}
     if model is not None:
         about = read_json(model / "provenance.json")
-        provenance |= {"checkpoint": model.name, "parameters": f"{num_values(model / 'model.safetensors'):,}"}
+        provenance |= {
+            "checkpoint": model.name,
+            "parameters": f"{num_values(model / 'model.safetensors'):,}",
+        }
         provenance |= {key: _text(about[key]) for key in about if key != "scores"}
     steps = about.get("step") if model is not None else None
     return {
@@ -129,12 +166,18 @@ def _text(value: object) -> str:
 def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
     flat = [flatten(config) for config in configs]
     keys = sorted({key for each in flat for key in each if key not in OWN})
-    rows = [{"key": key, "values": [None if each.get(key) is None else str(each[key]) for each in flat]} for key in keys]
+    rows = [
+        {"key": key, "values": [None if each.get(key) is None else str(each[key]) for each in flat]}
+        for key in keys
+    ]
     return [row for row in rows if len(set(row["values"])) > 1]
 
 
 def _source_gains(
-    models: Mapping[str, Path], tests: Sequence[TestSet], hyps: Mapping[str, Sequence[Sequence[str]]], options: Mapping[str, Any]
+    models: Mapping[str, Path],
+    tests: Sequence[TestSet],
+    hyps: Mapping[str, Sequence[Sequence[str]]],
+    options: Mapping[str, Any],
 ) -> list[list[list[float]]]:
     """Of each test set and system what the source is worth to each translation."""
     if not tests:
@@ -144,7 +187,12 @@ def _source_gains(
     by_system = []
     for name, folder in models.items():
         scorer = Scorer.load(folder, compute, workers)
-        by_system.append([scorer.source_gain(test.src, lines) for test, lines in zip(tests, hyps[name], strict=True)])
+        by_system.append(
+            [
+                scorer.source_gain(test.src, lines)
+                for test, lines in zip(tests, hyps[name], strict=True)
+            ]
+        )
     return [list(of_test) for of_test in zip(*by_system, strict=True)]
 
 
@@ -164,9 +212,13 @@ def _test(
     systems = [
         {
             "name": name,
-            "scores": [_score(score) for score in corpus_scores(lines, test.refs, metrics, scoring.resamples).values()],
+            "scores": [
+                _score(score)
+                for score in corpus_scores(lines, test.refs, metrics, scoring.resamples).values()
+            ],
             "diagnosis": [
-                {"label": label, "flag": flag, "count": sum(flag in each for each in of_system)} for flag, label in FLAGS.items()
+                {"label": label, "flag": flag, "count": sum(flag in each for each in of_system)}
+                for flag, label in FLAGS.items()
             ],
             "length_ratio": length_ratio(lines, ref),
         }
@@ -188,11 +240,21 @@ def _test(
 def _score(score: Score) -> dict[str, Any]:
     interval = None
     if score.interval is not None:
-        interval = [score.interval.mean - score.interval.half_width, score.interval.mean + score.interval.half_width]
-    return {"name": TITLES[score.name], "value": score.value, "interval": interval, "signature": score.signature}
+        interval = [
+            score.interval.mean - score.interval.half_width,
+            score.interval.mean + score.interval.half_width,
+        ]
+    return {
+        "name": TITLES[score.name],
+        "value": score.value,
+        "interval": interval,
+        "signature": score.signature,
+    }
 
 
-def _comparisons(test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics) -> list[dict[str, Any]]:
+def _comparisons(
+    test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics
+) -> list[dict[str, Any]]:
     """Every two systems by every metric and test."""
     if len(test.src) < 2:
         return []
@@ -205,23 +267,41 @@ def _comparisons(test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metr
 
 
 def _comparison(pair: PairReport, names: list[str]) -> dict[str, Any]:
-    by_metric = [list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)]
+    by_metric = [
+        list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
+    ]
     rows = [
-        {"metric": TITLES[first.score.name], "difference": first.difference, "p_values": {KINDS[c.kind]: c.p_value for c in group}}
+        {
+            "metric": TITLES[first.score.name],
+            "difference": first.difference,
+            "p_values": {KINDS[c.kind]: c.p_value for c in group},
+        }
         for group in by_metric
         for first in group[:1]
     ]
     systems = {"a": names.index(pair.baseline), "b": names.index(pair.system)}
-    return {**systems, "wins": pair.wins, "losses": pair.losses, "ties": pair.ties, "verdict": verdict(pair), "metrics": rows}
+    return {
+        **systems,
+        "wins": pair.wins,
+        "losses": pair.losses,
+        "ties": pair.ties,
+        "verdict": verdict(pair),
+        "metrics": rows,
+    }
 
 
 def _buckets(
     test: TestSet, hyps: Sequence[Sequence[str]], metrics: Metrics, counts: Mapping[str, int] | None
 ) -> list[dict[str, Any]]:
     lengths = [len(words(line)) for line in test.src]
-    kinds: dict[str, tuple[list[int], tuple[int, ...]]] = {"Source length in words": (lengths, LENGTH_EDGES)}
+    kinds: dict[str, tuple[list[int], tuple[int, ...]]] = {
+        "Source length in words": (lengths, LENGTH_EDGES)
+    }
     if counts is not None:
-        kinds["Times that training saw the rarest word of the reference"] = (rarity(test.refs[0], counts), RARITY_EDGES)
+        kinds["Times that training saw the rarest word of the reference"] = (
+            rarity(test.refs[0], counts),
+            RARITY_EDGES,
+        )
     metric = TITLES[next(iter(metrics))]
     found = []
     for title, (keys, edges) in kinds.items():

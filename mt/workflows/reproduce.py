@@ -44,33 +44,60 @@ def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement],
     """
     card = read_scorecard(path)
     if "step" not in card["training"]:
-        raise ConfigError(f"{path}: of an averaged or converted model; a card of a checkpoint can be reproduced")
+        raise ConfigError(
+            f"{path}: of an averaged or converted model; a card of a checkpoint can be reproduced"
+        )
     config = Config.model_validate(card["config"])
     out = run_dir or Path(f"{config.run_dir}-reproduced")
     config = config.model_copy(update={"run_dir": str(out)})
-    sources, references = zip(*given, strict=True) if (given := [r["files"] for r in card["results"] if r["files"]]) else ((), ())
+    sources, references = (
+        zip(*given, strict=True)
+        if (given := [r["files"] for r in card["results"] if r["files"]])
+        else ((), ())
+    )
     _check_text(path, card, config, sources, references)
     train(config)
     checkpoint = out / "checkpoints" / f"step_{card['training']['step']:08d}"
-    options = {**card["decode"], "precision": card["precision"], "device": config.device, "threads": config.threads}
+    options = {
+        **card["decode"],
+        "precision": card["precision"],
+        "device": config.device,
+        "threads": config.threads,
+    }
     scoring = Scoring(**{**card["scoring"], "metrics": tuple(card["scoring"]["metrics"])})
-    found = evaluate_model(checkpoint if checkpoint.exists() else out, scoring, sources, references, options)
+    found = evaluate_model(
+        checkpoint if checkpoint.exists() else out, scoring, sources, references, options
+    )
     return _agreements(card, found), _circumstances(card, found.card)
 
 
-def _check_text(path: Path, card: Mapping[str, Any], config: Config, sources: Sequence[str], references: Sequence[str]) -> None:
+def _check_text(
+    path: Path,
+    card: Mapping[str, Any],
+    config: Config,
+    sources: Sequence[str],
+    references: Sequence[str],
+) -> None:
     texts = {test.name: test.fingerprint for test in read_tests(config.data, sources, references)}
-    wrong = [f"the test set {result['test']}" for result in card["results"] if texts.get(result["test"]) != result["text"]]
+    wrong = [
+        f"the test set {result['test']}"
+        for result in card["results"]
+        if texts.get(result["test"]) != result["text"]
+    ]
     if prepare(config).data_fingerprint != card["training"]["data"]:
         wrong.insert(0, "the training text")
     if wrong:
-        raise ConfigError(f"{path}: {', '.join(wrong)} is no longer what it was; put the text back where the configuration looks for it")
+        raise ConfigError(
+            f"{path}: {', '.join(wrong)} is no longer what it was; put the text back where the configuration looks for it"
+        )
 
 
 def _agreements(card: Mapping[str, Any], found: EvaluatedModel) -> list[Agreement]:
     now = {result.test: result.scores for result in found.results}
     return [
-        Agreement(result["test"], score["name"], score["value"], now[result["test"]][score["name"]].value)
+        Agreement(
+            result["test"], score["name"], score["value"], now[result["test"]][score["name"]].value
+        )
         for result in card["results"]
         for score in result["scores"]
         if score["name"] in now[result["test"]]
@@ -79,6 +106,10 @@ def _agreements(card: Mapping[str, Any], found: EvaluatedModel) -> list[Agreemen
 
 def _circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Versions and hardware that differ."""
-    pairs = [(key, before[part].get(key), now[part].get(key)) for part in ("versions", "hardware") for key in now[part]]
+    pairs = [
+        (key, before[part].get(key), now[part].get(key))
+        for part in ("versions", "hardware")
+        for key in now[part]
+    ]
     pairs.append(("compute", before["compute"], now["compute"]))
     return [f"{key}: {old} on the card, {new} now" for key, old, new in pairs if old != new]

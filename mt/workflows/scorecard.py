@@ -23,7 +23,11 @@ PACKAGES = ("torch", "sentencepiece", "sacrebleu", "numpy")
 
 
 def scorecard(
-    folder: Path, config: Config, translator: Translator, scoring: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+    folder: Path,
+    config: Config,
+    translator: Translator,
+    scoring: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The card of a model folder with these results, each with the fingerprint of its text."""
     provenance = read_json(folder / "provenance.json")
@@ -49,7 +53,17 @@ def scorecard(
 def read_scorecard(path: Path) -> dict[str, Any]:
     """A card as it was written. Raises `CheckpointError` for anything else."""
     card = read_json(path)
-    missing = {"format", "config", "decode", "scoring", "results", "training", "precision", "versions", "hardware"} - card.keys()
+    missing = {
+        "format",
+        "config",
+        "decode",
+        "scoring",
+        "results",
+        "training",
+        "precision",
+        "versions",
+        "hardware",
+    } - card.keys()
     if missing or card["format"] != FORMAT:
         what = f"{', '.join(sorted(missing))} missing" if missing else f"format {card['format']!r}"
         raise CheckpointError(f"{path}: not a score card that this version of mt wrote ({what})")
@@ -66,7 +80,11 @@ def hardware() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()

@@ -27,8 +27,10 @@ class Row:
     number: int  # from 1
     source: str
     translations: list[Translation]
-    alignment: Alignment | None                 # of the best translation, where it was asked for
-    token_scores: list[list[TokenScores]] | None  # of each part of each translation, where they were asked for
+    alignment: Alignment | None  # of the best translation, where it was asked for
+    token_scores: (
+        list[list[TokenScores]] | None
+    )  # of each part of each translation, where they were asked for
 
 
 def outputs(
@@ -107,12 +109,18 @@ def formatted(row: Row, format: str, pieces: list[str]) -> str:
         return f"{row.translations[0].text}\n"
     if format == "jsonl":
         return json.dumps(as_json(row, pieces), ensure_ascii=False) + "\n"
-    ranked = ((rank, each.score, each.text.replace("\t", " ")) for rank, each in enumerate(row.translations, 1))
+    ranked = (
+        (rank, each.score, each.text.replace("\t", " "))
+        for rank, each in enumerate(row.translations, 1)
+    )
     return "".join(f"{row.number}\t{rank}\t{score:.6f}\t{text}\n" for rank, score, text in ranked)
 
 
 def translated_rows(
-    translator: Translator, numbered: Sequence[tuple[int, str]], aligner: Aligner | None = None, scorer: Scorer | None = None
+    translator: Translator,
+    numbered: Sequence[tuple[int, str]],
+    aligner: Aligner | None = None,
+    scorer: Scorer | None = None,
 ) -> list[Row]:
     """One for each numbered line, in order."""
     lines = [line for _, line in numbered]
@@ -120,7 +128,9 @@ def translated_rows(
     alignments: Iterable[Alignment | None] = itertools.repeat(None)
     if aligner is not None:
         alignments = itertools.chain.from_iterable(
-            aligner.align(lines[start : start + CHUNK], [best for best, *_ in found[start : start + CHUNK]])
+            aligner.align(
+                lines[start : start + CHUNK], [best for best, *_ in found[start : start + CHUNK]]
+            )
             for start in range(0, len(lines), CHUNK)
         )
     scores: Iterator[TokenScores] | None = None
@@ -129,16 +139,27 @@ def translated_rows(
         scores = iter(scorer.score_ids([(part.src, part.tgt) for part in parts]))
     rows = []
     for (number, source), translations, alignment in zip(numbered, found, alignments, strict=False):
-        token_scores = None if scores is None else [list(itertools.islice(scores, len(each.parts))) for each in translations]
+        token_scores = (
+            None
+            if scores is None
+            else [list(itertools.islice(scores, len(each.parts))) for each in translations]
+        )
         rows.append(Row(number, source, translations, alignment, token_scores))
     return rows
 
 
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
     """A row for `--format jsonl`; `pieces` are the target's. Of each part of a translation the last token is the end of sentence."""
-    translations: list[dict[str, Any]] = [{"text": each.text, "score": each.score} for each in row.translations]
+    translations: list[dict[str, Any]] = [
+        {"text": each.text, "score": each.score} for each in row.translations
+    ]
     for described, parts in zip(translations, row.token_scores or [], strict=False):
         described["tokens"] = [pieces[token] for part in parts for token in (*part.ids, EOS_ID)]
         described["token_scores"] = [round(value, 6) for part in parts for value in part.log_probs]
     over_long = len(row.translations[0].parts) > 1
-    return {"line": row.number, "source": row.source, "over_long": over_long, "translations": translations}
+    return {
+        "line": row.number,
+        "source": row.source,
+        "over_long": over_long,
+        "translations": translations,
+    }

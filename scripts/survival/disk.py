@@ -43,7 +43,9 @@ def try_disk(case: str, folder: Path) -> str:
 
     def break_disk() -> None:
         if chance.random() < 0.5:
-            mt.checkpoint.manager.SPARE = -(1 << 40)  # as if another process had filled the disk after the look at its free space
+            mt.checkpoint.manager.SPARE = -(
+                1 << 40
+            )  # as if another process had filled the disk after the look at its free space
         if kind == "limit":
             limit_files(step, chance.choice((2_000, 20_000, 100_000)))
         elif kind != "disk":
@@ -79,7 +81,9 @@ def try_disk(case: str, folder: Path) -> str:
 def can_mount() -> bool:
     """Whether this process may make a disk of its own."""
     with tempfile.TemporaryDirectory() as place:
-        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False
+        ).returncode:
             return False
         subprocess.run(["umount", place], check=True)
     return True
@@ -91,7 +95,9 @@ def small_disk(place: Path, folder: Path) -> Iterator[None]:
     checkpoint = reference(folder, "plain") / f"checkpoints/step_{STEPS:08d}"
     size = sum(path.stat().st_size + 4096 for path in checkpoint.rglob("*"))
     place.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(2.6 * size)}", "tmpfs", str(place)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={int(2.6 * size)}", "tmpfs", str(place)], check=True
+    )
     try:
         yield
     finally:

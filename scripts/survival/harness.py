@@ -46,7 +46,10 @@ def write_config(folder: Path, *, cache: Path | None = None) -> Path:
     text = once(shared / "text", _write_text)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "small.yaml"
-    path.write_text(CONFIG.format(folder=folder, cache=cache or shared / "cache", text=text, steps=STEPS), encoding="utf-8")
+    path.write_text(
+        CONFIG.format(folder=folder, cache=cache or shared / "cache", text=text, steps=STEPS),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -54,7 +57,11 @@ def _write_text(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in PAIRS.items():
         for language in ("de", "en"):
-            lines = (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
+            lines = (
+                (ROOT / f"data/sample/{split}.{language}")
+                .read_text(encoding="utf-8")
+                .split("\n")[:count]
+            )
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -110,13 +117,21 @@ def reference(folder: Path, name: str, *overrides: str) -> Path:
 def learned(run: Path, step: int = STEPS) -> dict[str, str]:
     """SHA-256 of all that a run has learned, by file and tensor; the order of a file's header is the library's, and random."""
     files = (run / f"checkpoints/step_{step:08d}").rglob("*.safetensors")
-    tensors = ((path.name, name, tensor) for path in files for name, tensor in load_file(path).items())
-    return {f"{file} {name}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for file, name, tensor in tensors}
+    tensors = (
+        (path.name, name, tensor) for path in files for name, tensor in load_file(path).items()
+    )
+    return {
+        f"{file} {name}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for file, name, tensor in tensors
+    }
 
 
 def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
     """The lines of metrics.jsonl by update. An update that stands twice raises."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found: dict[int, dict[str, Any]] = {}
     for line in lines:
         if line["kind"] == kind:
@@ -130,7 +145,10 @@ def same_end(run: Path, straight: Path, step: int = STEPS) -> str:
     try:
         if learned(run, step) != learned(straight, step):
             return "other weights than without interruption"
-        if sorted(metrics(run)) != list(range(1, step + 1)) or metrics(run, "valid").keys() != metrics(straight, "valid").keys():
+        if (
+            sorted(metrics(run)) != list(range(1, step + 1))
+            or metrics(run, "valid").keys() != metrics(straight, "valid").keys()
+        ):
             return "metrics.jsonl has not each update and validation once"
         if left(run) != left(straight):
             return f"{left(run)} in place of {left(straight)}"
@@ -141,7 +159,10 @@ def same_end(run: Path, straight: Path, step: int = STEPS) -> str:
 
 def left(run: Path) -> dict[str, str]:
     """Checkpoints and links that a run leaves, and the scores of its validations; nothing half written may be among them."""
-    found = {path.name: str(path.readlink()) if path.is_symlink() else "" for path in (run / "checkpoints").iterdir()}
+    found = {
+        path.name: str(path.readlink()) if path.is_symlink() else ""
+        for path in (run / "checkpoints").iterdir()
+    }
     found |= {path.parent.name: path.read_text() for path in run.glob("valid/*/scores.json")}
     return found | {path.name: "half written" for path in run.rglob(".*.tmp")}
 

@@ -35,7 +35,9 @@ def tensors(model: Path, header: bytes, data: bytes = b"", length: int | None = 
     (model / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header + data)
 
 
-def change_header(model: Path, change: Callable[[dict[str, object], dict[str, object]], object]) -> None:
+def change_header(
+    model: Path, change: Callable[[dict[str, object], dict[str, object]], object]
+) -> None:
     """Change the entries of two tensors of one shape in the header of the model's weights."""
     data = (model / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
@@ -62,36 +64,61 @@ def link_out(model: Path) -> None:
 def manifest_name(model: Path, name: str) -> None:
     """Add a file of this name to the manifest."""
     files = json.loads((model / MANIFEST).read_text())["files"]
-    manifest.write_json(model / MANIFEST, manifest._manifest({**files, name: {"size": 0, "sha256": "0" * 64}}))
+    manifest.write_json(
+        model / MANIFEST, manifest._manifest({**files, name: {"size": 0, "sha256": "0" * 64}})
+    )
 
 
-SEALED: dict[str, Callable[[Path], object]] = {  # what is done to a model folder before its manifest is made
-    "pickle as safetensors": lambda m: (m / "model.safetensors").write_bytes(pickle.dumps(Payload(m.parent / "canary"))),
+SEALED: dict[
+    str, Callable[[Path], object]
+] = {  # what is done to a model folder before its manifest is made
+    "pickle as safetensors": lambda m: (m / "model.safetensors").write_bytes(
+        pickle.dumps(Payload(m.parent / "canary"))
+    ),
     "header of 10^9 bytes": lambda m: tensors(m, b"{}", length=HUGE),
-    "header of 50 MB": lambda m: tensors(m, json.dumps({f"t{i}": EMPTY for i in range(700_000)}).encode()),
-    "overlapping tensors": lambda m: change_header(m, lambda a, b: a.update(data_offsets=b["data_offsets"])),
+    "header of 50 MB": lambda m: tensors(
+        m, json.dumps({f"t{i}": EMPTY for i in range(700_000)}).encode()
+    ),
+    "overlapping tensors": lambda m: change_header(
+        m, lambda a, b: a.update(data_offsets=b["data_offsets"])
+    ),
     "tensor of 10^18 values": lambda m: change_header(m, lambda a, b: a.update(shape=[HUGE, HUGE])),
-    "python tag in config.yaml": lambda m: replace(m / "config.yaml", "seed: 1", "seed: !!python/object/apply:os.system ['touch canary']"),
+    "python tag in config.yaml": lambda m: replace(
+        m / "config.yaml", "seed: 1", "seed: !!python/object/apply:os.system ['touch canary']"
+    ),
     "d_model of 10^9": lambda m: replace(m / "config.yaml", "d_model: 32", f"d_model: {HUGE}"),
     "d_model and tensor of 10^9": lambda m: (
         replace(m / "config.yaml", "d_model: 32", f"d_model: {HUGE}"),
         change_header(m, lambda a, b: a.update(shape=[HUGE, HUGE])),
     ),
-    "numbers that are none": lambda m: (m / "provenance.json").write_text('{"step": "x", "scores": [1], "corpora": 7, "loss_scale": {}}'),
-    "10^9 layers": lambda m: replace(m / "config.yaml", "encoder_layers: 1", f"encoder_layers: {HUGE}"),
-    "beam of 10^9": lambda m: replace(m / "generation.json", '"beam_size": 5', f'"beam_size": {HUGE}'),
-    "JSON 100,000 levels deep": lambda m: (m / "provenance.json").write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "numbers that are none": lambda m: (m / "provenance.json").write_text(
+        '{"step": "x", "scores": [1], "corpora": 7, "loss_scale": {}}'
+    ),
+    "10^9 layers": lambda m: replace(
+        m / "config.yaml", "encoder_layers: 1", f"encoder_layers: {HUGE}"
+    ),
+    "beam of 10^9": lambda m: replace(
+        m / "generation.json", '"beam_size": 5', f'"beam_size": {HUGE}'
+    ),
+    "JSON 100,000 levels deep": lambda m: (m / "provenance.json").write_text(
+        '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
+    ),
     "link out of the folder": link_out,
 }
 UNSEALED: dict[str, Callable[[Path], object]] = {  # what is done to the manifest itself
     "../ in the manifest": lambda m: manifest_name(m, "../../outside"),
     "absolute path in the manifest": lambda m: manifest_name(m, "/etc/hostname"),
-    "a tokenizer that the manifest does not name": lambda m: shutil.copy(m / "config.yaml", m / "tokenizer/src.spm"),
+    "a tokenizer that the manifest does not name": lambda m: shutil.copy(
+        m / "config.yaml", m / "tokenizer/src.spm"
+    ),
 }
 YAMLS = {
     "python tag in a configuration": "seed: !!python/object/apply:os.system ['touch canary']\n",
     "billion laughs": "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-    + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    + "".join(
+        f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
 }
 LINK = "link `best` out of the run"
 
@@ -117,14 +144,26 @@ def run(case: str, folder: Path) -> str:
         model = folder / "model"
         shutil.copytree(source, model, ignore=shutil.ignore_patterns("training", MANIFEST))
         SEALED.get(case, lambda m: None)(model)
-        (model / "batch.jsonl").write_text('{"micro_batch": 0, "src_ids": [1000000000], "tgt_ids": ["x"]}\n')
+        (model / "batch.jsonl").write_text(
+            '{"micro_batch": 0, "src_ids": [1000000000], "tgt_ids": ["x"]}\n'
+        )
         seal(model)
         UNSEALED.get(case, lambda m: None)(model)
-        problems = [refused((command_, model), folder) for command_ in ("translate", "replay", "inspect")]
+        problems = [
+            refused((command_, model), folder) for command_ in ("translate", "replay", "inspect")
+        ]
         if case == "numbers that are none":  # no harm to a translation, nor to a look at it
             problems = problems[1:2]
-        elif case in ("d_model of 10^9", "10^9 layers", "d_model and tensor of 10^9", "overlapping tensors", "tensor of 10^18 values"):
-            problems = [problem for problem in problems if not problem.startswith("exit 0")]  # `mt inspect` opens no weights
+        elif case in (
+            "d_model of 10^9",
+            "10^9 layers",
+            "d_model and tensor of 10^9",
+            "overlapping tensors",
+            "tensor of 10^18 values",
+        ):
+            problems = [
+                problem for problem in problems if not problem.startswith("exit 0")
+            ]  # `mt inspect` opens no weights
         return "; ".join(filter(None, problems))
     return refused(arguments, folder)
 
@@ -137,7 +176,10 @@ def refused(arguments: tuple[object, ...], folder: Path) -> str:
         try:
             command(*arguments, before=partial(os.chdir, folder))()
         finally:
-            took, more = time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
+            took, more = (
+                time.perf_counter() - began,
+                (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024,
+            )
             (folder / "cost.json").write_text(json.dumps([took, more]))
 
     code, log = start(measured, folder / "log.txt").wait(), (folder / "log.txt").read_text()

@@ -23,8 +23,17 @@ PLACES = ("loss", "gradient", "weight")
 def cases(full: bool) -> list[str]:
     """Two values, three places, updates from the first on."""
     if full:
-        return [f"{value} {place} {step}" for step in (1, 2, 7, 15, 30) for place in PLACES for value in BAD]
-    return [f"{value} {place} {step}" for place in PLACES for value, step in zip(BAD, (1, 3), strict=True)]
+        return [
+            f"{value} {place} {step}"
+            for step in (1, 2, 7, 15, 30)
+            for place in PLACES
+            for value in BAD
+        ]
+    return [
+        f"{value} {place} {step}"
+        for place in PLACES
+        for value, step in zip(BAD, (1, 3), strict=True)
+    ]
 
 
 def run(case: str, folder: Path) -> str:
@@ -34,11 +43,15 @@ def run(case: str, folder: Path) -> str:
 
     def work() -> None:
         settings = load_config(config, ["train.grad_accum_steps=2"])
-        with trial(settings, prepare(settings), Compute(torch.device("cpu"), torch.float32)) as trainer:
+        with trial(
+            settings, prepare(settings), Compute(torch.device("cpu"), torch.float32)
+        ) as trainer:
             said.write_text(broken_update(trainer, *case.split()))
 
     code = start(work, folder / "log.txt").wait()
-    return said.read_text() if code == 0 else f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
+    return (
+        said.read_text() if code == 0 else f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
+    )
 
 
 def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
@@ -49,7 +62,9 @@ def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
     update, bad = next(updates), BAD[value]
     if place == "weight":
         with torch.no_grad():
-            trainer.model.encoder.embed_tokens.weight[int(update.micro_batches[-1].src.flatten()[0])] = bad
+            trainer.model.encoder.embed_tokens.weight[
+                int(update.micro_batches[-1].src.flatten()[0])
+            ] = bad
     before = {name: weight.clone() for name, weight in trainer.weights().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.training_state().optimizer.items()}
     try:
@@ -59,7 +74,9 @@ def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
     except DivergedError as error:
         if f"update {step}" not in str(error) or "mt replay" not in str(error):
             return f"the message is {error}"
-    if not all(bytes_of(weight) == bytes_of(before[name]) for name, weight in trainer.weights().items()):
+    if not all(
+        bytes_of(weight) == bytes_of(before[name]) for name, weight in trainer.weights().items()
+    ):
         return "the weights have changed"
     after = trainer.training_state().optimizer
     if any(not torch.equal(tensor, after[name]) for name, tensor in moments.items()):

@@ -26,7 +26,9 @@ def cases(full: bool) -> list[str]:
 
 def run(case: str, folder: Path) -> str:
     """One run, and what was not kept of its promise."""
-    return {"kill": kill, "stop": stop, "signal": signalled}[case.split()[0]](random.Random(case), case, folder)
+    return {"kill": kill, "stop": stop, "signal": signalled}[case.split()[0]](
+        random.Random(case), case, folder
+    )
 
 
 def kill(chance: random.Random, case: str, folder: Path) -> str:
@@ -60,7 +62,11 @@ def stop(chance: random.Random, case: str, folder: Path) -> str:
         return f"exit {code}, status {status}"
     if took > TIMEOUT + 10:
         return f"ended after {took:.1f} s"
-    if f"from rank {rank} (" not in said(folder) or f"process {pid})" not in said(folder) or "update " not in status["message"]:
+    if (
+        f"from rank {rank} (" not in said(folder)
+        or f"process {pid})" not in said(folder)
+        or "update " not in status["message"]
+    ):
         return f"the silent rank {rank} is not named: {said(folder)}"
     return orphans(folder)
 
@@ -68,11 +74,20 @@ def stop(chance: random.Random, case: str, folder: Path) -> str:
 def signalled(chance: random.Random, case: str, folder: Path) -> str:
     """SIGTERM or SIGINT to one rank, both, the launcher or all: all save one update, and the run goes on from it to the same end."""
     number = int(case.split()[1])
-    kind, whom = (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2], SIGNALLED[number % len(SIGNALLED)]
+    kind, whom = (
+        (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2],
+        SIGNALLED[number % len(SIGNALLED)],
+    )
     process = started(folder)
     wait_for_update(folder, chance.randrange(1, STEPS - 2))
     ranks = by_rank(process)
-    targets = {"rank 0": ranks[:1], "rank 1": ranks[1:], "ranks": ranks, "launcher": [process.pid], "all": [*ranks, process.pid]}[whom]
+    targets = {
+        "rank 0": ranks[:1],
+        "rank 1": ranks[1:],
+        "ranks": ranks,
+        "launcher": [process.pid],
+        "all": [*ranks, process.pid],
+    }[whom]
     for pid in targets:
         os.kill(pid, kind)
     code = process.wait(WAIT)
@@ -85,14 +100,28 @@ def signalled(chance: random.Random, case: str, folder: Path) -> str:
     if problem := orphans(folder):
         return problem
     code = started(folder).wait(WAIT)
-    return f"going on exited with {code}: {said(folder)}" if code else same_end(folder / "run", straight(folder))
+    return (
+        f"going on exited with {code}: {said(folder)}"
+        if code
+        else same_end(folder / "run", straight(folder))
+    )
 
 
 def started(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
     """The real command with two ranks, its output in log.txt."""
     config = write_config(folder)
     overrides = ["train.grad_accum_steps=2", f"train.timeout={TIMEOUT}"]
-    command = [sys.executable, "-m", "mt", "train", str(config), *overrides, "--nproc", "2", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "mt",
+        "train",
+        str(config),
+        *overrides,
+        "--nproc",
+        "2",
+        *options,
+    ]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
@@ -108,7 +137,10 @@ def straight(folder: Path) -> Path:
 
 def wait_for_update(folder: Path, update: int) -> None:
     """Return once metrics.jsonl has this update."""
-    until(lambda: f'"step": {update},' in read(folder / "run/metrics.jsonl"), f"update {update} never came: {said(folder)}")
+    until(
+        lambda: f'"step": {update},' in read(folder / "run/metrics.jsonl"),
+        f"update {update} never came: {said(folder)}",
+    )
 
 
 def by_rank(process: "subprocess.Popen[bytes]") -> list[int]:
@@ -119,7 +151,11 @@ def by_rank(process: "subprocess.Popen[bytes]") -> list[int]:
 
 def ranks_of(process: "subprocess.Popen[bytes]") -> list[int]:
     """The processes that the launcher has started."""
-    return [pid for pid in map(int, read(Path(f"/proc/{process.pid}/task/{process.pid}/children")).split()) if "RANK" in environment(pid)]
+    return [
+        pid
+        for pid in map(int, read(Path(f"/proc/{process.pid}/task/{process.pid}/children")).split())
+        if "RANK" in environment(pid)
+    ]
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -133,7 +169,11 @@ def orphans(folder: Path) -> str:
     left: list[int] = []
 
     def gone() -> bool:
-        left[:] = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(folder / "small.yaml") in read(path)]
+        left[:] = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if str(folder / "small.yaml") in read(path)
+        ]
         return not left
 
     try:

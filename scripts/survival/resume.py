@@ -12,7 +12,12 @@ SETTINGS = {
     "accumulation": ("train.grad_accum_steps=3", "batching.max_tokens=256"),
     "bf16": ("precision=bf16", "train.deterministic=true"),
 }
-COMMON = (f"train.max_steps={STEPS}", "train.save_every=1", "train.valid_every=25", "train.keep_last=60")
+COMMON = (
+    f"train.max_steps={STEPS}",
+    "train.save_every=1",
+    "train.valid_every=25",
+    "train.keep_last=60",
+)
 EXACT = ("loss", "nll", "grad_norm", "lr", "update_tokens")
 
 

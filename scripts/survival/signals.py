@@ -19,7 +19,9 @@ from mt.train.validation import Validator
 from survival.harness import command, reference, same_end, start, train, write_config
 
 TITLE = "SIGTERM: exit 143 in time, and resumes"
-PHASES: dict[str, tuple[Any, str, int]] = {  # whose function, its name, how many times it is called before its end
+PHASES: dict[
+    str, tuple[Any, str, int]
+] = {  # whose function, its name, how many times it is called before its end
     "tokenizing": (mt.data.prepare, "train_tokenizer", 1),
     "caching": (mt.data.prepare, "build_cache", 1),
     "training": (Trainer, "train_step", 28),
@@ -62,7 +64,11 @@ def run(case: str, folder: Path) -> str:
     if (status["state"], status["exit_code"]) != ("interrupted", 143):
         return f"status {status}"
     code = train(config)
-    return f"going on exited with {code}" if code else same_end(folder / "run", reference(folder, "plain"))
+    return (
+        f"going on exited with {code}"
+        if code
+        else same_end(folder / "run", reference(folder, "plain"))
+    )
 
 
 def signal_in(owner: Any, name: str, call: int, delay: float, sent: Path) -> None:

@@ -28,7 +28,12 @@ def run(case: str, folder: Path) -> str:
     kills = 0
     while True:
         with (folder / "killed/log.txt").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", "mt", "train", str(config), *options], cwd=ROOT, stderr=log, stdout=log)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mt", "train", str(config), *options],
+                cwd=ROOT,
+                stderr=log,
+                stdout=log,
+            )
             try:
                 code = process.wait(timeout=chance.uniform(3, 20))
                 break

@@ -41,20 +41,40 @@ def turn_a_digit(folder: Path) -> None:
     """Changes the SHA-256 of a file of the training part."""
     text = (folder / MANIFEST).read_text()
     place = text.index('"sha256"', text.index("training/optimizer")) + 12
-    (folder / MANIFEST).write_text(f"{text[:place]}{'1' if text[place] == '0' else '0'}{text[place + 1 :]}")
+    (folder / MANIFEST).write_text(
+        f"{text[:place]}{'1' if text[place] == '0' else '0'}{text[place + 1 :]}"
+    )
 
 
 HARMS = {
     "a space at the end": (append(" "), "not the bytes that were written"),
     "a line too many": (append("\n"), "not the bytes that were written"),
-    "its last byte gone": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:-1]), "not the bytes that were written"),
+    "its last byte gone": (
+        lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:-1]),
+        "not the bytes that were written",
+    ),
     "a digit of what is not read": (turn_a_digit, "not the bytes that were written"),
     "another size": (rewrite(lambda files: files["config.yaml"].update(size=1)), "config.yaml"),
-    "a size that is text": (rewrite(lambda files: files["config.yaml"].update(size="1")), "not a manifest"),
-    "no tokenizer": (rewrite(lambda files: [files.pop(f"tokenizer/{side}.spm") for side in ("src", "tgt")]), "tokenizer"),
-    "no optimizer": (rewrite(lambda files: files.pop("training/optimizer.safetensors")), "optimizer.safetensors"),
-    "a tokenizer besides": (lambda f: shutil.copy(f / "config.yaml", f / "tokenizer/joint.spm"), "joint.spm: not in MANIFEST.json"),
-    "weights besides": (lambda f: shutil.copy(f / "config.yaml", f / "training/more.safetensors"), "more.safetensors: not in"),
+    "a size that is text": (
+        rewrite(lambda files: files["config.yaml"].update(size="1")),
+        "not a manifest",
+    ),
+    "no tokenizer": (
+        rewrite(lambda files: [files.pop(f"tokenizer/{side}.spm") for side in ("src", "tgt")]),
+        "tokenizer",
+    ),
+    "no optimizer": (
+        rewrite(lambda files: files.pop("training/optimizer.safetensors")),
+        "optimizer.safetensors",
+    ),
+    "a tokenizer besides": (
+        lambda f: shutil.copy(f / "config.yaml", f / "tokenizer/joint.spm"),
+        "joint.spm: not in MANIFEST.json",
+    ),
+    "weights besides": (
+        lambda f: shutil.copy(f / "config.yaml", f / "training/more.safetensors"),
+        "more.safetensors: not in",
+    ),
     "no folder of the tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
 }
 

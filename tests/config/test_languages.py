@@ -5,7 +5,10 @@ import pytest
 from mt.config.languages import CODES, Language, joint_between, parse_language
 
 
-@pytest.mark.parametrize("code", ["de", "DE", "de-AT", "de_DE.UTF-8", "deu", "ger", "deu_Latn", "de-Latn-DE", ">>deu<<", " de "])
+@pytest.mark.parametrize(
+    "code",
+    ["de", "DE", "de-AT", "de_DE.UTF-8", "deu", "ger", "deu_Latn", "de-Latn-DE", ">>deu<<", " de "],
+)
 def test_german_is_german_in_every_kind_of_code(code: str) -> None:
     assert parse_language(code).code == "de"
 
@@ -28,5 +31,7 @@ def test_the_table_holds_every_two_letter_code_once_for_each_three_letter_code()
     ("One.", "Two.", "en", " "), ("One.", "Two.", None, " "), ("\u4f60\u597d\u3002", "\u597d", None, ""), ("abc", "def", "th", ""),
     ("\u0e01", "\u0e02", "x", ""), ("\ud55c\uad6d", "\uc5b4", "ko", " "), ("Hi", "\u4f60", "zh", ""), ("ja", "nein", "ja-Latn", " "),
 ])  # fmt: skip
-def test_parts_are_joined_by_a_space_only_where_words_are(before: str, after: str, lang: str | None, joint: str) -> None:
+def test_parts_are_joined_by_a_space_only_where_words_are(
+    before: str, after: str, lang: str | None, joint: str
+) -> None:
     assert joint_between(before, after, parse_language(lang)) == joint

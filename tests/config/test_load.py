@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mt.cli.config import register
-from mt.config import PRESETS, Config, config_from_text, default_run_dir, flatten, load_config, to_yaml
+from mt.config import (
+    PRESETS,
+    Config,
+    config_from_text,
+    default_run_dir,
+    flatten,
+    load_config,
+    to_yaml,
+)
 from mt.config.load import MAX_BYTES
 from mt.config.reader import MAX_NODES
 from mt.errors import ConfigError
@@ -52,7 +60,15 @@ def test_what_yaml_1_1_would_turn_into_something_else_stays_text(written, value)
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("3e-4", 3e-4), ("1e9", 1e9), ("1E+2", 100.0), (".5", 0.5), ("5.", 5.0), ("+.5e1", 5.0), ("7", 7.0)],
+    [
+        ("3e-4", 3e-4),
+        ("1e9", 1e9),
+        ("1E+2", 100.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+.5e1", 5.0),
+        ("7", 7.0),
+    ],
 )
 def test_numbers_are_numbers_however_they_are_written(written, value):
     lr = read(f"optim: {{lr: {written}}}").optim.lr
@@ -62,7 +78,16 @@ def test_numbers_are_numbers_however_they_are_written(written, value):
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("10", 10), ("+10", 10), ("010", 10), ("1_000", 1000), ("1e4", 10_000), ("2.0", 2), ("0x1f", 31), ("0o17", 15)],
+    [
+        ("10", 10),
+        ("+10", 10),
+        ("010", 10),
+        ("1_000", 1000),
+        ("1e4", 10_000),
+        ("2.0", 2),
+        ("0x1f", 31),
+        ("0o17", 15),
+    ],
 )
 def test_whole_numbers_may_be_written_as_practitioners_do(written, value):
     steps = read(f"train: {{max_steps: {written}}}").train.max_steps
@@ -81,14 +106,18 @@ def test_null_is_none_where_the_schema_allows_it(written):
 
 
 def test_anchors_and_merges_work_and_copies_are_independent():
-    text = "data:\n  train: &t\n  - &c {src: a, tgt: b}\n  valid: *t\n  test:\n  - {<<: *c, tgt: e}\n"
+    text = (
+        "data:\n  train: &t\n  - &c {src: a, tgt: b}\n  valid: *t\n  test:\n  - {<<: *c, tgt: e}\n"
+    )
     data = read(text, "data.valid.0.src=z").data
     assert [c.src for c in (data.train[0], data.valid[0], data.test[0])] == ["a", "z", "a"]
     assert data.test[0].tgt == "e"
 
 
 def test_of_several_merges_the_first_wins():
-    merged = read("data: {train: [{<<: [{src: a, tgt: b}, {src: c, tgt: d, name: n}]}]}").data.train[0]
+    merged = read(
+        "data: {train: [{<<: [{src: a, tgt: b}, {src: c, tgt: d, name: n}]}]}"
+    ).data.train[0]
     assert (merged.src, merged.tgt, merged.name) == ("a", "b", "n")
 
 
@@ -215,14 +244,19 @@ def test_what_was_refused_while_reading_does_not_hide_or_double_other_mistakes()
 def test_a_python_tag_is_refused_and_not_executed(tmp_path):
     trace = tmp_path / "trace"
     (message,) = complaints(f"cache_dir: !!python/object/apply:os.system ['touch {trace}']")
-    assert message == "c.yaml:1: cache_dir: tag `!!python/object/apply:os.system` is not allowed; leave it out"
+    assert (
+        message
+        == "c.yaml:1: cache_dir: tag `!!python/object/apply:os.system` is not allowed; leave it out"
+    )
     assert not trace.exists()
 
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)
 )
-MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 60))
+MERGES = "m0: &m0 {a: 1}\n" + "".join(
+    f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 60)
+)
 CHAIN = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: *m{i - 1}}}\n" for i in range(1, 3000))
 
 
@@ -245,7 +279,11 @@ def test_bombs_are_refused_within_a_second(text):
     [
         ('"a\\nb\\e[31m\\ud800": 1', "seed=1", "c.yaml:1: a key must be printable text"),
         ('"\\ud800": 1', "seed=1", "c.yaml:1: a key must be printable text"),
-        ('seed: "\\e[31m\\n"', "optim.lr=1", r"c.yaml:1: seed: expected a whole number, found '\x1b[31m\n'"),
+        (
+            'seed: "\\e[31m\\n"',
+            "optim.lr=1",
+            r"c.yaml:1: seed: expected a whole number, found '\x1b[31m\n'",
+        ),
         ("", "a\n\x1b\udc80=1", r"override `a\n\x1b\udc80=1`: expected key=value"),
         ("", "seed=\udc80", r"override `seed=\udc80`: not valid YAML"),
     ],
@@ -310,7 +348,12 @@ def test_mistakes_in_a_file_name_it_as_it_was_given(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_sizes_and_own_keys_win(name):
     model = read(f"model: {{preset: {name}, dropout: 0.25}}").model
-    assert model.model_dump() == {**Config().model.model_dump(), "preset": name, **PRESETS[name], "dropout": 0.25}
+    assert model.model_dump() == {
+        **Config().model.model_dump(),
+        "preset": name,
+        **PRESETS[name],
+        "dropout": 0.25,
+    }
 
 
 def test_a_preset_may_come_from_an_override():
@@ -364,7 +407,10 @@ def test_the_last_override_of_a_key_wins():
         ("x.y=1", "x: unknown key"),
         ("model.d_model=100", "model.num_heads: 8 does not divide d_model 100"),
         ("model.num_heads=7", "7 does not divide d_model 512"),
-        ("data.train=[{src: 1, tgt: b}]", "data.train[0].src: expected text, found 1 (put it in quotes)"),
+        (
+            "data.train=[{src: 1, tgt: b}]",
+            "data.train[0].src: expected text, found 1 (put it in quotes)",
+        ),
         ("tokenizer.joint=false", "model.tie_embeddings: `all` needs a joint vocabulary"),
         ("train.grad_accum_steps=2", "train: `batch_tokens` derives the number of micro-batches"),
     ],
@@ -395,7 +441,9 @@ texts = st.one_of(st.sampled_from(ODD), st.text())
 
 def odd_config(words: list[str]) -> Config:
     corpora = [{"src": word, "tgt": words[0]} for word in words]
-    return Config.model_validate({"run_dir": words[0], "cache_dir": words[-1], "data": {"train": corpora}})
+    return Config.model_validate(
+        {"run_dir": words[0], "cache_dir": words[-1], "data": {"train": corpora}}
+    )
 
 
 # What a path is replaced by when it is read is tested in tests/test_situations.py.
@@ -436,7 +484,9 @@ def test_a_written_configuration_reads_back_equal(text, full):
 
 
 def test_the_short_form_holds_what_differs_and_the_full_form_every_key():
-    config = read("seed: 1\nmodel: {preset: tiny, d_model: 512, d_ff: 512}\ndata: {test: [{src: a, tgt: b}]}")
+    config = read(
+        "seed: 1\nmodel: {preset: tiny, d_model: 512, d_ff: 512}\ndata: {test: [{src: a, tgt: b}]}"
+    )
     assert to_yaml(config, full=False) == (
         "data:\n  test:\n  - src: a\n    tgt: b\nmodel:\n  preset: tiny\n  d_model: 512\n"
     )

@@ -19,7 +19,11 @@ SCHEMA = json_schema()
 def leaves() -> list[tuple[str, dict]]:
     """(Section.key, its schema) of every key that is not a section itself."""
     parts = {"Config": SCHEMA, **SCHEMA["$defs"]}
-    every = [(f"{name}.{key}", spec) for name, part in parts.items() for key, spec in part["properties"].items()]
+    every = [
+        (f"{name}.{key}", spec)
+        for name, part in parts.items()
+        for key, spec in part["properties"].items()
+    ]
     return [(name, spec) for name, spec in every if "$ref" not in spec]
 
 
@@ -92,7 +96,10 @@ def test_editors_refuse_what_the_loader_refuses(sample):
     [
         ({"model": {"num_heads": 7}}, "num_heads: 7 does not divide d_model 512"),
         ({"model": {"d_model": 7, "num_heads": 7}}, "d_model: 7 is odd"),
-        ({"model": {"tie_embeddings": "all"}, "tokenizer": {"joint": False}}, "needs a joint vocabulary"),
+        (
+            {"model": {"tie_embeddings": "all"}, "tokenizer": {"joint": False}},
+            "needs a joint vocabulary",
+        ),
         ({"tokenizer": {"src_model": "a"}}, "go together"),
         ({"train": {"max_steps": None}}, "nothing would end this run"),
         ({"train": {"batch_tokens": 9, "grad_accum_steps": 2}}, "leave `grad_accum_steps` out"),

@@ -16,11 +16,16 @@ def test_a_shipped_configuration_loads_and_names_its_schema(path: Path) -> None:
     assert config.run_dir == f"runs/{path.stem}"
     assert config.data.train
     assert config.data.test
-    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=schema.json\n")
+    assert path.read_text(encoding="utf-8").startswith(
+        "# yaml-language-server: $schema=schema.json\n"
+    )
 
 
 def test_the_two_multi30k_directions_are_the_same_recipe() -> None:
-    there, back = (load_config(ROOT / f"configs/multi30k-{pair}.yaml").model_dump() for pair in ("de-en", "en-de"))
+    there, back = (
+        load_config(ROOT / f"configs/multi30k-{pair}.yaml").model_dump()
+        for pair in ("de-en", "en-de")
+    )
     assert there["data"]["train"][0]["src"] == back["data"]["train"][0]["tgt"]
     for config in (there, back):
         config.pop("data")

@@ -31,9 +31,19 @@ def _one_thread() -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_ctranslate2_gives_our_translations_with_our_scores(
-    tmp_path: Path, tokenizer: Tokenizer, beam_size: int, norm: str, activation: str, tie_embeddings: str
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    beam_size: int,
+    norm: str,
+    activation: str,
+    tie_embeddings: str,
 ) -> None:
-    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": norm == "post"}
+    options = {
+        "norm": norm,
+        "activation": activation,
+        "tie_embeddings": tie_embeddings,
+        "output_bias": norm == "post",
+    }
     loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_ctranslate2(loaded, tmp_path / "out")
     decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
@@ -59,12 +69,16 @@ def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer:
         assert theirs.score(source, target) == pytest.approx(ours.score(source, target), abs=1e-4)
 
 
-def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
     for name, quantization in (("exact", None), ("small", "int8")):
         export_ctranslate2(loaded, tmp_path / name, quantization)
-    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.state_dict().items())
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in loaded.model.state_dict().items()
+    )
     sizes = [(tmp_path / name / "model.bin").stat().st_size for name in ("small", "exact")]
     assert sizes[0] < sizes[1]
 
@@ -74,10 +88,15 @@ def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) 
 
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")
-    pieces, target = (sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / name)) for name in ("src.spm", "tgt.spm"))
+    pieces, target = (
+        sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / name))
+        for name in ("src.spm", "tgt.spm")
+    )
     engine = ctranslate2.Translator(str(tmp_path / "out"), intra_threads=1)
     line = sample_lines("test", "de", 1)[0]
-    [result] = engine.translate_batch([pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8)
+    [result] = engine.translate_batch(
+        [pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8
+    )
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
     [ours] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
     assert target.decode(result.hypotheses[0]) == ours
@@ -85,7 +104,16 @@ def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) 
 
 def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer)
-    result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--quantization", "int8", "--lines", "40")
+    result = run_mt(
+        "export",
+        tmp_path / "model",
+        "-o",
+        tmp_path / "out",
+        "--quantization",
+        "int8",
+        "--lines",
+        "40",
+    )
     assert result.returncode == 0, result.stderr
     assert "data/sample/test.de, in fp32: 40 of 40 translations identical" in result.stdout
     assert "int8, beside fp32: " in result.stdout
@@ -99,7 +127,9 @@ def test_without_text_the_export_says_that_it_is_not_proven(
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
     monkeypatch.chdir(tmp_path)
-    *_, last = export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 1000)
+    *_, last = export_and_prove(
+        tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 1000
+    )
     assert "no text at hand; give --prove FILE" in last
     assert (tmp_path / "out" / "model.bin").exists()
 
@@ -116,7 +146,9 @@ def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
         loaded.model.decoder.layers[0].fc1.bias.data -= 1.0
 
     monkeypatch.setattr(workflow, "export_ctranslate2", broken)
-    with pytest.raises(ExportError, match=r"(?s)was not written: the engines disagree; .* that differ\n  line \d+"):
+    with pytest.raises(
+        ExportError, match=r"(?s)was not written: the engines disagree; .* that differ\n  line \d+"
+    ):
         export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 30)
     assert not (tmp_path / "out").exists()
 

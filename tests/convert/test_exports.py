@@ -9,17 +9,25 @@ from mt.checkpoint import load_model
 from mt.workflows.export import Target, prove_export, write_export
 from tests.conftest import sample_lines
 
-ENGINES: dict[Target, str] = {"ctranslate2": "ctranslate2", "pegasus": "transformers", "onnx": "onnxruntime"}
+ENGINES: dict[Target, str] = {
+    "ctranslate2": "ctranslate2",
+    "pegasus": "transformers",
+    "onnx": "onnxruntime",
+}
 
 
 @pytest.mark.parametrize("to", ENGINES)
-def test_a_trained_model_translates_alike_in_every_engine(trained_run: Path, tmp_path: Path, to: Target) -> None:
+def test_a_trained_model_translates_alike_in_every_engine(
+    trained_run: Path, tmp_path: Path, to: Target
+) -> None:
     pytest.importorskip(ENGINES[to])
     torch.set_num_threads(1)
     loaded = load_model(trained_run, torch.device("cpu"))
     assert loaded.config.model.norm == "pre"
     write_export(to, loaded, tmp_path / "out")
     for beam_size in (1, 5):
-        parity = prove_export(to, loaded, tmp_path / "out", sample_lines("test", "de", 30), beam_size)
+        parity = prove_export(
+            to, loaded, tmp_path / "out", sample_lines("test", "de", 30), beam_size
+        )
         assert parity.num_lines == 30
         assert parity.holds, parity

@@ -35,7 +35,12 @@ def separate(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("separate")
     data = {"train": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]}
     two = {"joint": False, "vocab_size": 400}
-    config = {"data": data, "tokenizer": two, "model": {"tie_embeddings": "decoder"}, "cache_dir": str(folder)}
+    config = {
+        "data": data,
+        "tokenizer": two,
+        "model": {"tie_embeddings": "decoder"},
+        "cache_dir": str(folder),
+    }
     return prepare(Config.model_validate(config)).tokenizer
 
 
@@ -45,9 +50,20 @@ def separate(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 ])  # fmt: skip
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_transformers_gives_our_translations_with_our_scores(
-    tmp_path: Path, tokenizer: Tokenizer, beam_size: int, format: Any, norm: str, activation: str, tie_embeddings: str
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    beam_size: int,
+    format: Any,
+    norm: str,
+    activation: str,
+    tie_embeddings: str,
 ) -> None:
-    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": activation != "gelu"}
+    options = {
+        "norm": norm,
+        "activation": activation,
+        "tie_embeddings": tie_embeddings,
+        "output_bias": activation != "gelu",
+    }
     loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_huggingface(loaded, tmp_path / "out", format)
     decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
@@ -58,12 +74,22 @@ def test_transformers_gives_our_translations_with_our_scores(
     assert parity.differences == []
     assert parity.score_gap < 1e-4
     source = tokenizer.encode_src(sample_lines("test", "de", 1))[0]
-    assert engine.score(source, [5, 9, 100]) == pytest.approx(OurEngine(ours).score(source, [5, 9, 100]), abs=1e-4)
+    assert engine.score(source, [5, 9, 100]) == pytest.approx(
+        OurEngine(ours).score(source, [5, 9, 100]), abs=1e-4
+    )
 
 
-def test_the_exported_tokenizer_reads_and_writes_text_as_ours(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    lines = [*sample_lines("test", "de", 30), "  odd   spaces ", "Zahl 12,5 \u2013 \u201eZitat\u201c \U0001f600 \u72ac"]
-    export_huggingface(model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian")
+def test_the_exported_tokenizer_reads_and_writes_text_as_ours(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    lines = [
+        *sample_lines("test", "de", 30),
+        "  odd   spaces ",
+        "Zahl 12,5 \u2013 \u201eZitat\u201c \U0001f600 \u72ac",
+    ]
+    export_huggingface(
+        model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian"
+    )
     check_tokenizer(tmp_path / "out", tokenizer, lines)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     for line in sample_lines("test", "en", 20):
@@ -93,7 +119,9 @@ def test_the_folder_alone_translates_text_as_we_do(tmp_path: Path, tokenizer: To
     line = sample_lines("test", "de", 1)
     [output] = model.generate(**theirs(line, return_tensors="pt"), max_new_tokens=8)
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
-    assert [theirs.decode(output, skip_special_tokens=True)] == Translator(loaded.model, tokenizer, decode, FP32).translate(line)
+    assert [theirs.decode(output, skip_special_tokens=True)] == Translator(
+        loaded.model, tokenizer, decode, FP32
+    ).translate(line)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "tokenizer_config.json",
         "vocab.json",
@@ -102,33 +130,53 @@ def test_the_folder_alone_translates_text_as_we_do(tmp_path: Path, tokenizer: To
     assert (generation["early_stopping"], generation["forced_eos_token_id"]) == (True, None)
 
 
-def test_a_model_that_the_format_cannot_express_is_refused_with_all_reasons(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_model_that_the_format_cannot_express_is_refused_with_all_reasons(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     pre = model_folder(tmp_path / "pre", tokenizer, norm="pre", tie_embeddings="none")
     with pytest.raises(ExportError, match=r"Marian is post-norm \(try --to pegasus\)"):
         export_huggingface(pre, tmp_path / "out", "marian")
     post = model_folder(tmp_path / "post", tokenizer, norm="post", tie_embeddings="decoder")
-    with pytest.raises(ExportError, match=r"(?s)Pegasus is pre-norm .*\n  model.tie_embeddings: decoder; Pegasus has one matrix"):
+    with pytest.raises(
+        ExportError,
+        match=r"(?s)Pegasus is pre-norm .*\n  model.tie_embeddings: decoder; Pegasus has one matrix",
+    ):
         export_huggingface(post, tmp_path / "out", "pegasus")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer, norm="post")
-    result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--to", "marian", "--lines", "20")
+    result = run_mt(
+        "export", tmp_path / "model", "-o", tmp_path / "out", "--to", "marian", "--lines", "20"
+    )
     assert result.returncode == 0, result.stderr
     assert "for transformers (Marian), weights in float32" in result.stdout
     assert "20 of 20 translations identical" in result.stdout
     assert result.stderr == ""
     model_folder(tmp_path / "pre", tokenizer, norm="pre")
-    other = run_mt("export", tmp_path / "pre", "-o", tmp_path / "out3", "--to", "pegasus", "--lines", "20")
+    other = run_mt(
+        "export", tmp_path / "pre", "-o", tmp_path / "out3", "--to", "pegasus", "--lines", "20"
+    )
     assert (other.returncode, other.stderr) == (0, "")
-    wrong = run_mt("export", tmp_path / "model", "-o", tmp_path / "out2", "--to", "marian", "--quantization", "int8")
+    wrong = run_mt(
+        "export",
+        tmp_path / "model",
+        "-o",
+        tmp_path / "out2",
+        "--to",
+        "marian",
+        "--quantization",
+        "int8",
+    )
     assert wrong.returncode == 2
     assert "--quantization is for --to ctranslate2" in wrong.stderr
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    export_huggingface(model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian")
+    export_huggingface(
+        model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian"
+    )
     vocab = json.loads((tmp_path / "out/vocab.json").read_text(encoding="utf-8"))
     pieces = sorted(vocab, key=vocab.__getitem__)
     permuted = {piece: i for i, piece in enumerate([*pieces[:4], *pieces[:3:-1]])}
@@ -137,7 +185,9 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path, tokenizer: 
         check_tokenizer(tmp_path / "out", tokenizer, sample_lines("test", "de", 2))
 
 
-def test_a_missing_package_is_named(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model_folder(tmp_path / "model", tokenizer, norm="post")
     hide_package("transformers", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[hf\]"):

@@ -39,7 +39,9 @@ def write_spm(path: Path, lang: str) -> list[str]:
 
     model = io.BytesIO()
     lines = iter(sample_lines("test", lang, 300))
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=250, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=250, minloglevel=2
+    )
     path.write_bytes(model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
@@ -49,7 +51,13 @@ def write_spm(path: Path, lang: str) -> list[str]:
 def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model like those of OPUS-MT: SiLU, biases, two models of one vocabulary in an order of its own, padding begins a target."""
     folder = tmp_path_factory.mktemp("opus")
-    pieces = sorted({*write_spm(folder / "source.spm", "de"), *write_spm(folder / "target.spm", "en"), ">>eng<<"})
+    pieces = sorted(
+        {
+            *write_spm(folder / "source.spm", "de"),
+            *write_spm(folder / "target.spm", "en"),
+            ">>eng<<",
+        }
+    )
     random.Random(4).shuffle(pieces)
     vocab = {piece: i for i, piece in enumerate(["</s>", "<unk>", *pieces, "<pad>"])}
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
@@ -79,44 +87,78 @@ def test_a_random_model_has_the_logits_and_ids_of_transformers(opus: Path, tmp_p
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(opus))
     assert loaded.model.output_bias is not None
     assert float(theirs.final_logits_bias.abs().max()) > 1
-    kept = [i for i in range(len(order)) if i != 2]  # the start of a target has a row of its own here
-    for src, tgt in zip([*sample_lines("test", "de", 20), ">>eng<< Ein Hund ?"], [*sample_lines("test", "en", 20), "A dog ?"], strict=True):
-        [src_ids], [tgt_ids] = loaded.tokenizer.encode_src([src]), loaded.tokenizer.encode_tgt([tgt])
+    kept = [
+        i for i in range(len(order)) if i != 2
+    ]  # the start of a target has a row of its own here
+    for src, tgt in zip(
+        [*sample_lines("test", "de", 20), ">>eng<< Ein Hund ?"],
+        [*sample_lines("test", "en", 20), "A dog ?"],
+        strict=True,
+    ):
+        [src_ids], [tgt_ids] = (
+            loaded.tokenizer.encode_src([src]),
+            loaded.tokenizer.encode_tgt([tgt]),
+        )
         assert [order[i] for i in (*src_ids, 3)] == tokenizer(src)["input_ids"]
         assert [order[i] for i in (*tgt_ids, 3)] == tokenizer(text_target=tgt)["input_ids"]
         with torch.no_grad():
-            ours = loaded.model.project(loaded.model(torch.tensor([[*src_ids, 3]]), None, torch.tensor([[2, *tgt_ids]])))[0]
+            ours = loaded.model.project(
+                loaded.model(torch.tensor([[*src_ids, 3]]), None, torch.tensor([[2, *tgt_ids]]))
+            )[0]
             inputs = {"input_ids": torch.tensor([[order[i] for i in (*src_ids, 3)]])}
-            logits = theirs(**inputs, decoder_input_ids=torch.tensor([[order[i] for i in (2, *tgt_ids)]])).logits[0]
-        torch.testing.assert_close(ours[:, kept], logits[:, [order[i] for i in kept]], rtol=0, atol=1e-4)
+            logits = theirs(
+                **inputs, decoder_input_ids=torch.tensor([[order[i] for i in (2, *tgt_ids)]])
+            ).logits[0]
+        torch.testing.assert_close(
+            ours[:, kept], logits[:, [order[i] for i in kept]], rtol=0, atol=1e-4
+        )
         assert (ours[:, 2] < NEVER / 2).all()
 
 
 def test_the_command_imports_and_proves_and_says_so(opus: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("".join(f"{line}\n" for line in sample_lines("test", "de", 12)), encoding="utf-8")
+    (tmp_path / "text").write_text(
+        "".join(f"{line}\n" for line in sample_lines("test", "de", 12)), encoding="utf-8"
+    )
     config = json.loads((opus / "generation_config.json").read_text(encoding="utf-8"))
     assert "num_beams" not in config
-    result = run_mt("import", "marian", opus, "-o", tmp_path / "model", "--prove", tmp_path / "text")
+    result = run_mt(
+        "import", "marian", opus, "-o", tmp_path / "model", "--prove", tmp_path / "text"
+    )
     assert result.returncode == 0, result.stderr
     assert "12 of 12 translations identical" in result.stdout
     again = run_mt("import", "marian", opus, "-o", tmp_path / "model")
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
-    assert import_and_prove(opus, tmp_path / "second", None, 10)[-1].startswith("not proven: give --prove FILE")
+    assert import_and_prove(opus, tmp_path / "second", None, 10)[-1].startswith(
+        "not proven: give --prove FILE"
+    )
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_it_translates_as_transformers_does(opus: Path, tmp_path: Path, beam_size: int) -> None:
     order = import_marian(opus, tmp_path / "model").tgt
-    ours = Translator.load(tmp_path / "model", threads=1, beam_size=beam_size, max_len_a=0.5, max_len_b=6)
-    parity = compare(ours, TransformersEngine(opus, ours.decode, order), sample_lines("test", "de", 20))
+    ours = Translator.load(
+        tmp_path / "model", threads=1, beam_size=beam_size, max_len_a=0.5, max_len_b=6
+    )
+    parity = compare(
+        ours, TransformersEngine(opus, ours.decode, order), sample_lines("test", "de", 20)
+    )
     assert parity.num_lines == 20
     assert parity.differences == []
     assert parity.score_gap < 1e-4
 
 
 @pytest.mark.parametrize("tie_embeddings", ["all", "decoder", "none"])
-def test_our_own_export_comes_back_bit_for_bit(tmp_path: Path, tokenizer: Tokenizer, tie_embeddings: str) -> None:
-    loaded = model_folder(tmp_path / "model", tokenizer, norm="post", tie_embeddings=tie_embeddings, activation="silu", output_bias=True)
+def test_our_own_export_comes_back_bit_for_bit(
+    tmp_path: Path, tokenizer: Tokenizer, tie_embeddings: str
+) -> None:
+    loaded = model_folder(
+        tmp_path / "model",
+        tokenizer,
+        norm="post",
+        tie_embeddings=tie_embeddings,
+        activation="silu",
+        output_bias=True,
+    )
     export_huggingface(loaded, tmp_path / "out", "marian")
     import_marian(tmp_path / "out", tmp_path / "back")
     back = load_model(tmp_path / "back", torch.device("cpu"))
@@ -125,26 +167,36 @@ def test_our_own_export_comes_back_bit_for_bit(tmp_path: Path, tokenizer: Tokeni
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert back.tokenizer.hash == tokenizer.hash
     lines = sample_lines("test", "de", 5)
-    assert Translator(back.model, back.tokenizer, loaded.config.decode, FP32).translate(lines) == Translator(
-        loaded.model, tokenizer, loaded.config.decode, FP32
-    ).translate(lines)
+    assert Translator(back.model, back.tokenizer, loaded.config.decode, FP32).translate(
+        lines
+    ) == Translator(loaded.model, tokenizer, loaded.config.decode, FP32).translate(lines)
 
 
 def test_an_import_exports_again_to_the_same_logits(opus: Path, tmp_path: Path) -> None:
     import_marian(opus, tmp_path / "model")
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
     export_huggingface(loaded, tmp_path / "again", "marian")
-    first, again = (transformers.MarianMTModel.from_pretrained(str(folder)).eval() for folder in (opus, tmp_path / "again"))
-    tokenizers = [transformers.AutoTokenizer.from_pretrained(str(folder)) for folder in (opus, tmp_path / "again")]
+    first, again = (
+        transformers.MarianMTModel.from_pretrained(str(folder)).eval()
+        for folder in (opus, tmp_path / "again")
+    )
+    tokenizers = [
+        transformers.AutoTokenizer.from_pretrained(str(folder))
+        for folder in (opus, tmp_path / "again")
+    ]
     [line] = sample_lines("test", "de", 1)
     texts = []
     for model, tokenizer in zip((first, again), tokenizers, strict=True):
-        output = model.generate(**tokenizer([line], return_tensors="pt"), num_beams=2, early_stopping=True, max_length=8)
+        output = model.generate(
+            **tokenizer([line], return_tensors="pt"), num_beams=2, early_stopping=True, max_length=8
+        )
         texts.append(tokenizer.batch_decode(output, skip_special_tokens=True))
     assert texts[0] == texts[1]
 
 
-def test_an_imported_model_trains_on_and_exports_again(opus: Path, sample: Path, tmp_path: Path) -> None:
+def test_an_imported_model_trains_on_and_exports_again(
+    opus: Path, sample: Path, tmp_path: Path
+) -> None:
     import_marian(opus, tmp_path / "model")
     config = {
         "run_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache"), "threads": 1,
@@ -157,10 +209,24 @@ def test_an_imported_model_trains_on_and_exports_again(opus: Path, sample: Path,
     result = run_mt("train", tmp_path / "c.yaml", "--init-from", tmp_path / "model")
     assert result.returncode == 0, result.stderr
     assert "model.output_bias: True, as in" in result.stderr
-    entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [
+        json.loads(line)
+        for line in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     losses = [entry["loss"] for entry in entries if entry["kind"] == "valid"]
     assert losses[0] > losses[1] > losses[2]
-    exported = run_mt("export", tmp_path / "run", "-o", tmp_path / "out", "--to", "marian", "--prove", sample / "test.de", "--lines", 10)
+    exported = run_mt(
+        "export",
+        tmp_path / "run",
+        "-o",
+        tmp_path / "out",
+        "--to",
+        "marian",
+        "--prove",
+        sample / "test.de",
+        "--lines",
+        10,
+    )
     assert exported.returncode == 0, exported.stderr
     assert "10 of 10 translations identical" in exported.stdout
 
@@ -178,7 +244,9 @@ def broken(opus: Path, folder: Path, what: str) -> None:
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     elif what == "vocabulary":
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        (folder / "vocab.json").write_text(json.dumps({**vocab, "another": len(vocab)}), encoding="utf-8")
+        (folder / "vocab.json").write_text(
+            json.dumps({**vocab, "another": len(vocab)}), encoding="utf-8"
+        )
     elif what == "weights":
         weights = load_file(folder / "model.safetensors")
         del weights["model.decoder.layers.0.fc1.bias"]
@@ -193,7 +261,9 @@ def broken(opus: Path, folder: Path, what: str) -> None:
     ("vocabulary", ["vocabulary does not fit its weights", "vocab_size"]),
     ("weights", ["decoder.layers.0.fc1.bias: missing instead of [48]"]),
 ])  # fmt: skip
-def test_what_cannot_be_imported_is_refused_with_all_reasons(opus: Path, tmp_path: Path, what: str, says: list[Any]) -> None:
+def test_what_cannot_be_imported_is_refused_with_all_reasons(
+    opus: Path, tmp_path: Path, what: str, says: list[Any]
+) -> None:
     (tmp_path / "in").mkdir()
     broken(opus, tmp_path / "in", what)
     with pytest.raises(CheckpointError) as error:
@@ -202,7 +272,9 @@ def test_what_cannot_be_imported_is_refused_with_all_reasons(opus: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def changed(opus: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+def changed(
+    opus: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]
+) -> Path:
     """A copy of a Marian folder with one of its JSON files changed."""
     if not folder.exists():
         shutil.copytree(opus, folder)
@@ -216,20 +288,48 @@ def changed(opus: Path, folder: Path, name: str, change: Callable[[dict[str, Any
 def test_special_ids_are_found_wherever_a_folder_says_them(opus: Path, tmp_path: Path) -> None:
     expected = import_marian(opus, tmp_path / "expected")
     config = json.loads((opus / "config.json").read_text(encoding="utf-8"))
-    ids = {f"{role}_token_id": config[f"{role}_token_id"] for role in ("pad", "decoder_start", "eos")}
-    folder = changed(opus, tmp_path / "in", "config.json", lambda values: [values.pop(name) for name in ids])
-    changed(opus, folder, "generation_config.json", lambda values: [values.pop(name, None) for name in ids])
+    ids = {
+        f"{role}_token_id": config[f"{role}_token_id"] for role in ("pad", "decoder_start", "eos")
+    }
+    folder = changed(
+        opus, tmp_path / "in", "config.json", lambda values: [values.pop(name) for name in ids]
+    )
+    changed(
+        opus,
+        folder,
+        "generation_config.json",
+        lambda values: [values.pop(name, None) for name in ids],
+    )
     token = {"content": "<unk>", "lstrip": False, "single_word": False, "__type": "AddedToken"}
-    changed(opus, folder, "tokenizer_config.json", lambda values: values.update(unk_token=token, pad_token="<pad>"))
+    changed(
+        opus,
+        folder,
+        "tokenizer_config.json",
+        lambda values: values.update(unk_token=token, pad_token="<pad>"),
+    )
     assert import_marian(folder, tmp_path / "by-name") == expected
     bad_words = [[ids["pad_token_id"]], [10**6], [-1], [1, 2]]
-    changed(opus, folder, "generation_config.json", lambda values: values.update(ids, bad_words_ids=bad_words))
+    changed(
+        opus,
+        folder,
+        "generation_config.json",
+        lambda values: values.update(ids, bad_words_ids=bad_words),
+    )
     assert import_marian(folder, tmp_path / "by-generation") == expected
     for name in ("by-name", "by-generation"):
         weights = [load_file(tmp_path / each / "model.safetensors") for each in ("expected", name)]
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if key != "output_bias")
-    changed(opus, folder, "tokenizer_config.json", lambda values: values.update(unk_token="<nowhere>"))
-    with pytest.raises(CheckpointError, match="unk_token: neither the id None nor the piece '<nowhere>' is in the vocabulary"):
+        assert all(
+            torch.equal(weights[0][key], weights[1][key])
+            for key in weights[0]
+            if key != "output_bias"
+        )
+    changed(
+        opus, folder, "tokenizer_config.json", lambda values: values.update(unk_token="<nowhere>")
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="unk_token: neither the id None nor the piece '<nowhere>' is in the vocabulary",
+    ):
         import_marian(folder, tmp_path / "refused")
 
 
@@ -237,11 +337,15 @@ def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Pat
     folder = tmp_path / "in"
     folder.mkdir()
     sides = {}
-    for seed, (name, spm, lang) in enumerate((("vocab.json", "source.spm", "de"), ("target_vocab.json", "target.spm", "en"))):
+    for seed, (name, spm, lang) in enumerate(
+        (("vocab.json", "source.spm", "de"), ("target_vocab.json", "target.spm", "en"))
+    ):
         pieces = write_spm(folder / spm, lang)
         random.Random(seed).shuffle(pieces)
         sides[name] = ["</s>", "<unk>", *pieces, *([">>eng<<"] if lang == "de" else []), "<pad>"]
-        (folder / name).write_text(json.dumps({piece: i for i, piece in enumerate(sides[name])}), encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps({piece: i for i, piece in enumerate(sides[name])}), encoding="utf-8"
+        )
     src_size, tgt_size = map(len, sides.values())
     assert src_size != tgt_size
     torch.manual_seed(3)
@@ -257,7 +361,12 @@ def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Pat
             if "embed_positions" not in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(str(folder))
-    about = {"tokenizer_class": "MarianTokenizer", "source_lang": "de", "target_lang": "en", "separate_vocabs": True}
+    about = {
+        "tokenizer_class": "MarianTokenizer",
+        "source_lang": "de",
+        "target_lang": "en",
+        "separate_vocabs": True,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
     ids = import_marian(folder, tmp_path / "model")
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
@@ -266,7 +375,12 @@ def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Pat
         [own] = loaded.tokenizer.encode_src([line])
         theirs = transformers.AutoTokenizer.from_pretrained(str(folder))(line)["input_ids"]
         assert [ids.src[i] for i in (*own, 3)] == theirs
-    translator = Translator(loaded.model, loaded.tokenizer, loaded.config.decode.model_copy(update={"max_len_b": 8}), FP32)
+    translator = Translator(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.config.decode.model_copy(update={"max_len_b": 8}),
+        FP32,
+    )
     engine = TransformersEngine(folder, translator.decode, ids.tgt, ids.src)
     parity = compare(translator, engine, sample_lines("test", "de", 12))
     assert (parity.num_lines, parity.differences) == (12, [])

@@ -23,21 +23,32 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("norm", "activation", "tie_embeddings"), [("pre", "gelu", "all"), ("post", "silu", "none")])
+@pytest.mark.parametrize(
+    ("norm", "activation", "tie_embeddings"), [("pre", "gelu", "all"), ("post", "silu", "none")]
+)
 def test_onnxruntime_gives_our_translations_with_our_scores(
     tmp_path: Path, tokenizer: Tokenizer, norm: str, activation: str, tie_embeddings: str
 ) -> None:
-    options = {"norm": norm, "activation": activation, "tie_embeddings": tie_embeddings, "output_bias": norm == "post"}
+    options = {
+        "norm": norm,
+        "activation": activation,
+        "tie_embeddings": tie_embeddings,
+        "output_bias": norm == "post",
+    }
     loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_onnx(loaded, tmp_path / "out")
     for beam_size in (1, 4):
-        parity = prove_export("onnx", loaded, tmp_path / "out", sample_lines("test", "de", 40), beam_size)
+        parity = prove_export(
+            "onnx", loaded, tmp_path / "out", sample_lines("test", "de", 40), beam_size
+        )
         assert parity.num_lines == 40
         assert parity.differences == []
         assert parity.score_gap < 1e-4
 
 
-def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_with(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_with(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     """With padding, hypotheses that change places and sentences that leave; against the whole model without a cache."""
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_onnx(loaded, tmp_path / "out")
@@ -53,7 +64,10 @@ def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_w
         prefix = torch.cat([prefix, tokens[:, :, None]], dim=2)
         logits = runtime.step(tokens, state)
         with torch.no_grad():
-            whole = [model.project(model(src, mask, prefix[:, beam])[:, -1]) for beam in range(prefix.shape[1])]
+            whole = [
+                model.project(model(src, mask, prefix[:, beam])[:, -1])
+                for beam in range(prefix.shape[1])
+            ]
         torch.testing.assert_close(logits, torch.stack(whole, dim=1), rtol=1e-4, atol=1e-4)
         order = torch.randint(0, prefix.shape[1], (len(src), 3), generator=generator)
         prefix = prefix.gather(1, order[:, :, None].expand(-1, -1, prefix.shape[2]))
@@ -64,19 +78,35 @@ def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_w
             src, mask, prefix = src[kept], mask[kept], prefix[kept]
 
 
-def test_the_command_exports_proves_and_says_what_the_graphs_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_command_exports_proves_and_says_what_the_graphs_are(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     model_folder(tmp_path / "model", tokenizer)
-    result = run_mt("export", tmp_path / "model", "-o", tmp_path / "out", "--to", "onnx", "--lines", "20")
+    result = run_mt(
+        "export", tmp_path / "model", "-o", tmp_path / "out", "--to", "onnx", "--lines", "20"
+    )
     assert result.returncode == 0, result.stderr
     assert "for onnxruntime, weights in float32" in result.stdout
     assert "20 of 20 translations identical" in result.stdout
     assert "torchvision" not in result.stderr
     described = json.loads((tmp_path / "out/onnx.json").read_text(encoding="utf-8"))
-    assert (described["bos_id"], described["eos_id"], described["decoder_layers"], described["num_heads"]) == (2, 3, 1, 2)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["decoder.onnx", "encoder.onnx", "onnx.json", "tokenizer"]
+    assert (
+        described["bos_id"],
+        described["eos_id"],
+        described["decoder_layers"],
+        described["num_heads"],
+    ) == (2, 3, 1, 2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "onnx.json",
+        "tokenizer",
+    ]
 
 
-def test_a_missing_package_is_named(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib
 
     loaded = model_folder(tmp_path / "model", tokenizer)

@@ -22,13 +22,20 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    config = ModelConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm="pre")
+    config = ModelConfig(
+        d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm="pre"
+    )
     return build_model(config, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3).eval()
 
 
 @pytest.fixture
 def translator(model: Transformer, tokenizer: Tokenizer) -> Translator:
-    return Translator(model, tokenizer, DecodeConfig(beam_size=2, max_len_a=0.0, max_len_b=6), Compute(torch.device("cpu"), torch.float32))
+    return Translator(
+        model,
+        tokenizer,
+        DecodeConfig(beam_size=2, max_len_a=0.0, max_len_b=6),
+        Compute(torch.device("cpu"), torch.float32),
+    )
 
 
 class Changed(OurEngine):
@@ -40,11 +47,16 @@ class Changed(OurEngine):
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
         found = super().translate(sources)
-        return [([*tokens, 7] if i in self.lines else tokens, score + self.off) for i, (tokens, score) in enumerate(found)]
+        return [
+            ([*tokens, 7] if i in self.lines else tokens, score + self.off)
+            for i, (tokens, score) in enumerate(found)
+        ]
 
 
 def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, set(), 2e-4), ["", *sample_lines("test", "de", 9)])
+    parity = compare(
+        translator, Changed(translator, set(), 2e-4), ["", *sample_lines("test", "de", 9)]
+    )
     assert parity.num_lines == 9  # the empty line is none
     assert parity.holds
     assert parity.score_gap == pytest.approx(2e-4)
@@ -52,15 +64,21 @@ def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
 
 
 def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Translator) -> None:
-    parity = compare(translator, Changed(translator, {4}, 0.0), ["", *sample_lines("test", "de", 9)])
+    parity = compare(
+        translator, Changed(translator, {4}, 0.0), ["", *sample_lines("test", "de", 9)]
+    )
     [difference] = parity.differences
     assert difference.line == 6  # of the text, its empty line counted
     assert difference.gap > 1e-3
     assert not parity.holds
 
 
-@pytest.mark.parametrize(("ties", "worse", "holds"), [(0, 0, True), (5, 0, True), (6, 0, False), (0, 1, False)])
-def test_995_of_1000_must_be_identical_and_all_others_ties(ties: int, worse: int, holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("ties", "worse", "holds"), [(0, 0, True), (5, 0, True), (6, 0, False), (0, 1, False)]
+)
+def test_995_of_1000_must_be_identical_and_all_others_ties(
+    ties: int, worse: int, holds: bool
+) -> None:
     differences = [Difference(1, "a", "b", 9e-4)] * ties + [Difference(1, "a", "b", 1.1e-3)] * worse
     assert Parity(1000, differences, 0.0).holds == holds
 
@@ -75,11 +93,13 @@ def test_a_text_without_lines_is_no_proof(translator: Translator) -> None:
 
 
 @torch.no_grad()
-def test_our_score_is_the_full_forwards_mean_log_probability(translator: Translator, model: Transformer) -> None:
+def test_our_score_is_the_full_forwards_mean_log_probability(
+    translator: Translator, model: Transformer
+) -> None:
     source, target = translator.tokenizer.encode_src(sample_lines("test", "de", 1))[0], [9, 5, 100]
     tgt_in = torch.tensor([[BOS_ID, *target]])
-    log_probs = model.project(model(torch.tensor([[*source, EOS_ID]]), None, tgt_in))[0].log_softmax(-1)
+    log_probs = model.project(model(torch.tensor([[*source, EOS_ID]]), None, tgt_in))[
+        0
+    ].log_softmax(-1)
     expected = log_probs.gather(1, torch.tensor([*target, EOS_ID])[:, None]).mean()
     assert OurEngine(translator).score(source, target) == pytest.approx(float(expected), abs=1e-5)
-
-

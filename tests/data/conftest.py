@@ -44,12 +44,17 @@ def id_tokenizer() -> Callable[[int], IdTokenizer]:
 @pytest.fixture(scope="session")
 def sample_pairs() -> list[SentencePair]:
     """The first 600 training pairs of the sample corpus."""
-    sides = [(SAMPLE / f"train.{language}").read_text(encoding="utf-8").split("\n")[:600] for language in ("de", "en")]
+    sides = [
+        (SAMPLE / f"train.{language}").read_text(encoding="utf-8").split("\n")[:600]
+        for language in ("de", "en")
+    ]
     return [SentencePair(*pair) for pair in zip(*sides, strict=True)]
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory, sample_pairs: list[SentencePair]) -> Tokenizer:
+def tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, sample_pairs: list[SentencePair]
+) -> Tokenizer:
     """A joint unigram model with 500 pieces."""
     folder = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(lambda: sample_pairs, TokenizerConfig(vocab_size=500, num_threads=1), folder)

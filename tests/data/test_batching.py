@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.config import BatchingConfig, FilterConfig
-from mt.data.batching import AnyBatch, Batch, IntArray, PackedBatch, collate, moved, pack, pad_rows, token_buckets
+from mt.data.batching import (
+    AnyBatch,
+    Batch,
+    IntArray,
+    PackedBatch,
+    collate,
+    moved,
+    pack,
+    pad_rows,
+    token_buckets,
+)
 from mt.data.cache import TokenCache, build_cache
 from mt.data.corpus import SentencePair
 from mt.data.loader import Position, TrainLoader
@@ -45,7 +55,10 @@ def test_a_batch_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]
         kept = batch.tgt_out[row] != PAD_ID
         assert batch.tgt_out[row][kept].tolist() == [*tgt, EOS_ID]
         assert batch.tgt_in[row][kept].tolist() == [BOS_ID, *tgt]
-    for mask in (batch.src_mask, batch.tgt_out != PAD_ID):  # padding stands on the right, and no column is all padding
+    for mask in (
+        batch.src_mask,
+        batch.tgt_out != PAD_ID,
+    ):  # padding stands on the right, and no column is all padding
         assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
         assert mask.any(dim=0).all()
     assert torch.equal(batch.tgt_in != PAD_ID, batch.tgt_out != PAD_ID)
@@ -54,7 +67,10 @@ def test_a_batch_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]
 
 def test_rows_are_padded_with_and_without_special_ids() -> None:
     assert pad_rows([[5, 6], [7]]).tolist() == [[5, 6], [7, PAD_ID]]
-    assert pad_rows([[], [7]], prefix=BOS_ID, suffix=EOS_ID).tolist() == [[BOS_ID, EOS_ID, PAD_ID], [BOS_ID, 7, EOS_ID]]
+    assert pad_rows([[], [7]], prefix=BOS_ID, suffix=EOS_ID).tolist() == [
+        [BOS_ID, EOS_ID, PAD_ID],
+        [BOS_ID, 7, EOS_ID],
+    ]
 
 
 def test_a_packed_batch_looks_like_this() -> None:
@@ -66,7 +82,9 @@ def test_a_packed_batch_looks_like_this() -> None:
     assert batch.tgt_offsets.tolist() == [0, 2, 5]
     assert (batch.max_src_len, batch.max_tgt_len, batch.num_tokens) == (4, 3, 5)
     assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
-    assert {batch.src_offsets.dtype, batch.tgt_offsets.dtype} == {torch.int32}  # which flash attention asks for
+    assert {batch.src_offsets.dtype, batch.tgt_offsets.dtype} == {
+        torch.int32
+    }  # which flash attention asks for
 
 
 Rows = tuple[list[list[int]], list[list[int]], list[list[int]]]
@@ -90,7 +108,9 @@ def rows(batch: AnyBatch) -> Rows:
 
 
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8))
-def test_packed_and_padded_batches_hold_the_same_sentences(pairs: list[tuple[list[int], list[int]]]) -> None:
+def test_packed_and_padded_batches_hold_the_same_sentences(
+    pairs: list[tuple[list[int], list[int]]],
+) -> None:
     arrays = [(np.array(src, np.uint16), np.array(tgt, np.uint16)) for src, tgt in pairs]
     packed, padded = pack(arrays), collate(arrays)
     assert rows(packed) == rows(padded)
@@ -103,7 +123,9 @@ def test_packed_and_padded_batches_hold_the_same_sentences(pairs: list[tuple[lis
 
 
 @pytest.mark.parametrize("make", [collate, pack])
-def test_moving_a_batch_keeps_every_field(make: Callable[..., AnyBatch], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_a_batch_keeps_every_field(
+    make: Callable[..., AnyBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To a device that needs no hardware, with pinning left out, which does."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     batch = make([([7, 8], [5]), ([9], [4, 4])])
@@ -112,7 +134,11 @@ def test_moving_a_batch_keeps_every_field(make: Callable[..., AnyBatch], monkeyp
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):
             found = getattr(there, name)
-            assert (found.device.type, found.shape, found.dtype) == ("meta", value.shape, value.dtype)
+            assert (found.device.type, found.shape, found.dtype) == (
+                "meta",
+                value.shape,
+                value.dtype,
+            )
         else:
             assert getattr(there, name) == value
 
@@ -131,37 +157,61 @@ def test_a_batch_arrives_on_the_gpu_as_it_was(make: Callable[..., AnyBatch]) -> 
     there = moved(batch, torch.device("cuda"))
     for name, value in vars(batch).items():
         found = getattr(there, name)
-        assert torch.equal(found.cpu(), value) if isinstance(value, torch.Tensor) else found == value
+        assert (
+            torch.equal(found.cpu(), value) if isinstance(value, torch.Tensor) else found == value
+        )
     assert there.src.device.type == "cuda"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]) -> TokenCache:
+def cache(
+    tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
+) -> TokenCache:
     """90 pairs of random ids and lengths."""
     rng = np.random.default_rng(3)
-    sides = [[" ".join(map(str, rng.integers(4, 1000, rng.integers(1, 13)))) for _ in range(90)] for _ in range(2)]
+    sides = [
+        [" ".join(map(str, rng.integers(4, 1000, rng.integers(1, 13)))) for _ in range(90)]
+        for _ in range(2)
+    ]
     folder: Path = tmp_path_factory.mktemp("cache") / "tokens"
-    return build_cache([SentencePair(*pair) for pair in zip(*sides, strict=True)], id_tokenizer(1000), FilterConfig(), folder, {})[0]
+    return build_cache(
+        [SentencePair(*pair) for pair in zip(*sides, strict=True)],
+        id_tokenizer(1000),
+        FilterConfig(),
+        folder,
+        {},
+    )[0]
 
 
 @pytest.mark.parametrize("grouping", [{}, {"grad_accum_steps": 3}, {"batch_tokens": 90}])
-def test_a_packed_loader_gives_the_same_pairs_in_the_same_order(grouping: dict[str, int], cache: TokenCache) -> None:
+def test_a_packed_loader_gives_the_same_pairs_in_the_same_order(
+    grouping: dict[str, int], cache: TokenCache
+) -> None:
     found: dict[bool, list[tuple[list[Rows], Position, int]]] = {}
     for packed in (False, True):
-        loader = TrainLoader(cache, BatchingConfig(max_tokens=60, block_size=40), 1, packed=packed, **grouping)
+        loader = TrainLoader(
+            cache, BatchingConfig(max_tokens=60, block_size=40), 1, packed=packed, **grouping
+        )
         with closing(loader.updates()) as updates:  # type: ignore[type-var]
             taken = list(islice(updates, 40))
         batches: Sequence[AnyBatch] = [batch for update in taken for batch in update.micro_batches]
         assert {type(batch) for batch in batches} == {PackedBatch if packed else Batch}
-        found[packed] = [([rows(batch) for batch in update.micro_batches], update.after, update.num_tokens) for update in taken]
+        found[packed] = [
+            ([rows(batch) for batch in update.micro_batches], update.after, update.num_tokens)
+            for update in taken
+        ]
     assert found[True] == found[False]
     assert found[True][-1][1].epoch >= 1  # a whole epoch and some more
 
 
 @given(pairs=PAIRS, max_tokens=st.integers(1, 120))
-def test_buckets_hold_every_pair_once_within_their_bound(pairs: list[tuple[int, int]], max_tokens: int) -> None:
+def test_buckets_hold_every_pair_once_within_their_bound(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
     buckets = token_buckets(*arrays(pairs), max_tokens)
-    assert sorted(np.concatenate([*buckets, np.array([], np.int64)]).tolist()) == list(range(len(pairs)))
+    assert sorted(np.concatenate([*buckets, np.array([], np.int64)]).tolist()) == list(
+        range(len(pairs))
+    )
     for bucket in buckets:
         assert len(bucket) >= 1
         longest = max(max(pairs[i]) for i in bucket)
@@ -169,7 +219,9 @@ def test_buckets_hold_every_pair_once_within_their_bound(pairs: list[tuple[int, 
 
 
 @given(pairs=PAIRS, max_tokens=st.integers(1, 120))
-def test_no_bucket_could_have_taken_the_next_pair(pairs: list[tuple[int, int]], max_tokens: int) -> None:
+def test_no_bucket_could_have_taken_the_next_pair(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
     buckets = token_buckets(*arrays(pairs), max_tokens)
     for bucket, following in pairwise(buckets):
         longest = max(max(pairs[i]) for i in [*bucket, following[0]])
@@ -177,13 +229,17 @@ def test_no_bucket_could_have_taken_the_next_pair(pairs: list[tuple[int, int]], 
 
 
 @given(pairs=PAIRS, max_tokens=st.integers(1, 120))
-def test_target_lengths_rise_from_bucket_to_bucket(pairs: list[tuple[int, int]], max_tokens: int) -> None:
+def test_target_lengths_rise_from_bucket_to_bucket(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
     targets = [pairs[i][1] for bucket in token_buckets(*arrays(pairs), max_tokens) for i in bucket]
     assert targets == sorted(targets)
 
 
 @given(pairs=PAIRS, data=st.data())
-def test_ties_alone_decide_between_pairs_of_equal_lengths(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_ties_alone_decide_between_pairs_of_equal_lengths(
+    pairs: list[tuple[int, int]], data: st.DataObject
+) -> None:
     ties = np.array(data.draw(st.permutations(range(len(pairs)))), np.int64)
     order = [i for bucket in token_buckets(*arrays(pairs), 50, ties) for i in bucket.tolist()]
     for a, b in pairwise(order):
@@ -196,5 +252,7 @@ def test_sorting_by_length_wastes_little_on_padding(max_tokens: int) -> None:
     src = rng.integers(2, 30, 5000)
     tgt = np.clip(src + rng.integers(-3, 4, 5000), 1, None)
     buckets = token_buckets(src, tgt, max_tokens)
-    places = sum(len(bucket) * max(int(src[bucket].max()), int(tgt[bucket].max())) for bucket in buckets)
+    places = sum(
+        len(bucket) * max(int(src[bucket].max()), int(tgt[bucket].max())) for bucket in buckets
+    )
     assert int(np.maximum(src, tgt).sum()) / places > 0.85

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from mt.config import CorpusConfig, DataConfig
-from mt.data.corpus import LINE_SEPARATORS, CorpusStats, SentencePair, open_corpus, read_parallel, read_text
+from mt.data.corpus import (
+    LINE_SEPARATORS,
+    CorpusStats,
+    SentencePair,
+    open_corpus,
+    read_parallel,
+    read_text,
+)
 from mt.errors import DataError
 
 WriteCorpus = Callable[..., CorpusConfig]
@@ -31,7 +38,9 @@ def test_pairs_come_in_their_order(write_corpus: WriteCorpus) -> None:
 
 
 @pytest.mark.parametrize(("num_src", "num_tgt"), [(3, 5), (5, 3), (0, 2), (2, 0), (1233, 1234)])
-def test_unequal_line_counts_are_refused_with_both_counts(write_corpus: WriteCorpus, num_src: int, num_tgt: int) -> None:
+def test_unequal_line_counts_are_refused_with_both_counts(
+    write_corpus: WriteCorpus, num_src: int, num_tgt: int
+) -> None:
     corpus = write_corpus(b"a\n" * num_src, b"b\n" * num_tgt)
     message = f"{corpus.src} has {num_src:,} lines but {corpus.tgt} has {num_tgt:,};"
     with pytest.raises(DataError, match=re.escape(message)):
@@ -40,7 +49,9 @@ def test_unequal_line_counts_are_refused_with_both_counts(write_corpus: WriteCor
 
 @pytest.mark.parametrize("blank", [b"", b" \t", "\u00a0\u3000".encode(), b"\r"])
 @pytest.mark.parametrize("empty_side", ["src", "tgt"])
-def test_a_line_empty_on_one_side_is_refused_with_its_file_and_line(write_corpus: WriteCorpus, empty_side: str, blank: bytes) -> None:
+def test_a_line_empty_on_one_side_is_refused_with_its_file_and_line(
+    write_corpus: WriteCorpus, empty_side: str, blank: bytes
+) -> None:
     full, gap = b"a\nb\nc\n", b"a\nb\n" + blank + b"\n"
     corpus = write_corpus(gap, full) if empty_side == "src" else write_corpus(full, gap)
     with pytest.raises(DataError, match=re.escape(f"{getattr(corpus, empty_side)}:3: empty")):
@@ -57,10 +68,14 @@ def test_pairs_empty_on_both_sides_are_skipped_and_counted(write_corpus: WriteCo
 
 
 @pytest.mark.parametrize("broken_side", ["src", "tgt"])
-def test_a_line_that_is_not_utf8_is_refused_with_its_file_line_and_byte(write_corpus: WriteCorpus, broken_side: str) -> None:
+def test_a_line_that_is_not_utf8_is_refused_with_its_file_line_and_byte(
+    write_corpus: WriteCorpus, broken_side: str
+) -> None:
     good, broken = b"one\ntwo\nthree\n", b"eins\nzw\xe4i\ndrei\n"
     corpus = write_corpus(broken, good) if broken_side == "src" else write_corpus(good, broken)
-    with pytest.raises(DataError, match=re.escape(f"{getattr(corpus, broken_side)}:2: not UTF-8 at byte 3 (e4 69)")):
+    with pytest.raises(
+        DataError, match=re.escape(f"{getattr(corpus, broken_side)}:2: not UTF-8 at byte 3 (e4 69)")
+    ):
         read(corpus)
 
     replaced, stats = read(corpus, on_invalid_utf8="replace")
@@ -72,7 +87,9 @@ def test_a_line_that_is_not_utf8_is_refused_with_its_file_line_and_byte(write_co
     assert stats == {"pairs": 3, "skipped: not UTF-8": 1}
 
 
-@pytest.mark.parametrize("bad", [b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x80", b"\x80"])
+@pytest.mark.parametrize(
+    "bad", [b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x80", b"\x80"]
+)
 def test_what_python_does_not_decode_is_refused(write_corpus: WriteCorpus, bad: bytes) -> None:
     with pytest.raises(DataError, match=r"src:1: not UTF-8"):
         read(write_corpus(bad + b"\n", b"a\n"))
@@ -86,19 +103,29 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("what", "line"), [(what, line) for what, lines in ODD.items() for line in lines])
-def test_an_odd_line_stays_one_line_and_is_counted(write_corpus: WriteCorpus, what: str, line: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "line"), [(what, line) for what, lines in ODD.items() for line in lines]
+)
+def test_an_odd_line_stays_one_line_and_is_counted(
+    write_corpus: WriteCorpus, what: str, line: str
+) -> None:
     pairs, stats = read(write_corpus(f"first\n{line}\nlast\n".encode(), b"1\n2\n3\n"))
     assert pairs == [("first", "1"), (line.removesuffix("\r"), "2"), ("last", "3")]
     assert stats == {"pairs": 3, what: 1}
 
 
 def test_every_separator_of_splitlines_but_newlines_is_known() -> None:
-    splits = {character for character in map(chr, range(0x110000)) if len(f"a{character}b".splitlines()) > 1}
+    splits = {
+        character
+        for character in map(chr, range(0x110000))
+        if len(f"a{character}b".splitlines()) > 1
+    }
     assert splits == set(LINE_SEPARATORS) | {"\n", "\r"}
 
 
-def test_carriage_returns_at_line_ends_make_no_difference_to_the_pairs(write_corpus: WriteCorpus) -> None:
+def test_carriage_returns_at_line_ends_make_no_difference_to_the_pairs(
+    write_corpus: WriteCorpus,
+) -> None:
     unix, windows = b"a\n\nc\n", b"a\r\n\r\nc\r\n"
     expected, _ = read(write_corpus(unix, unix, "unix"))
     pairs, stats = read(write_corpus(windows, unix, "windows"))
@@ -116,12 +143,20 @@ def test_stats_read_like_a_sentence() -> None:
 
 
 def test_validation_text_keeps_every_line_over_all_corpora(write_corpus: WriteCorpus) -> None:
-    corpora = [write_corpus(b"a\n\n\nd\n", b"1\n2\n\n\n", "one"), write_corpus(b"\ne", b"\n5", "two")]
-    assert read_parallel(corpora, DataConfig()) == (["a", "", "", "d", "", "e"], ["1", "2", "", "", "", "5"])
+    corpora = [
+        write_corpus(b"a\n\n\nd\n", b"1\n2\n\n\n", "one"),
+        write_corpus(b"\ne", b"\n5", "two"),
+    ]
+    assert read_parallel(corpora, DataConfig()) == (
+        ["a", "", "", "d", "", "e"],
+        ["1", "2", "", "", "", "5"],
+    )
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-def test_validation_text_that_is_not_utf8_is_refused_with_its_line(write_corpus: WriteCorpus, policy: str) -> None:
+def test_validation_text_that_is_not_utf8_is_refused_with_its_line(
+    write_corpus: WriteCorpus, policy: str
+) -> None:
     with pytest.raises(DataError, match=r":2: not UTF-8"):
         read_parallel([write_corpus(b"a\n\xff\n", b"1\n2\n")], DataConfig(on_invalid_utf8=policy))
 
@@ -141,7 +176,7 @@ def test_a_text_reads_as_its_lines(tmp_path: Path) -> None:
 
 # Datasets
 
-ROWS = [("Größe", "size"), ("zwei\nZeilen", "two lines"), ("drei \u2028 vier", "three, \"four\"")]
+ROWS = [("Größe", "size"), ("zwei\nZeilen", "two lines"), ("drei \u2028 vier", 'three, "four"')]
 
 
 @pytest.fixture
@@ -155,7 +190,9 @@ def datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> None:
     if kind == "jsonl":
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / "train.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     elif kind == "csv":
         with (folder / "train.csv").open("w", encoding="utf-8", newline="") as handle:
             writer = csv.DictWriter(handle, list(rows[0]))
@@ -169,15 +206,25 @@ def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_a_folder_of_rows_gives_the_pairs_that_were_written(datasets: Any, tmp_path: Path, kind: str) -> None:
-    write_rows(tmp_path, kind, [{"id": i, "de": src, "en": tgt} for i, (src, tgt) in enumerate(ROWS)])
+def test_a_folder_of_rows_gives_the_pairs_that_were_written(
+    datasets: Any, tmp_path: Path, kind: str
+) -> None:
+    write_rows(
+        tmp_path, kind, [{"id": i, "de": src, "en": tgt} for i, (src, tgt) in enumerate(ROWS)]
+    )
     pairs, stats = read(CorpusConfig(dataset=str(tmp_path), src_column="de", tgt_column="en"))
     assert pairs == [(src.replace("\n", " "), tgt) for src, tgt in ROWS]
     assert stats == {"pairs": 3, "with a newline inside": 1, "with a line separator inside": 1}
 
 
-def test_a_column_name_reaches_into_dictionaries_and_a_wrong_one_is_refused(datasets: Any, tmp_path: Path) -> None:
-    write_rows(tmp_path, "jsonl", [{"id": 1, "translation": {"de": src, "en": tgt}} for src, tgt in ROWS[:1]])
+def test_a_column_name_reaches_into_dictionaries_and_a_wrong_one_is_refused(
+    datasets: Any, tmp_path: Path
+) -> None:
+    write_rows(
+        tmp_path,
+        "jsonl",
+        [{"id": 1, "translation": {"de": src, "en": tgt}} for src, tgt in ROWS[:1]],
+    )
     corpus = {"dataset": str(tmp_path), "tgt_column": "translation.en"}
     assert read(CorpusConfig(**corpus, src_column="translation.de"))[0] == ROWS[:1]
     for wrong, message in [
@@ -192,7 +239,11 @@ def test_a_column_name_reaches_into_dictionaries_and_a_wrong_one_is_refused(data
 
 
 def test_a_missing_value_is_an_empty_side(datasets: Any, tmp_path: Path) -> None:
-    write_rows(tmp_path, "jsonl", [{"de": "a", "en": "1"}, {"de": None, "en": "2"}, {"de": None, "en": None}])
+    write_rows(
+        tmp_path,
+        "jsonl",
+        [{"de": "a", "en": "1"}, {"de": None, "en": "2"}, {"de": None, "en": None}],
+    )
     corpus = CorpusConfig(dataset=str(tmp_path), src_column="de", tgt_column="en", name="rows")
     with pytest.raises(DataError, match=r"^rows:2: empty"):
         read(corpus)
@@ -205,5 +256,7 @@ def test_a_missing_value_is_an_empty_side(datasets: Any, tmp_path: Path) -> None
 def test_a_dataset_that_cannot_be_loaded_names_itself(datasets: Any, tmp_path: Path) -> None:
     write_rows(tmp_path, "jsonl", [{"de": "a", "en": "1"}])
     columns = {"src_column": "de", "tgt_column": "en"}
-    with pytest.raises(DataError, match=r":valid: datasets.load_dataset failed: ValueError: Unknown split"):
+    with pytest.raises(
+        DataError, match=r":valid: datasets.load_dataset failed: ValueError: Unknown split"
+    ):
         read(CorpusConfig(dataset=str(tmp_path), split="valid", **columns))

@@ -21,19 +21,34 @@ from mt.data.tokenizer import Tokenizer
 NUM_PAIRS = 150
 FIRST_ID = 4
 RUN = 8
-LAYOUTS = {"one block": 1000, "exactly one block": NUM_PAIRS, "blocks": 40, "blocks smaller than a run": 5}
-UPDATES: list[dict[str, int]] = [{}, {"grad_accum_steps": 3}, {"batch_tokens": 90}, {"batch_tokens": 1}]
+LAYOUTS = {
+    "one block": 1000,
+    "exactly one block": NUM_PAIRS,
+    "blocks": 40,
+    "blocks smaller than a run": 5,
+}
+UPDATES: list[dict[str, int]] = [
+    {},
+    {"grad_accum_steps": 3},
+    {"batch_tokens": 90},
+    {"batch_tokens": 1},
+]
 
 MakeLoader = Callable[..., TrainLoader]
 Group = tuple[tuple[int, ...], ...]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]) -> TokenCache:
+def cache(
+    tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
+) -> TokenCache:
     """Pair i is some copies of id i on either side."""
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 13, (NUM_PAIRS, 2)).tolist()
-    pairs = [SentencePair(f"{i + FIRST_ID} " * src, f"{i + FIRST_ID} " * tgt) for i, (src, tgt) in enumerate(lengths)]
+    pairs = [
+        SentencePair(f"{i + FIRST_ID} " * src, f"{i + FIRST_ID} " * tgt)
+        for i, (src, tgt) in enumerate(lengths)
+    ]
     folder = tmp_path_factory.mktemp("cache") / "tokens"
     return build_cache(pairs, id_tokenizer(1000), FilterConfig(), folder, {})[0]
 
@@ -43,7 +58,9 @@ def make(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> MakeLoader:
     """Loaders over the cache, with short runs."""
     monkeypatch.setattr(loader_module, "RUN", RUN)
 
-    def make(block_size: int = 40, seed: int = 1, prefetch: int = 4, source: Any = cache, **options: int) -> TrainLoader:
+    def make(
+        block_size: int = 40, seed: int = 1, prefetch: int = 4, source: Any = cache, **options: int
+    ) -> TrainLoader:
         config = BatchingConfig(max_tokens=60, block_size=block_size, prefetch=prefetch)
         return TrainLoader(source, config, seed, **options)
 
@@ -88,7 +105,9 @@ def pairs_of(updates: list[Update]) -> list[int]:
 
 @pytest.mark.parametrize("options", UPDATES, ids=str)
 @pytest.mark.parametrize("block_size", LAYOUTS.values(), ids=LAYOUTS)
-def test_each_pair_stands_once_in_each_epoch_and_no_update_in_two(make: MakeLoader, block_size: int, options: dict[str, int]) -> None:
+def test_each_pair_stands_once_in_each_epoch_and_no_update_in_two(
+    make: MakeLoader, block_size: int, options: dict[str, int]
+) -> None:
     for updates in epochs(make(block_size, **options), 3):
         assert sorted(pairs_of(updates)) == list(range(NUM_PAIRS))
 
@@ -112,11 +131,18 @@ def test_the_order_depends_on_seed_and_epoch(make: MakeLoader) -> None:
 
 
 def test_the_order_depends_on_nothing_else(make: MakeLoader) -> None:
-    batches = [batch for updates in epochs(make(), 2) for update in updates for batch in contents(update)]
+    batches = [
+        batch for updates in epochs(make(), 2) for update in updates for batch in contents(update)
+    ]
     for options in [*UPDATES, {"prefetch": 1}]:
         if options.get("batch_tokens", 1000) < 64:
             continue  # less than a bucket may have: they are cut smaller
-        again = [batch for updates in epochs(make(**options), 2) for update in updates for batch in contents(update)]
+        again = [
+            batch
+            for updates in epochs(make(**options), 2)
+            for update in updates
+            for batch in contents(update)
+        ]
         assert again == batches, options
 
 
@@ -138,18 +164,29 @@ def philox(key: tuple[int, int], counter: int) -> list[int]:
     k0, k1 = key
     for _ in range(10):
         product0, product1 = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
-        c = [product1 >> 64 ^ c[1] ^ k0, product1 & MASK, product0 >> 64 ^ c[3] ^ k1, product0 & MASK]
+        c = [
+            product1 >> 64 ^ c[1] ^ k0,
+            product1 & MASK,
+            product0 >> 64 ^ c[3] ^ k1,
+            product0 & MASK,
+        ]
         k0, k1 = k0 + 0x9E3779B97F4A7C15 & MASK, k1 + 0xBB67AE8584CAA73B & MASK
     return c
 
 
 def permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> list[int]:
     start = (block << 128) + (purpose << 192)  # NumPy counts up before it draws
-    draws = [number for step in range(-(-size // 4)) for number in philox((seed, epoch), start + step + 1)]
+    draws = [
+        number
+        for step in range(-(-size // 4))
+        for number in philox((seed, epoch), start + step + 1)
+    ]
     return sorted(range(size), key=lambda i: draws[i])
 
 
-def described_order(cache: TokenCache, seed: int, epoch: int, block_size: int, max_tokens: int) -> list[tuple[int, ...]]:
+def described_order(
+    cache: TokenCache, seed: int, epoch: int, block_size: int, max_tokens: int
+) -> list[tuple[int, ...]]:
     run = 1 if len(cache) <= block_size else RUN
     runs = [range(start, min(start + run, len(cache))) for start in range(0, len(cache), run)]
     shuffled = [runs[i] for i in permutation(len(runs), seed, epoch, 0, 0)]
@@ -157,12 +194,16 @@ def described_order(cache: TokenCache, seed: int, epoch: int, block_size: int, m
     result = []
     for block, start in enumerate(range(0, len(shuffled), runs_a_block)):
         indices = [i for part in shuffled[start : start + runs_a_block] for i in part]
-        buckets = described_buckets(cache, indices, permutation(len(indices), seed, epoch, block, 1), max_tokens)
+        buckets = described_buckets(
+            cache, indices, permutation(len(indices), seed, epoch, block, 1), max_tokens
+        )
         result += [buckets[i] for i in permutation(len(buckets), seed, epoch, block, 2)]
     return result
 
 
-def described_buckets(cache: TokenCache, indices: list[int], ties: list[int], max_tokens: int) -> list[tuple[int, ...]]:
+def described_buckets(
+    cache: TokenCache, indices: list[int], ties: list[int], max_tokens: int
+) -> list[tuple[int, ...]]:
     lengths = {i: (len(cache[i][0]) + 1, len(cache[i][1]) + 1) for i in indices}
     rank = dict(zip(indices, ties, strict=True))
 
@@ -182,19 +223,31 @@ def described_buckets(cache: TokenCache, indices: list[int], ties: list[int], ma
 
 def test_our_philox_gives_the_published_numbers() -> None:
     # Random123's known answers (kat_vectors, philox4x64 10)
-    assert philox((0, 0), 0) == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+    assert philox((0, 0), 0) == [
+        0x16554D9ECA36314C,
+        0xDB20FE9D672D0FDC,
+        0xD7E772CEE186176B,
+        0x7E68B68AEC7BA23B,
+    ]
 
 
-@pytest.mark.parametrize(("seed", "epoch", "block", "purpose"), [(0, 0, 0, 0), (1, 0, 0, 1), (2**31 - 1, 7, 123_456, 2), (5, 10**6, 0, 0)])
+@pytest.mark.parametrize(
+    ("seed", "epoch", "block", "purpose"),
+    [(0, 0, 0, 0), (1, 0, 0, 1), (2**31 - 1, 7, 123_456, 2), (5, 10**6, 0, 0)],
+)
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 200])
-def test_permutations_are_sorted_philox_numbers(size: int, seed: int, epoch: int, block: int, purpose: int) -> None:
+def test_permutations_are_sorted_philox_numbers(
+    size: int, seed: int, epoch: int, block: int, purpose: int
+) -> None:
     found = loader_module._permutation(size, seed, epoch, block, purpose).tolist()
     assert found == permutation(size, seed, epoch, block, purpose)
 
 
 @pytest.mark.parametrize("seed", [1, 77])
 @pytest.mark.parametrize("block_size", LAYOUTS.values(), ids=LAYOUTS)
-def test_the_order_is_the_described_one(make: MakeLoader, cache: TokenCache, block_size: int, seed: int) -> None:
+def test_the_order_is_the_described_one(
+    make: MakeLoader, cache: TokenCache, block_size: int, seed: int
+) -> None:
     for epoch, updates in enumerate(epochs(make(block_size, seed), 2)):
         found = [batch for update in updates for batch in contents(update)]
         assert found == described_order(cache, seed, epoch, block_size, 60)
@@ -211,10 +264,14 @@ def test_an_update_has_the_asked_micro_batches_and_only_the_last_has_less(make: 
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 90, 200, 10**9])
-def test_an_update_holds_as_many_batches_as_its_tokens_allow(make: MakeLoader, batch_tokens: int) -> None:
+def test_an_update_holds_as_many_batches_as_its_tokens_allow(
+    make: MakeLoader, batch_tokens: int
+) -> None:
     for updates in epochs(make(batch_tokens=batch_tokens), 2):
         for update in updates:
-            assert update.num_tokens <= batch_tokens or [len(batch) for batch in contents(update)] == [1]
+            assert update.num_tokens <= batch_tokens or [
+                len(batch) for batch in contents(update)
+            ] == [1]
         for update, following in pairwise(updates):
             assert update.num_tokens + following.micro_batches[0].num_tokens > batch_tokens
     assert batch_tokens < 10**9 or len(updates) == 1
@@ -225,7 +282,9 @@ def test_an_order_of_before_its_buckets_were_bounded_goes_on_as_it_was(make: Mak
     old.load_state_dict({"epoch": 0, "block": 0, "bucket": 1})
     assert old.state_dict()["order"] == 1
     bounded, unbounded = make(batch_tokens=40), make()
-    runs = [loader.block_buckets(0, 0, loader._run_order(0)) for loader in (old, unbounded, bounded)]
+    runs = [
+        loader.block_buckets(0, 0, loader._run_order(0)) for loader in (old, unbounded, bounded)
+    ]
     assert [bucket.tolist() for bucket in runs[0]] == [bucket.tolist() for bucket in runs[1]]
     assert len(runs[2]) > len(runs[0])
 
@@ -235,7 +294,9 @@ def test_an_order_of_before_its_buckets_were_bounded_goes_on_as_it_was(make: Mak
 
 @pytest.mark.parametrize("options", UPDATES[:3], ids=str)
 @pytest.mark.parametrize("block_size", [1000, 40], ids=["one block", "blocks"])
-def test_a_fresh_loader_goes_on_exactly_after_every_update(make: MakeLoader, block_size: int, options: dict[str, int]) -> None:
+def test_a_fresh_loader_goes_on_exactly_after_every_update(
+    make: MakeLoader, block_size: int, options: dict[str, int]
+) -> None:
     states, whole = [make(block_size, **options).state_dict()], []
     loader = make(block_size, **options)
     length = sum(map(len, epochs(make(block_size, **options), 2)))
@@ -247,7 +308,9 @@ def test_a_fresh_loader_goes_on_exactly_after_every_update(make: MakeLoader, blo
         fresh = make(block_size, **options)
         fresh.load_state_dict(state)
         assert fresh.state_dict() == state
-        following = [contents(update) for update in islice(fresh._updates_from(fresh.position), 4)]  # without its thread: quick
+        following = [
+            contents(update) for update in islice(fresh._updates_from(fresh.position), 4)
+        ]  # without its thread: quick
         assert following == whole[step : step + 4], step
 
 
@@ -286,7 +349,9 @@ class Watched:
         return self.cache[index]
 
 
-def test_what_is_only_prefetched_does_not_count_in_the_state(make: MakeLoader, cache: TokenCache) -> None:
+def test_what_is_only_prefetched_does_not_count_in_the_state(
+    make: MakeLoader, cache: TokenCache
+) -> None:
     watched = Watched(cache)
     loader = make(prefetch=3, source=watched)
     with running(loader) as updates:
@@ -305,7 +370,9 @@ def test_prefetching_is_bounded(make: MakeLoader, cache: TokenCache) -> None:
     with running(make(prefetch=2, source=watched)) as updates:
         next(updates)
         time.sleep(0.3)
-        expected = [len(batch) for group in take(make(), 4) for batch in group]  # one out, two queued, one in hand
+        expected = [
+            len(batch) for group in take(make(), 4) for batch in group
+        ]  # one out, two queued, one in hand
         assert watched.read == sum(expected)
 
 
@@ -316,7 +383,9 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "mt-loader"]
 
 
-def test_an_error_in_the_thread_is_raised_by_the_iterator_after_the_good_updates(make: MakeLoader, cache: TokenCache) -> None:
+def test_an_error_in_the_thread_is_raised_by_the_iterator_after_the_good_updates(
+    make: MakeLoader, cache: TokenCache
+) -> None:
     sizes = [len(batch) for group in take(make(), 3) for batch in group]
     loader = make(source=Watched(cache, breaks_after=sum(sizes)))
     updates = loader.updates()
@@ -343,7 +412,10 @@ def test_closing_the_iterator_ends_its_thread(make: MakeLoader, taken: int) -> N
 
 def test_validation_batches_hold_every_pair_once_and_are_the_same_each_time() -> None:
     rng = np.random.default_rng(5)
-    pairs = [([FIRST_ID + i] * src, [FIRST_ID + i] * tgt) for i, (src, tgt) in enumerate(rng.integers(0, 9, (50, 2)).tolist())]
+    pairs = [
+        ([FIRST_ID + i] * src, [FIRST_ID + i] * tgt)
+        for i, (src, tgt) in enumerate(rng.integers(0, 9, (50, 2)).tolist())
+    ]
 
     loader = ValidLoader(pairs, 40)
     first, second = list(loader), list(loader)

@@ -24,7 +24,9 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
-    src, tgt = ("".join(pair[side] + "\n" for pair in sample_pairs[:200]).encode() for side in (0, 1))
+    src, tgt = (
+        "".join(pair[side] + "\n" for pair in sample_pairs[:200]).encode() for side in (0, 1)
+    )
     return src, tgt
 
 
@@ -32,7 +34,11 @@ def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
 def make(tmp_path: Path) -> MakeConfig:
     """Configurations with one cache folder."""
 
-    def make(*corpora: CorpusConfig, data: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None) -> Config:
+    def make(
+        *corpora: CorpusConfig,
+        data: dict[str, Any] | None = None,
+        tokenizer: dict[str, Any] | None = None,
+    ) -> Config:
         return Config(
             cache_dir=str(tmp_path / "cache"),
             data=DataConfig(train=list(corpora), **(data or {})),
@@ -44,17 +50,28 @@ def make(tmp_path: Path) -> MakeConfig:
 
 def made(tmp_path: Path) -> dict[str, int]:
     """Every file in the cache and when it was written."""
-    return {str(path.relative_to(tmp_path)): path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+    return {
+        str(path.relative_to(tmp_path)): path.stat().st_mtime_ns
+        for path in (tmp_path / "cache").rglob("*.*")
+    }
 
 
 def texts(prepared: Prepared) -> list[str]:
-    return [prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist()) for i in range(len(prepared.train))]
+    return [
+        prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist())
+        for i in range(len(prepared.train))
+    ]
 
 
 def test_the_cache_holds_the_corpora_one_after_the_other(
-    make: MakeConfig, write_corpus: WriteCorpus, sample_pairs: list[SentencePair], text: tuple[bytes, bytes]
+    make: MakeConfig,
+    write_corpus: WriteCorpus,
+    sample_pairs: list[SentencePair],
+    text: tuple[bytes, bytes],
 ) -> None:
-    prepared = prepare(make(write_corpus(*text, "one"), write_corpus(b"eins\nzwei\n", b"one\ntwo\n", "two")))
+    prepared = prepare(
+        make(write_corpus(*text, "one"), write_corpus(b"eins\nzwei\n", b"one\ntwo\n", "two"))
+    )
     assert texts(prepared) == [*(pair.tgt for pair in sample_pairs[:200]), "one", "two"]
     assert prepared.tokenizer.src_vocab_size == 400
 
@@ -65,14 +82,27 @@ def test_an_unchanged_corpus_is_tokenized_once(
     config = make(write_corpus(*text))
     first = prepare(config)
     before = made(tmp_path)
-    cached = [f"{side}.{what}.{kind}" for side in ("src", "tgt") for what in ("offsets", "tokens") for kind in ("bin", "crc")]
-    assert sorted(name.rpartition("/")[2] for name in before) == sorted(["src.spm", "tgt.spm", "manifest.json", *cached])
+    cached = [
+        f"{side}.{what}.{kind}"
+        for side in ("src", "tgt")
+        for what in ("offsets", "tokens")
+        for kind in ("bin", "crc")
+    ]
+    assert sorted(name.rpartition("/")[2] for name in before) == sorted(
+        ["src.spm", "tgt.spm", "manifest.json", *cached]
+    )
     second = prepare(config)
     assert made(tmp_path) == before
-    assert (second.data_fingerprint, second.tokenizer.hash, texts(second)) == (first.data_fingerprint, first.tokenizer.hash, texts(first))
+    assert (second.data_fingerprint, second.tokenizer.hash, texts(second)) == (
+        first.data_fingerprint,
+        first.tokenizer.hash,
+        texts(first),
+    )
 
 
-def test_a_changed_line_makes_both_anew(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+def test_a_changed_line_makes_both_anew(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
     first = prepare(make(write_corpus(*text)))
     before = made(tmp_path)
     changed = text[1].replace(b"\n", b" indeed\n", 1)
@@ -85,17 +115,24 @@ def test_a_changed_line_makes_both_anew(tmp_path: Path, make: MakeConfig, write_
     assert before.items() <= after.items()
 
 
-def test_moving_the_text_changes_nothing(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+def test_moving_the_text_changes_nothing(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
     first = prepare(make(write_corpus(*text)))
     before = made(tmp_path)
     (tmp_path / "elsewhere").mkdir()
-    moved = [shutil.move(tmp_path / f"train.{side}", tmp_path / "elsewhere" / f"text.{side}") for side in ("src", "tgt")]
+    moved = [
+        shutil.move(tmp_path / f"train.{side}", tmp_path / "elsewhere" / f"text.{side}")
+        for side in ("src", "tgt")
+    ]
     second = prepare(make(CorpusConfig(src=str(moved[0]), tgt=str(moved[1]))))
     assert made(tmp_path) == before
     assert second.data_fingerprint == first.data_fingerprint
 
 
-def test_other_filters_share_the_tokenizer(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]) -> None:
+def test_other_filters_share_the_tokenizer(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
     corpus = write_corpus(*text)
     all_pairs = prepare(make(corpus))
     short = prepare(make(corpus, data={"filters": {"max_len": 20}}))
@@ -104,11 +141,20 @@ def test_other_filters_share_the_tokenizer(tmp_path: Path, make: MakeConfig, wri
     assert short.tokenizer.hash == all_pairs.tokenizer.hash
     assert short.data_fingerprint != all_pairs.data_fingerprint
     names = [name for name in made(tmp_path) if name.endswith(("spm", "json"))]
-    assert sorted(name.rpartition("/")[2] for name in names) == ["manifest.json", "manifest.json", "src.spm", "tgt.spm"]
+    assert sorted(name.rpartition("/")[2] for name in names) == [
+        "manifest.json",
+        "manifest.json",
+        "src.spm",
+        "tgt.spm",
+    ]
 
 
-@pytest.mark.parametrize("options", [{"vocab_size": 410}, {"model_type": "bpe"}, {"max_lines": 50, "vocab_size": 350}])
-def test_another_tokenizer_is_another_cache(make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], options: Any) -> None:
+@pytest.mark.parametrize(
+    "options", [{"vocab_size": 410}, {"model_type": "bpe"}, {"max_lines": 50, "vocab_size": 350}]
+)
+def test_another_tokenizer_is_another_cache(
+    make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], options: Any
+) -> None:
     corpus = write_corpus(*text)
     first, second = prepare(make(corpus)), prepare(make(corpus, tokenizer=options))
     assert first.tokenizer.hash != second.tokenizer.hash
@@ -121,17 +167,31 @@ def test_a_trained_tokenizer_is_used_as_it_is(
 ) -> None:
     corpus = write_corpus(*text)
     first = prepare(make(corpus))
-    models = {"src_model": str(first.tokenizer.src_model), "tgt_model": str(first.tokenizer.tgt_model)}
+    models = {
+        "src_model": str(first.tokenizer.src_model),
+        "tgt_model": str(first.tokenizer.tgt_model),
+    }
     second = prepare(make(corpus, tokenizer=models))
-    assert (second.tokenizer.hash, second.data_fingerprint) == (first.tokenizer.hash, first.data_fingerprint)
+    assert (second.tokenizer.hash, second.data_fingerprint) == (
+        first.tokenizer.hash,
+        first.data_fingerprint,
+    )
 
 
 def test_what_is_made_does_not_depend_on_what_was_made_before(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
-    broken = text[0] + b"qq\xffqq xyxyx\n" * 50, text[1] + b"vwvwv vvwwv\n" * 50  # skipped, these 50 lines train no tokenizer
-    configs = {policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy}) for policy in ("replace", "skip")}
-    one_after_the_other = {policy: prepare(config).tokenizer.hash for policy, config in configs.items()}
+    broken = (
+        text[0] + b"qq\xffqq xyxyx\n" * 50,
+        text[1] + b"vwvwv vvwwv\n" * 50,
+    )  # skipped, these 50 lines train no tokenizer
+    configs = {
+        policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy})
+        for policy in ("replace", "skip")
+    }
+    one_after_the_other = {
+        policy: prepare(config).tokenizer.hash for policy, config in configs.items()
+    }
     for policy, config in configs.items():
         shutil.rmtree(tmp_path / "cache")
         assert prepare(config).tokenizer.hash == one_after_the_other[policy]
@@ -144,20 +204,28 @@ def test_gz_and_plain_text_give_the_same_tokens(
     plain = prepare(make(write_corpus(*text)))
     for side, data in zip(("src", "tgt"), text, strict=True):
         (tmp_path / f"text.{side}.gz").write_bytes(gzip.compress(data))
-    packed = prepare(make(CorpusConfig(src=str(tmp_path / "text.src.gz"), tgt=str(tmp_path / "text.tgt.gz"))))
+    packed = prepare(
+        make(CorpusConfig(src=str(tmp_path / "text.src.gz"), tgt=str(tmp_path / "text.tgt.gz")))
+    )
     assert packed.tokenizer.hash == plain.tokenizer.hash
     assert texts(packed) == texts(plain)
 
 
-def test_the_fingerprint_sees_sides_and_the_order_of_corpora(make: MakeConfig, write_corpus: WriteCorpus) -> None:
+def test_the_fingerprint_sees_sides_and_the_order_of_corpora(
+    make: MakeConfig, write_corpus: WriteCorpus
+) -> None:
     one, two = write_corpus(b"a\n", b"b\n", "one"), write_corpus(b"c\n", b"d\n", "two")
     swapped = CorpusConfig(src=one.tgt, tgt=one.src)
     corpora = [(one,), (two,), (swapped,), (one, two), (two, one), (one, one)]
     assert len({text_fingerprint(make(*each)) for each in corpora}) == len(corpora)
-    assert text_fingerprint(make(one)) == text_fingerprint(make(one.model_copy(update={"name": "other"})))
+    assert text_fingerprint(make(one)) == text_fingerprint(
+        make(one.model_copy(update={"name": "other"}))
+    )
 
 
-def test_a_corpus_of_a_dataset_is_named_by_its_text(tmp_path: Path, make: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_of_a_dataset_is_named_by_its_text(
+    tmp_path: Path, make: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
@@ -165,7 +233,11 @@ def test_a_corpus_of_a_dataset_is_named_by_its_text(tmp_path: Path, make: MakeCo
     for folder, target in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.jsonl").write_text(f'{{"de": "x", "en": "{target}"}}\n')
-        found.append(text_fingerprint(make(CorpusConfig(dataset=str(tmp_path / folder), src_column="de", tgt_column="en"))))
+        found.append(
+            text_fingerprint(
+                make(CorpusConfig(dataset=str(tmp_path / folder), src_column="de", tgt_column="en"))
+            )
+        )
     assert found[0] == found[1] != found[2]
 
 
@@ -176,13 +248,22 @@ def test_the_log_shows_what_became_of_the_pairs(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)  # `setup_logging` in another test turns it off
+    monkeypatch.setattr(
+        logging.getLogger("mt"), "propagate", True
+    )  # `setup_logging` in another test turns it off
     corpus = write_corpus(text[0] + b"\nlost\n", text[1] + b"\n\n")
     with caplog.at_level(logging.INFO, logger="mt"):
-        prepared = prepare(make(corpus, data={"on_one_sided_empty": "skip", "filters": {"max_len": 20}}))
-    shown = f"{corpus.label}: 202 pairs (1 skipped: empty on both sides, 1 skipped: empty on one side)"
+        prepared = prepare(
+            make(corpus, data={"on_one_sided_empty": "skip", "filters": {"max_len": 20}})
+        )
+    shown = (
+        f"{corpus.label}: 202 pairs (1 skipped: empty on both sides, 1 skipped: empty on one side)"
+    )
     assert shown in caplog.messages
-    assert f"filters: {len(prepared.train)} pairs kept; dropped by max_len {200 - len(prepared.train)}" in caplog.messages
+    assert (
+        f"filters: {len(prepared.train)} pairs kept; dropped by max_len {200 - len(prepared.train)}"
+        in caplog.messages
+    )
 
 
 # Mistakes
@@ -206,14 +287,21 @@ def test_a_missing_file_is_refused_with_its_name(tmp_path: Path, make: MakeConfi
     ],
 )  # fmt: skip
 def test_text_that_cannot_be_used_leaves_nothing_behind(
-    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, src: bytes, tgt: bytes, message: str
+    tmp_path: Path,
+    make: MakeConfig,
+    write_corpus: WriteCorpus,
+    src: bytes,
+    tgt: bytes,
+    message: str,
 ) -> None:
     with pytest.raises(DataError, match=message):
         prepare(make(write_corpus(src, tgt)))
     assert made(tmp_path) == {}
 
 
-def test_a_failed_tokenizer_leaves_nothing_behind(tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus) -> None:
+def test_a_failed_tokenizer_leaves_nothing_behind(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus
+) -> None:
     with pytest.raises(DataError, match="at most"):
         prepare(make(write_corpus(b"a b\n", b"c d\n"), tokenizer={"vocab_size": 8000}))
     assert made(tmp_path) == {}
@@ -240,7 +328,9 @@ def test_too_many_lines_that_do_not_come_back_stop_a_run_with_examples(
     changed = text[1].replace(b".\n", "\u00b2.\n".encode())
     corpus = write_corpus(text[0], changed)
     plain = {"tgt_normalization": "nmt_nfkc", "src_normalization": "nmt_nfkc"}
-    with pytest.raises(DataError, match=r"target lines \(\d+\.\d%\) do not come back .*\n  .*\u00b2\.\n  .*2\.\n") as caught:
+    with pytest.raises(
+        DataError, match=r"target lines \(\d+\.\d%\) do not come back .*\n  .*\u00b2\.\n  .*2\.\n"
+    ) as caught:
         prepare(make(corpus, tokenizer=plain))
     assert "tokenizer.max_lossy_share (0.1)" in str(caught.value)
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
@@ -256,8 +346,14 @@ def test_a_pair_of_models_with_different_pieces_shares_no_matrix(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     corpus = write_corpus(*text)
-    both = [prepare(make(corpus, tokenizer={"vocab_size": size})).tokenizer.src_model for size in (390, 400)]
-    with pytest.raises(ConfigError, match=r"tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model"):
+    both = [
+        prepare(make(corpus, tokenizer={"vocab_size": size})).tokenizer.src_model
+        for size in (390, 400)
+    ]
+    with pytest.raises(
+        ConfigError,
+        match=r"tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model",
+    ):
         prepare(make(corpus, tokenizer={"src_model": str(both[0]), "tgt_model": str(both[1])}))
 
 
@@ -274,7 +370,9 @@ def test_what_is_ready_is_used_without_waiting_and_what_another_makes_is_named(
             held.enter_context(locked(lock))
         assert prepare(config).data_fingerprint == first.data_fingerprint
     shutil.rmtree(tmp_path / "cache" / "tokens")
-    holder = held_by_another_process(next(lock for lock in locks if lock.name == first.train.folder.name))
+    holder = held_by_another_process(
+        next(lock for lock in locks if lock.name == first.train.folder.name)
+    )
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="mt"):
         prepare(config)
@@ -304,17 +402,29 @@ def test_a_tokenizer_that_a_run_has_is_used_again(
     again = prepare(config, tokenizer=tmp_path / "kept")
     shutil.rmtree(tmp_path / "kept")
     again.tokenizer.save(tmp_path / "saved")
-    assert (again.tokenizer.hash, again.data_fingerprint) == (first.tokenizer.hash, first.data_fingerprint)
+    assert (again.tokenizer.hash, again.data_fingerprint) == (
+        first.tokenizer.hash,
+        first.data_fingerprint,
+    )
 
 
 def test_a_packed_text_is_the_same_text_for_a_run_and_one_of_version_0_1_is_known_by_its_bytes(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     plain = prepare(make(write_corpus(*text)))
-    packed = {level: make(write_corpus(*(gzip.compress(side, level) for side in text), f"packed-{level}")) for level in (1, 9)}
-    assert {prepare(config).data_fingerprint for config in packed.values()} == {plain.data_fingerprint}
+    packed = {
+        level: make(write_corpus(*(gzip.compress(side, level) for side in text), f"packed-{level}"))
+        for level in (1, 9)
+    }
+    assert {prepare(config).data_fingerprint for config in packed.values()} == {
+        plain.data_fingerprint
+    }
     assert len({fingerprint_before_0_2(config, plain.tokenizer) for config in packed.values()}) == 2
-    ends = make(write_corpus(b"\xef\xbb\xbf" + text[0].replace(b"\n", b"\r\n"), text[1].removesuffix(b"\n"), "ends"))
+    ends = make(
+        write_corpus(
+            b"\xef\xbb\xbf" + text[0].replace(b"\n", b"\r\n"), text[1].removesuffix(b"\n"), "ends"
+        )
+    )
     assert prepare(ends).data_fingerprint == plain.data_fingerprint
 
 

@@ -15,12 +15,22 @@ from hypothesis import strategies as st
 
 from mt.config import TokenizerConfig
 from mt.data.corpus import SentencePair
-from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer, write_trained
+from mt.data.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    UNK_ID,
+    Tokenizer,
+    train_tokenizer,
+    write_trained,
+)
 from mt.errors import CheckpointError, ConfigError, DataError
 
 
 def train(pairs: list[SentencePair], folder: Path, **options: Any) -> Tokenizer:
-    train_tokenizer(lambda: pairs, TokenizerConfig(**{"num_threads": 1, "vocab_size": 450, **options}), folder)
+    train_tokenizer(
+        lambda: pairs, TokenizerConfig(**{"num_threads": 1, "vocab_size": 450, **options}), folder
+    )
     return Tokenizer.load(folder)
 
 
@@ -31,7 +41,12 @@ def files(folder: Path) -> dict[str, bytes]:
 def normalized(tokenizer: Tokenizer, text: str) -> str:
     """The text as the model sees it: its own normalization, without the mark that it puts before the first word."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.tgt_model))
-    return processor.normalize(text if text.strip() else "").replace("\u2581", " ").removeprefix(" ").replace("\n", " ")
+    return (
+        processor.normalize(text if text.strip() else "")
+        .replace("\u2581", " ")
+        .removeprefix(" ")
+        .replace("\n", " ")
+    )
 
 
 # Training
@@ -39,22 +54,36 @@ def normalized(tokenizer: Tokenizer, text: str) -> str:
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_the_same_text_gives_the_same_bytes(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str, num_threads: int) -> None:
+def test_the_same_text_gives_the_same_bytes(
+    tmp_path: Path, sample_pairs: list[SentencePair], model_type: str, num_threads: int
+) -> None:
     for name in ("a", "b"):
-        train(sample_pairs, tmp_path / "somewhere" / name, model_type=model_type, num_threads=num_threads)
+        train(
+            sample_pairs,
+            tmp_path / "somewhere" / name,
+            model_type=model_type,
+            num_threads=num_threads,
+        )
     assert files(tmp_path / "somewhere" / "a") == files(tmp_path / "somewhere" / "b")
 
 
 def test_a_joint_model_serves_both_sides(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
     tokenizer = train(sample_pairs, tmp_path)
-    assert sorted(files(tmp_path)) == ["src.spm", "tgt.spm"]  # which differ in their normalization only
+    assert sorted(files(tmp_path)) == [
+        "src.spm",
+        "tgt.spm",
+    ]  # which differ in their normalization only
     assert tokenizer.is_joint
     assert tokenizer.src_pieces == tokenizer.tgt_pieces
     assert tokenizer.src_vocab_size == tokenizer.tgt_vocab_size == 450
-    assert tokenizer.encode_src(list(sample_pairs[0])) == tokenizer.encode_tgt(list(sample_pairs[0]))
+    assert tokenizer.encode_src(list(sample_pairs[0])) == tokenizer.encode_tgt(
+        list(sample_pairs[0])
+    )
 
 
-def test_separate_models_are_those_of_their_own_side(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+def test_separate_models_are_those_of_their_own_side(
+    tmp_path: Path, sample_pairs: list[SentencePair]
+) -> None:
     tokenizer = train(sample_pairs, tmp_path / "both", joint=False)
     assert not tokenizer.is_joint
     for side, file in enumerate(("src.spm", "tgt.spm")):
@@ -66,9 +95,14 @@ def test_separate_models_are_those_of_their_own_side(tmp_path: Path, sample_pair
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
-def test_too_large_a_vocabulary_names_a_size_that_works(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str) -> None:
+def test_too_large_a_vocabulary_names_a_size_that_works(
+    tmp_path: Path, sample_pairs: list[SentencePair], model_type: str
+) -> None:
     few = sample_pairs[:20]
-    with pytest.raises(DataError, match=r"^tokenizer.vocab_size: 5000 is more than this text can give; at most \d+$") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"^tokenizer.vocab_size: 5000 is more than this text can give; at most \d+$",
+    ) as caught:
         train(few, tmp_path, model_type=model_type, vocab_size=5000)
     limit = int(str(caught.value).split()[-1])
     assert train(few, tmp_path, model_type=model_type, vocab_size=limit).src_vocab_size == limit
@@ -82,7 +116,9 @@ def test_too_small_a_vocabulary_names_a_size_that_works(
     tmp_path: Path, sample_pairs: list[SentencePair], model_type: str, byte_fallback: bool
 ) -> None:
     options = {"model_type": model_type, "byte_fallback": byte_fallback}
-    with pytest.raises(DataError, match=r"^tokenizer.vocab_size: 8 is too small: .* alone need \d+ ") as caught:
+    with pytest.raises(
+        DataError, match=r"^tokenizer.vocab_size: 8 is too small: .* alone need \d+ "
+    ) as caught:
         train(sample_pairs, tmp_path, **options, vocab_size=8)
     needed = int(re.findall(r"need (\d+)", str(caught.value))[0])
     assert train(sample_pairs, tmp_path, **options, vocab_size=needed).src_vocab_size == needed
@@ -97,9 +133,14 @@ def test_no_text_is_refused(tmp_path: Path, model_type: str) -> None:
 
 
 def test_overlong_lines_are_left_out_and_counted(
-    tmp_path: Path, sample_pairs: list[SentencePair], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sample_pairs: list[SentencePair],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)  # `setup_logging` in another test turns it off
+    monkeypatch.setattr(
+        logging.getLogger("mt"), "propagate", True
+    )  # `setup_logging` in another test turns it off
     long = SentencePair("ä" * 101, "x" * 201)  # both over 200 bytes
     at_the_limit = SentencePair("ä" * 100, "x" * 200)
     with caplog.at_level(logging.WARNING, logger="mt"):
@@ -111,8 +152,14 @@ def test_overlong_lines_are_left_out_and_counted(
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-@pytest.mark.parametrize("error", [DataError("train.de:601: not UTF-8"), KeyboardInterrupt("train.de:601: not UTF-8")], ids=repr)
-def test_an_error_in_the_text_comes_through(tmp_path: Path, sample_pairs: list[SentencePair], error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [DataError("train.de:601: not UTF-8"), KeyboardInterrupt("train.de:601: not UTF-8")],
+    ids=repr,
+)
+def test_an_error_in_the_text_comes_through(
+    tmp_path: Path, sample_pairs: list[SentencePair], error: BaseException
+) -> None:
     def lines() -> Iterator[SentencePair]:
         yield from sample_pairs
         raise error
@@ -125,11 +172,17 @@ def test_an_error_in_the_text_comes_through(tmp_path: Path, sample_pairs: list[S
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
-def test_the_training_text_round_trips(tmp_path: Path, sample_pairs: list[SentencePair], model_type: str) -> None:
+def test_the_training_text_round_trips(
+    tmp_path: Path, sample_pairs: list[SentencePair], model_type: str
+) -> None:
     tokenizer = train(sample_pairs, tmp_path, model_type=model_type)
     lines = [line for pair in sample_pairs for line in pair]
     ids = tokenizer.encode_tgt(lines)
-    assert [tokenizer.decode_tgt(row) for row in ids] == [normalized(tokenizer, line) for line in lines] == lines
+    assert (
+        [tokenizer.decode_tgt(row) for row in ids]
+        == [normalized(tokenizer, line) for line in lines]
+        == lines
+    )
     assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & {i for row in ids for i in row}
 
 
@@ -145,7 +198,9 @@ def test_characters_never_seen_round_trip_through_bytes(tokenizer: Tokenizer, te
     assert tokenizer.decode_tgt(tokenizer.encode_tgt([text])[0]) == text
 
 
-def test_without_byte_fallback_an_unseen_character_is_unknown(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+def test_without_byte_fallback_an_unseen_character_is_unknown(
+    tmp_path: Path, sample_pairs: list[SentencePair]
+) -> None:
     tokenizer = train(sample_pairs, tmp_path, byte_fallback=False, vocab_size=300)
     assert UNK_ID in tokenizer.encode_src(["日"])[0]
 
@@ -175,13 +230,17 @@ def test_a_spelled_newline_becomes_a_space(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode_tgt([newline, a, newline]).count(" ") >= 2
 
 
-def test_special_ids_decode_to_nothing(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+def test_special_ids_decode_to_nothing(
+    tokenizer: Tokenizer, sample_pairs: list[SentencePair]
+) -> None:
     line = sample_pairs[0].tgt
     ids = tokenizer.encode_tgt([line])[0]
     assert tokenizer.decode_tgt([BOS_ID, *ids, EOS_ID, PAD_ID, PAD_ID]) == line
 
 
-def test_pieces_that_start_words_are_as_many_as_the_words(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+def test_pieces_that_start_words_are_as_many_as_the_words(
+    tokenizer: Tokenizer, sample_pairs: list[SentencePair]
+) -> None:
     for src, _ in sample_pairs[:100]:
         ids = tokenizer.encode_src([src])[0]
         assert sum(map(tokenizer.starts_word, ids)) == len(src.split())
@@ -197,8 +256,13 @@ WORDS = [
 ]  # fmt: skip
 
 
-@given(words=st.lists(st.sampled_from(WORDS), max_size=6), spaces=st.lists(st.sampled_from(SPACES), min_size=7))
-def test_each_source_id_is_of_the_word_that_gives_it_alone(tokenizer: Tokenizer, words: list[str], spaces: list[str]) -> None:
+@given(
+    words=st.lists(st.sampled_from(WORDS), max_size=6),
+    spaces=st.lists(st.sampled_from(SPACES), min_size=7),
+)
+def test_each_source_id_is_of_the_word_that_gives_it_alone(
+    tokenizer: Tokenizer, words: list[str], spaces: list[str]
+) -> None:
     """Whatever stands between the words of a line, and whatever spaces normalization puts into them."""
     line = "".join(space + word for space, word in zip(spaces, words, strict=False))
     expected = [number for number, ids in enumerate(tokenizer.encode_src(words)) for _ in ids]
@@ -207,7 +271,9 @@ def test_each_source_id_is_of_the_word_that_gives_it_alone(tokenizer: Tokenizer,
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_any_source_id_is_of_a_word_that_is_there_and_words_come_in_order(tokenizer: Tokenizer, text: str) -> None:
+def test_any_source_id_is_of_a_word_that_is_there_and_words_come_in_order(
+    tokenizer: Tokenizer, text: str
+) -> None:
     [ids], [words] = tokenizer.encode_src([text]), tokenizer.src_words([text])
     assert len(words) == len(ids)
     assert words == sorted(words)
@@ -219,16 +285,27 @@ def test_two_words_that_become_one_stay_two_and_a_piece_of_both_is_of_the_second
     tmp_path: Path, sample_pairs: list[SentencePair]
 ) -> None:
     """U+001C is whitespace that this normalization deletes."""
-    tokenizer = train(sample_pairs, tmp_path, src_normalization="nmt_nfkc", tgt_normalization="nmt_nfkc")
+    tokenizer = train(
+        sample_pairs, tmp_path, src_normalization="nmt_nfkc", tgt_normalization="nmt_nfkc"
+    )
     [ids], [words] = tokenizer.encode_src(["der\x1cHund"]), tokenizer.src_words(["der\x1cHund"])
     assert tokenizer.decode_src(ids) == "derHund"
     assert words == sorted(words)
-    assert [tokenizer.decode_src([i for i, word in zip(ids, words, strict=True) if word == number]) for number in (0, 1)] == ["der", "Hund"]
-    _, first, second = next(piece for piece in tokenizer.src_pieces if piece[0] == "\u2581" and len(piece) == 3 and piece[1:].isalpha())
+    assert [
+        tokenizer.decode_src([i for i, word in zip(ids, words, strict=True) if word == number])
+        for number in (0, 1)
+    ] == ["der", "Hund"]
+    _, first, second = next(
+        piece
+        for piece in tokenizer.src_pieces
+        if piece[0] == "\u2581" and len(piece) == 3 and piece[1:].isalpha()
+    )
     assert tokenizer.src_words([f"{first}\x1c{second}"]) == [[1]]
 
 
-def test_each_target_id_is_of_its_word_and_special_ids_are_of_none(tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+def test_each_target_id_is_of_its_word_and_special_ids_are_of_none(
+    tokenizer: Tokenizer, sample_pairs: list[SentencePair]
+) -> None:
     for _, line in sample_pairs[:50]:
         by_word = tokenizer.encode_tgt(line.split())
         ids = [i for word in by_word for i in word]
@@ -251,7 +328,9 @@ def test_whatever_ids_are_of_words_of_their_text(tokenizer: Tokenizer, ids: list
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_saved_tokenizer_is_the_same_one(tmp_path: Path, sample_pairs: list[SentencePair], joint: bool) -> None:
+def test_a_saved_tokenizer_is_the_same_one(
+    tmp_path: Path, sample_pairs: list[SentencePair], joint: bool
+) -> None:
     tokenizer = train(sample_pairs, tmp_path / "trained", joint=joint)
     tokenizer.save(tmp_path / "deep" / "saved")
     again = Tokenizer.load(tmp_path / "deep" / "saved")
@@ -259,13 +338,17 @@ def test_a_saved_tokenizer_is_the_same_one(tmp_path: Path, sample_pairs: list[Se
     assert (again.hash, again.is_joint) == (tokenizer.hash, joint)
 
 
-def test_the_hash_follows_the_bytes(tmp_path: Path, tokenizer: Tokenizer, sample_pairs: list[SentencePair]) -> None:
+def test_the_hash_follows_the_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, sample_pairs: list[SentencePair]
+) -> None:
     assert train(sample_pairs, tmp_path / "same", vocab_size=500).hash == tokenizer.hash
     assert train(sample_pairs[1:], tmp_path / "other", vocab_size=500).hash != tokenizer.hash
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model"])
-def test_a_folder_without_a_good_model_is_refused_with_its_path(tmp_path: Path, content: bytes | None) -> None:
+def test_a_folder_without_a_good_model_is_refused_with_its_path(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "joint.spm").write_bytes(content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
@@ -277,7 +360,9 @@ def own_model(path: Path, pairs: list[SentencePair], **options: Any) -> str:
     with path.open("wb") as handle:
         lines = iter([line for pair in pairs for line in pair])
         options = {"vocab_size": 200, "minloglevel": 2, **options}
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=handle, **options)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=handle, **options
+        )
     return str(path)
 
 
@@ -294,13 +379,24 @@ def test_a_model_with_other_special_ids_gets_ours_and_reads_as_before(
     tokenizer = Tokenizer.load(tmp_path / "ours")
     theirs = sentencepiece.SentencePieceProcessor(model_file=path)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.src_model))
-    assert [getattr(processor, f"{role}_id")() for role in ("pad", "unk", "bos", "eos")] == [PAD_ID, UNK_ID, BOS_ID, EOS_ID]
+    assert [getattr(processor, f"{role}_id")() for role in ("pad", "unk", "bos", "eos")] == [
+        PAD_ID,
+        UNK_ID,
+        BOS_ID,
+        EOS_ID,
+    ]
     lines = [line for pair in sample_pairs[:200] for line in pair] + ["{name} \u65e5\u672c m\u00b2"]
     expected = [[theirs.id_to_piece(i) for i in ids] for ids in theirs.encode(lines)]
-    assert [[tokenizer.src_pieces[i] for i in ids] for ids in tokenizer.encode_src(lines)] == expected
-    assert [tokenizer.decode_tgt(ids) for ids in tokenizer.encode_tgt(lines)] == [theirs.decode(ids) for ids in theirs.encode(lines)]
+    assert [
+        [tokenizer.src_pieces[i] for i in ids] for ids in tokenizer.encode_src(lines)
+    ] == expected
+    assert [tokenizer.decode_tgt(ids) for ids in tokenizer.encode_tgt(lines)] == [
+        theirs.decode(ids) for ids in theirs.encode(lines)
+    ]
     assert tokenizer.is_joint
-    assert set(tokenizer.src_pieces) >= {theirs.id_to_piece(i) for i in range(theirs.get_piece_size())}
+    assert set(tokenizer.src_pieces) >= {
+        theirs.id_to_piece(i) for i in range(theirs.get_piece_size())
+    }
 
 
 def test_a_model_of_our_ids_is_copied_and_one_whose_special_piece_is_text_is_refused(
@@ -310,11 +406,16 @@ def test_a_model_of_our_ids_is_copied_and_one_whose_special_piece_is_text_is_ref
     write_trained(TokenizerConfig(src_model=ours, tgt_model=ours), tmp_path / "same")
     assert (tmp_path / "same" / "joint.spm").read_bytes() == tokenizer.src_model.read_bytes()
     odd = own_model(tmp_path / "odd.model", sample_pairs, bos_id=-1, user_defined_symbols=["<s>"])
-    with pytest.raises(ConfigError, match=r"tokenizer.src_model, tgt_model: .*odd.model: .*<s> is ordinary text"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.src_model, tgt_model: .*odd.model: .*<s> is ordinary text"
+    ):
         write_trained(TokenizerConfig(src_model=odd, tgt_model=odd), tmp_path / "refused")
     (tmp_path / "none.model").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigError, match=r"tokenizer.tgt_model: .*none.model"):
-        write_trained(TokenizerConfig(src_model=ours, tgt_model=str(tmp_path / "none.model")), tmp_path / "refused")
+        write_trained(
+            TokenizerConfig(src_model=ours, tgt_model=str(tmp_path / "none.model")),
+            tmp_path / "refused",
+        )
 
 
 # Normalization
@@ -326,7 +427,9 @@ EXACT = [
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_targets_come_back_as_they_were_and_sources_are_composed(tmp_path: Path, sample_pairs: list[SentencePair], joint: bool) -> None:
+def test_targets_come_back_as_they_were_and_sources_are_composed(
+    tmp_path: Path, sample_pairs: list[SentencePair], joint: bool
+) -> None:
     tokenizer = train(sample_pairs, tmp_path, joint=joint)
     assert [tokenizer.decode_tgt(ids) for ids in tokenizer.encode_tgt(EXACT)] == EXACT
     for text in EXACT:
@@ -335,7 +438,11 @@ def test_targets_come_back_as_they_were_and_sources_are_composed(tmp_path: Path,
     assert tokenizer.is_joint is joint
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\0\n"), max_size=30))
+@given(
+    text=st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\0\n"), max_size=30
+    )
+)
 def test_any_target_comes_back_up_to_runs_of_spaces(tokenizer: Tokenizer, text: str) -> None:
     def spaced(line: str) -> str:
         return " ".join(word for word in line.split(" ") if word)
@@ -344,31 +451,50 @@ def test_any_target_comes_back_up_to_runs_of_spaces(tokenizer: Tokenizer, text: 
     assert spaced(back) == (spaced(text) if text.strip() else "")
 
 
-@pytest.mark.parametrize("spelling", ["\u1ed9", "o\u0323\u0302", "o\u0302\u0323", "\u1ecd\u0302", "\u00f4\u0323"])
-def test_each_spelling_of_a_composed_character_is_one_source(tokenizer: Tokenizer, spelling: str) -> None:
+@pytest.mark.parametrize(
+    "spelling", ["\u1ed9", "o\u0323\u0302", "o\u0302\u0323", "\u1ecd\u0302", "\u00f4\u0323"]
+)
+def test_each_spelling_of_a_composed_character_is_one_source(
+    tokenizer: Tokenizer, spelling: str
+) -> None:
     assert tokenizer.encode_src([f"m{spelling}t"]) == tokenizer.encode_src(["m\u1ed9t"])
 
 
-@given(text=st.text(st.sampled_from("aeo\u0301\u0302\u0323\u030a \uac00\u11a8\u1100\u1161\u212b\uf900"), max_size=8))
+@given(
+    text=st.text(
+        st.sampled_from("aeo\u0301\u0302\u0323\u030a \uac00\u11a8\u1100\u1161\u212b\uf900"),
+        max_size=8,
+    )
+)
 def test_nfc_of_a_source_is_that_of_unicode(tokenizer: Tokenizer, text: str) -> None:
     composed = unicodedata.normalize("NFC", text)
-    hypothesis.assume(len({*map(unicodedata.combining, composed)} - {0}) < 1)  # what has no composed form keeps its order of marks
-    assert tokenizer.decode_src(tokenizer.encode_src([text])[0]) == " ".join(word for word in composed.split(" ") if word)
+    hypothesis.assume(
+        len({*map(unicodedata.combining, composed)} - {0}) < 1
+    )  # what has no composed form keeps its order of marks
+    assert tokenizer.decode_src(tokenizer.encode_src([text])[0]) == " ".join(
+        word for word in composed.split(" ") if word
+    )
 
 
 @pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc"])
-def test_other_normalizations_are_those_of_sentencepiece(tmp_path: Path, sample_pairs: list[SentencePair], rule: str) -> None:
+def test_other_normalizations_are_those_of_sentencepiece(
+    tmp_path: Path, sample_pairs: list[SentencePair], rule: str
+) -> None:
     theirs = sentencepiece.SentencePieceNormalizer(rule_name=rule, escape_whitespaces=False)
     both = train(sample_pairs, tmp_path / "both", src_normalization=rule, tgt_normalization=rule)
     mixed = train(sample_pairs, tmp_path / "mixed", src_normalization=rule)
     assert sorted(files(tmp_path / "both")) == ["joint.spm"]
     for text in EXACT:
         expected = " ".join(theirs.normalize(text).split(" ")).strip(" ")
-        assert {tokenizer.decode_src(tokenizer.encode_src([text])[0]) for tokenizer in (both, mixed)} == {expected}
+        assert {
+            tokenizer.decode_src(tokenizer.encode_src([text])[0]) for tokenizer in (both, mixed)
+        } == {expected}
     assert mixed.decode_tgt(mixed.encode_tgt(["10\u2076"])[0]) == "10\u2076"
 
 
-def test_user_defined_symbols_are_one_piece_each(tmp_path: Path, sample_pairs: list[SentencePair]) -> None:
+def test_user_defined_symbols_are_one_piece_each(
+    tmp_path: Path, sample_pairs: list[SentencePair]
+) -> None:
     tokenizer = train(sample_pairs, tmp_path, user_defined_symbols=["{name}", "<tag>"])
     ids = tokenizer.encode_src(["Hallo {name}<tag>!"])[0]
     assert {"{name}", "<tag>"} <= {tokenizer.src_pieces[i] for i in ids}

@@ -29,7 +29,15 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    config = ModelConfig(d_model=32, d_ff=64, num_heads=2, encoder_layers=2, decoder_layers=3, norm="pre", tie_embeddings="none")
+    config = ModelConfig(
+        d_model=32,
+        d_ff=64,
+        num_heads=2,
+        encoder_layers=2,
+        decoder_layers=3,
+        norm="pre",
+        tie_embeddings="none",
+    )
     model = build_model(config, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
     model.output_weight.data *= 3
     model.output_weight.data[EOS_ID] *= 2  # so that some outputs end before their limit
@@ -43,7 +51,9 @@ def translator(model: Transformer, tokenizer: Tokenizer, **options: object) -> T
     return Translator(model, tokenizer, decode, FP32)
 
 
-def aligned(model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], **options: object) -> list[tuple[Translation, Alignment]]:
+def aligned(
+    model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], **options: object
+) -> list[tuple[Translation, Alignment]]:
     best = [found[0] for found in translator(model, tokenizer, **options).translate_stream(lines)]
     return list(zip(best, Aligner(model, tokenizer).align(lines, best), strict=True))
 
@@ -51,12 +61,27 @@ def aligned(model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], **op
 BY_HAND = {
     "one subword a word": ([[0.9, 0.1], [0.2, 0.8]], [0, 1], [0, 1], [(0, 0), (1, 1)]),
     "the subwords of a source word stand together": ([[0.3, 0.3, 0.4]], [0, 0, 1], [0], [(0, 0)]),
-    "the subwords of a target word are averaged": ([[0.6, 0.4], [0.1, 0.9]], [0, 1], [0, 0], [(1, 0)]),
+    "the subwords of a target word are averaged": (
+        [[0.6, 0.4], [0.1, 0.9]],
+        [0, 1],
+        [0, 0],
+        [(1, 0)],
+    ),
     "columns after the words are left out": ([[0.1, 0.2, 0.7]], [0, 1], [0], [(1, 0)]),
     "rows after the words are left out": ([[0.6, 0.4], [0.0, 1.0]], [0, 1], [0], [(0, 0)]),
-    "subwords of no word are left out": ([[0.1, 0.9], [0.7, 0.3], [0.2, 0.8]], [0, 1], [0, -1, 1], [(1, 0), (1, 1)]),
+    "subwords of no word are left out": (
+        [[0.1, 0.9], [0.7, 0.3], [0.2, 0.8]],
+        [0, 1],
+        [0, -1, 1],
+        [(1, 0), (1, 1)],
+    ),
     "numbers go on in a later part": ([[0.1, 0.9]], [7, 8], [5], [(8, 5)]),
-    "a word without subwords is not aligned": ([[0.2, 0.8], [0.7, 0.3]], [0, 2], [1, 3], [(2, 1), (0, 3)]),
+    "a word without subwords is not aligned": (
+        [[0.2, 0.8], [0.7, 0.3]],
+        [0, 2],
+        [1, 3],
+        [(2, 1), (0, 3)],
+    ),
     "no source words": ([[0.5, 0.5]], [-1], [0], []),
     "no target words": ([[0.5, 0.5]], [0], [], []),
 }
@@ -74,7 +99,13 @@ def by_loops(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]
     for tgt in sorted(set(tgt_words)):
         rows = [i for i, word in enumerate(tgt_words) if word == tgt]
         mean = {
-            src: sum(float(weights[i, j]) for i in rows for j, word in enumerate(src_words) if word == src) / len(rows)
+            src: sum(
+                float(weights[i, j])
+                for i in rows
+                for j, word in enumerate(src_words)
+                if word == src
+            )
+            / len(rows)
             for src in set(src_words)
         }
         found.append((max(mean, key=lambda src: mean[src]), tgt))
@@ -84,8 +115,12 @@ def by_loops(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]
 def test_pairs_are_those_of_loops_over_every_cell() -> None:
     draw, generator = random.Random(1), torch.Generator().manual_seed(1)
     for _ in range(50):
-        src_words, tgt_words = (sorted(draw.randrange(6) for _ in range(draw.randint(1, 9))) for _ in range(2))
-        weights = torch.rand(len(tgt_words) + 1, len(src_words) + 1, generator=generator, dtype=torch.float64)
+        src_words, tgt_words = (
+            sorted(draw.randrange(6) for _ in range(draw.randint(1, 9))) for _ in range(2)
+        )
+        weights = torch.rand(
+            len(tgt_words) + 1, len(src_words) + 1, generator=generator, dtype=torch.float64
+        )
         assert word_pairs(weights, src_words, tgt_words) == by_loops(weights, src_words, tgt_words)
 
 
@@ -94,7 +129,9 @@ def test_pharaoh_is_source_and_target_word_with_a_hyphen() -> None:
     assert pharaoh([]) == ""
 
 
-def test_every_word_of_a_translation_is_aligned_to_a_word_of_its_line(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_every_word_of_a_translation_is_aligned_to_a_word_of_its_line(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     lines = sample_lines("test", "de", 20)
     seen = set()
     for line, (best, alignment) in zip(lines, aligned(model, tokenizer, lines), strict=True):
@@ -105,7 +142,9 @@ def test_every_word_of_a_translation_is_aligned_to_a_word_of_its_line(model: Tra
     assert len(seen) > 4  # not all to one word
 
 
-def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     lines = ["", *sample_lines("test", "de", 12), " \t"]
     together = [alignment for _, alignment in aligned(model, tokenizer, lines)]
     assert together == [aligned(model, tokenizer, [line])[0][1] for line in lines]
@@ -113,7 +152,9 @@ def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(model: Transf
     assert all(together[1:-1])
 
 
-def test_the_alignment_is_the_models_attention_to_its_own_translation(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_the_alignment_is_the_models_attention_to_its_own_translation(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     """Computed here from all weights of one pair; the decoder has three layers, and the second is the last but one."""
     from mt.data.tokenizer import BOS_ID
     from mt.model.maps import attention_maps
@@ -122,12 +163,18 @@ def test_the_alignment_is_the_models_attention_to_its_own_translation(model: Tra
     for line in sample_lines("test", "de", 5):
         [src] = tokenizer.encode_src([line])
         tgt = subject.search([src])[0][0].tokens
-        weights = attention_maps(model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt])).cross[1].mean(dim=0)
+        weights = (
+            attention_maps(model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
+            .cross[1]
+            .mean(dim=0)
+        )
         expected = by_loops(weights, tokenizer.src_words([line])[0], tokenizer.tgt_words(tgt))
         assert aligned(model, tokenizer, [line])[0][1] == sorted(expected)
 
 
-def test_the_words_of_a_line_in_parts_are_numbered_through(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_the_words_of_a_line_in_parts_are_numbered_through(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     sentences = sample_lines("test", "de", 3)
     limit = max(len(ids) for ids in tokenizer.encode_src(sentences))
     [(found, alignment)] = aligned(model, tokenizer, [" ".join(sentences)], max_src_len=limit)

@@ -27,7 +27,15 @@ def _one_thread() -> None:
 
 def random_model(seed: int, vocab: int = VOCAB, sharpness: float = 2.0) -> Transformer:
     """An untrained model whose choices are clear enough to differ between sentences, and end now and then."""
-    config = ModelConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=2, decoder_layers=2, norm="pre", tie_embeddings="none")
+    config = ModelConfig(
+        d_model=16,
+        d_ff=32,
+        num_heads=2,
+        encoder_layers=2,
+        decoder_layers=2,
+        norm="pre",
+        tie_embeddings="none",
+    )
     model = build_model(config, vocab, vocab, seed)
     model.output_weight.data *= sharpness
     return model.eval()
@@ -78,23 +86,35 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
 
 
 @torch.no_grad()
-def every_hypothesis(model: Transformer, src: Tensor, max_len: int, length_penalty: float) -> list[Hypothesis]:
+def every_hypothesis(
+    model: Transformer, src: Tensor, max_len: int, length_penalty: float
+) -> list[Hypothesis]:
     """All that may be said in `max_len` tokens, best first: what ends, and what is cut at the limit."""
     prefixes = torch.tensor(list(itertools.product(range(VOCAB), repeat=max_len)))
     tgt_in = torch.cat([torch.full((len(prefixes), 1), BOS_ID), prefixes[:, :-1]], dim=1)
     memory = src.expand(len(prefixes), -1)
-    log_probs = model.project(model(memory, None, tgt_in)).double().log_softmax(-1).gather(2, prefixes[:, :, None])[:, :, 0]
+    log_probs = (
+        model.project(model(memory, None, tgt_in))
+        .double()
+        .log_softmax(-1)
+        .gather(2, prefixes[:, :, None])[:, :, 0]
+    )
     totals: dict[tuple[int, ...], float] = {}
     for tokens, steps in zip(prefixes.tolist(), log_probs.tolist(), strict=True):
         length = tokens.index(EOS_ID) + 1 if EOS_ID in tokens else max_len
         totals[tuple(tokens[:length])] = sum(steps[:length])
-    found = [Hypothesis(list(t[:-1] if t[-1] == EOS_ID else t), p, p / len(t) ** length_penalty) for t, p in totals.items()]
+    found = [
+        Hypothesis(list(t[:-1] if t[-1] == EOS_ID else t), p, p / len(t) ** length_penalty)
+        for t, p in totals.items()
+    ]
     return sorted(found, key=lambda hyp: -hyp.score)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_a_beam_that_holds_every_prefix_is_exhaustive_search(seed: int, length_penalty: float) -> None:
+def test_a_beam_that_holds_every_prefix_is_exhaustive_search(
+    seed: int, length_penalty: float
+) -> None:
     model, max_len = random_model(seed), 4
     src, src_mask = sources(seed, [4, 4])
     every = 5**3 * VOCAB  # continuations of all prefixes that have not ended, at the last step
@@ -113,7 +133,9 @@ def test_a_wide_beam_finds_the_best_under_other_limits_too(max_len: int) -> None
     for seed in range(5):
         model = random_model(seed)
         src, src_mask = sources(seed, [5])
-        [[best]] = beam_search(model, src, src_mask, torch.tensor([max_len]), SearchConfig(beam_size=200))
+        [[best]] = beam_search(
+            model, src, src_mask, torch.tensor([max_len]), SearchConfig(beam_size=200)
+        )
         assert_same([best], every_hypothesis(model, src[0], max_len, 1.0)[:1])
 
 
@@ -124,7 +146,10 @@ def test_a_wide_beam_finds_what_greedy_search_misses() -> None:
         model = random_model(seed)
         src, src_mask = sources(seed, [4])
         limit = torch.tensor([4])
-        [[greedy]], [[best]] = greedy_search(model, src, src_mask, limit), beam_search(model, src, src_mask, limit, SearchConfig(200))
+        [[greedy]], [[best]] = (
+            greedy_search(model, src, src_mask, limit),
+            beam_search(model, src, src_mask, limit, SearchConfig(200)),
+        )
         assert best.score >= greedy.score - 1e-6
         missed += best.tokens != greedy.tokens
     assert missed >= 3
@@ -134,7 +159,11 @@ def test_a_wide_beam_finds_what_greedy_search_misses() -> None:
 
 
 def plain_beam_search(
-    next_log_probs: Callable[[list[int]], list[float]], beam_size: int, max_len: int, length_penalty: float, nbest: int
+    next_log_probs: Callable[[list[int]], list[float]],
+    beam_size: int,
+    max_len: int,
+    length_penalty: float,
+    nbest: int,
 ) -> list[Hypothesis]:
     """The rules of `mt.decode.search` for one sentence, with lists; `next_log_probs` gives the next token's after a prefix."""
     live: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -159,7 +188,11 @@ def plain_beam_search(
 def next_by_full_forward(model: Transformer, src: Tensor) -> Callable[[list[int]], list[float]]:
     @torch.no_grad()
     def next_log_probs(prefix: list[int]) -> list[float]:
-        return model.project(model(src[None], None, torch.tensor([[BOS_ID, *prefix]])))[0, -1].log_softmax(-1).tolist()
+        return (
+            model.project(model(src[None], None, torch.tensor([[BOS_ID, *prefix]])))[0, -1]
+            .log_softmax(-1)
+            .tolist()
+        )
 
     return next_log_probs
 
@@ -170,13 +203,21 @@ LIMITS = [6, 9, 1, 12, 7, 3]
 
 @pytest.mark.parametrize("beam_size", [2, 4, 5])
 @pytest.mark.parametrize(("seed", "length_penalty"), [(1, 1.0), (2, 0.6), (3, 0.0)])
-def test_beam_search_follows_its_rules_in_plain_python(beam_size: int, seed: int, length_penalty: float) -> None:
+def test_beam_search_follows_its_rules_in_plain_python(
+    beam_size: int, seed: int, length_penalty: float
+) -> None:
     model = random_model(seed, vocab=9)
     src, src_mask = sources(seed, LENGTHS, vocab=9)
     config = SearchConfig(beam_size, beam_size, length_penalty)
     found = beam_search(model, src, src_mask, torch.tensor(LIMITS), config)
     for i, hyps in enumerate(found):
-        expected = plain_beam_search(next_by_full_forward(model, src[i, src_mask[i]]), beam_size, LIMITS[i], length_penalty, beam_size)
+        expected = plain_beam_search(
+            next_by_full_forward(model, src[i, src_mask[i]]),
+            beam_size,
+            LIMITS[i],
+            length_penalty,
+            beam_size,
+        )
         assert_same(hyps, expected)
 
 
@@ -194,10 +235,15 @@ class Table:
         pairs = zip(self.prefixes, tokens.tolist(), strict=True)
         self.prefixes = [[(*p, t) for p, t in zip(beams, own, strict=True)] for beams, own in pairs]
         rows = [[self.table.get(p[1:], {EOS_ID: 1.0}) for p in beams] for beams in self.prefixes]
-        return torch.tensor([[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]).log()
+        return torch.tensor(
+            [[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]
+        ).log()
 
     def reorder(self, hyp_index: Tensor) -> None:
-        self.prefixes = [[beams[i] for i in own] for beams, own in zip(self.prefixes, hyp_index.tolist(), strict=True)]
+        self.prefixes = [
+            [beams[i] for i in own]
+            for beams, own in zip(self.prefixes, hyp_index.tolist(), strict=True)
+        ]
 
     def keep(self, sentence_index: Tensor) -> None:
         self.prefixes = [self.prefixes[i] for i in sentence_index.tolist()]
@@ -206,21 +252,34 @@ class Table:
 A, B = 4, 5
 
 
-def search_table(table: dict[tuple[int, ...], dict[int, float]], config: SearchConfig, max_len: int = 5) -> list[Hypothesis]:
+def search_table(
+    table: dict[tuple[int, ...], dict[int, float]], config: SearchConfig, max_len: int = 5
+) -> list[Hypothesis]:
     one = torch.tensor([[EOS_ID]])
-    return search.beam_search(Table(table, 6), one, one != PAD_ID, torch.tensor([max_len]), config)[0]
+    return search.beam_search(Table(table, 6), one, one != PAD_ID, torch.tensor([max_len]), config)[
+        0
+    ]
 
 
 def test_an_end_outside_the_first_beams_is_passed_over() -> None:
     """The end comes third of four candidates, so it finishes nothing, though it beats what follows later."""
-    table = {(): {A: 0.4, B: 0.35, EOS_ID: 0.25}, (A,): {EOS_ID: 0.6, A: 0.4}, (B,): {EOS_ID: 0.6, A: 0.4}}
+    table = {
+        (): {A: 0.4, B: 0.35, EOS_ID: 0.25},
+        (A,): {EOS_ID: 0.6, A: 0.4},
+        (B,): {EOS_ID: 0.6, A: 0.4},
+    }
     found = search_table(table, SearchConfig(2, 2, 0.0))
     assert [hyp.tokens for hyp in found] == [[A], [B]]
 
 
 def test_the_next_best_continuation_takes_the_place_of_one_that_ended() -> None:
     """After the end, both A and B go on; a search that lost a place would never see B A."""
-    table = {(): {EOS_ID: 0.4, A: 0.35, B: 0.25}, (A,): {A: 0.1, EOS_ID: 0.9}, (B,): {A: 1.0}, (A, A): {EOS_ID: 1.0}}
+    table = {
+        (): {EOS_ID: 0.4, A: 0.35, B: 0.25},
+        (A,): {A: 0.1, EOS_ID: 0.9},
+        (B,): {A: 1.0},
+        (A, A): {EOS_ID: 1.0},
+    }
     found = search_table(table, SearchConfig(3, 3, 0.0))
     assert [hyp.tokens for hyp in found] == [[], [A], [B, A]]
 
@@ -249,7 +308,9 @@ def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
     src, src_mask = sources(seed, LENGTHS, vocab=9)
     for length_penalty in (0.0, 1.0):
         greedy = greedy_search(model, src, src_mask, torch.tensor(LIMITS), length_penalty)
-        beam = beam_search(model, src, src_mask, torch.tensor(LIMITS), SearchConfig(1, 1, length_penalty))
+        beam = beam_search(
+            model, src, src_mask, torch.tensor(LIMITS), SearchConfig(1, 1, length_penalty)
+        )
         for i in range(len(src)):
             assert_same(greedy[i], beam[i])
 
@@ -276,16 +337,22 @@ def searches() -> list[Callable[[Transformer, Tensor, Tensor, Tensor], list[list
 
 @pytest.mark.parametrize("search", searches(), ids=["greedy", "beam"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_neighbours_in_the_batch_and_their_order_make_no_difference(search: Callable, seed: int) -> None:
+def test_neighbours_in_the_batch_and_their_order_make_no_difference(
+    search: Callable, seed: int
+) -> None:
     model = random_model(seed, vocab=9)
     src, src_mask = sources(seed, LENGTHS, vocab=9)
     limits = torch.tensor(LIMITS)
     together = search(model, src, src_mask, limits)
     for i in range(len(src)):
-        [alone] = search(model, src[i : i + 1, src_mask[i]], src_mask[i : i + 1, src_mask[i]], limits[i : i + 1])
+        [alone] = search(
+            model, src[i : i + 1, src_mask[i]], src_mask[i : i + 1, src_mask[i]], limits[i : i + 1]
+        )
         assert_same(together[i], alone)
     order = torch.randperm(len(src), generator=torch.Generator().manual_seed(seed))
-    for i, hyps in zip(order.tolist(), search(model, src[order], src_mask[order], limits[order]), strict=True):
+    for i, hyps in zip(
+        order.tolist(), search(model, src[order], src_mask[order], limits[order]), strict=True
+    ):
         assert_same(hyps, together[i])
 
 
@@ -322,7 +389,9 @@ def test_each_sentence_has_its_own_length_limit(search: Callable) -> None:
 
 @pytest.mark.parametrize("vocab_size", [1, 6, 13, 60, 4000, 4001])
 @pytest.mark.parametrize(("beams", "count"), [(1, 2), (1, 10), (5, 10), (3, 200)])
-def test_the_best_continuations_are_those_of_sorting_all(vocab_size: int, beams: int, count: int) -> None:
+def test_the_best_continuations_are_those_of_sorting_all(
+    vocab_size: int, beams: int, count: int
+) -> None:
     draw = torch.Generator().manual_seed(1)
     logits = torch.randn(3, beams, vocab_size, generator=draw) * 3
     log_probs = -torch.rand(3, beams, generator=draw) * 4
@@ -332,7 +401,9 @@ def test_the_best_continuations_are_those_of_sorting_all(vocab_size: int, beams:
     expected = totals.sort(dim=1, descending=True).values[:, :count]
     assert torch.equal(scores, expected)
     assert torch.equal(totals.gather(1, origins * vocab_size + tokens), scores)
-    picked = [set(zip(o, t, strict=True)) for o, t in zip(origins.tolist(), tokens.tolist(), strict=True)]
+    picked = [
+        set(zip(o, t, strict=True)) for o, t in zip(origins.tolist(), tokens.tolist(), strict=True)
+    ]
     assert [len(each) for each in picked] == [min(count, beams * vocab_size)] * 3  # none twice
 
 
@@ -344,12 +415,18 @@ def test_nbest_lists_are_sorted_distinct_and_as_long_as_asked() -> None:
     two = beam_search(model, src, src_mask, limits, SearchConfig(5, 2))
     for all_five, best_two in zip(five, two, strict=True):
         assert len(all_five) == len({tuple(hyp.tokens) for hyp in all_five}) == 5
-        assert [hyp.score for hyp in all_five] == sorted((hyp.score for hyp in all_five), reverse=True)
+        assert [hyp.score for hyp in all_five] == sorted(
+            (hyp.score for hyp in all_five), reverse=True
+        )
         assert all_five[:2] == best_two
 
 
-@pytest.mark.parametrize(("a", "b", "expected"), [(1.2, 10, [13, 12, 11]), (0.0, 3, [3, 3, 3]), (2.0, 1, [7, 5, 3])])
-def test_length_limits_come_from_each_sentences_own_length(a: float, b: int, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [(1.2, 10, [13, 12, 11]), (0.0, 3, [3, 3, 3]), (2.0, 1, [7, 5, 3])]
+)
+def test_length_limits_come_from_each_sentences_own_length(
+    a: float, b: int, expected: list[int]
+) -> None:
     _, src_mask = sources(1, [3, 2, 1])
     assert max_output_lens(src_mask, a, b).tolist() == expected
 

@@ -28,7 +28,15 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    config = ModelConfig(d_model=32, d_ff=64, num_heads=2, encoder_layers=1, decoder_layers=1, norm="pre", tie_embeddings="none")
+    config = ModelConfig(
+        d_model=32,
+        d_ff=64,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        norm="pre",
+        tie_embeddings="none",
+    )
     model = build_model(config, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
     model.output_weight.data *= 3
     model.output_weight.data[EOS_ID] *= 2  # so that some outputs end before their limit
@@ -63,7 +71,9 @@ def translator(model: Transformer, tokenizer: Tokenizer, **options: object) -> R
     return Recording(model, tokenizer, DecodeConfig(**{**OPTIONS, **options}), FP32)
 
 
-def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str]
+) -> None:
     together = translator(model, tokenizer).translate(lines)
     assert len(together) == len(lines)
     assert together == [translator(model, tokenizer).translate([line])[0] for line in lines]
@@ -75,20 +85,30 @@ def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(model: Tra
 ])  # fmt: skip
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_the_cut_into_batches_makes_no_difference(
-    model: Transformer, tokenizer: Tokenizer, lines: list[str], beam_size: int, options: dict[str, int]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: list[str],
+    beam_size: int,
+    options: dict[str, int],
 ) -> None:
     expected = translator(model, tokenizer, beam_size=beam_size).translate(lines)
     assert translator(model, tokenizer, beam_size=beam_size, **options).translate(lines) == expected
 
 
-def test_shuffled_lines_give_shuffled_translations(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+def test_shuffled_lines_give_shuffled_translations(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str]
+) -> None:
     expected = translator(model, tokenizer).translate(lines)
     order = list(range(len(lines)))
     random.Random(1).shuffle(order)
-    assert translator(model, tokenizer).translate([lines[i] for i in order]) == [expected[i] for i in order]
+    assert translator(model, tokenizer).translate([lines[i] for i in order]) == [
+        expected[i] for i in order
+    ]
 
 
-def test_batches_hold_at_most_so_many_sentences_and_padded_tokens(model: Transformer, tokenizer: Tokenizer, lines: list[str]) -> None:
+def test_batches_hold_at_most_so_many_sentences_and_padded_tokens(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str]
+) -> None:
     subject = translator(model, tokenizer, batch_size=9, max_tokens=150)
     subject.translate(lines)
     for batch in subject.searched:
@@ -97,10 +117,15 @@ def test_batches_hold_at_most_so_many_sentences_and_padded_tokens(model: Transfo
     assert sum(map(len, subject.searched)) == sum(bool(line.strip()) for line in lines)
 
 
-def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_an_empty_line_stays_empty_and_is_not_searched_for(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     subject = translator(model, tokenizer, nbest=3)
     found = list(subject.translate_stream(["", "  \t "]))
-    assert [[(t.text, t.score, t.parts) for t in each] for each in found] == [[("", 0.0, [])], [("", 0.0, [])]]
+    assert [[(t.text, t.score, t.parts) for t in each] for each in found] == [
+        [("", 0.0, [])],
+        [("", 0.0, [])],
+    ]
     assert not subject.searched
     assert subject.translate([]) == []
 
@@ -108,7 +133,9 @@ def test_an_empty_line_stays_empty_and_is_not_searched_for(model: Transformer, t
 # --- over-long lines ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     words = sample_lines("test", "de", 3)
     long, short = " ".join(words), "Er kam."
     [ids, short_ids] = tokenizer.encode_src([long, short])
@@ -125,19 +152,30 @@ def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(model: Tra
     assert [i for part in subject._cut(ids, long, 0) for i in part.ids] == ids
 
 
-def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     long = " ".join(sample_lines("test", "de", 4))
     subject = translator(model, tokenizer, max_src_len=12)
     [[found]] = list(subject.translate_stream([long]))
     pieces = [part.ids for part in subject._cut(tokenizer.encode_src([long])[0], long, 0)]
     hyps = [translator(model, tokenizer)._search([part])[0][0] for part in pieces]
-    assert found.text == " ".join(text for hyp in hyps if (text := tokenizer.decode_tgt(hyp.tokens)))
+    assert found.text == " ".join(
+        text for hyp in hyps if (text := tokenizer.decode_tgt(hyp.tokens))
+    )
     assert found.score == pytest.approx(sum(hyp.score for hyp in hyps) / len(hyps), abs=1e-5)
 
 
-def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_line_is_split_between_words_where_it_can_be(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     subject = translator(model, tokenizer, max_src_len=30)
-    parts = [part.ids for part in subject._cut(tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0], "", 0)]
+    parts = [
+        part.ids
+        for part in subject._cut(
+            tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0], "", 0
+        )
+    ]
     assert len(parts) > 2
     assert all(tokenizer.starts_word(part[0]) for part in parts)
     endless = tokenizer.encode_src(["x" * 100])[0]
@@ -147,7 +185,9 @@ def test_a_line_is_split_between_words_where_it_can_be(model: Transformer, token
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_only_a_line_above_the_limit_is_split(model: Transformer, tokenizer: Tokenizer, extra: int) -> None:
+def test_only_a_line_above_the_limit_is_split(
+    model: Transformer, tokenizer: Tokenizer, extra: int
+) -> None:
     line = sample_lines("test", "de", 1)[0]
     limit = len(tokenizer.encode_src([line])[0]) - extra
     subject = translator(model, tokenizer, max_src_len=limit)
@@ -172,13 +212,17 @@ def test_a_stream_is_read_a_window_ahead_and_no_further(
             yield line
 
     found = []
-    for number, translations in enumerate(translator(model, tokenizer).translate_stream(source()), 1):
+    for number, translations in enumerate(
+        translator(model, tokenizer).translate_stream(source()), 1
+    ):
         found.append(translations[0].text)
         assert number <= read <= -(-number // 7) * 7
     assert found == expected
 
 
-def test_nbest_gives_so_many_translations_best_first(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_nbest_gives_so_many_translations_best_first(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     lines = sample_lines("test", "de", 5)
     best = list(translator(model, tokenizer).translate_stream(lines))
     three = list(translator(model, tokenizer, nbest=3).translate_stream(lines))
@@ -199,7 +243,9 @@ def test_translating_leaves_dropout_off(model: Transformer, tokenizer: Tokenizer
 
 def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
     own = DecodeConfig(beam_size=4, length_penalty=0.6)
-    assert search_options(own, {"beam_size": 2, "length_penalty": None}) == DecodeConfig(beam_size=2, length_penalty=0.6)
+    assert search_options(own, {"beam_size": 2, "length_penalty": None}) == DecodeConfig(
+        beam_size=2, length_penalty=0.6
+    )
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -210,13 +256,19 @@ def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
     ({"batch_size": "8"}, "batch_size"),
     ({"max_len_b": 0, "max_tokens": 0}, "max_len_b.*; max_tokens"),
 ])  # fmt: skip
-def test_bad_options_are_a_config_error_that_names_them(overrides: dict[str, object], message: str) -> None:
+def test_bad_options_are_a_config_error_that_names_them(
+    overrides: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         search_options(DecodeConfig(), overrides)
 
 
 def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
-    model: Transformer, tokenizer: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     translator = Translator(model, tokenizer, DecodeConfig(batch_size=16), FP32)
     expected = translator.translate(lines)
@@ -231,7 +283,11 @@ def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
     monkeypatch.setattr(Searcher, "__call__", tight)
     assert translator.translate(lines) == expected
     assert max(sizes) > 3
-    monkeypatch.setattr(Searcher, "__call__", lambda self, _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        Searcher,
+        "__call__",
+        lambda self, _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+    )
     with pytest.raises(MTError, match="a single sentence"):
         translator.translate(lines[1:2])
 
@@ -258,16 +314,24 @@ def test_another_error_than_out_of_memory_is_no_reason_for_halves(
 def test_a_line_of_more_sentences_than_training_saw_is_translated_in_parts(
     model: Transformer, tokenizer: Tokenizer, max_sentences: int
 ) -> None:
-    sentences = [line for line in sample_lines("test", "de", 9) if len(sentence_starts(line)) == 1][:7]
+    sentences = [line for line in sample_lines("test", "de", 9) if len(sentence_starts(line)) == 1][
+        :7
+    ]
     subject = translator(model, tokenizer, max_sentences=max_sentences)
-    groups = [" ".join(sentences[i : i + max_sentences]) for i in range(0, len(sentences), max_sentences)]
+    groups = [
+        " ".join(sentences[i : i + max_sentences]) for i in range(0, len(sentences), max_sentences)
+    ]
     [[found], *_] = list(subject.translate_stream([" ".join(sentences), sentences[0]]))
     assert subject.num_split == 1
     assert [part.source.text.strip() for part in found.parts] == groups
-    assert found.text == " ".join(text for text in translator(model, tokenizer).translate(groups) if text)
+    assert found.text == " ".join(
+        text for text in translator(model, tokenizer).translate(groups) if text
+    )
 
 
-def test_sentences_together_stay_within_what_training_saw(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_sentences_together_stay_within_what_training_saw(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     sentences = sample_lines("test", "de", 10)
     subject = translator(model, tokenizer, max_sentences=100, max_src_len=120)
     [[found]] = list(subject.translate_stream([" ".join(sentences)]))
@@ -278,7 +342,9 @@ def test_sentences_together_stay_within_what_training_saw(model: Transformer, to
     assert len(whole.translate_window([" ".join(sentences)])[0][0].parts) == 1
 
 
-def test_parts_are_joined_without_a_space_in_a_language_without_spaces(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_parts_are_joined_without_a_space_in_a_language_without_spaces(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
     line = " ".join(sample_lines("test", "de", 3))
     parts = translator(model, tokenizer, max_sentences=1).translate_stream([line])
     texts = [tokenizer.decode_tgt(part.tgt) for [each] in parts for part in each.parts]

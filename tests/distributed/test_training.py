@@ -43,7 +43,14 @@ def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., C
 def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict[str, Any]:
     """Losses, norms, order and weights of the first updates."""
     run_dir.mkdir(exist_ok=True)
-    trainer = Trainer(config, prepare(config, world), run_dir, CPU, CheckpointManager(run_dir, 3, 1, "bleu", world), world)
+    trainer = Trainer(
+        config,
+        prepare(config, world),
+        run_dir,
+        CPU,
+        CheckpointManager(run_dir, 3, 1, "bleu", world),
+        world,
+    )
     updates = trainer.loader.updates()
     stats, seen = [], []
     for _ in range(steps):
@@ -52,7 +59,11 @@ def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict
         stats.append(trainer.train_step(update).read())
     updates.close()  # type: ignore[attr-defined]
     weights = {name: unsharded(weight).clone() for name, weight in trainer.weights().items()}
-    average = {name: unsharded(weight).clone() for name, weight in trainer.average.weights.items()} if trainer.average else {}
+    average = (
+        {name: unsharded(weight).clone() for name, weight in trainer.average.weights.items()}
+        if trainer.average
+        else {}
+    )
     return {"stats": stats, "seen": seen, "weights": weights, "average": average}
 
 
@@ -67,13 +78,19 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) ->
             assert torch.allclose(weight, other[kind][name], rtol=0, atol=tolerance), name
 
 
-def test_two_ranks_equal_one_with_two_micro_batches_dropout_on(settings: Callable[..., Config], tmp_path: Path) -> None:
+def test_two_ranks_equal_one_with_two_micro_batches_dropout_on(
+    settings: Callable[..., Config], tmp_path: Path
+) -> None:
     config = settings("model.dropout=0.1", "train.grad_accum_steps=2")
     alone = trained(config, tmp_path / "alone", World())
     first, second = on_ranks(2, lambda world: trained(config, tmp_path / "ddp", world))
     assert_same(first, second, tolerance=0)
     assert_same(alone, first, tolerance=CLOSE)
-    other_draws = trained(settings("model.dropout=0.1", "train.grad_accum_steps=2", "seed=2"), tmp_path / "other", World())
+    other_draws = trained(
+        settings("model.dropout=0.1", "train.grad_accum_steps=2", "seed=2"),
+        tmp_path / "other",
+        World(),
+    )
     with pytest.raises(AssertionError):
         assert_same(alone, other_draws, tolerance=CLOSE)
 
@@ -151,4 +168,3 @@ def test_fsdp_equals_ddp_and_one_rank_uneven_shares_included(
     fsdp = on_ranks(size, lambda world: trained(sharded, tmp_path / "fsdp", world))[0]
     assert_same(ddp, fsdp, tolerance=0 if micro_batches <= size == 2 else CLOSE)
     assert_same(alone, ddp, tolerance=CLOSE)
-

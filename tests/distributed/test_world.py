@@ -36,7 +36,9 @@ def test_sums_and_signals_are_those_of_all_ranks() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_shared_work_comes_back_in_order_on_every_rank(count: int) -> None:
     def work(world: World) -> Any:
-        return world.shared(lambda items: [[item * item, world.rank] for item in items], range(count))
+        return world.shared(
+            lambda items: [[item * item, world.rank] for item in items], range(count)
+        )
 
     assert on_ranks(3, work) == [[[i * i, i % 3] for i in range(count)]] * 3
     assert work(World()) == [[i * i, 0] for i in range(count)]
@@ -174,7 +176,11 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
     with pytest.raises(RankFailedError):
         on_ranks(2, dies, store=client)
     for number in range(3):
-        values = on_ranks(2, lambda world: (world.first(lambda: number), len(world.presence.ranks)), store=client)  # noqa: B023
+        values = on_ranks(
+            2,
+            lambda world: (world.first(lambda: number), len(world.presence.ranks)),  # noqa: B023
+            store=client,
+        )
         assert values == [(number, 2)] * 2
 
 
@@ -191,11 +197,18 @@ def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("there is no such world")
 
 
-def test_each_rank_takes_the_gpu_of_its_number_and_its_part_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_takes_the_gpu_of_its_number_and_its_part_of_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     third = World(11, 16, local_rank=3, local_size=8)
     assert [third.threads(count) for count in (16, 4, None)] == [2, 1, None]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert third.place("auto") == "auto"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [third.place(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
+    assert [third.place(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
     assert World().place("auto") == "auto"

@@ -13,11 +13,19 @@ from tests.metrics.texts import CORPORA, Corpus, noisy, sacrebleu, sample_text
 
 @pytest.mark.parametrize("kind", ["bs", "ar"])
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda corpus: corpus.name)
-def test_scores_intervals_and_p_values_are_those_of_the_sacrebleu_command(corpus: Corpus, kind: str, tmp_path: Path) -> None:
+def test_scores_intervals_and_p_values_are_those_of_the_sacrebleu_command(
+    corpus: Corpus, kind: str, tmp_path: Path
+) -> None:
     refs = corpus.read()
-    systems = {"base": noisy(refs), "near": [*noisy(refs)[:-8], *refs[-8:]], "other": noisy(refs, seed=4)}
+    systems = {
+        "base": noisy(refs),
+        "near": [*noisy(refs)[:-8], *refs[-8:]],
+        "other": noisy(refs, seed=4),
+    }
     options = [f"--paired-{kind}", f"--paired-{kind}-n", "300"]
-    theirs = sacrebleu(tmp_path, [refs], list(systems.values()), "-m", "bleu", "chrf", *options, *corpus.options)
+    theirs = sacrebleu(
+        tmp_path, [refs], list(systems.values()), "-m", "bleu", "chrf", *options, *corpus.options
+    )
     metrics = build_metrics(["bleu", "chrf"], corpus.lang)
     ours = paired_tests(systems, [refs], metrics, kind, 300)  # type: ignore[arg-type]
     assert [(c.score.name, c.baseline, c.system) for c in ours] == [
@@ -38,7 +46,9 @@ def test_scores_intervals_and_p_values_are_those_of_the_sacrebleu_command(corpus
 
 def test_a_system_and_itself_differ_by_nothing_and_nothing_is_tested() -> None:
     refs = sample_text()
-    (found,) = paired_tests({"a": noisy(refs), "b": noisy(refs)}, [refs], build_metrics(["bleu"]), "bs", 100)
+    (found,) = paired_tests(
+        {"a": noisy(refs), "b": noisy(refs)}, [refs], build_metrics(["bleu"]), "bs", 100
+    )
     assert found.difference == 0
     assert found.p_value is None
     assert not found.is_significant
@@ -46,7 +56,13 @@ def test_a_system_and_itself_differ_by_nothing_and_nothing_is_tested() -> None:
 
 def test_a_clear_difference_is_found_and_lower_is_better_for_ter() -> None:
     refs = sample_text()
-    (found,) = paired_tests({"worse": noisy(noisy(refs), seed=9), "better": noisy(refs)}, [refs], build_metrics(["ter"]), "ar", 300)
+    (found,) = paired_tests(
+        {"worse": noisy(noisy(refs), seed=9), "better": noisy(refs)},
+        [refs],
+        build_metrics(["ter"]),
+        "ar",
+        300,
+    )
     assert found.is_significant
     assert found.difference < 0
     assert found.is_better
@@ -64,9 +80,14 @@ def test_of_200_pairs_without_a_difference_about_one_in_twenty_is_found_differen
     rejected = {"bs": 0, "ar": 0, "both": 0}
     for seed in range(200):
         swap = random.Random(seed)
-        pairs = [(a, b) if swap.random() < 0.5 else (b, a) for a, b in zip(first, second, strict=True)]
+        pairs = [
+            (a, b) if swap.random() < 0.5 else (b, a) for a, b in zip(first, second, strict=True)
+        ]
         a, b = zip(*pairs, strict=True)
-        significant = {kind: paired_tests({"a": a, "b": b}, [refs], metrics, kind, 200)[0].is_significant for kind in KINDS}
+        significant = {
+            kind: paired_tests({"a": a, "b": b}, [refs], metrics, kind, 200)[0].is_significant
+            for kind in KINDS
+        }
         significant["both"] = all(significant.values())  # type: ignore[index]
         for kind, is_significant in significant.items():
             rejected[kind] += is_significant

@@ -35,7 +35,11 @@ def sample_text() -> list[str]:
 def multi30k(language: str = "en") -> list[str]:
     if MULTI30K is None:
         pytest.skip("no Multi30k in data/multi30k or ../shared/data/multi30k")
-    return gzip.decompress((MULTI30K / f"test_2016_flickr.{language}.gz").read_bytes()).decode().split("\n")[:-1]
+    return (
+        gzip.decompress((MULTI30K / f"test_2016_flickr.{language}.gz").read_bytes())
+        .decode()
+        .split("\n")[:-1]
+    )
 
 
 def enja() -> list[str]:
@@ -63,20 +67,40 @@ def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
         if len(words) > 2 and rng.random() < 0.5:
             i = rng.randrange(len(words) - 1)
             words[i], words[i + 1] = words[i + 1], words[i]
-        out.append(space.join(word if rng.random() > 0.1 else "Straße" if space else "ー" for word in words))
+        out.append(
+            space.join(
+                word if rng.random() > 0.1 else "Straße" if space else "ー" for word in words
+            )
+        )
     return [lines[0], "", *out[2:]]
 
 
-def sacrebleu(folder: Path, refs: Sequence[Sequence[str]], hyps: Sequence[Sequence[str]], *options: str) -> Any:
+def sacrebleu(
+    folder: Path, refs: Sequence[Sequence[str]], hyps: Sequence[Sequence[str]], *options: str
+) -> Any:
     """What the command prints as JSON, to ten decimals."""
     names = {"ref": refs, "hyp": hyps}
-    files = {kind: [f"{kind}{number}" for number in range(len(texts))] for kind, texts in names.items()}
+    files = {
+        kind: [f"{kind}{number}" for number in range(len(texts))] for kind, texts in names.items()
+    }
     for kind, texts in names.items():
         for file, lines in zip(files[kind], texts, strict=True):
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"  # its JSON of --paired-bs fails on float32
     main += "from sacrebleu.sacrebleu import main; main()"
-    command = [sys.executable, "-c", main, *files["ref"], "-i", *files["hyp"], *options, "--format", "json", "-w", "10"]
+    command = [
+        sys.executable,
+        "-c",
+        main,
+        *files["ref"],
+        "-i",
+        *files["hyp"],
+        *options,
+        "--format",
+        "json",
+        "-w",
+        "10",
+    ]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -28,28 +28,48 @@ def attention(dropout: float = 0.0) -> MultiHeadAttention:
     return block
 
 
-def attend(block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor | None = None) -> Tensor:
+def attend(
+    block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor | None = None
+) -> Tensor:
     """The block on padded batches: `query` [batch, tgt_len, d_model], `memory` [batch, src_len, d_model], `allowed` as `PaddedMask.of`."""
     batch, tgt_len, d_model = query.shape
     flat = query.transpose(0, 1).reshape(-1, d_model)
     source = flat if memory is query else memory.transpose(0, 1).reshape(-1, d_model)
-    return block(flat, source, PaddedMask.of(batch, allowed)).view(tgt_len, batch, d_model).transpose(0, 1)
+    return (
+        block(flat, source, PaddedMask.of(batch, allowed))
+        .view(tgt_len, batch, d_model)
+        .transpose(0, 1)
+    )
 
 
-def written_out(block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor) -> Tensor:
+def written_out(
+    block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor
+) -> Tensor:
     """The formula for every row, position and head in Python numbers; `allowed` [batch, tgt_len, src_len]."""
     out = torch.empty_like(query)
     for b in range(len(query)):
-        q, k, v = (layer.weight @ x[b].T + layer.bias[:, None]
-                   for layer, x in ((block.q_proj, query), (block.k_proj, memory), (block.v_proj, memory)))
+        q, k, v = (
+            layer.weight @ x[b].T + layer.bias[:, None]
+            for layer, x in ((block.q_proj, query), (block.k_proj, memory), (block.v_proj, memory))
+        )
         for t in range(query.shape[1]):
             context: list[float] = []
             for head in range(NUM_HEADS):
                 dims = range(head * HEAD_DIM, (head + 1) * HEAD_DIM)
                 seen = [s for s in range(memory.shape[1]) if allowed[b, t, s]]
-                weights = [math.exp(sum(float(q[d, t] * k[d, s]) for d in dims) / math.sqrt(HEAD_DIM)) for s in seen]
-                context += [sum(w * float(v[d, s]) for w, s in zip(weights, seen, strict=True)) / sum(weights) for d in dims]
-            out[b, t] = block.out_proj.weight @ torch.tensor(context, dtype=torch.float64) + block.out_proj.bias
+                weights = [
+                    math.exp(sum(float(q[d, t] * k[d, s]) for d in dims) / math.sqrt(HEAD_DIM))
+                    for s in seen
+                ]
+                context += [
+                    sum(w * float(v[d, s]) for w, s in zip(weights, seen, strict=True))
+                    / sum(weights)
+                    for d in dims
+                ]
+            out[b, t] = (
+                block.out_proj.weight @ torch.tensor(context, dtype=torch.float64)
+                + block.out_proj.bias
+            )
     return out
 
 
@@ -69,11 +89,18 @@ CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
     ],
 )
 @torch.no_grad()
-def test_attention_is_its_formula_written_out(kind: str, mask: Tensor | None, allowed: Tensor) -> None:
+def test_attention_is_its_formula_written_out(
+    kind: str, mask: Tensor | None, allowed: Tensor
+) -> None:
     block = attention()
     memory = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     query = torch.randn(2, 3, D_MODEL, dtype=torch.float64) if kind.endswith("cross") else memory
-    torch.testing.assert_close(attend(block, query, memory, mask), written_out(block, query, memory, allowed), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        attend(block, query, memory, mask),
+        written_out(block, query, memory, allowed),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @torch.no_grad()
@@ -83,16 +110,27 @@ def test_weights_sum_to_one() -> None:
     block.v_proj.weight.zero_()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     expected = block.out_proj(block.v_proj.bias).expand(2, 5, D_MODEL)
-    torch.testing.assert_close(attend(block, x, x, PADDING[:, None]), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        attend(block, x, x, PADDING[:, None]), expected, rtol=1e-12, atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("mask", [None, CAUSAL[None], PADDING[:, None]], ids=["unmasked", "causal", "padded"])
-def test_the_two_products_of_a_cpu_equal_the_fused_kernel_and_its_gradients(mask: Tensor | None) -> None:
+@pytest.mark.parametrize(
+    "mask", [None, CAUSAL[None], PADDING[:, None]], ids=["unmasked", "causal", "padded"]
+)
+def test_the_two_products_of_a_cpu_equal_the_fused_kernel_and_its_gradients(
+    mask: Tensor | None,
+) -> None:
     block = attention()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64, requires_grad=True)
     ours = attend(block, x, x, mask)
-    q, k, v = (layer(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2) for layer in (block.q_proj, block.k_proj, block.v_proj))
-    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None])
+    q, k, v = (
+        layer(x).view(2, 5, NUM_HEADS, HEAD_DIM).transpose(1, 2)
+        for layer in (block.q_proj, block.k_proj, block.v_proj)
+    )
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=None if mask is None else mask[:, None]
+    )
     theirs = block.out_proj(theirs.transpose(1, 2).reshape(2, 5, D_MODEL))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     direction = torch.randn_like(ours)
@@ -118,10 +156,15 @@ def test_attention_dropout_drops_weights_in_training_only() -> None:
     block = attention(dropout=0.5)
     nn.init.eye_(block.out_proj.weight)
     nn.init.zeros_(block.out_proj.bias)
-    query, memory = torch.randn(1, 2000, D_MODEL, dtype=torch.float64), torch.randn(1, 1, D_MODEL, dtype=torch.float64)
+    query, memory = (
+        torch.randn(1, 2000, D_MODEL, dtype=torch.float64),
+        torch.randn(1, 1, D_MODEL, dtype=torch.float64),
+    )
     value = block.v_proj(memory)
     weights = (attend(block.train(), query, memory) / value).view(2000, NUM_HEADS, HEAD_DIM)
-    assert torch.allclose(weights, weights[:, :, :1].expand_as(weights))  # a weight is dropped for a head as a whole
+    assert torch.allclose(
+        weights, weights[:, :, :1].expand_as(weights)
+    )  # a weight is dropped for a head as a whole
     dropped = weights[:, :, 0].abs() < 1e-9
     assert torch.allclose(weights[:, :, 0][~dropped], torch.tensor(2.0, dtype=torch.float64))
     assert abs(dropped.double().mean() - 0.5) < 0.05  # 7.7 standard deviations

@@ -19,7 +19,9 @@ def _one_thread() -> None:
 def last_logits(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
     """By the full forward, after all of `tgt` [sentences, beams, length]: [sentences, beams, vocab_size]."""
     beams = tgt.shape[1]
-    hidden = model(src.repeat_interleave(beams, 0), src_mask.repeat_interleave(beams, 0), tgt.flatten(0, 1))
+    hidden = model(
+        src.repeat_interleave(beams, 0), src_mask.repeat_interleave(beams, 0), tgt.flatten(0, 1)
+    )
     return model.project(hidden[:, -1]).unflatten(0, tgt.shape[:2])
 
 
@@ -35,7 +37,9 @@ def test_cached_steps_equal_the_full_forward(norm: str, tie: str, activation: st
     state = ready.initial_state(src, src_mask)
     for t in range(6):
         logits = ready.step(tgt[:, :, t], state)
-        torch.testing.assert_close(logits, last_logits(model, src, src_mask, tgt[:, :, : t + 1]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits, last_logits(model, src, src_mask, tgt[:, :, : t + 1]), rtol=1e-5, atol=1e-5
+        )
     assert state.length == 6
 
 
@@ -43,8 +47,15 @@ def test_cached_steps_equal_the_full_forward(norm: str, tie: str, activation: st
 def test_memory_equals_that_of_the_full_forward() -> None:
     model = small()
     src, src_mask = sources(7, 3, 5)
-    memory = InferenceModel(model).encode(src, PaddedMask.of(3, src_mask[:, None])).unflatten(0, (7, 3)).transpose(0, 1)
-    torch.testing.assert_close(memory[src_mask], model.encode(src, src_mask)[src_mask], rtol=1e-5, atol=1e-5)
+    memory = (
+        InferenceModel(model)
+        .encode(src, PaddedMask.of(3, src_mask[:, None]))
+        .unflatten(0, (7, 3))
+        .transpose(0, 1)
+    )
+    torch.testing.assert_close(
+        memory[src_mask], model.encode(src, src_mask)[src_mask], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("beams", "steps"), [(1, 12), (3, 12), (4, FIRST_CAPACITY)])
@@ -63,7 +74,12 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
         tokens = torch.randint(0, VOCAB, prefix.shape[:2], generator=draw)
         prefix = torch.cat([prefix, tokens[:, :, None]], dim=2)
         logits = ready.step(tokens, state)
-        torch.testing.assert_close(logits, last_logits(model, src[sentences], src_mask[sentences], prefix), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits,
+            last_logits(model, src[sentences], src_mask[sentences], prefix),
+            rtol=1e-5,
+            atol=1e-5,
+        )
         # Each hypothesis goes on alone for most of the time, so that the trie grows wide.
         alone = step and torch.rand(1, generator=draw) < 0.7
         origins = torch.arange(beams).expand(len(sentences), -1) if alone else None
@@ -97,7 +113,10 @@ def test_keys_and_values_of_the_source_belong_to_sentences_not_to_beams() -> Non
     ready = InferenceModel(small())
     state = ready.initial_state(*sources(7, 3))
     ready.step(torch.full((2, 4), 2), state)
-    assert all(len(layer.src_keys) == len(layer.src_values) == len(layer.keys) == 2 for layer in state.layers)
+    assert all(
+        len(layer.src_keys) == len(layer.src_values) == len(layer.keys) == 2
+        for layer in state.layers
+    )
 
 
 @torch.no_grad()
@@ -108,7 +127,10 @@ def test_keep_copies_only_sentences_that_change_place() -> None:
     before = [layer.keys for layer in state.layers]
     third = before[0][2].clone()
     state.keep(torch.tensor([0, 2]))
-    assert all(layer.keys.data_ptr() == old.data_ptr() for layer, old in zip(state.layers, before, strict=True))
+    assert all(
+        layer.keys.data_ptr() == old.data_ptr()
+        for layer, old in zip(state.layers, before, strict=True)
+    )
     assert torch.equal(state.layers[0].keys[1], third)
 
 
@@ -143,5 +165,7 @@ def test_in_int8_a_sentence_alone_gives_what_it_gives_in_company() -> None:
     src, src_mask = sources(7, 7, 7, 7)
     logits = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))
     for i in range(4):
-        alone = ready.step(torch.full((1, 2), 5), ready.initial_state(src[i : i + 1], src_mask[i : i + 1]))
+        alone = ready.step(
+            torch.full((1, 2), 5), ready.initial_state(src[i : i + 1], src_mask[i : i + 1])
+        )
         torch.testing.assert_close(alone[0], logits[i], rtol=1e-5, atol=1e-5)

@@ -25,7 +25,9 @@ def test_sinusoids_are_the_papers_formula_sines_first_then_cosines(d_model: int)
         for i in range(d_model // 2):
             angle = position / 10_000 ** (2 * i / d_model)
             assert float(table[position, i]) == pytest.approx(math.sin(angle), abs=1e-6)
-            assert float(table[position, d_model // 2 + i]) == pytest.approx(math.cos(angle), abs=1e-6)
+            assert float(table[position, d_model // 2 + i]) == pytest.approx(
+                math.cos(angle), abs=1e-6
+            )
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.3, 0.5, 0.9])
@@ -39,8 +41,13 @@ def test_dropout_drops_its_share_and_keeps_the_expectation(p: float) -> None:
     assert abs(float(out.mean()) - 1) < 6 * math.sqrt(rounded / (1 - rounded) / n)
 
 
-@pytest.mark.parametrize(("p", "scale"), [(0.1, 256 / 230), (0.25, 256 / 192), (0.3, 256 / 179), (1 / 256, 256 / 255), (0.001, 1.0)])
-def test_p_is_rounded_to_the_nearest_256th_and_the_scale_is_the_rounded_ones(p: float, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("p", "scale"),
+    [(0.1, 256 / 230), (0.25, 256 / 192), (0.3, 256 / 179), (1 / 256, 256 / 255), (0.001, 1.0)],
+)
+def test_p_is_rounded_to_the_nearest_256th_and_the_scale_is_the_rounded_ones(
+    p: float, scale: float
+) -> None:
     assert float(Dropout(p).train()(torch.ones(100_000)).max()) == pytest.approx(scale, rel=1e-6)
 
 
@@ -74,7 +81,9 @@ def test_dropout_is_reproducible_from_torchs_seed_and_differs_between_calls() ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_mask_has_the_shape_and_type_of_its_input_and_is_zeros_and_ones(dtype: torch.dtype) -> None:
+def test_a_mask_has_the_shape_and_type_of_its_input_and_is_zeros_and_ones(
+    dtype: torch.dtype,
+) -> None:
     x = torch.randn(50, 7, dtype=dtype)
     drop = Dropout(0.25).train()
     mask = drop.mask(x)
@@ -94,7 +103,9 @@ def test_added_dropout_is_the_residual_plus_dropout_of_the_same_draw() -> None:
     fused, plain = from_seed(lambda: drop.add(residual, x)), from_seed(lambda: residual + drop(x))
     torch.testing.assert_close(fused, plain, rtol=1e-14, atol=1e-14)
     direction = torch.randn_like(fused)
-    gradients = [torch.autograd.grad((out * direction).sum(), (residual, x)) for out in (fused, plain)]
+    gradients = [
+        torch.autograd.grad((out * direction).sum(), (residual, x)) for out in (fused, plain)
+    ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
     share = float((gradients[0][1] == 0).double().mean())
@@ -149,7 +160,9 @@ def test_an_embedding_is_the_tokens_row_times_root_d_model_plus_its_position() -
     out = block(tokens, torch.arange(3).expand(2, 3), 3)
     for b in range(2):
         for t in range(3):
-            torch.testing.assert_close(out[b, t], 4 * block.weight[tokens[b, t]] + sinusoids(3, 16)[t])
+            torch.testing.assert_close(
+                out[b, t], 4 * block.weight[tokens[b, t]] + sinusoids(3, 16)[t]
+            )
 
 
 @torch.no_grad()
@@ -187,18 +200,25 @@ def test_positions_are_no_part_of_the_weights() -> None:
 def test_embedding_dropout_covers_positions_too() -> None:
     block = embedding(dropout=0.5).train()
     torch.nn.init.zeros_(block.weight)
-    cosines = block(torch.zeros(200, dtype=torch.int64), torch.zeros(200, dtype=torch.int64), 1)[:, 8:]  # at position 0 all are 1
+    cosines = block(torch.zeros(200, dtype=torch.int64), torch.zeros(200, dtype=torch.int64), 1)[
+        :, 8:
+    ]  # at position 0 all are 1
     assert set(cosines.flatten().tolist()) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize(("name", "formula"), [
-    ("relu", lambda x: max(x, 0.0)),
-    ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
-    ("silu", lambda x: x / (1 + math.exp(-x))),
-])
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("relu", lambda x: max(x, 0.0)),
+        ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+    ],
+)
 def test_activations_are_their_formulas(name: str, formula: Callable[[float], float]) -> None:
     for x in (-3.0, -0.5, 0.0, 0.7, 2.0):
-        assert float(ACTIVATIONS[name](torch.tensor(x, dtype=torch.float64))) == pytest.approx(formula(x), abs=1e-12)
+        assert float(ACTIVATIONS[name](torch.tensor(x, dtype=torch.float64))) == pytest.approx(
+            formula(x), abs=1e-12
+        )
 
 
 def test_every_activation_of_the_schema_is_there() -> None:
@@ -209,7 +229,9 @@ def test_every_activation_of_the_schema_is_there() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.3, 0.9])
-def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(p: float, dtype: torch.dtype) -> None:
+def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(
+    p: float, dtype: torch.dtype
+) -> None:
     x = torch.randn(60, 17, dtype=dtype, requires_grad=True)
     with torch.no_grad():
         x[0] = 0.0  # no gradient at zero
@@ -221,7 +243,9 @@ def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(p: floa
     assert torch.equal(ours, plain)
     assert float(ours.detach().max()) > 0
     direction = torch.randn_like(x)
-    (our_grad,), (plain_grad,) = (torch.autograd.grad((out * direction).sum(), x) for out in (ours, plain))
+    (our_grad,), (plain_grad,) = (
+        torch.autograd.grad((out * direction).sum(), x) for out in (ours, plain)
+    )
     torch.testing.assert_close(our_grad, plain_grad, rtol=1e-6, atol=0)
     assert our_grad[0].eq(0).all()
 
@@ -260,7 +284,9 @@ def test_a_dropped_activation_keeps_its_expectation(name: str, value: float) -> 
     n, dropped = 100_000, round(0.3 * 256) / 256
     expected = float(ACTIVATIONS[name](torch.tensor(value)))
     out = Activation(name, 0.3).train()(torch.full((n,), value))
-    assert abs(float(out.double().mean()) - expected) <= 6 * abs(expected) * math.sqrt(dropped / (1 - dropped) / n)
+    assert abs(float(out.double().mean()) - expected) <= 6 * abs(expected) * math.sqrt(
+        dropped / (1 - dropped) / n
+    )
     if expected:
         share = float((out == 0).double().mean())
         assert abs(share - dropped) < 6 * math.sqrt(dropped * (1 - dropped) / n)
@@ -272,4 +298,6 @@ def test_an_activation_under_gradient_checking_agrees_with_finite_differences() 
     x[x.abs() < 0.01] = 0.5  # away from the kink
     for name in ACTIVATIONS:
         block = Activation(name, 0.4).train()
-        assert torch.autograd.gradcheck(lambda x, block=block: from_seed(lambda: block(x * 1)), x.requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda x, block=block: from_seed(lambda: block(x * 1)), x.requires_grad_()
+        )

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from mt.model.linear import pack_linear
 
 
-def operands(rows: int, inputs: int = 96, outputs: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def operands(
+    rows: int, inputs: int = 96, outputs: int = 40
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     shapes = (rows, inputs), (outputs, inputs), (outputs,)
     x, weight, bias = (torch.randn(shape, generator=draw) for shape in shapes)
@@ -54,9 +56,13 @@ def test_an_int8_row_does_not_see_its_neighbours() -> None:
 def test_int8_sums_do_not_overflow_where_all_products_are_the_largest() -> None:
     x, weight = torch.ones(3, 512), torch.ones(8, 512)
     torch.testing.assert_close(pack_linear(weight, None, torch.int8)(x), torch.full((3, 8), 512.0))
-    torch.testing.assert_close(pack_linear(-weight, None, torch.int8)(x), torch.full((3, 8), -512.0))
+    torch.testing.assert_close(
+        pack_linear(-weight, None, torch.int8)(x), torch.full((3, 8), -512.0)
+    )
 
 
 def test_a_row_of_zeros_gives_the_bias() -> None:
     _, weight, bias = operands(1)
-    assert torch.equal(pack_linear(weight, bias, torch.int8)(torch.zeros(2, 96)), bias.expand(2, -1))
+    assert torch.equal(
+        pack_linear(weight, bias, torch.int8)(torch.zeros(2, 96)), bias.expand(2, -1)
+    )

@@ -18,10 +18,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def pytorchs_weights(block: MultiHeadAttention, query: Tensor, memory: Tensor, causal: bool) -> Tensor:
+def pytorchs_weights(
+    block: MultiHeadAttention, query: Tensor, memory: Tensor, causal: bool
+) -> Tensor:
     """[num_heads, tgt_len, src_len] of `query` [tgt_len, d_model] and `memory` [src_len, d_model] by PyTorch."""
     layers = (block.q_proj, block.k_proj, block.v_proj)
-    in_weight, in_bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    in_weight, in_bias = (
+        torch.cat([layer.weight for layer in layers]),
+        torch.cat([layer.bias for layer in layers]),
+    )
     mask = torch.ones(len(query), len(memory), dtype=torch.bool).triu(1) if causal else None
     _, weights = F.multi_head_attention_forward(
         query[:, None], memory[:, None], memory[:, None], query.shape[1], block.num_heads, in_weight, in_bias, None, None, False, 0.0,
@@ -31,7 +36,9 @@ def pytorchs_weights(block: MultiHeadAttention, query: Tensor, memory: Tensor, c
     return weights[0]
 
 
-def entering(model: Transformer, src: Tensor, tgt_in: Tensor) -> dict[MultiHeadAttention, tuple[Tensor, Tensor]]:
+def entering(
+    model: Transformer, src: Tensor, tgt_in: Tensor
+) -> dict[MultiHeadAttention, tuple[Tensor, Tensor]]:
     """Of each attention of the model, query and memory when it translates by `forward`."""
     inputs: dict[MultiHeadAttention, tuple[Tensor, Tensor]] = {}
     hooks = [
@@ -57,7 +64,12 @@ def test_the_maps_are_the_weights_that_pytorch_computes(norm: str) -> None:
     }
     shapes = {"encoder": (2, 4, 7, 7), "decoder": (3, 4, 5, 5), "cross": (3, 4, 5, 7)}
     for kind, attentions in blocks.items():
-        expected = torch.stack([pytorchs_weights(block, *inputs[block], causal=kind == "decoder") for block in attentions])
+        expected = torch.stack(
+            [
+                pytorchs_weights(block, *inputs[block], causal=kind == "decoder")
+                for block in attentions
+            ]
+        )
         assert expected.shape == shapes[kind]
         assert expected.std() > 0.01  # flat maps would agree whoever computes them
         torch.testing.assert_close(getattr(maps, kind), expected, rtol=1e-5, atol=1e-6)
@@ -89,9 +101,14 @@ def test_a_watched_mask_attends_as_the_padded_one_does(allowed: Tensor | None) -
 def test_hidden_states_under_watched_masks_are_those_of_the_model(norm: str) -> None:
     model = small(norm)
     (src, src_mask), (tgt_in, _) = sources(9, 2, 5), sources(3, 8, 1)
-    source, causal = PaddedMask.of(3, src_mask[:, None]), PaddedMask.of(3, torch.ones(1, 8, 8, dtype=torch.bool).tril())
+    source, causal = (
+        PaddedMask.of(3, src_mask[:, None]),
+        PaddedMask.of(3, torch.ones(1, 8, 8, dtype=torch.bool).tril()),
+    )
     seen: list[Tensor] = []
-    hidden = masked_forward(model, src, tgt_in, *(WatchedMask(mask, seen.append) for mask in (source, causal, source)))
+    hidden = masked_forward(
+        model, src, tgt_in, *(WatchedMask(mask, seen.append) for mask in (source, causal, source))
+    )
     torch.testing.assert_close(hidden, model(src, src_mask, tgt_in), rtol=1e-5, atol=1e-5)
     assert len(seen) == 2 + 2 * 3
 
@@ -103,6 +120,12 @@ def test_cross_attention_of_a_padded_batch_is_that_of_each_pair_alone(layer: int
     together = cross_attention(model, src, src_mask, tgt_in, layer)
     assert together.shape == (3, 8, 9)
     for i in range(3):
-        alone = attention_maps(model, src[i, src_mask[i]], tgt_in[i, tgt_mask[i]]).cross[layer].mean(dim=0)
-        torch.testing.assert_close(together[i, tgt_mask[i]][:, src_mask[i]], alone, rtol=1e-5, atol=1e-6)
+        alone = (
+            attention_maps(model, src[i, src_mask[i]], tgt_in[i, tgt_mask[i]])
+            .cross[layer]
+            .mean(dim=0)
+        )
+        torch.testing.assert_close(
+            together[i, tgt_mask[i]][:, src_mask[i]], alone, rtol=1e-5, atol=1e-6
+        )
         assert not together[i, :, ~src_mask[i]].any()

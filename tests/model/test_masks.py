@@ -32,7 +32,10 @@ def triangle(length: int) -> Tensor:
 
 def heads(*tokens: int) -> Heads:
     """Random queries, keys and values [tokens, num_heads, head_dim] to take gradients of."""
-    drawn = [torch.randn(count, NUM_HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True) for count in tokens]
+    drawn = [
+        torch.randn(count, NUM_HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)
+        for count in tokens
+    ]
     return drawn[0], drawn[1], drawn[2]
 
 
@@ -58,27 +61,39 @@ PADDED = [
 
 
 @pytest.mark.parametrize(("tgt_len", "src_len", "allowed"), PADDED)
-def test_padded_attention_and_its_gradients_are_pytorchs_sentence_by_sentence(tgt_len: int, src_len: int, allowed: Tensor | None) -> None:
+def test_padded_attention_and_its_gradients_are_pytorchs_sentence_by_sentence(
+    tgt_len: int, src_len: int, allowed: Tensor | None
+) -> None:
     batch = len(SRC_LENS)
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
     ours = PaddedMask.of(batch, allowed).attend(q, k, v, NO_DROPOUT)
     rows = []
     for i in range(batch):  # time first: the tokens of sentence i are every batch-th
         mask = None if allowed is None else allowed[i if len(allowed) > 1 else 0]
-        rows.append(F.scaled_dot_product_attention(*(x[i::batch].transpose(0, 1) for x in (q, k, v)), attn_mask=mask))
+        rows.append(
+            F.scaled_dot_product_attention(
+                *(x[i::batch].transpose(0, 1) for x in (q, k, v)), attn_mask=mask
+            )
+        )
     theirs = torch.stack(rows).permute(2, 0, 1, 3).reshape(batch * tgt_len, NUM_HEADS * HEAD_DIM)
     direction = torch.randn_like(ours)
-    assert_same(with_gradients(ours, direction, (q, k, v)), with_gradients(theirs, direction, (q, k, v)))
+    assert_same(
+        with_gradients(ours, direction, (q, k, v)), with_gradients(theirs, direction, (q, k, v))
+    )
 
 
 @pytest.mark.parametrize(("tgt_len", "src_len", "allowed"), PADDED)
-def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(tgt_len: int, src_len: int, allowed: Tensor | None) -> None:
+def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(
+    tgt_len: int, src_len: int, allowed: Tensor | None
+) -> None:
     batch = len(SRC_LENS)
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
     mask = PaddedMask.of(batch, allowed)
     products, fused = mask.attend(q, k, v, NO_DROPOUT), mask._fused(q, k, v, NO_DROPOUT)
     direction = torch.randn_like(products)
-    assert_same(with_gradients(fused, direction, (q, k, v)), with_gradients(products, direction, (q, k, v)))
+    assert_same(
+        with_gradients(fused, direction, (q, k, v)), with_gradients(products, direction, (q, k, v))
+    )
 
 
 @torch.no_grad()
@@ -86,7 +101,9 @@ def test_the_fused_kernel_drops_weights_in_training_only() -> None:
     """One position to attend to, so that its weight is 1, or in training 0 or 2."""
     q, k, v = heads(2000, 1, 1)
     mask, dropout = PaddedMask.of(1, None), Dropout(0.5)
-    weights = (mask._fused(q, k, v, dropout.train()) / v.flatten()).view(2000, NUM_HEADS, HEAD_DIM)[:, :, 0]
+    weights = (mask._fused(q, k, v, dropout.train()) / v.flatten()).view(2000, NUM_HEADS, HEAD_DIM)[
+        :, :, 0
+    ]
     dropped = weights.abs() < 1e-9
     torch.testing.assert_close(weights[~dropped], torch.full_like(weights[~dropped], 2.0))
     assert abs(dropped.double().mean() - 0.5) < 0.04  # 6 standard deviations of 6,000 draws
@@ -123,16 +140,27 @@ def sentence_by_sentence(padded: Tensor, lens: list[int]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "tgt_lens", "src_lens"),
-    [("self", SRC_LENS, SRC_LENS), ("causal", TGT_LENS, TGT_LENS), ("cross", TGT_LENS, SRC_LENS), ("cross", [7], [2])],
+    [
+        ("self", SRC_LENS, SRC_LENS),
+        ("causal", TGT_LENS, TGT_LENS),
+        ("cross", TGT_LENS, SRC_LENS),
+        ("cross", [7], [2]),
+    ],
 )
-def test_packed_sentences_attend_as_padded_ones_do(kind: str, tgt_lens: list[int], src_lens: list[int]) -> None:
+def test_packed_sentences_attend_as_padded_ones_do(
+    kind: str, tgt_lens: list[int], src_lens: list[int]
+) -> None:
     q, k, v = heads(sum(tgt_lens), sum(src_lens), sum(src_lens))
     packed = packed_mask(tgt_lens, src_lens, kind == "causal").attend(q, k, v, NO_DROPOUT)
     allowed = triangle(max(tgt_lens))[None] if kind == "causal" else standing(src_lens)[:, None]
     heads_padded = time_first(q, tgt_lens), time_first(k, src_lens), time_first(v, src_lens)
-    padded = sentence_by_sentence(PaddedMask.of(len(tgt_lens), allowed).attend(*heads_padded, NO_DROPOUT), tgt_lens)
+    padded = sentence_by_sentence(
+        PaddedMask.of(len(tgt_lens), allowed).attend(*heads_padded, NO_DROPOUT), tgt_lens
+    )
     direction = torch.randn_like(packed)
-    assert_same(with_gradients(packed, direction, (q, k, v)), with_gradients(padded, direction, (q, k, v)))
+    assert_same(
+        with_gradients(packed, direction, (q, k, v)), with_gradients(padded, direction, (q, k, v))
+    )
 
 
 def test_packed_attention_refuses_dropout_in_training_alone() -> None:
@@ -142,10 +170,13 @@ def test_packed_attention_refuses_dropout_in_training_alone() -> None:
         mask.attend(q, k, v, Dropout(0.1).train())
     assert torch.equal(mask.attend(q, k, v, Dropout(0.1).eval()), mask.attend(q, k, v, NO_DROPOUT))
 
+
 def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
     """Values that name their sentence: an average over others would be another number."""
     lens = [2, 3, 1]
-    names = torch.repeat_interleave(torch.arange(3.0), torch.tensor(lens))[:, None, None].expand(-1, NUM_HEADS, HEAD_DIM)
+    names = torch.repeat_interleave(torch.arange(3.0), torch.tensor(lens))[:, None, None].expand(
+        -1, NUM_HEADS, HEAD_DIM
+    )
     q, k, _ = (x.detach().float() for x in heads(6, 6, 6))
     out = varlen_reference(q, k, names, offsets(lens), offsets(lens), 3, 3, window_size=(-1, -1))
     torch.testing.assert_close(out, names)
@@ -159,7 +190,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize(
-    ("kind", "tgt_lens", "src_lens"), [("self", SRC_LENS, SRC_LENS), ("causal", TGT_LENS, TGT_LENS), ("cross", TGT_LENS, SRC_LENS)]
+    ("kind", "tgt_lens", "src_lens"),
+    [("self", SRC_LENS, SRC_LENS), ("causal", TGT_LENS, TGT_LENS), ("cross", TGT_LENS, SRC_LENS)],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_flash_attention_of_packed_sentences_is_the_reference(
@@ -168,11 +200,23 @@ def test_flash_attention_of_packed_sentences_is_the_reference(
     """The same half-precision numbers in float64: what is left is the rounding of weights and results, some 2^-8 of numbers around 1."""
     cuda = torch.device("cuda")
     tokens = sum(tgt_lens), sum(src_lens), sum(src_lens)
-    half = [torch.randn(count, NUM_HEADS, 16, device=cuda, dtype=dtype, requires_grad=True) for count in tokens]
+    half = [
+        torch.randn(count, NUM_HEADS, 16, device=cuda, dtype=dtype, requires_grad=True)
+        for count in tokens
+    ]
     exact = [x.detach().cpu().double().requires_grad_() for x in half]
     mask = packed_mask(tgt_lens, src_lens, kind == "causal")
-    there = PackedMask(mask.tgt_offsets.to(cuda), mask.src_offsets.to(cuda), mask.max_tgt_len, mask.max_src_len, mask.causal)
-    ours, theirs = there.attend(half[0], half[1], half[2], NO_DROPOUT), mask.attend(exact[0], exact[1], exact[2], NO_DROPOUT)
+    there = PackedMask(
+        mask.tgt_offsets.to(cuda),
+        mask.src_offsets.to(cuda),
+        mask.max_tgt_len,
+        mask.max_src_len,
+        mask.causal,
+    )
+    ours, theirs = (
+        there.attend(half[0], half[1], half[2], NO_DROPOUT),
+        mask.attend(exact[0], exact[1], exact[2], NO_DROPOUT),
+    )
     direction = torch.randn_like(ours)
     our_grads = torch.autograd.grad((ours * direction).sum(), half)
     their_grads = torch.autograd.grad((theirs * direction.cpu().double()).sum(), exact)
@@ -183,13 +227,24 @@ def test_flash_attention_of_packed_sentences_is_the_reference(
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize(("tgt_len", "src_len", "allowed"), PADDED)
-def test_padded_attention_on_a_gpu_is_that_of_the_cpu(tgt_len: int, src_len: int, allowed: Tensor | None) -> None:
+def test_padded_attention_on_a_gpu_is_that_of_the_cpu(
+    tgt_len: int, src_len: int, allowed: Tensor | None
+) -> None:
     batch, cuda = len(SRC_LENS), torch.device("cuda")
-    here = [x.detach().float().requires_grad_() for x in heads(batch * tgt_len, batch * src_len, batch * src_len)]
+    here = [
+        x.detach().float().requires_grad_()
+        for x in heads(batch * tgt_len, batch * src_len, batch * src_len)
+    ]
     there = [x.detach().to(cuda).requires_grad_() for x in here]
-    ours = PaddedMask.of(batch, None if allowed is None else allowed.to(cuda)).attend(there[0], there[1], there[2], NO_DROPOUT)
+    ours = PaddedMask.of(batch, None if allowed is None else allowed.to(cuda)).attend(
+        there[0], there[1], there[2], NO_DROPOUT
+    )
     theirs = PaddedMask.of(batch, allowed).attend(here[0], here[1], here[2], NO_DROPOUT)
     direction = torch.randn_like(theirs)
     our_grads = torch.autograd.grad((ours * direction.to(cuda)).sum(), there)
-    for a, b in zip([ours, *our_grads], [theirs, *torch.autograd.grad((theirs * direction).sum(), here)], strict=True):
+    for a, b in zip(
+        [ours, *our_grads],
+        [theirs, *torch.autograd.grad((theirs * direction).sum(), here)],
+        strict=True,
+    ):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)

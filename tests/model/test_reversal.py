@@ -18,7 +18,9 @@ from mt.train.optim import WeightAverage, build_optimizer, learning_rate
 FIRST_DIGIT, VOCAB = 4, 14
 STEPS, ROWS, SEED = 700, 64, 1
 OPTIM = OptimConfig(lr=3e-3, warmup_steps=100)
-MODEL = ModelConfig(d_model=64, d_ff=256, num_heads=4, encoder_layers=2, decoder_layers=2, norm="pre", dropout=0.0)
+MODEL = ModelConfig(
+    d_model=64, d_ff=256, num_heads=4, encoder_layers=2, decoder_layers=2, norm="pre", dropout=0.0
+)
 
 
 @pytest.fixture
@@ -44,7 +46,9 @@ def train(unseen: set[tuple[int, ...]], seed: int) -> Transformer:
     average = WeightAverage(model, decay=0.98)
     for step in range(1, STEPS + 1):
         batch = collate([(s, s[::-1]) for s in (next(seen) for _ in range(ROWS))])
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate(step, OPTIM)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate(
+            step, OPTIM
+        )
         (loss_sums(model, batch, 0.0).smoothed / batch.num_tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
         optimizer.step()
@@ -58,7 +62,9 @@ def train(unseen: set[tuple[int, ...]], seed: int) -> Transformer:
 @pytest.mark.usefixtures("_one_thread")
 def test_a_small_transformer_learns_to_reverse_unseen_strings_of_digits() -> None:
     drawn = strings(random.Random(SEED))
-    unseen: dict[tuple[int, ...], None] = {}  # distinct, and 2 digits at least: of 10 strings of 1 digit all would be held out
+    unseen: dict[
+        tuple[int, ...], None
+    ] = {}  # distinct, and 2 digits at least: of 10 strings of 1 digit all would be held out
     while len(unseen) < 500:
         if len(string := next(drawn)) > 1:
             unseen[tuple(string)] = None
@@ -66,5 +72,7 @@ def test_a_small_transformer_learns_to_reverse_unseen_strings_of_digits() -> Non
     src = pad_rows([list(string) for string in unseen], suffix=EOS_ID)
     src_mask = src != PAD_ID
     found = greedy_search(InferenceModel(model), src, src_mask, max_output_lens(src_mask, 1.0, 5))
-    right = sum(hyp.tokens == list(reversed(string)) for string, [hyp] in zip(unseen, found, strict=True))
+    right = sum(
+        hyp.tokens == list(reversed(string)) for string, [hyp] in zip(unseen, found, strict=True)
+    )
     assert right >= 495, f"{right} of 500 reversed"

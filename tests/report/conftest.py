@@ -43,11 +43,19 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """What the elements hold, to the letter (`.text` would trim and fold spaces)."""
-        return list(self.js("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector))
+        return list(
+            self.js(
+                "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)",
+                selector,
+            )
+        )
 
     def control(self, label: str) -> Any:
         """The field with this label."""
-        return self.driver.find_element("xpath", f"//label[starts-with(normalize-space(.), '{label}')]/*[self::input or self::select]")
+        return self.driver.find_element(
+            "xpath",
+            f"//label[starts-with(normalize-space(.), '{label}')]/*[self::input or self::select]",
+        )
 
     def choose(self, label: str, option: str) -> None:
         from selenium.webdriver.support.select import Select
@@ -70,11 +78,19 @@ class Browser:
         from selenium.webdriver import ActionChains
 
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
-        chain = ActionChains(self.driver).move_to_element_with_offset(element, round(start), 0).click_and_hold()
+        chain = (
+            ActionChains(self.driver)
+            .move_to_element_with_offset(element, round(start), 0)
+            .click_and_hold()
+        )
         chain.move_by_offset(round(by), 0).release().perform()
 
     def tip(self) -> str:
-        return str(self.js("const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText"))
+        return str(
+            self.js(
+                "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText"
+            )
+        )
 
     def column(self, row: int) -> list[str]:
         """One row of text of every sentence that is shown: 0 the source, 1 the reference, 2 the first system."""
@@ -83,11 +99,21 @@ class Browser:
         )]  # fmt: skip
 
     def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [
+            entry["message"]
+            for entry in self.driver.get_log("browser")
+            if entry["level"] == "SEVERE"
+        ]
 
     def requests(self) -> list[str]:
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        events = [
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        ]
+        return [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +121,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     lacking = [str(path) for path in (CHROMIUM, DRIVER) if not path.exists()]
     if lacking:
         pytest.skip(f"no {' and no '.join(lacking)}: install Debian's chromium and chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install -e '.[dev]'")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="no selenium: pip install -e '.[dev]'"
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     profile = tmp_path_factory.mktemp("profile")
@@ -103,7 +131,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                  "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={profile}"):  # fmt: skip
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
+    chrome = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(executable_path=str(DRIVER))
+    )
     chrome.set_window_size(1280, 900)
     yield chrome
     chrome.quit()
@@ -117,8 +147,14 @@ def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
     yield browser
     assert not browser.errors()
     own = (tmp_path / "report.html").as_uri()
-    theirs = ("data:", "chrome:", "chrome-untrusted:")  # the page's own icon; the tab that the browser began with
-    assert not [url for url in browser.requests() if url.split("#")[0] != own and not url.startswith(theirs)]
+    theirs = (
+        "data:",
+        "chrome:",
+        "chrome-untrusted:",
+    )  # the page's own icon; the tab that the browser began with
+    assert not [
+        url for url in browser.requests() if url.split("#")[0] != own and not url.startswith(theirs)
+    ]
 
 
 @pytest.fixture

@@ -19,7 +19,12 @@ def curves(seed: int, final: float) -> dict[str, Any]:
             "lr": [1e-3 * min(step / 1000, (1000 / step) ** 0.5) for step in steps],
             "tokens_per_second": [2900 + rng.gauss(0, 60) for _ in steps],
         },
-        "valid": {"step": valid, "loss": [loss[step // 50 - 1] for step in valid], "bleu": bleu, "chrf": [value + 19 for value in bleu]},
+        "valid": {
+            "step": valid,
+            "loss": [loss[step // 50 - 1] for step in valid],
+            "bleu": bleu,
+            "chrf": [value + 19 for value in bleu],
+        },
     }
 
 
@@ -27,10 +32,16 @@ def corpus(count: int, systems: int, seed: int = 0) -> dict[str, Any]:
     """Sentences of made-up words; each system changes, drops or repeats some of the reference."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abdefgiklmnorstu", k=rng.randint(2, 9))) for _ in range(3000)]
-    refs = [" ".join(rng.choices(words, k=rng.randint(4, 28))).capitalize() + "." for _ in range(count)]
+    refs = [
+        " ".join(rng.choices(words, k=rng.randint(4, 28))).capitalize() + "." for _ in range(count)
+    ]
 
     def translated(ref: str) -> str:
-        said = [rng.choice(words) if rng.random() < 0.2 else word for word in ref.split() if rng.random() > 0.05]
+        said = [
+            rng.choice(words) if rng.random() < 0.2 else word
+            for word in ref.split()
+            if rng.random() > 0.05
+        ]
         return " ".join(said) or "."
 
     return {
@@ -42,13 +53,18 @@ def corpus(count: int, systems: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def weights(layers: int, heads: int, queries: int, keys: int, masked: bool = False) -> dict[str, Any]:
+def weights(
+    layers: int, heads: int, queries: int, keys: int, masked: bool = False
+) -> dict[str, Any]:
     """Rows that add up to 1; each head looks a little further to the right."""
     data = bytearray()
     for layer in range(layers):
         for head in range(heads):
             for q in range(queries):
-                row = [0.0 if masked and k > q else math.exp(-abs(q + head - k) / (1 + layer)) for k in range(keys)]
+                row = [
+                    0.0 if masked and k > q else math.exp(-abs(q + head - k) / (1 + layer))
+                    for k in range(keys)
+                ]
                 data += bytes(round(255 * value / sum(row)) for value in row)
     return {"shape": [layers, heads, queries, keys], "data": base64.b64encode(bytes(data)).decode()}
 
@@ -65,7 +81,12 @@ def attention(sentence: int, system: int = 1) -> dict[str, Any]:
 
 def scored(name: str, bleu: float, copies: int) -> dict[str, Any]:
     def score(title: str, value: float, half: float, signature: str) -> dict[str, Any]:
-        return {"name": title, "value": value, "interval": [value - half, value + half], "signature": signature}
+        return {
+            "name": title,
+            "value": value,
+            "interval": [value - half, value + half],
+            "signature": signature,
+        }
 
     return {
         "name": name, "length_ratio": 0.98,
@@ -106,7 +127,11 @@ def scored_test(name: str, count: int, seed: int = 0) -> dict[str, Any]:
 
 def report() -> dict[str, Any]:
     """Two runs on two test sets."""
-    provenance = {"training data": "data/train.de.gz (cd4a611987895a59)", "weights": "201f5053c1447136" * 4, "torch": "2.13.0"}
+    provenance = {
+        "training data": "data/train.de.gz (cd4a611987895a59)",
+        "weights": "201f5053c1447136" * 4,
+        "torch": "2.13.0",
+    }
     return {
         "title": "base and deeper", "generated": "2026-11-23 10:00 UTC", "version": "0.1.0",
         "runs": [

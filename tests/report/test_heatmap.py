@@ -16,9 +16,13 @@ TOKENS = ["_Ein", "_Hund", "_l", "auf", "t", ".", "</s>"]
 
 def heat_map(rows: list[str], columns: list[str]) -> HeatMap:
     """Rows of weights that all differ and sum to 1; the last weight of the first row is exactly 0."""
-    weights = [[float((i + 2) * (j + 1) % 7 + 1) for j in range(len(columns))] for i in range(len(rows))]
+    weights = [
+        [float((i + 2) * (j + 1) % 7 + 1) for j in range(len(columns))] for i in range(len(rows))
+    ]
     weights[0][-1] = 0.0
-    return HeatMap("layer 1", rows, columns, [[weight / sum(row) for weight in row] for row in weights])
+    return HeatMap(
+        "layer 1", rows, columns, [[weight / sum(row) for weight in row] for row in weights]
+    )
 
 
 # Characters
@@ -37,7 +41,9 @@ def test_plain_text_is_ascii_and_holds_every_weight_in_percent() -> None:
     text = as_text(subject, 80, plain=True).plain
     assert text.isascii()
     for cells, weights in zip(read_back(text, ["<s>", "_A", "_dog"]), subject.weights, strict=True):
-        assert [cell.strip() for cell in cells] == ["" if w == 0 else str(round(100 * w)) for w in weights]
+        assert [cell.strip() for cell in cells] == [
+            "" if w == 0 else str(round(100 * w)) for w in weights
+        ]
 
 
 def test_a_small_weight_is_a_dot_and_a_whole_one_is_100() -> None:
@@ -71,7 +77,14 @@ def test_no_line_is_wider_than_the_terminal_and_no_column_is_lost(width: int, pl
 
 
 def test_wide_characters_and_long_tokens_leave_the_cells_in_line() -> None:
-    rows = ["\u65e5\u672c\u8a9e", "\U0001f600", "a", "\u05e9\u05dc\u05d5\u05dd", "Donaudampfschifffahrtsgesellschaft", "e\u0301"]
+    rows = [
+        "\u65e5\u672c\u8a9e",
+        "\U0001f600",
+        "a",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "Donaudampfschifffahrtsgesellschaft",
+        "e\u0301",
+    ]
     text = as_text(HeatMap("", rows, ["x"], [[1.0]] * len(rows)), 80, plain=False).plain
     lines = text.split("\n")[1:-1]
     assert {cell_len(line) for line in lines} == {19}  # a label of 16, a space, a cell of 2
@@ -94,7 +107,9 @@ def test_what_would_move_the_cursor_is_not_printed() -> None:
 # SVG
 
 
-def parsed(figures: list[Figure], headings: tuple[str, ...] = ("Ein Hund", "A dog")) -> ElementTree.Element:
+def parsed(
+    figures: list[Figure], headings: tuple[str, ...] = ("Ein Hund", "A dog")
+) -> ElementTree.Element:
     return ElementTree.fromstring(as_svg(figures, headings))
 
 
@@ -111,7 +126,11 @@ def test_each_weight_is_a_square_that_tells_its_tokens_and_its_value() -> None:
     tips = [square.find(f"{SVG}title").text for square in squares(parsed([figure(subject)]))]  # type: ignore[union-attr]
     pairs = [(row, column) for row in "ab" for column in "xyz"]
     weights = [weight for row in subject.weights for weight in row]
-    expected = [f"{r} \u2192 {c}: {weight:.1%}" for (r, c), weight in zip(pairs, weights, strict=True) if weight]
+    expected = [
+        f"{r} \u2192 {c}: {weight:.1%}"
+        for (r, c), weight in zip(pairs, weights, strict=True)
+        if weight
+    ]
     assert tips == expected
     assert len(tips) == 5  # what is exactly zero is left blank
 
@@ -121,7 +140,12 @@ def test_darker_is_more() -> None:
     found = []
     for square in squares(parsed([figure(subject)])):
         fill, tip = str(square.get("fill")), str(square.find(f"{SVG}title").text)  # type: ignore[union-attr]
-        found.append((float(tip.split(": ")[1].rstrip("%")), -sum(int(fill[i : i + 2], 16) for i in (1, 3, 5))))
+        found.append(
+            (
+                float(tip.split(": ")[1].rstrip("%")),
+                -sum(int(fill[i : i + 2], 16) for i in (1, 3, 5)),
+            )
+        )
     assert [dark for _, dark in sorted(found)] == sorted(dark for _, dark in found)
     assert len({dark for _, dark in found}) > 3
 
@@ -148,7 +172,9 @@ def test_right_to_left_text_has_its_own_direction_and_other_text_none() -> None:
     assert ">1</text>" in svg
 
 
-def places(element: ElementTree.Element, x: float = 0, y: float = 0) -> Iterator[tuple[ElementTree.Element, float, float]]:
+def places(
+    element: ElementTree.Element, x: float = 0, y: float = 0
+) -> Iterator[tuple[ElementTree.Element, float, float]]:
     """Every element with where its groups move it."""
     if moved := re.fullmatch(r"translate\((-?\d+) (-?\d+)\)", element.get("transform", "")):
         x, y = x + int(moved[1]), y + int(moved[2])
@@ -158,8 +184,13 @@ def places(element: ElementTree.Element, x: float = 0, y: float = 0) -> Iterator
 
 
 def test_nothing_is_drawn_outside_the_picture_and_no_square_over_another() -> None:
-    small, long = heat_map(list("ab"), list("xyz")), heat_map([f"token{i}" for i in range(50)], [f"wort{i}" for i in range(60)])
-    svg = parsed([figure(small), figure(small), figure(long), figure(*[small] * 5)], ("x" * 400, "y"))
+    small, long = (
+        heat_map(list("ab"), list("xyz")),
+        heat_map([f"token{i}" for i in range(50)], [f"wort{i}" for i in range(60)]),
+    )
+    svg = parsed(
+        [figure(small), figure(small), figure(long), figure(*[small] * 5)], ("x" * 400, "y")
+    )
     width, height = float(str(svg.get("width"))), float(str(svg.get("height")))
     assert svg.get("viewBox") == f"0 0 {width:.0f} {height:.0f}"
     seen = set()
@@ -180,12 +211,17 @@ def test_a_grid_of_heads_has_its_labels_at_the_left_and_the_top_only() -> None:
     texts = [each.text for each in parsed([figure(*maps, per_row=3)]).iter(f"{SVG}text")]
     assert texts.count("row") == 2
     assert texts.count("column") == 3
-    assert [text for text in texts if text and text.startswith("head")] == [f"head {i}" for i in range(6)]
+    assert [text for text in texts if text and text.startswith("head")] == [
+        f"head {i}" for i in range(6)
+    ]
 
 
 def test_one_scale_of_colours_for_all_maps() -> None:
     """The largest weight of all is the darkest; the legend names it."""
-    flat, peaked = HeatMap("", ["a"], ["x", "y"], [[0.5, 0.5]]), HeatMap("", ["a"], ["x", "y"], [[0.8, 0.2]])
+    flat, peaked = (
+        HeatMap("", ["a"], ["x", "y"], [[0.5, 0.5]]),
+        HeatMap("", ["a"], ["x", "y"], [[0.8, 0.2]]),
+    )
     svg = parsed([figure(flat), figure(peaked)])
     fills = [square.get("fill") for square in squares(svg)]
     assert fills[0] == fills[1] != fills[2]

@@ -37,7 +37,11 @@ class Scripts(HTMLParser):
         self.is_inside = tag == "script"
         if self.is_inside:
             self.texts.append("")
-        self.references += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "action", "data", "poster"}]
+        self.references += [
+            value or ""
+            for name, value in attrs
+            if name in {"src", "href", "srcset", "action", "data", "poster"}
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         self.is_inside = False
@@ -65,27 +69,53 @@ def test_the_page_refers_to_nothing_outside() -> None:
     assert all(reference.startswith("#") or reference == "data:," for reference in references)
     assert "url(" not in page
     assert "@import" not in page
-    assert {part.split('"')[0] for part in page.split("http")[1:]} <= {"-equiv=", "://www.w3.org/2000/svg"}
+    assert {part.split('"')[0] for part in page.split("http")[1:]} <= {
+        "-equiv=",
+        "://www.w3.org/2000/svg",
+    }
 
 
 def test_a_policy_forbids_what_the_page_does_not_need() -> None:
-    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;" in render({})
+    assert (
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;"
+        in render({})
+    )
 
 
 def test_the_script_makes_no_markup_out_of_text() -> None:
     script = Scripts(render({})).texts[1]
-    assert not [name for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(") if name in script]
+    assert not [
+        name
+        for name in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+        )
+        if name in script
+    ]
 
 
 def test_numbers_that_are_not_finite_count_as_missing() -> None:
-    data = {"runs": [{"curves": {"train": {"loss": [1.5, float("nan"), float("inf"), -float("inf")]}}}]}
-    assert json.loads(Scripts(render(data)).texts[0])["runs"][0]["curves"]["train"]["loss"] == [1.5, None, None, None]
+    data = {
+        "runs": [{"curves": {"train": {"loss": [1.5, float("nan"), float("inf"), -float("inf")]}}}]
+    }
+    assert json.loads(Scripts(render(data)).texts[0])["runs"][0]["curves"]["train"]["loss"] == [
+        1.5,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_every_asset_is_in_the_page_and_in_the_package() -> None:
     folder = ROOT / "mt/report"
     assert {path.name for path in folder.glob("*.js")} == set(SCRIPTS)
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["mt.report"]
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["package-data"]["mt.report"]
     packed = {path for pattern in patterns for path in folder.glob(pattern)}
     assert packed == {path for path in folder.iterdir() if path.suffix in {".html", ".css", ".js"}}
 
@@ -107,7 +137,9 @@ def test_every_part_shows_what_it_was_given(page: Browser) -> None:
 
 
 def test_the_best_of_each_score_is_bold_and_a_low_ter_is_best(page: Browser) -> None:
-    rows = page.js("return [...document.querySelectorAll('#scores tbody tr')].map((r) => r.querySelectorAll('td.best').length)")
+    rows = page.js(
+        "return [...document.querySelectorAll('#scores tbody tr')].map((r) => r.querySelectorAll('td.best').length)"
+    )
     assert rows == [0, 3]
 
 
@@ -146,7 +178,10 @@ def test_a_drag_zooms_every_curve_and_a_double_click_resets(page: Browser) -> No
     from selenium.webdriver import ActionChains
 
     def ticks() -> list[list[str]]:
-        return [[t.text for t in plot.find_elements("css selector", "text[text-anchor=middle]")] for plot in page.all("#curves .plot")]
+        return [
+            [t.text for t in plot.find_elements("css selector", "text[text-anchor=middle]")]
+            for plot in page.all("#curves .plot")
+        ]
 
     before = ticks()
     plot = page.one("#curves .plot")
@@ -193,7 +228,9 @@ def test_a_signature_can_be_copied(page: Browser) -> None:
         ("Largest loss, base to deeper", lambda c, n: c["scores"][1][n] - c["scores"][0][n]),
     ],
 )
-def test_sentences_come_in_the_chosen_order(page: Browser, order: str, key: Callable[[dict[str, Any], int], float]) -> None:
+def test_sentences_come_in_the_chosen_order(
+    page: Browser, order: str, key: Callable[[dict[str, Any], int], float]
+) -> None:
     sentences = corpus(120, 2)
     page.choose("Order", order)
     wanted = sorted(range(120), key=lambda n: key(sentences, n))[:20]
@@ -204,11 +241,15 @@ def test_a_search_finds_source_reference_and_translation_whatever_the_case(page:
     sentences = corpus(120, 2)
     columns = [sentences["src"], sentences["ref"], *sentences["hyps"]]
     query = sentences["hyps"][1][40].split()[1].upper()
-    wanted = [n for n in range(120) if any(query.lower() in column[n].lower() for column in columns)]
+    wanted = [
+        n for n in range(120) if any(query.lower() in column[n].lower() for column in columns)
+    ]
     page.control("Search").send_keys(query)
     assert page.column(0) == [sentences["src"][n] for n in wanted][:20]
     assert f"{len(wanted)} of 120 sentences" in page.one("#sentences").text
-    hits = page.js("return [...CSS.highlights.get('hit')].map((range) => range.toString().toLowerCase())")
+    hits = page.js(
+        "return [...CSS.highlights.get('hit')].map((range) => range.toString().toLowerCase())"
+    )
     assert hits
     assert set(hits) == {query.lower()}
     page.control("Search").send_keys("no such word")
@@ -246,9 +287,22 @@ def test_pages_of_sentences_can_be_turned(page: Browser) -> None:
         ("我喜欢猫", "我喜欢狗", ["狗"], ["猫"]),
     ],
 )
-def test_words_that_differ_from_the_reference_are_marked(browser: Browser, ref: str, hyp: str, differ: list[str], lost: list[str]) -> None:
+def test_words_that_differ_from_the_reference_are_marked(
+    browser: Browser, ref: str, hyp: str, differ: list[str], lost: list[str]
+) -> None:
     sentences = {"src": ["x"], "ref": [ref], "hyps": [[hyp]], "scores": [[50.0]], "flags": [[[]]]}
-    browser.open({"tests": [{"name": "t", "num_sentences": 1, "systems": [{"name": "s"}], "sentences": sentences}]})
+    browser.open(
+        {
+            "tests": [
+                {
+                    "name": "t",
+                    "num_sentences": 1,
+                    "systems": [{"name": "s"}],
+                    "sentences": sentences,
+                }
+            ]
+        }
+    )
     assert browser.texts(".sentence .differ") == differ
     assert browser.texts(".sentence .lost") == lost
     assert browser.column(1) == [ref]
@@ -257,7 +311,11 @@ def test_words_that_differ_from_the_reference_are_marked(browser: Browser, ref: 
 
 def test_another_head_draws_another_map_and_the_mean_is_the_mean(page: Browser) -> None:
     def drawn() -> str:
-        return str(page.js("return [...document.querySelectorAll('.map .shade')].map((shade) => shade.outerHTML).join()"))
+        return str(
+            page.js(
+                "return [...document.querySelectorAll('.map .shade')].map((shade) => shade.outerHTML).join()"
+            )
+        )
 
     seen = {drawn()}
     for head in ("Head 1", "Head 2", "Head 4"):
@@ -351,7 +409,9 @@ def test_ten_thousand_sentences_open_and_search_at_once(browser: Browser) -> Non
         "for (const text of ['e', 'en', 'end', 'en', 'e', '']) { const start = performance.now(); field.value = text;"
         " field.dispatchEvent(new Event('input')); document.body.offsetHeight; times.push(performance.now() - start); } return times"
     )
-    assert sorted(took)[len(took) // 2] < 500  # milliseconds a key; 100 where the machine has nothing else to do
+    assert (
+        sorted(took)[len(took) // 2] < 500
+    )  # milliseconds a key; 100 where the machine has nothing else to do
     start = time.monotonic()
     browser.choose("Order", "Largest loss, base to deeper")
     assert len(browser.all(".sentence")) == 20
@@ -364,7 +424,13 @@ def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> 
     test = data["tests"][0]
     count = len(texts)
     flags = [[["<img src=x onerror=alert(1)>"] for _ in texts] for _ in range(2)]
-    test["sentences"] = {"src": texts, "ref": texts, "hyps": [texts, texts], "scores": [[50.0] * count] * 2, "flags": flags}
+    test["sentences"] = {
+        "src": texts,
+        "ref": texts,
+        "hyps": [texts, texts],
+        "scores": [[50.0] * count] * 2,
+        "flags": flags,
+    }
     test["attention"] = [{**attention(0), "src_tokens": texts[:9]}]
     for system in test["systems"]:
         system["diagnosis"][0]["label"] = texts[0]
@@ -379,7 +445,10 @@ def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> 
     assert browser.js("return document.scripts.length") == 2
     assert not browser.all("main img, main script")
     arabic = ".sentence:nth-child(6) .text"
-    directions = browser.js("return [...document.querySelectorAll(arguments[0])].map((text) => getComputedStyle(text).direction)", arabic)
+    directions = browser.js(
+        "return [...document.querySelectorAll(arguments[0])].map((text) => getComputedStyle(text).direction)",
+        arabic,
+    )
     assert directions == ["rtl"] * 4
 
 
@@ -395,15 +464,32 @@ def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> 
 )  # fmt: skip
 def test_an_empty_part_says_what_is_missing(browser: Browser, data: dict[str, Any]) -> None:
     browser.open(data)
-    parts = dict(browser.js("return [...document.querySelectorAll('main section')].map((s) => [s.id, s.querySelector('.part').innerText])"))
+    parts = dict(
+        browser.js(
+            "return [...document.querySelectorAll('main section')].map((s) => [s.id, s.querySelector('.part').innerText])"
+        )
+    )
     assert len(parts) == 10
     assert all(len(text) > 10 for text in parts.values())
     missing = {part for part in parts if browser.all(f"#{part} .missing")}
-    assert {"curves", "comparisons", "buckets", "diagnosis", "sentences", "attention", "differences", "provenance"} <= missing
+    assert {
+        "curves",
+        "comparisons",
+        "buckets",
+        "diagnosis",
+        "sentences",
+        "attention",
+        "differences",
+        "provenance",
+    } <= missing
 
 
 def test_one_run_that_never_validated_shows_its_loss(browser: Browser) -> None:
-    run = {"name": "new", "curves": {"train": {"step": [50, 100], "loss": [7.5, 6.25]}}, "best_step": None}
+    run = {
+        "name": "new",
+        "curves": {"train": {"step": [50, 100], "loss": [7.5, 6.25]}},
+        "best_step": None,
+    }
     browser.open({"runs": [run]})
     assert len(browser.all("#curves .plot")) == 1
     assert "train.valid_every" in browser.one("#curves").text
@@ -411,11 +497,22 @@ def test_one_run_that_never_validated_shows_its_loss(browser: Browser) -> None:
 
 def test_every_control_has_a_name_and_a_stop_of_the_tab_key(page: Browser) -> None:
     rule = ".sentence { content-visibility: visible }"
-    page.js("document.head.append(Object.assign(document.createElement('style'), {textContent: arguments[0]}))", rule)
-    controls = page.all("main button:enabled:not([hidden]), main .plot, main .map, main select, main input, header button, header select")
+    page.js(
+        "document.head.append(Object.assign(document.createElement('style'), {textContent: arguments[0]}))",
+        rule,
+    )
+    controls = page.all(
+        "main button:enabled:not([hidden]), main .plot, main .map, main select, main input, header button, header select"
+    )
     assert len(controls) > 25
-    assert not [control.get_attribute("outerHTML") for control in controls if not control.accessible_name]
-    assert not [control.get_attribute("outerHTML") for control in controls if page.js("return arguments[0].tabIndex", control) < 0]
+    assert not [
+        control.get_attribute("outerHTML") for control in controls if not control.accessible_name
+    ]
+    assert not [
+        control.get_attribute("outerHTML")
+        for control in controls
+        if page.js("return arguments[0].tabIndex", control) < 0
+    ]
 
 
 def test_headings_descend_one_level_at_a_time(page: Browser) -> None:

@@ -134,10 +134,18 @@ def test_ranks_compute_as_the_first_one_whatever_their_machines(
         os.environ["MT_NATIVE_BF16"] = str(native[world.rank])
         torch.set_num_threads(1 + 4 * world.rank)
         said: list[str] = []
-        with patch.object(compute.logger, "warning", lambda text, *values: said.append(text % values)):
+        with patch.object(
+            compute.logger, "warning", lambda text, *values: said.append(text % values)
+        ):
             resolved, chosen = start_computing(Config.model_validate(CPU), None, world)
         slow = [message for message in said if "on rank 1, and all ranks wait" in message]
-        return resolved.precision, NAMES[chosen.dtype], resolved.threads, torch.get_num_threads(), slow
+        return (
+            resolved.precision,
+            NAMES[chosen.dtype],
+            resolved.threads,
+            torch.get_num_threads(),
+            slow,
+        )
 
     first, second = on_ranks(2, work)
     assert first[:4] == second[:4] == (expected, expected, 2, 1)

@@ -19,14 +19,28 @@ def write_config(path: Path, base: Path, **train: Any) -> Path:
     config["run_dir"] = str(path.parent / "tuned")
     config["model"] |= {"d_model": 64, "dropout": 0.25}
     config["tokenizer"]["vocab_size"] = 500
-    config["train"] |= {"max_steps": 4, "valid_every": 2, "save_every": 2, "patience": None, **train}
+    config["train"] |= {
+        "max_steps": 4,
+        "valid_every": 2,
+        "save_every": 2,
+        "patience": None,
+        **train,
+    }
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 
 
-def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(trained_run: Path, tmp_path: Path) -> None:
+def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(
+    trained_run: Path, tmp_path: Path
+) -> None:
     base = load_model(trained_run, torch.device("cpu"))
-    result = run_mt("train", write_config(tmp_path / "c.yaml", trained_run), "optim.lr=1e-8", "--init-from", trained_run)
+    result = run_mt(
+        "train",
+        write_config(tmp_path / "c.yaml", trained_run),
+        "optim.lr=1e-8",
+        "--init-from",
+        trained_run,
+    )
     assert result.returncode == 0, result.stderr
     size = base.config.model.d_model
     assert f"model.d_model: {size}, as in {resolve_model(trained_run)} (not 64)" in result.stderr
@@ -35,18 +49,36 @@ def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(trained_ru
     assert (tuned.config.model.d_model, tuned.config.model.dropout) == (size, 0.25)
     assert tuned.config.train.init_from == str(resolve_model(trained_run))
     for name, weight in base.model.named_parameters():
-        torch.testing.assert_close(dict(tuned.model.named_parameters())[name], weight, rtol=0, atol=1e-5)
-    again = run_mt("train", tmp_path / "c.yaml", "optim.lr=1e-8", "train.max_steps=6", "--init-from", trained_run)
+        torch.testing.assert_close(
+            dict(tuned.model.named_parameters())[name], weight, rtol=0, atol=1e-5
+        )
+    again = run_mt(
+        "train",
+        tmp_path / "c.yaml",
+        "optim.lr=1e-8",
+        "train.max_steps=6",
+        "--init-from",
+        trained_run,
+    )
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stderr
 
 
-def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(trained_run: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", trained_run, freeze=["encoder.layers.*", "*.embed_tokens.*"])
-    result = run_mt("train", config, "optim.lr=0.01", "optim.warmup_steps=1", "--init-from", trained_run)
+def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", trained_run, freeze=["encoder.layers.*", "*.embed_tokens.*"]
+    )
+    result = run_mt(
+        "train", config, "optim.lr=0.01", "optim.warmup_steps=1", "--init-from", trained_run
+    )
     assert result.returncode == 0, result.stderr
     assert "frozen: " in result.stderr
-    before, after = (dict(load_model(path, torch.device("cpu")).model.named_parameters()) for path in (trained_run, tmp_path / "tuned"))
+    before, after = (
+        dict(load_model(path, torch.device("cpu")).model.named_parameters())
+        for path in (trained_run, tmp_path / "tuned")
+    )
     for name in before:
         is_frozen = name.startswith("encoder.layers.") or ".embed_tokens." in name
         is_frozen |= name.endswith("k_proj.bias")  # which no run trains
@@ -54,18 +86,29 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(trained_run: Pat
 
 
 def test_what_cannot_be_begun_with_or_frozen_is_told(trained_run: Path, tmp_path: Path) -> None:
-    missing = run_mt("train", write_config(tmp_path / "c.yaml", trained_run), "--init-from", tmp_path / "nowhere")
+    missing = run_mt(
+        "train", write_config(tmp_path / "c.yaml", trained_run), "--init-from", tmp_path / "nowhere"
+    )
     assert missing.returncode == 1
     assert "nowhere: no such folder" in missing.stderr
     loaded = load_model(trained_run, torch.device("cpu"))
-    for freeze, says in ((["nothing.*"], "matches no parameter"), (["*"], "nothing is left to be trained")):
+    for freeze, says in (
+        (["nothing.*"], "matches no parameter"),
+        (["*"], "nothing is left to be trained"),
+    ):
         train = loaded.config.train.model_copy(update={"freeze": freeze, "init_from": None})
         with pytest.raises(ConfigError, match=says):
             initialize(loaded.model, loaded.config.model_copy(update={"train": train}))
 
 
 def test_a_plan_is_that_of_the_model_that_is_taken_over(trained_run: Path, tmp_path: Path) -> None:
-    result = run_mt("train", write_config(tmp_path / "c.yaml", trained_run), "--plan", "--init-from", trained_run)
+    result = run_mt(
+        "train",
+        write_config(tmp_path / "c.yaml", trained_run),
+        "--plan",
+        "--init-from",
+        trained_run,
+    )
     assert result.returncode == 0, result.stderr
     total = sum(p.numel() for p in load_model(trained_run, torch.device("cpu")).model.parameters())
     assert f"{total:,}" in result.stdout

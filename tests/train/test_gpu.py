@@ -35,7 +35,9 @@ def _one_thread() -> None:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings given."""
     warnings: list[str] = []
-    monkeypatch.setattr("mt.train.gpu.logger.warning", lambda message, *args: warnings.append(message % args))
+    monkeypatch.setattr(
+        "mt.train.gpu.logger.warning", lambda message, *args: warnings.append(message % args)
+    )
     return warnings
 
 
@@ -51,7 +53,17 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 def tiny(**options: Any) -> ModelConfig:
-    return ModelConfig(**{"d_model": 16, "d_ff": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0} | options)
+    return ModelConfig(
+        **{
+            "d_model": 16,
+            "d_ff": 24,
+            "num_heads": 2,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "dropout": 0.0,
+        }
+        | options
+    )
 
 
 # --- packing --------------------------------------------------------------------------------------------------------------------
@@ -60,7 +72,9 @@ def tiny(**options: Any) -> ModelConfig:
 @pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("d_model", "num_heads"), [(512, 8), (16, 2), (512, 2)])
-def test_half_precision_without_attention_dropout_is_packed(dtype: torch.dtype, d_model: int, num_heads: int, said: list[str]) -> None:
+def test_half_precision_without_attention_dropout_is_packed(
+    dtype: torch.dtype, d_model: int, num_heads: int, said: list[str]
+) -> None:
     assert packs(tiny(d_model=d_model, num_heads=num_heads, dropout=0.3), Compute(CUDA, dtype))
     assert said == []
 
@@ -70,7 +84,11 @@ OBSTACLES = [
     (torch.bfloat16, {"attention_dropout": 0.1}, ["model.attention_dropout: 0.1"]),
     (torch.bfloat16, {"d_model": 36, "num_heads": 3}, ["heads of 12"]),
     (torch.bfloat16, {"d_model": 528, "num_heads": 2}, ["heads of 264"]),
-    (torch.float32, {"attention_dropout": 0.25, "num_heads": 4}, ["precision: fp32", "model.attention_dropout: 0.25", "heads of 4 "]),
+    (
+        torch.float32,
+        {"attention_dropout": 0.25, "num_heads": 4},
+        ["precision: fp32", "model.attention_dropout: 0.25", "heads of 4 "],
+    ),
 ]
 
 
@@ -82,7 +100,8 @@ def test_one_warning_names_every_obstacle_to_packing(
     assert not packs(tiny(**options), Compute(CUDA, dtype))
     [warning] = said
     assert [text in warning for text in ("precision:", "model.attention_dropout:", "heads of")] == [
-        any(text in name for name in named) for text in ("precision:", "model.attention_dropout:", "heads of")
+        any(text in name for name in named)
+        for text in ("precision:", "model.attention_dropout:", "heads of")
     ]
     assert all(name in warning for name in named)
 
@@ -116,10 +135,17 @@ def test_a_cpu_pads_and_says_nothing(dtype: torch.dtype, said: list[str]) -> Non
 # --- compiling ------------------------------------------------------------------------------------------------------------------
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: str | None = None) -> None:
+def machine(
+    monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: str | None = None
+) -> None:
     """Pretend that these are installed, and nothing else."""
-    monkeypatch.setattr("mt.train.gpu.importlib.util.find_spec", lambda name: object() if triton and name == "triton" else None)
-    monkeypatch.setattr("mt.train.gpu.shutil.which", lambda name: f"/usr/bin/{name}" if name in programs else None)
+    monkeypatch.setattr(
+        "mt.train.gpu.importlib.util.find_spec",
+        lambda name: object() if triton and name == "triton" else None,
+    )
+    monkeypatch.setattr(
+        "mt.train.gpu.shutil.which", lambda name: f"/usr/bin/{name}" if name in programs else None
+    )
     if cc is None:
         monkeypatch.delenv("CC", raising=False)
     else:
@@ -127,7 +153,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: s
 
 
 @pytest.mark.parametrize("program", ["cc", "gcc", "clang"])
-def test_triton_and_any_c_compiler_are_enough(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_and_any_c_compiler_are_enough(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch, True, program)
     assert missing_compiler() is None
 
@@ -140,10 +168,15 @@ def test_the_c_compiler_that_the_environment_names_counts(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("triton", "programs", "missing"), [(False, ["cc", "gcc"], "triton"), (True, [], "a C compiler"), (False, [], "triton")]
+    ("triton", "programs", "missing"),
+    [(False, ["cc", "gcc"], "triton"), (True, [], "a C compiler"), (False, [], "triton")],
 )
 def test_what_a_compiler_lacks_is_named_and_nothing_is_compiled(
-    triton: bool, programs: list[str], missing: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+    triton: bool,
+    programs: list[str],
+    missing: str,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, triton, *programs)
     assert missing in str(missing_compiler())
@@ -156,10 +189,14 @@ def test_what_a_compiler_lacks_is_named_and_nothing_is_compiled(
 
 def compiled(model: Transformer) -> list[str]:
     """The modules that were compiled."""
-    return [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    return [
+        name for name, module in model.named_modules() if module._compiled_call_impl is not None
+    ]
 
 
-def test_a_cpu_compiles_nothing_and_says_nothing(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_compiles_nothing_and_says_nothing(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     compile_layers(model, Compute(CPU, torch.bfloat16))
@@ -167,12 +204,19 @@ def test_a_cpu_compiles_nothing_and_says_nothing(said: list[str], monkeypatch: p
     assert said == []
 
 
-def test_every_layer_is_compiled_and_its_weights_keep_their_names(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layer_is_compiled_and_its_weights_keep_their_names(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     names = list(model.state_dict())
     compile_layers(model, Compute(CUDA, torch.bfloat16))
-    assert compiled(model) == ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
+    assert compiled(model) == [
+        "encoder.layers.0",
+        "encoder.layers.1",
+        "decoder.layers.0",
+        "decoder.layers.1",
+    ]
     assert list(model.state_dict()) == names
     assert said == []
 
@@ -185,7 +229,9 @@ def sentences(count: int, longest: int, seed: int) -> list[tuple[list[int], list
     draw = torch.Generator().manual_seed(seed)
     lens = torch.randint(1, longest, (count, 2), generator=draw).tolist()
     lens[0], lens[-1] = [longest, longest - 1], [1, 2]
-    return [tuple(torch.randint(4, VOCAB, (n,), generator=draw).tolist() for n in pair) for pair in lens]  # type: ignore[misc]
+    return [
+        tuple(torch.randint(4, VOCAB, (n,), generator=draw).tolist() for n in pair) for pair in lens
+    ]  # type: ignore[misc]
 
 
 def trained(model: Transformer) -> list[Tensor]:
@@ -207,7 +253,11 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
 
     def trace_with(backend: str) -> CompileCounterWithBackend:
         counter = CompileCounterWithBackend(backend)
-        monkeypatch.setattr(nn.Module, "compile", lambda self, **options: real(self, backend=counter, fullgraph=True, **options))
+        monkeypatch.setattr(
+            nn.Module,
+            "compile",
+            lambda self, **options: real(self, backend=counter, fullgraph=True, **options),
+        )
         return counter
 
     machine(monkeypatch, True, "cc")
@@ -219,14 +269,23 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("backend", "stacks", "norm", "activation", "training"), [
-    ("eager", 2, "pre", "relu", True),
-    ("aot_eager", 1, "pre", "relu", True),
-    pytest.param("aot_eager", 2, "post", "relu", True, marks=SLOW),
-    pytest.param("aot_eager", 2, "post", "gelu", False, marks=SLOW),
-])
+@pytest.mark.parametrize(
+    ("backend", "stacks", "norm", "activation", "training"),
+    [
+        ("eager", 2, "pre", "relu", True),
+        ("aot_eager", 1, "pre", "relu", True),
+        pytest.param("aot_eager", 2, "post", "relu", True, marks=SLOW),
+        pytest.param("aot_eager", 2, "post", "gelu", False, marks=SLOW),
+    ],
+)
 def test_traced_layers_give_the_same_loss_and_gradients(
-    backend: str, stacks: int, norm: str, activation: str, training: bool, tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    stacks: int,
+    norm: str,
+    activation: str,
+    training: bool,
+    tracer: Tracer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the attention of a GPU; and neither more layers nor batches of other sizes are traced again.
 
@@ -241,7 +300,9 @@ def test_traced_layers_give_the_same_loss_and_gradients(
         layer._compiled_call_impl = None
     for count, longest in ((5, 7), (3, 11), (9, 4), (2, 17)):
         batch = collate(sentences(count, longest, seed=count))
-        for ours, theirs in zip(loss_and_gradients(traced, batch), loss_and_gradients(eager, batch), strict=True):
+        for ours, theirs in zip(
+            loss_and_gradients(traced, batch), loss_and_gradients(eager, batch), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
         assert len([graph for graph in counter.graphs if len(graph.graph.nodes)]) == stacks
 
@@ -261,7 +322,9 @@ BF16 = Compute(CUDA, torch.bfloat16)
 
 def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
     """Of all numbers together."""
-    a, b = (torch.cat([x.detach().flatten().double().cpu() for x in side]) for side in (ours, exact))
+    a, b = (
+        torch.cat([x.detach().flatten().double().cpu() for x in side]) for side in (ours, exact)
+    )
     return float((a - b).norm() / b.norm())
 
 
@@ -270,14 +333,17 @@ def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
 @pytest.mark.parametrize("make", [collate, pack])
 def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyBatch]) -> None:
     """Packed and padded: some dozen roundings to 8 bits lie between, and no mistake of a mask, which would change whole numbers."""
-    exact = build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1).train()
+    exact = build_model(
+        tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1
+    ).train()
     model = copy.deepcopy(exact).to(CUDA)
     pairs = sentences(17, 30, seed=1)
     with BF16.autocast():
         ours = loss_sums(model, moved(make(pairs), CUDA), 0.1)
     theirs = loss_sums(exact, collate(pairs), 0.1)
     our_grads, their_grads = (
-        list(torch.autograd.grad(loss.smoothed, trained(m))) for loss, m in ((ours, model), (theirs, exact))
+        list(torch.autograd.grad(loss.smoothed, trained(m)))
+        for loss, m in ((ours, model), (theirs, exact))
     )
     assert {x.dtype for x in (*ours, *our_grads)} == {torch.float32}
     assert relative_error([ours.smoothed], [theirs.smoothed]) < 0.01
@@ -290,7 +356,11 @@ def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyB
 @torch.no_grad()
 def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
     """Layer norm leaves hidden states around 1, where bf16 rounds by 2^-8; a few such roundings apart, and by far fewer on average."""
-    model = build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1).to(CUDA).train()
+    model = (
+        build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1)
+        .to(CUDA)
+        .train()
+    )
     pairs = sentences(17, 30, seed=1)
     padded, packed = moved(collate(pairs), CUDA), moved(pack(pairs), CUDA)
     with BF16.autocast():
@@ -310,11 +380,15 @@ def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [collate, pack])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_updates_on_a_gpu_lower_the_loss_with_dropout(dtype: torch.dtype, make: Callable[..., AnyBatch], recompute: bool) -> None:
+def test_updates_on_a_gpu_lower_the_loss_with_dropout(
+    dtype: torch.dtype, make: Callable[..., AnyBatch], recompute: bool
+) -> None:
     if dtype == torch.float32 and make is pack:
         pytest.skip("fp32 is never packed")
     compute = Compute(CUDA, dtype)
-    config = tiny(d_model=64, d_ff=128, num_heads=4, norm="pre", dropout=0.1, activation_dropout=0.1)
+    config = tiny(
+        d_model=64, d_ff=128, num_heads=4, norm="pre", dropout=0.1, activation_dropout=0.1
+    )
     model = build_model(config, VOCAB, VOCAB, seed=1).to(CUDA).train()
     model.recompute(recompute)
     optimizer = build_optimizer(model, OptimConfig(lr=3e-3), CUDA)
@@ -325,7 +399,9 @@ def test_updates_on_a_gpu_lower_the_loss_with_dropout(dtype: torch.dtype, make: 
         with compute.autocast():
             loss = loss_sums(model, batch, 0.0)
         (loss.smoothed * (scale.scale / batch.num_tokens)).backward()
-        _, diverged = apply_gradients(model, optimizer, loss.smoothed.detach(), scale, 1.0, diverged)
+        _, diverged = apply_gradients(
+            model, optimizer, loss.smoothed.detach(), scale, 1.0, diverged
+        )
         losses.append(loss.nll / batch.num_tokens)
     assert not diverged
     assert float(losses[-1]) < 0.5 * float(losses[0])
@@ -337,7 +413,9 @@ def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]
     if missing := missing_compiler():
         pytest.skip(f"{missing} is missing")
     torch._dynamo.reset()
-    eager = build_model(tiny(d_model=64, d_ff=128, num_heads=4), VOCAB, VOCAB, seed=1).to(CUDA).train()
+    eager = (
+        build_model(tiny(d_model=64, d_ff=128, num_heads=4), VOCAB, VOCAB, seed=1).to(CUDA).train()
+    )
     model = copy.deepcopy(eager)
     compile_layers(model, BF16)
     assert compiled(model)

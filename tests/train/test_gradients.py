@@ -37,7 +37,9 @@ def network() -> nn.Sequential:
 def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
     """A loss whose gradients are tenfold of one another from update to update, so that some are clipped and some are not."""
     draw = torch.Generator().manual_seed(step)
-    return model(torch.randn(7, 5, generator=draw)).square().mean() * 10.0 ** (step % 3 - 1) * factor
+    return (
+        model(torch.randn(7, 5, generator=draw)).square().mean() * 10.0 ** (step % 3 - 1) * factor
+    )
 
 
 class FakeEvent:
@@ -58,7 +60,13 @@ def no_scale(device: torch.device = CPU) -> LossScale:
     return LossScale(device, enabled=False)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, scale: LossScale, clip_norm: float) -> list[float]:
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    scale: LossScale,
+    clip_norm: float,
+) -> list[float]:
     """Some updates; gives their gradient norms."""
     norms = []
     for step in steps:
@@ -74,7 +82,10 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     """Copies of weights and optimizer state, step counters included."""
     found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        found |= {f"{what}.{name}": torch.as_tensor(value).clone() for what, value in optimizer.state[parameter].items()}
+        found |= {
+            f"{what}.{name}": torch.as_tensor(value).clone()
+            for what, value in optimizer.state[parameter].items()
+        }
     return found
 
 
@@ -92,9 +103,19 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_updates_are_pytorchs_clipping_and_adamw(fused: bool, clip_norm: float) -> None:
     ours, theirs = network(), network()
     optimizer = build_optimizer(ours, CONFIG, CPU)
-    groups = [{"params": [p for p in theirs.parameters() if (p.ndim >= 2) == matrices]} for matrices in (True, False)]
+    groups = [
+        {"params": [p for p in theirs.parameters() if (p.ndim >= 2) == matrices]}
+        for matrices in (True, False)
+    ]
     groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]
-    reference = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=(0.9, 0.98), eps=CONFIG.eps, weight_decay=CONFIG.weight_decay, fused=fused)
+    reference = torch.optim.AdamW(
+        groups,
+        lr=CONFIG.lr,
+        betas=(0.9, 0.98),
+        eps=CONFIG.eps,
+        weight_decay=CONFIG.weight_decay,
+        fused=fused,
+    )
     norms = train(ours, optimizer, range(6), no_scale(), clip_norm)
     for step, norm in enumerate(norms):
         loss_of(theirs, step).backward()
@@ -160,7 +181,11 @@ def spoil_loss(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 @pytest.mark.parametrize("enabled", [False, True])
 def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
-    spoil: Callable[[nn.Sequential, Tensor, float], Tensor], bad: float, before: int, clip_norm: float, enabled: bool
+    spoil: Callable[[nn.Sequential, Tensor, float], Tensor],
+    bad: float,
+    before: int,
+    clip_norm: float,
+    enabled: bool,
 ) -> None:
     """Bit for bit, and the updates after it are as if it had never been, be it the first of all."""
     model, untouched = network(), network()
@@ -170,10 +195,14 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
     train(untouched, other, range(before), no_scale(), clip_norm)
     loss = loss_of(model, before)
     (loss * scale.scale).backward()
-    _, diverged = apply_gradients(model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NOT_YET)
+    _, diverged = apply_gradients(
+        model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NOT_YET
+    )
     assert bool(diverged) is not enabled  # the scale can still fall
     expected = everything(untouched, other)
-    for name, value in everything(model, optimizer).items():  # before the first update there is no state; then it may be there, empty
+    for name, value in everything(
+        model, optimizer
+    ).items():  # before the first update there is no state; then it may be there, empty
         assert torch.equal(value, expected.get(name, torch.zeros_like(value))), name
     assert all(p.grad is None for p in model.parameters())
     train(model, optimizer, range(before, before + 3), scale, clip_norm)
@@ -186,16 +215,52 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 
 
-def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(gradients_module, "GROW_AFTER", 3)
     scale = LossScale(CPU, enabled=True)
     start = float(scale.scale)
     assert start == 65536
     found = []
-    for finite in [GOOD, GOOD, GOOD, GOOD, GOOD, BAD, GOOD, GOOD, BAD, BAD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]:
+    for finite in [
+        GOOD,
+        GOOD,
+        GOOD,
+        GOOD,
+        GOOD,
+        BAD,
+        GOOD,
+        GOOD,
+        BAD,
+        BAD,
+        GOOD,
+        GOOD,
+        GOOD,
+        GOOD,
+        GOOD,
+        GOOD,
+    ]:
         scale.update(finite)
         found.append(float(scale.scale) / start)
-    assert found == [1, 1, 2, 2, 2, 1, 1, 1, 0.5, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 1]  # a bad one starts the count again
+    assert found == [
+        1,
+        1,
+        2,
+        2,
+        2,
+        1,
+        1,
+        1,
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+        0.5,
+        0.5,
+        0.5,
+        1,
+    ]  # a bad one starts the count again
 
 
 def test_a_scale_that_is_off_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +278,16 @@ def test_a_scale_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None
     for finite in (BAD, GOOD, GOOD):
         straight.update(finite)
     state = straight.state_dict()
-    resumed.load_state_dict(state | {"exp_avg.weight": torch.zeros(3)})  # it lies among the tensors of the optimizer
+    resumed.load_state_dict(
+        state | {"exp_avg.weight": torch.zeros(3)}
+    )  # it lies among the tensors of the optimizer
     for _ in range(3):
         assert float(resumed.scale) == float(straight.scale)
         for scale in (straight, resumed):
             scale.update(GOOD)
-    assert float(resumed.scale) == 65536 * 2 / 2  # the two good ones before the state was taken count
+    assert (
+        float(resumed.scale) == 65536 * 2 / 2
+    )  # the two good ones before the state was taken count
     assert float(state["loss_scale"]) == 65536 / 2  # later updates left the state as it was taken
 
 
@@ -253,14 +322,18 @@ def test_once_diverged_no_later_update_moves_the_weights() -> None:
         loss_of(model, 2, factor).backward()
         _, diverged = apply_gradients(model, optimizer, FINITE, scale, 1.0, diverged)
         assert diverged
-    assert all(torch.equal(value, before[name]) for name, value in everything(model, optimizer).items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in everything(model, optimizer).items()
+    )
 
 
 # --- the numbers of an update ---------------------------------------------------------------------------------------------------
 
 
 def test_the_stats_of_a_good_update_are_its_numbers() -> None:
-    assert PendingStats(7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, UPDATE, ONE).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
+    assert PendingStats(
+        7, torch.tensor([2.5, 1.5, 0.25, 0.0]), 1e-3, UPDATE, ONE
+    ).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
 
 
 def pending_on_a_gpu(event: FakeEvent) -> PendingStats:
@@ -288,9 +361,10 @@ def test_a_gpu_that_never_comes_to_the_numbers_is_an_error_after_the_patience() 
     assert 0.3 <= time.monotonic() - began < 5
 
 
-
 def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
-    pending = PendingStats(1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE)
+    pending = PendingStats(
+        1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE
+    )
     with pytest.raises(DivergedError, match=r"update 1234: loss nan, gradient norm inf"):
         pending.read()
 
@@ -317,7 +391,9 @@ def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read(
     numbers.fill_(float("nan"))  # queued after the copy
     assert pending.read(patience) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
     with pytest.raises(DivergedError, match="update 8"):
-        PendingStats(8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, UPDATE, ONE).read()
+        PendingStats(
+            8, torch.tensor([2.5, 1.5, 0.25, 1.0], device="cuda"), 1e-3, UPDATE, ONE
+        ).read()
 
 
 @pytest.mark.gpu
@@ -330,12 +406,16 @@ def test_updates_on_a_gpu_are_those_of_a_cpu(clip_norm: float) -> None:
     scales = [LossScale(CPU, enabled=True), LossScale(cuda, enabled=True)]
     for step in range(4):
         for model, optimizer, scale in zip((here, there), optimizers, scales, strict=True):
-            x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)).to(scale.scale.device)
+            x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)).to(
+                scale.scale.device
+            )
             loss = model(x).square().mean() * 10.0 ** (step % 3 - 1)
             (loss * scale.scale).backward()
             if step == 2:
                 next(model.parameters()).grad[0] = float("inf")
-            apply_gradients(model, optimizer, loss.detach(), scale, clip_norm, NOT_YET.to(scale.scale.device))
+            apply_gradients(
+                model, optimizer, loss.detach(), scale, clip_norm, NOT_YET.to(scale.scale.device)
+            )
     assert float(scales[1].scale) == float(scales[0].scale) == 65536 / 2
     ours, theirs = everything(there, optimizers[1]), everything(here, optimizers[0])
     for name, value in theirs.items():

@@ -27,7 +27,15 @@ def _one_thread() -> None:
 @pytest.fixture
 def model() -> Transformer:
     torch.manual_seed(1)
-    config = ModelConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm="pre", dropout=0.0)
+    config = ModelConfig(
+        d_model=16,
+        d_ff=32,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        norm="pre",
+        dropout=0.0,
+    )
     return Transformer(config, VOCAB, VOCAB).double().train()
 
 
@@ -36,16 +44,24 @@ def gradients(model: Transformer, loss: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3, 0.9])
-def test_the_loss_and_its_gradients_are_those_of_pytorchs_cross_entropy(model: Transformer, smoothing: float) -> None:
+def test_the_loss_and_its_gradients_are_those_of_pytorchs_cross_entropy(
+    model: Transformer, smoothing: float
+) -> None:
     batch = collate(PAIRS)
     ours = loss_sums(model, batch, smoothing)
     logits = model(batch.src, batch.src_mask, batch.tgt_in) @ model.output_weight.T
     theirs = F.cross_entropy(
-        logits.transpose(1, 2), batch.tgt_out, label_smoothing=smoothing, reduction="sum", ignore_index=PAD_ID
+        logits.transpose(1, 2),
+        batch.tgt_out,
+        label_smoothing=smoothing,
+        reduction="sum",
+        ignore_index=PAD_ID,
     )
     assert ours.smoothed.dtype == torch.float64
     torch.testing.assert_close(ours.smoothed, theirs, rtol=1e-12, atol=1e-9)
-    for our_grad, their_grad in zip(gradients(model, ours.smoothed), gradients(model, theirs), strict=True):
+    for our_grad, their_grad in zip(
+        gradients(model, ours.smoothed), gradients(model, theirs), strict=True
+    ):
         torch.testing.assert_close(our_grad, their_grad, rtol=1e-9, atol=1e-9)
 
 
@@ -61,7 +77,11 @@ def test_smoothing_changes_the_loss_and_leaves_the_nll_alone(model: Transformer)
 def test_the_nll_is_the_log_probability_of_the_targets_token_by_token(model: Transformer) -> None:
     batch = collate(PAIRS)
     log_probs = model.project(model(batch.src, batch.src_mask, batch.tgt_in)).log_softmax(-1)
-    by_hand = sum(-float(log_probs[i, t, token].detach()) for i, (_, tgt) in enumerate(PAIRS) for t, token in enumerate([*tgt, 3]))
+    by_hand = sum(
+        -float(log_probs[i, t, token].detach())
+        for i, (_, tgt) in enumerate(PAIRS)
+        for t, token in enumerate([*tgt, 3])
+    )
     assert float(loss_sums(model, batch, 0.1).nll) == pytest.approx(by_hand, abs=1e-9)
 
 
@@ -72,15 +92,27 @@ def test_the_sums_of_two_micro_batches_are_those_of_one_big_one(model: Transform
     for cut in (1, 2):
         parts: list[Batch] = [collate(PAIRS[:cut]), collate(PAIRS[cut:])]
         first, second = (loss_sums(model, part, 0.1) for part in parts)
-        torch.testing.assert_close(first.smoothed + second.smoothed, whole.smoothed, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            first.smoothed + second.smoothed, whole.smoothed, rtol=1e-7, atol=1e-7
+        )
         torch.testing.assert_close(first.nll + second.nll, whole.nll, rtol=1e-7, atol=1e-7)
-        for a, b, both in zip(gradients(model, first.smoothed), gradients(model, second.smoothed), expected, strict=True):
+        for a, b, both in zip(
+            gradients(model, first.smoothed),
+            gradients(model, second.smoothed),
+            expected,
+            strict=True,
+        ):
             torch.testing.assert_close(a + b, both, rtol=1e-7, atol=1e-7)
         assert sum(part.num_tokens for part in parts) == collate(PAIRS).num_tokens == 2 + 5 + 1 + 3
 
 
 def test_a_model_of_equal_logits_costs_the_logarithm_of_the_vocabulary_a_token() -> None:
-    model = build_model(ModelConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1), VOCAB, VOCAB, 1)
+    model = build_model(
+        ModelConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1),
+        VOCAB,
+        VOCAB,
+        1,
+    )
     torch.nn.init.zeros_(model.output_weight)
     batch = collate(PAIRS)
     for smoothing in (0.0, 0.1):
@@ -109,7 +141,14 @@ def inputs(dtype: torch.dtype = torch.float64, padded: int = 6) -> Inputs:
 def unfused(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Loss:
     """PyTorch's own, of all logits at once."""
     logits = hidden @ weight.T
-    return Loss(*(F.cross_entropy(logits, targets, label_smoothing=e, reduction="sum", ignore_index=PAD_ID) for e in (smoothing, 0.0)))
+    return Loss(
+        *(
+            F.cross_entropy(
+                logits, targets, label_smoothing=e, reduction="sum", ignore_index=PAD_ID
+            )
+            for e in (smoothing, 0.0)
+        )
+    )
 
 
 def cut_into(rows: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
@@ -122,45 +161,75 @@ def cut_into(rows: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 11, 22, 23, 24])
-def test_the_length_of_a_chunk_changes_neither_loss_nor_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_a_chunk_changes_neither_loss_nor_gradients(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of 0 rows, where one position has more logits than a chunk should; 5, 11 and 22 leave a shorter one at the end."""
     count = cut_into(rows, monkeypatch)
     hidden, weight, targets = inputs()
-    ours, theirs = linear_cross_entropy(hidden, weight, targets, 0.1), unfused(hidden, weight, targets, 0.1)
+    ours, theirs = (
+        linear_cross_entropy(hidden, weight, targets, 0.1),
+        unfused(hidden, weight, targets, 0.1),
+    )
     assert count() == -(-POSITIONS // max(rows, 1))
     torch.testing.assert_close(ours.smoothed, theirs.smoothed, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.nll, theirs.nll, rtol=1e-12, atol=0)
-    for a, b in zip(*(torch.autograd.grad(loss.smoothed, (hidden, weight)) for loss in (ours, theirs)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(loss.smoothed, (hidden, weight)) for loss in (ours, theirs)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [4, 100])
-def test_gradients_agree_with_finite_differences(smoothing: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_agree_with_finite_differences(
+    smoothing: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut_into(rows, monkeypatch)
     hidden, weight, targets = inputs()
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, smoothing).smoothed, (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, smoothing).smoothed, (hidden, weight)
+    )
 
 
 @pytest.mark.parametrize("rows", [4, 100])
-def test_a_bias_of_the_outputs_has_its_loss_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bias_of_the_outputs_has_its_loss_and_gradients(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut_into(rows, monkeypatch)
     hidden, weight, targets = inputs()
-    bias = torch.randn(VOCAB, dtype=hidden.dtype, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    bias = torch.randn(
+        VOCAB, dtype=hidden.dtype, generator=torch.Generator().manual_seed(2), requires_grad=True
+    )
     logits = hidden @ weight.T + bias
-    expected = F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum", ignore_index=PAD_ID)
+    expected = F.cross_entropy(
+        logits, targets, label_smoothing=0.1, reduction="sum", ignore_index=PAD_ID
+    )
     ours = linear_cross_entropy(hidden, weight, targets, 0.1, bias).smoothed
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
-    for a, b in zip(*(torch.autograd.grad(loss, (hidden, weight, bias)) for loss in (ours, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(loss, (hidden, weight, bias)) for loss in (ours, expected)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_scale_with_that_of_the_loss_as_often_as_it_is_asked() -> None:
     """They are taken in the forward pass, when nothing is known of what the loss will be multiplied by."""
     hidden, weight, targets = inputs()
-    ours, theirs = linear_cross_entropy(hidden, weight, targets, 0.1).smoothed, unfused(hidden, weight, targets, 0.1).smoothed
+    ours, theirs = (
+        linear_cross_entropy(hidden, weight, targets, 0.1).smoothed,
+        unfused(hidden, weight, targets, 0.1).smoothed,
+    )
     for factor in (1.0, 3 / 7, -2.0, 0.0, 2.0**16):
-        for a, b in zip(*(torch.autograd.grad(loss * factor, (hidden, weight), retain_graph=True) for loss in (ours, theirs)), strict=True):
+        for a, b in zip(
+            *(
+                torch.autograd.grad(loss * factor, (hidden, weight), retain_graph=True)
+                for loss in (ours, theirs)
+            ),
+            strict=True,
+        ):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12 * abs(factor))
 
 
@@ -168,8 +237,13 @@ def test_two_losses_of_one_matrix_add_up_their_gradients() -> None:
     hidden, weight, targets = inputs()
     for start in (0, 9):
         linear_cross_entropy(hidden[start:], weight, targets[start:], 0.1).smoothed.backward()
-    both = unfused(hidden, weight, targets, 0.1).smoothed + unfused(hidden[9:], weight, targets[9:], 0.1).smoothed
-    for leaf, expected in zip((hidden, weight), torch.autograd.grad(both, (hidden, weight)), strict=True):
+    both = (
+        unfused(hidden, weight, targets, 0.1).smoothed
+        + unfused(hidden[9:], weight, targets[9:], 0.1).smoothed
+    )
+    for leaf, expected in zip(
+        (hidden, weight), torch.autograd.grad(both, (hidden, weight)), strict=True
+    ):
         torch.testing.assert_close(leaf.grad, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -178,12 +252,19 @@ def test_either_input_may_need_no_gradient(frozen: int) -> None:
     hidden, weight, targets = inputs()
     leaf = (weight, hidden)[frozen]
     (hidden, weight)[frozen].requires_grad_(False)
-    losses = [function(hidden, weight, targets, 0.1).smoothed for function in (linear_cross_entropy, unfused)]
-    torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-10, atol=1e-12)
+    losses = [
+        function(hidden, weight, targets, 0.1).smoothed
+        for function in (linear_cross_entropy, unfused)
+    ]
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_the_sums_are_the_same(context: Callable[[], AbstractContextManager[None]], model: Transformer) -> None:
+def test_without_gradients_the_sums_are_the_same(
+    context: Callable[[], AbstractContextManager[None]], model: Transformer
+) -> None:
     batch = collate(PAIRS)
     with_gradients = loss_sums(model, batch, 0.1)
     with context():
@@ -229,7 +310,9 @@ def test_a_batch_that_is_all_padding_costs_nothing() -> None:
     hidden, weight, targets = inputs()
     loss = linear_cross_entropy(hidden, weight, torch.full_like(targets, PAD_ID), 0.1)
     assert float(loss.smoothed.detach()) == float(loss.nll) == 0
-    assert not any(gradient.any() for gradient in torch.autograd.grad(loss.smoothed, (hidden, weight)))
+    assert not any(
+        gradient.any() for gradient in torch.autograd.grad(loss.smoothed, (hidden, weight))
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -243,7 +326,10 @@ def test_huge_logits_give_finite_numbers(smoothing: float) -> None:
     theirs = unfused(*exact, targets, smoothing)
     torch.testing.assert_close(ours.smoothed.double(), theirs.smoothed, rtol=1e-6, atol=0)
     torch.testing.assert_close(ours.nll.double(), theirs.nll, rtol=1e-6, atol=0)
-    our_grads, their_grads = torch.autograd.grad(ours.smoothed, (hidden, weight)), torch.autograd.grad(theirs.smoothed, exact)
+    our_grads, their_grads = (
+        torch.autograd.grad(ours.smoothed, (hidden, weight)),
+        torch.autograd.grad(theirs.smoothed, exact),
+    )
     for a, b in zip(our_grads, their_grads, strict=True):
         assert a.isfinite().all()
         assert float((a.double() - b).norm() / b.norm()) < 1e-3
@@ -272,11 +358,17 @@ def test_under_autocast_the_products_alone_are_in_bf16(monkeypatch: pytest.Monke
     assert loss.smoothed.dtype == loss.nll.dtype == torch.float32
     logits = (hidden.bfloat16() @ weight.bfloat16().T).double()
     for ours, smoothing in ((loss.smoothed, 0.1), (loss.nll, 0.0)):
-        exact = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum", ignore_index=PAD_ID)
+        exact = F.cross_entropy(
+            logits, targets, label_smoothing=smoothing, reduction="sum", ignore_index=PAD_ID
+        )
         torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=0)
     unrounded = unfused(hidden, weight, targets, 0.1).smoothed
-    assert 1e-6 < relative_error(loss.smoothed.detach(), unrounded.detach()) < 2**-7  # of logits rounded by up to 2^-9 of themselves
-    gradients, exact_gradients = (torch.autograd.grad(x, (hidden, weight)) for x in (loss.smoothed, unrounded))
+    assert (
+        1e-6 < relative_error(loss.smoothed.detach(), unrounded.detach()) < 2**-7
+    )  # of logits rounded by up to 2^-9 of themselves
+    gradients, exact_gradients = (
+        torch.autograd.grad(x, (hidden, weight)) for x in (loss.smoothed, unrounded)
+    )
     for a, b in zip(gradients, exact_gradients, strict=True):
         assert a.dtype == torch.float32
         assert relative_error(a, b) < 2**-6
@@ -303,7 +395,9 @@ def test_a_long_batch_is_summed_in_fp32_under_autocast() -> None:
     positions = 4096
     targets = torch.full((positions,), VOCAB - 1)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_cross_entropy(torch.zeros(positions, D_MODEL), torch.ones(VOCAB, D_MODEL), targets, 0.1)
+        loss = linear_cross_entropy(
+            torch.zeros(positions, D_MODEL), torch.ones(VOCAB, D_MODEL), targets, 0.1
+        )
     torch.testing.assert_close(loss.nll, positions * torch.tensor(float(VOCAB)).log())
     torch.testing.assert_close(loss.smoothed, loss.nll)
 
@@ -311,11 +405,15 @@ def test_a_long_batch_is_summed_in_fp32_under_autocast() -> None:
 # --- packed batches -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(model: Transformer) -> None:
+def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(
+    model: Transformer,
+) -> None:
     padded, packed = loss_sums(model, collate(PAIRS), 0.1), loss_sums(model, pack(PAIRS), 0.1)
     torch.testing.assert_close(packed.smoothed, padded.smoothed, rtol=1e-12, atol=0)
     torch.testing.assert_close(packed.nll, padded.nll, rtol=1e-12, atol=0)
-    for ours, theirs in zip(gradients(model, packed.smoothed), gradients(model, padded.smoothed), strict=True):
+    for ours, theirs in zip(
+        gradients(model, packed.smoothed), gradients(model, padded.smoothed), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
@@ -326,7 +424,9 @@ def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(model: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rows", [5, 100])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_the_loss_on_a_gpu_is_that_of_a_cpu(rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_on_a_gpu_is_that_of_a_cpu(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """float64 as it is, the others as the type of autocast."""
     monkeypatch.setitem(loss_module.CHUNK, "cuda", rows * VOCAB)
     half = dtype != torch.float64
@@ -337,6 +437,9 @@ def test_the_loss_on_a_gpu_is_that_of_a_cpu(rows: int, dtype: torch.dtype, monke
     theirs = unfused(hidden, weight, targets, 0.1)
     assert ours.smoothed.dtype == ours.nll.dtype == hidden.dtype
     bound = 2**-6 if half else 1e-10
-    our_grads, their_grads = torch.autograd.grad(ours.smoothed, leaves), torch.autograd.grad(theirs.smoothed, (hidden, weight))
+    our_grads, their_grads = (
+        torch.autograd.grad(ours.smoothed, leaves),
+        torch.autograd.grad(theirs.smoothed, (hidden, weight)),
+    )
     for a, b in zip([*ours, *our_grads], [*theirs, *their_grads], strict=True):
         assert relative_error(a.detach().cpu(), b.detach()) < bound

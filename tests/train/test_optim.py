@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from mt.config import OptimConfig
-from mt.train.optim import WeightAverage, build_optimizer, learning_rate, optimizer_tensors, prepare_optimizer
+from mt.train.optim import (
+    WeightAverage,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    prepare_optimizer,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,12 +37,24 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, l
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("schedule", "warmup", "step", "expected"), [
-    ("inverse_sqrt", 4000, 1, 5e-4 / 4000), ("inverse_sqrt", 4000, 2000, 2.5e-4), ("inverse_sqrt", 4000, 4000, 5e-4),
-    ("inverse_sqrt", 4000, 16_000, 2.5e-4), ("inverse_sqrt", 4000, 400_000, 5e-5),
-    ("inverse_sqrt", 0, 1, 5e-4), ("inverse_sqrt", 0, 4, 2.5e-4), ("inverse_sqrt", 1, 1, 5e-4), ("inverse_sqrt", 1, 4, 2.5e-4),
-    ("constant", 100, 50, 2.5e-4), ("constant", 100, 100, 5e-4), ("constant", 100, 10_000, 5e-4), ("constant", 0, 1, 5e-4),
-])
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "step", "expected"),
+    [
+        ("inverse_sqrt", 4000, 1, 5e-4 / 4000),
+        ("inverse_sqrt", 4000, 2000, 2.5e-4),
+        ("inverse_sqrt", 4000, 4000, 5e-4),
+        ("inverse_sqrt", 4000, 16_000, 2.5e-4),
+        ("inverse_sqrt", 4000, 400_000, 5e-5),
+        ("inverse_sqrt", 0, 1, 5e-4),
+        ("inverse_sqrt", 0, 4, 2.5e-4),
+        ("inverse_sqrt", 1, 1, 5e-4),
+        ("inverse_sqrt", 1, 4, 2.5e-4),
+        ("constant", 100, 50, 2.5e-4),
+        ("constant", 100, 100, 5e-4),
+        ("constant", 100, 10_000, 5e-4),
+        ("constant", 0, 1, 5e-4),
+    ],
+)
 def test_the_learning_rate_at(schedule: str, warmup: int, step: int, expected: float) -> None:
     config = OptimConfig(lr=5e-4, schedule=schedule, warmup_steps=warmup)
     assert learning_rate(step, config) == pytest.approx(expected, rel=1e-12)
@@ -83,7 +101,9 @@ def test_updates_are_adams_formula() -> None:
         for i, g in enumerate(gradient):
             m[i] = 0.9 * m[i] + 0.1 * g
             v[i] = 0.98 * v[i] + 0.02 * g * g
-            expected[i] -= 0.1 * (m[i] / (1 - 0.9**step)) / ((v[i] / (1 - 0.98**step)) ** 0.5 + 1e-9)
+            expected[i] -= (
+                0.1 * (m[i] / (1 - 0.9**step)) / ((v[i] / (1 - 0.98**step)) ** 0.5 + 1e-9)
+            )
         assert parameter[0].tolist() == pytest.approx(expected, rel=1e-9)
 
 
@@ -131,7 +151,10 @@ def test_an_optimizer_goes_on_bit_for_bit_from_its_saved_tensors() -> None:
         tensor.copy_(tensors.pop(name))
     assert not tensors
     take_steps(resumed, fresh, 5, 8)
-    assert all(torch.equal(weight, straight.state_dict()[name]) for name, weight in resumed.state_dict().items())
+    assert all(
+        torch.equal(weight, straight.state_dict()[name])
+        for name, weight in resumed.state_dict().items()
+    )
 
     forgetful = copy.deepcopy(model)
     take_steps(forgetful, build_optimizer(forgetful, config, CPU), 5, 8)
@@ -143,5 +166,9 @@ def test_saved_tensors_are_named_by_what_and_parameter() -> None:
     optimizer = build_optimizer(model, OptimConfig(), CPU)
     assert optimizer_tensors(optimizer, model) == {}
     take_steps(model, optimizer, 1, 1)
-    names = {f"{what}.{name}" for what in ("step", "exp_avg", "exp_avg_sq") for name, _ in model.named_parameters()}
+    names = {
+        f"{what}.{name}"
+        for what in ("step", "exp_avg", "exp_avg_sq")
+        for name, _ in model.named_parameters()
+    }
     assert set(optimizer_tensors(optimizer, model)) == names

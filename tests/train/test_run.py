@@ -23,7 +23,9 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_other_settings_are_refused_and_overwrite_starts_anew(run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_overwrite_starts_anew(
+    run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
     (run / "notes.txt").write_text("mine")
     before = (run / "checkpoints/step_00000012/model.safetensors").read_bytes()
@@ -41,14 +43,18 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(run: Path, small_y
     assert steps[0] == 2
 
 
-def test_a_run_without_a_checkpoint_keeps_its_settings_too(small_yaml: Callable[..., Path], run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_keeps_its_settings_too(
+    small_yaml: Callable[..., Path], run: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(run / "checkpoints")
     assert run_mt("train", small_yaml(tmp_path), "seed=2").returncode == 2
     assert run_mt("train", small_yaml(tmp_path)).returncode == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_a_config_yaml_that_is_the_users_own_is_left_alone(options: list[str], small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_config_yaml_that_is_the_users_own_is_left_alone(
+    options: list[str], small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     mine = tmp_path / "experiment/config.yaml"
     mine.parent.mkdir()
     mine.write_text(small_yaml(tmp_path).read_text())
@@ -61,10 +67,18 @@ def test_a_config_yaml_that_is_the_users_own_is_left_alone(options: list[str], s
         assert result.returncode == 2
         assert "another run_dir" in result.stderr
         assert mine.read_text() == text
-        assert {path.name for path in mine.parent.rglob("*")} == {"config.yaml", "valid", "checkpoints", "mine.txt", "lock"}
+        assert {path.name for path in mine.parent.rglob("*")} == {
+            "config.yaml",
+            "valid",
+            "checkpoints",
+            "mine.txt",
+            "lock",
+        }
 
 
-def test_overwrite_deletes_nothing_where_no_run_was(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_overwrite_deletes_nothing_where_no_run_was(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "run/valid").mkdir(parents=True)
     (tmp_path / "run/valid/test.de").write_text("mein Text")
     result = run_mt("train", small_yaml(tmp_path), "--overwrite")
@@ -73,17 +87,30 @@ def test_overwrite_deletes_nothing_where_no_run_was(small_yaml: Callable[..., Pa
     assert (tmp_path / "run/valid/test.de").read_text() == "mein Text"
 
 
-def test_overwrite_with_a_mistake_in_the_data_keeps_the_old_run(run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
-    result = run_mt("train", small_yaml(tmp_path), "data.train=[{src: nowhere.de, tgt: nowhere.en}]", "--overwrite")
+def test_overwrite_with_a_mistake_in_the_data_keeps_the_old_run(
+    run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run_mt(
+        "train",
+        small_yaml(tmp_path),
+        "data.train=[{src: nowhere.de, tgt: nowhere.en}]",
+        "--overwrite",
+    )
     assert result.returncode == 2
     assert (run / "checkpoints/last/model.safetensors").exists()
     assert (run / "valid/step_00000012/scores.json").exists()
 
 
-def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(
+    run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     """As after a kill between the last save and the last validation."""
     shutil.rmtree(run / "valid/step_00000012")
-    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"kind": "valid", "step": 12' not in line]
+    lines = [
+        line
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if '"kind": "valid", "step": 12' not in line
+    ]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     folder = run / "checkpoints/step_00000012"
     state = json.loads((folder / "training/state.json").read_text())
@@ -95,7 +122,11 @@ def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(run: Path
     assert again.returncode == 0, again.stderr
     assert (run / "valid/step_00000012/scores.json").exists()
     assert (run / "checkpoints/last").readlink() == Path("step_00000012")
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"valid"' in line]
+    steps = [
+        json.loads(line)["step"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if '"valid"' in line
+    ]
     assert steps == [6, 12]
     third = run_mt("train", small_yaml(tmp_path))
     assert "is finished at update 12" in third.stderr
@@ -149,10 +180,14 @@ main()
 """
 
 
-def test_too_little_free_space_is_seen_before_a_save(run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_too_little_free_space_is_seen_before_a_save(
+    run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     options = ("train.max_steps=40", "train.save_every=5", "train.valid_every=100")
     command = [sys.executable, "-c", LITTLE_SPACE, "train", str(small_yaml(tmp_path)), *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 1
     message = json.loads((run / "status.json").read_text())["message"]
     assert "1 MiB are free" in message
@@ -183,7 +218,9 @@ def test_out_of_memory_in_training_names_what_fits(
         "train.grad_accum_steps=1", "threads=1", f"precision={precision}",
     )  # fmt: skip
     command = [sys.executable, "-c", OUT_OF_MEMORY, "train", str(config), *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "out of memory" in result.stderr
@@ -193,7 +230,12 @@ def test_out_of_memory_in_training_names_what_fits(
 
 def test_a_signal_does_not_wait_for_the_tokenizer(tmp_path: Path) -> None:
     """SentencePiece trains in one call, here for some seconds, with millions of lines for many minutes."""
-    options = (f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "tokenizer.vocab_size=2000", "tokenizer.model_type=unigram")
+    options = (
+        f"run_dir={tmp_path}/run",
+        f"cache_dir={tmp_path}/cache",
+        "tokenizer.vocab_size=2000",
+        "tokenizer.model_type=unigram",
+    )
     command = [sys.executable, "-m", "mt", "train", "configs/quickstart.yaml", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -207,9 +249,17 @@ def test_a_signal_does_not_wait_for_the_tokenizer(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache/tokenizers").iterdir())
 
 
-def test_a_learning_rate_that_is_far_too_high_stops_with_exit_3(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_learning_rate_that_is_far_too_high_stops_with_exit_3(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
-    options = ("optim.lr=3", "optim.warmup_steps=8", "train.max_steps=400", "train.divergence_window=8", "train.valid_every=400")
+    options = (
+        "optim.lr=3",
+        "optim.warmup_steps=8",
+        "train.max_steps=400",
+        "train.divergence_window=8",
+        "train.valid_every=400",
+    )
     result = run_mt("train", config, *options)
     assert result.returncode == 3, result.stderr
     assert "its best was" in result.stderr

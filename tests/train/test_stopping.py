@@ -24,10 +24,18 @@ from tests.conftest import ROOT
         ({"max_steps": None, "max_epochs": 2}, 10**9, 1, 0, None),
         ({"max_steps": None, "max_epochs": 2}, 1, 2, 0, "train.max_epochs: 2"),
         ({"patience": 3, "metric": "chrf"}, 1, 0, 2, None),
-        ({"patience": 3, "metric": "chrf"}, 1, 0, 3, "train.patience: 3 validations without a better chrf"),
+        (
+            {"patience": 3, "metric": "chrf"},
+            1,
+            0,
+            3,
+            "train.patience: 3 validations without a better chrf",
+        ),
     ],
 )
-def test_a_limit_ends_a_run_when_it_is_reached(options: dict[str, object], step: int, epoch: int, bad: int, says: str | None) -> None:
+def test_a_limit_ends_a_run_when_it_is_reached(
+    options: dict[str, object], step: int, epoch: int, bad: int, says: str | None
+) -> None:
     assert limit_reached(TrainConfig.model_validate(options), step, epoch, bad) == says
 
 
@@ -64,21 +72,36 @@ def test_a_second_signal_ends_the_process() -> None:
         "with stop.installed():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('one', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n    print('still here')"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
     assert result.stdout == "one\n"
     assert result.returncode == -signal.SIGTERM
 
 
 def watched(losses: list[float], **options: object) -> int | None:
     """The update at which a watch raises, or None."""
-    watch = DivergenceWatch(TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options}))
+    watch = DivergenceWatch(
+        TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options})
+    )
     for step, loss in enumerate(losses, 1):
         try:
             watch.add(step, loss)
         except DivergedError as error:
             return step if f"update {step}" in str(error) and "optim.lr" in str(error) else -1
-        watch_again = DivergenceWatch(TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options}))
-        watch_again.load_state_dict(json.loads(json.dumps(watch.state_dict())))  # as a resume after every update would
+        watch_again = DivergenceWatch(
+            TrainConfig.model_validate(
+                {"divergence_window": 4, "divergence_factor": 1.5, **options}
+            )
+        )
+        watch_again.load_state_dict(
+            json.loads(json.dumps(watch.state_dict()))
+        )  # as a resume after every update would
         watch = watch_again
     return None
 
@@ -98,7 +121,9 @@ def watched(losses: list[float], **options: object) -> int | None:
         ([9.0 - 0.1 * i for i in range(80)], {}, None),
     ],
 )  # fmt: skip
-def test_a_loss_far_above_its_best_is_seen_after_a_window(losses: list[float], options: dict[str, object], step: int | None) -> None:
+def test_a_loss_far_above_its_best_is_seen_after_a_window(
+    losses: list[float], options: dict[str, object], step: int | None
+) -> None:
     assert watched(losses, **options) == step
 
 
@@ -106,7 +131,9 @@ def scores(bleu: float, chrf: float = 1.0, loss: float = 1.0) -> dict[str, float
     return {"bleu": bleu, "chrf": chrf, "loss": loss}
 
 
-def test_a_metric_that_never_moves_ends_no_run_warns_once_and_leaves_the_choice_to_chrf(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_metric_that_never_moves_ends_no_run_warns_once_and_leaves_the_choice_to_chrf(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     watch = ScoreWatch("bleu")
     with caplog.at_level("WARNING", logger="mt"):
         found = [watch.add(scores(0.0, chrf)) for chrf in (1.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0)]

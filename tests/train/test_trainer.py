@@ -41,7 +41,9 @@ def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..
 
     def make(*overrides: str) -> Trainer:
         config: Config = load_config(small_yaml(tmp_path), overrides)
-        return Trainer(config, prepare(config), tmp_path, CPU, CheckpointManager(tmp_path, 2, 1, "bleu"))
+        return Trainer(
+            config, prepare(config), tmp_path, CPU, CheckpointManager(tmp_path, 2, 1, "bleu")
+        )
 
     return make
 
@@ -59,7 +61,11 @@ def test_ranks_agree_before_any_waits_for_its_gpu(
 
 def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
     """`mt train` in the background."""
-    return subprocess.Popen([sys.executable, "-m", "mt", "train", str(config), *overrides], cwd=ROOT, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mt", "train", str(config), *overrides],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
@@ -112,7 +118,9 @@ def test_a_deterministic_run_on_a_gpu_goes_on_to_the_same_bytes(
     assert straight == stopped
 
 
-def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     options = ("train.max_steps=60", "train.save_every=3", "train.valid_every=20")
     straight, killed = (tmp_path / name for name in ("straight", "killed"))
     for folder in (straight, killed):
@@ -177,12 +185,18 @@ def test_a_signal_in_validation_abandons_it_and_resume_makes_it_up(
     validated = []
     assert again.validator is not None
     real = again.validator.validate
-    monkeypatch.setattr(again.validator, "validate", lambda model, step, shared: validated.append(step) or real(model, step, shared))
+    monkeypatch.setattr(
+        again.validator,
+        "validate",
+        lambda model, step, shared: validated.append(step) or real(model, step, shared),
+    )
     again.train()
     assert validated == [6, 12]
 
 
-def test_resume_at_every_update_gives_the_same_weights(make_trainer: Callable[..., Trainer]) -> None:
+def test_resume_at_every_update_gives_the_same_weights(
+    make_trainer: Callable[..., Trainer],
+) -> None:
     straight = make_trainer()
     straight.checkpoints.keep_last = 6
     straight.progress = TrainProgress(straight.config.train, None, 0, straight.seconds, "fp32")
@@ -233,7 +247,9 @@ def clone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def test_two_micro_batches_equal_one_big_batch_without_dropout(make_trainer: Callable[..., Trainer]) -> None:
+def test_two_micro_batches_equal_one_big_batch_without_dropout(
+    make_trainer: Callable[..., Trainer],
+) -> None:
     plain = ("model.dropout=0.0", "model.attention_dropout=0.0", "optim.clip_norm=0")
     one, two = make_trainer(*plain), make_trainer(*plain)
     pairs = [(list(range(5, 5 + n)), list(range(9, 12 + n))) for n in (3, 7, 4, 9)]
@@ -244,18 +260,24 @@ def test_two_micro_batches_equal_one_big_batch_without_dropout(make_trainer: Cal
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_never_reaches_the_weights(bad: float, make_trainer: Callable[..., Trainer]) -> None:
+def test_what_is_not_finite_never_reaches_the_weights(
+    bad: float, make_trainer: Callable[..., Trainer]
+) -> None:
     trainer = make_trainer()
     updates = trainer.loader.updates()
     trainer.train_step(next(updates))
     before = clone(dict(trainer.model.named_parameters()))
-    hook = trainer.model.decoder.layers[0].register_forward_hook(lambda module, args, out: out * bad)
+    hook = trainer.model.decoder.layers[0].register_forward_hook(
+        lambda module, args, out: out * bad
+    )
     stats = trainer.train_step(next(updates))
     with pytest.raises(DivergedError, match="update 2"):
         stats.read()
     hook.remove()
     updates.close()  # type: ignore[attr-defined]
-    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+    assert all(
+        torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters()
+    )
     assert DivergedError.exit_code == 3
 
 
@@ -268,7 +290,9 @@ def test_draws_are_a_function_of_their_place() -> None:
     assert len({draw(1, 2, 0), draw(1, 2, 1), draw(1, 3, 0), draw(2, 2, 0)}) == 4
 
 
-def test_validation_in_training_is_what_evaluate_prints(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+def test_validation_in_training_is_what_evaluate_prints(
+    trained_run: Path, sample: Path, tmp_path: Path
+) -> None:
     folder = trained_run / "valid/step_00000012"
     scores = json.loads((folder / "scores.json").read_text())
     for language in ("de", "en"):
@@ -290,7 +314,14 @@ def test_a_run_keeps_its_last_and_best_checkpoints_and_links_them(trained_run: P
     assert (trained_run / "checkpoints/last").readlink() == Path("step_00000012")
     assert (trained_run / "checkpoints/best").readlink() == Path(f"step_{best:08d}")
     assert json.loads((trained_run / "status.json").read_text())["state"] == "done"
-    assert {path.name for path in trained_run.iterdir()} >= {"config.yaml", "train.log", "metrics.jsonl", "status.json", "lock", "valid"}
+    assert {path.name for path in trained_run.iterdir()} >= {
+        "config.yaml",
+        "train.log",
+        "metrics.jsonl",
+        "status.json",
+        "lock",
+        "valid",
+    }
 
 
 def test_a_checkpoint_carries_the_lengths_of_what_was_trained_on(trained_run: Path) -> None:
@@ -302,7 +333,9 @@ def test_a_checkpoint_carries_the_lengths_of_what_was_trained_on(trained_run: Pa
     assert decode["max_sentences"] == lengths["sentences"]["0.99"] == 1
 
 
-def test_a_second_process_is_refused_while_one_trains(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_second_process_is_refused_while_one_trains(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
     process = start(config, "train.max_steps=100000", "train.max_epochs=100000")
     try:
@@ -321,7 +354,13 @@ def test_patience_and_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["message"] == "train.max_epochs: 1"
     shutil.rmtree(tmp_path / "run")
-    patient = ("train.max_steps=400", "train.patience=2", "train.valid_every=1", "optim.lr=1e-9", "train.metric=loss")
+    patient = (
+        "train.max_steps=400",
+        "train.patience=2",
+        "train.valid_every=1",
+        "optim.lr=1e-9",
+        "train.metric=loss",
+    )
     assert run_mt("train", config, *patient).returncode == 0
     assert "train.patience: 2" in json.loads((tmp_path / "run/status.json").read_text())["message"]
 
@@ -356,8 +395,14 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
     updates = trainer.loader.updates()
     trainer.train_step(next(updates)).read()
     updates.close()  # type: ignore[attr-defined]
-    before, real, calls = clone(dict(trainer.model.named_parameters())), trainer_module.load_weights, []
-    trainer.progress = TrainProgress(trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds, "fp32")
+    before, real, calls = (
+        clone(dict(trainer.model.named_parameters())),
+        trainer_module.load_weights,
+        [],
+    )
+    trainer.progress = TrainProgress(
+        trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds, "fp32"
+    )
 
     def interrupted(*args: object) -> None:
         calls.append(args)
@@ -370,7 +415,9 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
         trainer.validate()
     trainer.progress.close()
     assert len(calls) == 2
-    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+    assert all(
+        torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters()
+    )
 
 
 def break_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +426,9 @@ def break_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -
 
     def forward(batch: AnyBatch) -> Loss:
         loss = real(batch)
-        return loss._replace(smoothed=loss.smoothed * float("nan")) if trainer.step == step else loss
+        return (
+            loss._replace(smoothed=loss.smoothed * float("nan")) if trainer.step == step else loss
+        )
 
     monkeypatch.setattr(trainer, "forward", forward)
 
@@ -397,34 +446,55 @@ def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
     again = make_trainer("train.max_steps=7", "train.max_bad_updates=1", "train.ema_decay=0")
     again.load(tmp_path / "checkpoints/step_00000005")
     break_update(again, 6, monkeypatch)
-    with pytest.raises(DivergedError, match=r"update 6: .*optim\.lr.*leave it out with train\.max_bad_updates=2"):
+    with pytest.raises(
+        DivergedError, match=r"update 6: .*optim\.lr.*leave it out with train\.max_bad_updates=2"
+    ):
         again.train()
 
 
-def test_reports_and_scores_are_those_of_a_run_that_was_never_stopped(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_reports_and_scores_are_those_of_a_run_that_was_never_stopped(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     def rows(folder: Path) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()
+        ]
         timed = ("seconds", "tokens_per_second", "data_share", "valid_share", "save_share")
         return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()
     every = ("train.log_every=5", "train.valid_every=4", "train.save_every=2")
-    assert run_mt("train", small_yaml(tmp_path / "straight"), *every, "train.max_steps=12").returncode == 0
+    assert (
+        run_mt("train", small_yaml(tmp_path / "straight"), *every, "train.max_steps=12").returncode
+        == 0
+    )
     for steps in (2, 4, 7, 8, 11, 12):
-        assert run_mt("train", small_yaml(tmp_path / "stopped"), *every, f"train.max_steps={steps}").returncode == 0
+        assert (
+            run_mt(
+                "train", small_yaml(tmp_path / "stopped"), *every, f"train.max_steps={steps}"
+            ).returncode
+            == 0
+        )
     straight, stopped = rows(tmp_path / "straight"), rows(tmp_path / "stopped")
     trained = [[row for row in each if row["kind"] == "train"] for each in (straight, stopped)]
     assert trained[0] == trained[1]
     assert [row["step"] for row in trained[0]] == [5, 10, 12]
     scored = [
-        {row["step"]: (row["loss"], row["bleu"], row["chrf"]) for row in each if row["kind"] == "valid"} for each in (straight, stopped)
+        {
+            row["step"]: (row["loss"], row["bleu"], row["chrf"])
+            for row in each
+            if row["kind"] == "valid"
+        }
+        for each in (straight, stopped)
     ]
     assert sorted(scored[0]) == [4, 8, 12]
     assert {step: scored[1][step] for step in scored[0]} == scored[0]
 
 
-def test_a_checkpoint_is_saved_before_it_is_validated(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_saved_before_it_is_validated(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer("train.max_steps=4", "train.valid_every=4", "train.save_every=4")
     assert trainer.validator is not None
 
@@ -441,18 +511,45 @@ def test_a_checkpoint_is_saved_before_it_is_validated(make_trainer: Callable[...
     assert again.checkpoints.scores(4) == again.scores
 
 
-def test_a_score_counts_only_beside_those_that_measured_the_same(small_yaml: Callable[..., Path], sample: Path, tmp_path: Path) -> None:
+def test_a_score_counts_only_beside_those_that_measured_the_same(
+    small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
-    assert run_mt("train", config, "train.max_steps=6", "train.valid_every=2", "train.save_every=2", "train.metric=chrf").returncode == 0
+    assert (
+        run_mt(
+            "train",
+            config,
+            "train.max_steps=6",
+            "train.valid_every=2",
+            "train.save_every=2",
+            "train.metric=chrf",
+        ).returncode
+        == 0
+    )
     folder = tmp_path / "run/checkpoints"
-    for change in (["train.metric=loss"], ["train.metric=loss", f"data.valid=[{{src: {sample}/test.de, tgt: {sample}/test.en}}]"]):
+    for change in (
+        ["train.metric=loss"],
+        ["train.metric=loss", f"data.valid=[{{src: {sample}/test.de, tgt: {sample}/test.en}}]"],
+    ):
         state = json.loads((folder / "last/training/state.json").read_text())
-        result = run_mt("train", config, *change, "train.valid_every=2", "train.save_every=2", f"train.max_steps={state['step'] + 2}")
+        result = run_mt(
+            "train",
+            config,
+            *change,
+            "train.valid_every=2",
+            "train.save_every=2",
+            f"train.max_steps={state['step'] + 2}",
+        )
         assert result.returncode == 0, result.stderr
         assert "validation has changed (text, search or metric): scoring update" in result.stderr
-        kept = {path.name: json.loads((tmp_path / f"run/valid/{path.name}/scores.json").read_text()) for path in folder.glob("step_*")}
+        kept = {
+            path.name: json.loads((tmp_path / f"run/valid/{path.name}/scores.json").read_text())
+            for path in folder.glob("step_*")
+        }
         measured = kept[(folder / "last").readlink().name]["measured"]
-        alike = {name: scores["loss"] for name, scores in kept.items() if scores["measured"] == measured}
+        alike = {
+            name: scores["loss"] for name, scores in kept.items() if scores["measured"] == measured
+        }
         assert len(alike) >= 2  # the kept best was scored again
         assert (folder / "best").readlink().name == min(alike, key=lambda name: alike[name])
 
@@ -461,7 +558,13 @@ def test_validation_takes_lines_of_each_corpus_and_reports_each(
     small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
     valid = f"[{{name: one, src: {sample}/valid.de, tgt: {sample}/valid.en}}, {{name: two, src: {sample}/test.de, tgt: {sample}/test.en}}]"
-    result = run_mt("train", small_yaml(tmp_path), f"data.valid={valid}", "valid.max_sentences=10", "train.max_steps=2")
+    result = run_mt(
+        "train",
+        small_yaml(tmp_path),
+        f"data.valid={valid}",
+        "valid.max_sentences=10",
+        "train.max_steps=2",
+    )
     assert result.returncode == 0, result.stderr
     details = json.loads((tmp_path / "run/valid/step_00000002/scores.json").read_text())
     assert details["sentences"] == 10
@@ -476,9 +579,17 @@ def test_an_over_long_validation_line_is_named_and_takes_no_memory(
 ) -> None:
     for language in ("de", "en"):
         lines = (sample / f"valid.{language}").read_text(encoding="utf-8")
-        (tmp_path / f"valid.{language}").write_text(lines + "Hund und Katze, " * 8000 + "\n", encoding="utf-8")
+        (tmp_path / f"valid.{language}").write_text(
+            lines + "Hund und Katze, " * 8000 + "\n", encoding="utf-8"
+        )
     valid = f"[{{src: {tmp_path}/valid.de, tgt: {tmp_path}/valid.en}}]"
-    result = run_mt("train", small_yaml(tmp_path), f"data.valid={valid}", "train.max_steps=2", "valid.max_sentences=5")
+    result = run_mt(
+        "train",
+        small_yaml(tmp_path),
+        f"data.valid={valid}",
+        "train.max_steps=2",
+        "valid.max_sentences=5",
+    )
     assert result.returncode == 0, result.stderr
     assert f"{tmp_path}/valid.de:21: " in result.stderr
     assert "left out of the validation loss" in result.stderr
@@ -489,11 +600,22 @@ def test_a_schedule_may_change_and_a_finished_run_names_what_ended_it(
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     config = small_yaml(tmp_path)
-    changes = ("optim.lr=5e-4", "optim.warmup_steps=3", "optim.clip_norm=0.5", "optim.schedule=constant")
+    changes = (
+        "optim.lr=5e-4",
+        "optim.warmup_steps=3",
+        "optim.clip_norm=0.5",
+        "optim.schedule=constant",
+    )
     result = run_mt("train", config, *changes, "train.max_steps=14")
     assert result.returncode == 0, result.stderr
     assert "changed since the last start: optim.lr: 0.001 -> 0.0005" in result.stderr
-    patient = ("train.patience=1", "train.valid_every=1", "optim.lr=1e-9", "train.metric=loss", "train.max_steps=400")
+    patient = (
+        "train.patience=1",
+        "train.valid_every=1",
+        "optim.lr=1e-9",
+        "train.metric=loss",
+        "train.max_steps=400",
+    )
     assert run_mt("train", config, *patient).returncode == 0
     assert "raise train.patience to go on" in run_mt("train", config, *patient).stderr
     alone = run_mt("train", config, "run_dir=elsewhere", "data.valid=[]", "train.patience=2")

@@ -22,14 +22,24 @@ def texts(tmp_path: Path) -> dict[str, str]:
     """A reference, and translations of different quality."""
     ref = sample_text()
     good, bad = noisy(ref), noisy(noisy(ref), seed=9)
-    lines = {"ref": ref, "good": good, "bad": bad, "near": [*good[:1], ref[1], *good[2:]], "short": good[:5]}
+    lines = {
+        "ref": ref,
+        "good": good,
+        "bad": bad,
+        "near": [*good[:1], ref[1], *good[2:]],
+        "short": good[:5],
+    }
     return {name: write(tmp_path / name, text) for name, text in lines.items()}
 
 
-def test_a_better_system_is_found_better_and_the_verdict_says_what_to_do(texts: dict[str, str]) -> None:
+def test_a_better_system_is_found_better_and_the_verdict_says_what_to_do(
+    texts: dict[str, str],
+) -> None:
     (pair,) = compare([texts["bad"], texts["good"]], references=[texts["ref"]])
     assert all(c.is_significant and c.is_better for c in pair.comparisons)
-    assert [(c.score.name, c.kind) for c in pair.comparisons] == [(name, kind) for name in ("bleu", "chrf", "ter") for kind in ("bs", "ar")]
+    assert [(c.score.name, c.kind) for c in pair.comparisons] == [
+        (name, kind) for name in ("bleu", "chrf", "ter") for kind in ("bs", "ar")
+    ]
     assert verdict(pair).startswith(f"{texts['good']} is better than {texts['bad']} by BLEU +")
     assert verdict(pair).endswith(f"Take {texts['good']}.")
     (reverse,) = compare([texts["good"], texts["bad"]], references=[texts["ref"]])
@@ -58,16 +68,26 @@ def test_a_system_and_itself_are_alike(texts: dict[str, str]) -> None:
 
 def test_three_systems_are_two_comparisons_with_the_first(texts: dict[str, str]) -> None:
     pairs = compare([texts[name] for name in ("bad", "good", "near")], references=[texts["ref"]])
-    assert [(pair.baseline, pair.system) for pair in pairs] == [(texts["bad"], texts["good"]), (texts["bad"], texts["near"])]
+    assert [(pair.baseline, pair.system) for pair in pairs] == [
+        (texts["bad"], texts["good"]),
+        (texts["bad"], texts["near"]),
+    ]
 
 
-@pytest.mark.parametrize(("systems", "references", "error", "message"), [
-    (["good"], ["ref"], ConfigError, "two systems or more"),
-    (["good", "bad"], [], ConfigError, "one --ref"),
-    (["good", "short"], ["ref"], DataError, "5 translations but 100 references"),
-])
+@pytest.mark.parametrize(
+    ("systems", "references", "error", "message"),
+    [
+        (["good"], ["ref"], ConfigError, "two systems or more"),
+        (["good", "bad"], [], ConfigError, "one --ref"),
+        (["good", "short"], ["ref"], DataError, "5 translations but 100 references"),
+    ],
+)
 def test_systems_that_cannot_be_compared_are_refused(
-    systems: list[str], references: list[str], error: type[Exception], message: str, texts: dict[str, str]
+    systems: list[str],
+    references: list[str],
+    error: type[Exception],
+    message: str,
+    texts: dict[str, str],
 ) -> None:
     with pytest.raises(error, match=message):
         compare([texts[name] for name in systems], references=[texts[name] for name in references])
@@ -79,7 +99,9 @@ def test_one_sentence_is_not_enough(tmp_path: Path) -> None:
         compare([one, one], references=[one])
 
 
-def test_the_command_compares_models_checkpoints_and_files(trained_run: Path, sample: Path, texts: dict[str, str], tmp_path: Path) -> None:
+def test_the_command_compares_models_checkpoints_and_files(
+    trained_run: Path, sample: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
     hyp = write(tmp_path / "hyp", (sample / "test.en").read_text(encoding="utf-8").split("\n")[:-1])
     checkpoints = sorted((trained_run / "checkpoints").glob("step_*"))[:2]
     result = run_mt("compare", *checkpoints, hyp, "-m", "chrf", "--examples", 1)

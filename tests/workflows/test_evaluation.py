@@ -29,8 +29,12 @@ def test_an_evaluation_keeps_translations_and_score_card_in_the_run(run: Path) -
     found = evaluate_model(run, Scoring(resamples=50), options=FAST)
     folder = run / "evaluations" / found.folder.name
     card = read_scorecard(folder / "scorecard.json")
-    assert (folder / "tiny_test.hyp").read_text(encoding="utf-8").split("\n")[:-1] == found.results[0].hyps
-    assert card["results"][0]["scores"] == [score.as_dict() for score in found.results[0].scores.values()]
+    assert (folder / "tiny_test.hyp").read_text(encoding="utf-8").split("\n")[:-1] == found.results[
+        0
+    ].hyps
+    assert card["results"][0]["scores"] == [
+        score.as_dict() for score in found.results[0].scores.values()
+    ]
     assert card["decode"]["beam_size"] == 2
     assert card["seed"] == 1
     assert card["precision"] == "fp32"
@@ -39,7 +43,9 @@ def test_an_evaluation_keeps_translations_and_score_card_in_the_run(run: Path) -
     assert card["training"]["step"] == int(found.folder.name.removeprefix("step_"))
 
 
-def test_a_model_outside_of_a_run_keeps_its_evaluations_beside_it(run: Path, tmp_path: Path) -> None:
+def test_a_model_outside_of_a_run_keeps_its_evaluations_beside_it(
+    run: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree((run / "checkpoints/best").resolve(), model)
     before = sorted(path.name for path in model.rglob("*"))
@@ -48,7 +54,9 @@ def test_a_model_outside_of_a_run_keeps_its_evaluations_beside_it(run: Path, tmp
     assert sorted(path.name for path in model.rglob("*")) == before  # its files are sealed
 
 
-def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_text(run: Path, sample: Path) -> None:
+def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_text(
+    run: Path, sample: Path
+) -> None:
     found = evaluate_model(run, Scoring(("chrf",), resamples=0), options=FAST)
     kept = run / "evaluations" / found.folder.name / "tiny_test.hyp"
     marked = ["kept"] * len(found.results[0].hyps)
@@ -59,7 +67,9 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     assert translate_tests(run, tests, {**FAST, "beam_size": 1}) != [marked]
     shorter = [type(tests[0])("shorter", tests[0].src[:5], [tests[0].refs[0][:5]])]
     assert len(translate_tests(run, shorter, FAST)[0]) == 5
-    other = next(path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.name)
+    other = next(
+        path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.name
+    )
     shutil.copytree(kept.parent, run / "evaluations" / other.name)
     assert translate_tests(other, tests, FAST) != [marked]
 
@@ -72,27 +82,39 @@ def test_test_sets_may_be_several_with_several_references(sample: Path) -> None:
     assert names == ["test.de.hyp", "test.de-2.hyp", "test.hyp", f"{'x' * 100}.hyp"]
 
 
-@pytest.mark.parametrize(("sources", "references", "error", "message"), [
-    ([], [], ConfigError, "no test set"),
-    (["a"], [], ConfigError, "1 --src but 0 --ref"),
-    (["test.de"], ["no-such-file"], DataError, "No such file"),
-    (["test.de"], ["train.en"], DataError, "parallel files must match"),
-])
+@pytest.mark.parametrize(
+    ("sources", "references", "error", "message"),
+    [
+        ([], [], ConfigError, "no test set"),
+        (["a"], [], ConfigError, "1 --src but 0 --ref"),
+        (["test.de"], ["no-such-file"], DataError, "No such file"),
+        (["test.de"], ["train.en"], DataError, "parallel files must match"),
+    ],
+)
 def test_tests_that_are_not_there_or_do_not_match_are_errors(
     sample: Path, sources: list[str], references: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        read_tests(DataConfig(), [str(sample / name) for name in sources], [str(sample / name) for name in references])
+        read_tests(
+            DataConfig(),
+            [str(sample / name) for name in sources],
+            [str(sample / name) for name in references],
+        )
 
 
-@pytest.mark.parametrize(("text", "message"), [("{}", "not a score card"), ("{", "cannot be read"), ('{"format": 99}', "not a score card")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "not a score card"), ("{", "cannot be read"), ('{"format": 99}', "not a score card")],
+)
 def test_what_is_no_score_card_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         read_scorecard(tmp_path / "card.json")
 
 
-def test_a_card_is_reproduced_by_training_again(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_card_is_reproduced_by_training_again(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
     config = small_yaml(tmp_path)
     assert run_mt("train", config).returncode == 0
     assert run_mt("evaluate", tmp_path / "run").returncode == 0
@@ -116,7 +138,9 @@ def test_a_card_is_reproduced_by_training_again(small_yaml: Callable[..., Path],
     assert "the test set tiny test is no longer what it was" in other.stderr
 
 
-def test_comet_is_what_its_command_prints_and_its_failures_are_told(run: Path, tmp_path: Path) -> None:
+def test_comet_is_what_its_command_prints_and_its_failures_are_told(
+    run: Path, tmp_path: Path
+) -> None:
     fake = tmp_path / "comet.py"
     fake.write_text(
         "import sys\nsrc, hyp, ref = (open(name, encoding='utf-8').read().splitlines() for name in sys.argv[1:])\n"
@@ -126,8 +150,17 @@ def test_comet_is_what_its_command_prints_and_its_failures_are_told(run: Path, t
     command = f"{sys.executable} {fake} {{src}} {{hyp}} {{ref}}"
     result = run_mt("evaluate", run, "-m", "chrf", "--comet-command", command, "--json")
     assert result.returncode == 0, result.stderr
-    assert [(score["name"], score["value"]) for score in json.loads(result.stdout)[0]["scores"]][1] == ("comet", 0.1234)
-    failed = run_mt("evaluate", run, "-m", "chrf", "--comet-command", f"{sys.executable} -c raise_here {{src}}{{hyp}}{{ref}}")
+    assert [(score["name"], score["value"]) for score in json.loads(result.stdout)[0]["scores"]][
+        1
+    ] == ("comet", 0.1234)
+    failed = run_mt(
+        "evaluate",
+        run,
+        "-m",
+        "chrf",
+        "--comet-command",
+        f"{sys.executable} -c raise_here {{src}}{{hyp}}{{ref}}",
+    )
     assert failed.returncode == 1
     assert "COMET" in failed.stderr
     assert "NameError" in failed.stderr

@@ -14,8 +14,16 @@ def test_a_run_shows_its_state_model_data_and_every_checkpoint(trained_run: Path
     result = run_mt("inspect", trained_run)
     assert result.returncode == 0, result.stderr
     folder = trained_run / "checkpoints"
-    parameters = sum(t.numel() for t in load_file(folder / "step_00000012/model.safetensors").values())
-    for text in ("run folder", "done: train.max_steps: 12", "d_model 32", f"{parameters:,} parameters", "unigram, joint, 500 pieces"):
+    parameters = sum(
+        t.numel() for t in load_file(folder / "step_00000012/model.safetensors").values()
+    )
+    for text in (
+        "run folder",
+        "done: train.max_steps: 12",
+        "d_model 32",
+        f"{parameters:,} parameters",
+        "unigram, joint, 500 pieces",
+    ):
         assert text in result.stdout, result.stdout
     for path in folder.glob("step_*"):
         assert path.name in result.stdout
@@ -37,7 +45,11 @@ def test_json_holds_the_same(trained_run: Path) -> None:
 
 
 def test_a_model_folder_needs_no_training_part(trained_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained_run / "checkpoints/step_00000012", tmp_path / "model", ignore=shutil.ignore_patterns("training"))
+    shutil.copytree(
+        trained_run / "checkpoints/step_00000012",
+        tmp_path / "model",
+        ignore=shutil.ignore_patterns("training"),
+    )
     result = run_mt("inspect", tmp_path / "model")
     assert result.returncode == 0, result.stderr
     assert "model folder" in result.stdout
@@ -45,7 +57,9 @@ def test_a_model_folder_needs_no_training_part(trained_run: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training/state.json", "tokenizer/src.spm"])
-def test_a_damaged_file_is_named_and_the_exit_is_1(name: str, trained_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_the_exit_is_1(
+    name: str, trained_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, symlinks=True)
     file = run / "checkpoints/step_00000008" / name

@@ -28,7 +28,9 @@ def crashed(trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path) 
     """The configuration of a run whose last checkpoint has a weight of 10^38, which some batch soon meets."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     config = small_yaml(tmp_path)
-    text = (tmp_path / "run/config.yaml").read_text().replace(str(trained_run), str(tmp_path / "run"))
+    text = (
+        (tmp_path / "run/config.yaml").read_text().replace(str(trained_run), str(tmp_path / "run"))
+    )
     (tmp_path / "run/config.yaml").write_text(text)
     folder = tmp_path / "run/checkpoints/step_00000012"
     weights = load_file(folder / "training/weights.safetensors")
@@ -39,7 +41,9 @@ def crashed(trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path) 
     return config
 
 
-def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(crashed: Path, tmp_path: Path) -> None:
+def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(
+    crashed: Path, tmp_path: Path
+) -> None:
     result = run_mt("train", crashed, "train.max_steps=20")
     assert result.returncode == 3, result.stderr
     assert "Traceback" not in result.stderr
@@ -49,7 +53,10 @@ def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(crashed
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
     pairs = [json.loads(line) for line in (folder / "batch.jsonl").read_text().splitlines()]
     assert {pair["micro_batch"] for pair in pairs} == {0, 1}
-    known = (load_config(crashed).data.train[0].src or "", load_config(crashed).data.train[0].tgt or "")
+    known = (
+        load_config(crashed).data.train[0].src or "",
+        load_config(crashed).data.train[0].tgt or "",
+    )
     for side, path in zip(("src", "tgt"), known, strict=True):
         lines = set(Path(path).read_text(encoding="utf-8").split("\n"))
         assert {pair[side] for pair in pairs} <= lines
@@ -59,7 +66,9 @@ def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(crashed
     assert "batch.jsonl" in again.stderr
 
 
-def test_a_replay_with_sound_weights_gives_the_loss_of_training(crashed: Path, trained_run: Path, tmp_path: Path) -> None:
+def test_a_replay_with_sound_weights_gives_the_loss_of_training(
+    crashed: Path, trained_run: Path, tmp_path: Path
+) -> None:
     assert run_mt("train", crashed, "train.max_steps=20").returncode == 3
     folder = tmp_path / "run/crash/step_00000013"
     sound = load_file(trained_run / "checkpoints/step_00000012/training/weights.safetensors")
@@ -74,9 +83,13 @@ def test_a_replay_with_sound_weights_gives_the_loss_of_training(crashed: Path, t
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     straight = run_mt("train", crashed, "train.max_steps=13", "train.log_every=1")
     assert straight.returncode == 0, straight.stderr
-    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-2:]
+    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][
+        -2:
+    ]
     loss = next(line["loss"] for line in last if line["kind"] == "train")
-    tokens = [sum(len(p["tgt_ids"]) + 1 for p in pairs if p["micro_batch"] == index) for index in (0, 1)]
+    tokens = [
+        sum(len(p["tgt_ids"]) + 1 for p in pairs if p["micro_batch"] == index) for index in (0, 1)
+    ]
     mean = sum(micro.loss * n for micro, n in zip(micro_batches, tokens, strict=True)) / sum(tokens)
     assert mean == pytest.approx(loss, abs=1e-6)
 
