@@ -26,10 +26,10 @@ from mt.checkpoint.manifest import (
     write_json,
 )
 from mt.config import Config, DecodeConfig, config_from_text, to_yaml
+from mt.config.ranking import rank
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError, ConfigError
 from mt.files import atomic_dir
-from mt.metrics import rank
 from mt.model.transformer import Transformer, build_model
 
 SCORES = (

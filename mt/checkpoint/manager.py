@@ -16,11 +16,11 @@ from torch import Tensor
 from mt.checkpoint.folder import SCORES, read_config, resolve_model, write_model_folder
 from mt.checkpoint.manifest import TRAINING, read_json, seal, tensor_shapes, verify, write_json
 from mt.config import Config
+from mt.config.ranking import rank
 from mt.data.tokenizer import Tokenizer
 from mt.distributed import ALONE, World, is_sharded, load_shards
 from mt.errors import CheckpointError, RankError
 from mt.files import atomic_dir, atomic_write, remove_folder, replace_link
-from mt.metrics import rank
 
 logger = logging.getLogger(__name__)
 

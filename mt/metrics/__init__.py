@@ -11,8 +11,6 @@ from mt.metrics.scores import (
     Score,
     build_metrics,
     corpus_scores,
-    is_better,
-    rank,
     sentence_scores,
 )
 from mt.metrics.significance import KINDS, Comparison, Kind, paired_tests
@@ -31,8 +29,6 @@ __all__ = [
     "Score",
     "build_metrics",
     "corpus_scores",
-    "is_better",
     "paired_tests",
-    "rank",
     "sentence_scores",
 ]

@@ -25,7 +25,6 @@ TITLES = {
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
 RESAMPLES = 1000  # of a bootstrap: sacreBLEU's own default
 MAX_RESAMPLED = 20_000  # lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
-LOWER_IS_BETTER = {"loss", "ter"}
 Metrics = Mapping[str, Metric]
 
 METRICS: dict[
@@ -149,18 +148,3 @@ def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
                 if len(refs) > 1
                 else "every line of the reference is empty"
             )
-
-
-def is_better(metric: str, value: float, best: float) -> bool:
-    """Whether `value` beats `best`: higher for BLEU and chrF, lower for loss and TER."""
-    return value < best if metric in LOWER_IS_BETTER else value > best
-
-
-def rank(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
-    """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the loss."""
-    names = dict.fromkeys((metric, "chrf", "loss"))
-    return tuple(
-        -scores[name] if name in LOWER_IS_BETTER else scores[name]
-        for name in names
-        if name in scores
-    )

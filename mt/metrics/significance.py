@@ -6,7 +6,8 @@ from typing import Literal
 
 from sacrebleu.significance import PairedTest, Result
 
-from mt.metrics.scores import Interval, Metrics, Score, check_lines, is_better
+from mt.config.ranking import is_better
+from mt.metrics.scores import Interval, Metrics, Score, check_lines
 
 Kind = Literal["bs", "ar"]
 KINDS: dict[Kind, str] = {"bs": "paired bootstrap", "ar": "paired approximate randomization"}

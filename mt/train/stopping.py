@@ -10,9 +10,10 @@ from types import FrameType
 from typing import Any
 
 from mt.config import TrainConfig
+from mt.config.ranking import rank
 from mt.distributed import ALONE, World
 from mt.errors import DivergedError
-from mt.metrics import TITLES, rank
+from mt.metrics import TITLES
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mt.config.ranking import is_better, rank
 from mt.errors import ConfigError, DataError
 from mt.metrics import (
     MAX_RESAMPLED,
@@ -12,8 +13,6 @@ from mt.metrics import (
     Score,
     build_metrics,
     corpus_scores,
-    is_better,
-    rank,
     sentence_scores,
 )
 from tests.metrics.texts import CORPORA, Corpus, noisy, sacrebleu, sample_text
