@@ -6,7 +6,7 @@ Usage: python scripts/ablate_train.py CONFIG [key=value ...] [--rounds 3] [--upd
 Every measurement is a process of its own, and each round measures every variant once, so that a slow minute of the machine falls on all.
 """
 
-from mt.environment import prepare_environment
+from mt.runtime.environment import prepare_environment
 
 prepare_environment()  # before PyTorch loads, as the command `mt` does
 
@@ -22,7 +22,7 @@ from plain_pytorch import PLAIN, plain_pytorch
 from rich.console import Console
 from rich.table import Table
 
-import mt.device as device_module
+import mt.runtime.device as device_module
 from mt.config import load_config
 from mt.data.prepare import prepare
 from mt.train.trainer import trial

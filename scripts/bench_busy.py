@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from mt.environment import prepare_environment
+from mt.runtime.environment import prepare_environment
 
 SITUATIONS = {"alone": None, "busy": 0, "nice 19": 19}
 WARMUP = 4
@@ -47,7 +47,7 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
 
     from mt.config import load_config
     from mt.data.prepare import prepare
-    from mt.device import choose_compute
+    from mt.runtime.device import choose_compute
     from mt.train.trainer import trial
 
     logging.getLogger("mt").setLevel(logging.WARNING)

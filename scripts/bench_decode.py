@@ -32,12 +32,12 @@ from rich.table import Table
 from mt import Translator
 from mt.checkpoint import load_model
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
-from mt.data.batching import pad_rows
-from mt.data.corpus import read_text
+from mt.data.batch import pad_rows
+from mt.data.sources import read_text
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mt.decode.search import max_output_len
-from mt.device import peak_process_memory
-from mt.metrics import build_metrics, corpus_scores
+from mt.evaluation import build_metrics, corpus_scores
+from mt.runtime.device import peak_process_memory
 
 LATENCY_LINES = 100
 Search = Callable[[Sequence[list[int]]], list[list[int]]]

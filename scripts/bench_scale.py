@@ -24,15 +24,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mt.config import PRESETS, BatchingConfig, ModelConfig, OptimConfig
-from mt.data.batching import empty_batch, moved
-from mt.data.cache import SIDES, TokenCache
-from mt.data.loader import TrainLoader
-from mt.device import Compute, choose_compute, peak_process_memory
-from mt.distributed import World, is_sharded, joined, load_shards, own_shard
+from mt.data.batch import empty_batch, moved
+from mt.data.order import TrainLoader
+from mt.data.store import SIDES, TokenCache
 from mt.files import fsync_folder, sha256_file
 from mt.model.transformer import Transformer, build_model
-from mt.train.loss import TrainingLoss
-from mt.train.optim import build_optimizer, optimizer_tensors, prepare_optimizer
+from mt.runtime import World, is_sharded, joined, load_shards, own_shard
+from mt.runtime.device import Compute, choose_compute, peak_process_memory
+from mt.train.objective import TrainingLoss
+from mt.train.optimizer import build_optimizer, optimizer_tensors, prepare_optimizer
 
 VOCAB = 32_000
 MIB = 1 << 20

@@ -9,7 +9,7 @@ source token for each target token and leaves attention out, over the fastest ma
 this device does in the same run, in bf16 or in fp32. Quote medians, and ratios within one run: machines are noisy.
 """
 
-from mt.environment import prepare_environment
+from mt.runtime.environment import prepare_environment
 
 prepare_environment()  # before PyTorch loads, as the command `mt` does
 
@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mt.config import load_config
-from mt.data.batching import Batch
-from mt.data.loader import Update
+from mt.data.batch import Batch
+from mt.data.order import Update
 from mt.data.prepare import prepare
-from mt.device import Compute, choose_compute, peak_process_memory
 from mt.model.transformer import Transformer
+from mt.runtime.device import Compute, choose_compute, peak_process_memory
 from mt.train.trainer import Trainer, trial
 
 PARTS = ("forward", "backward", "optimize")

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from mt.checkpoint import load_model
-from mt.data.corpus import read_text
+from mt.convert.export import TITLES, prove_export, write_export
+from mt.data.sources import read_text
 from mt.errors import ExportError
-from mt.workflows.export import TITLES, prove_export, write_export
 
 
 def main() -> int:

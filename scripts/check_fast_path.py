@@ -8,7 +8,7 @@ The reference is the same model, data and order with PyTorch's own operations th
 masks, so their losses differ as those of two seeds do: the table shows the mean difference beside the spread over seeds.
 """
 
-from mt.environment import prepare_environment
+from mt.runtime.environment import prepare_environment
 
 prepare_environment()  # before PyTorch loads, as the command `mt` does
 
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from mt.config import Config, load_config
 from mt.data.prepare import Prepared, prepare
-from mt.device import choose_compute
+from mt.runtime.device import choose_compute
 from mt.train.trainer import trial
 
 WINDOW = 50  # updates that make one point of the curve

@@ -12,7 +12,7 @@ import sys
 from itertools import islice
 
 from mt import Translator
-from mt.data.corpus import read_text
+from mt.data.sources import read_text
 from mt.decode.translator import Translation
 
 TIE = 1e-4

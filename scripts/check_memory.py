@@ -6,7 +6,7 @@ Usage: python scripts/check_memory.py CONFIG [key=value ...] [--updates 2000]
 Exits 1 where the peak of the whole is more than 1.02 times that of the first half. Validation and saving are left out.
 """
 
-from mt.environment import prepare_environment
+from mt.runtime.environment import prepare_environment
 
 prepare_environment()  # before PyTorch loads, as the command `mt` does
 
@@ -17,9 +17,9 @@ import sys
 import time
 
 from mt.config import load_config
-from mt.data.batching import Batch
+from mt.data.batch import Batch
 from mt.data.prepare import prepare
-from mt.device import choose_compute, peak_process_memory
+from mt.runtime.device import choose_compute, peak_process_memory
 from mt.train.trainer import trial
 
 BOUND = 1.02

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
 from mt.config import Config, load_config
-from mt.data.batching import Batch, moved
-from mt.data.loader import TrainLoader, Update
+from mt.data.batch import Batch, moved
+from mt.data.order import TrainLoader, Update
 from mt.data.prepare import prepare
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from mt.device import Compute, choose_compute
+from mt.runtime.device import Compute, choose_compute
 
 
 def marian(config: Config, vocab_size: int) -> MarianMTModel:

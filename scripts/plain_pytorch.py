@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import mt.device as device_module
-from mt.data.batching import Batch
+import mt.runtime.device as device_module
+from mt.data.batch import Batch
 from mt.data.tokenizer import PAD_ID
 from mt.model.layers import Dropout
 from mt.model.masks import PaddedMask
 from mt.model.transformer import Transformer
-from mt.train import loss as loss_module
+from mt.train import objective as loss_module
 from mt.train import trainer as trainer_module
 from mt.train.gradients import LossScale
-from mt.train.loss import Loss
+from mt.train.objective import Loss
 
 
 def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss:

@@ -9,9 +9,9 @@ make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 .venv/bin/ruff check .
 .venv/bin/mypy
 essentials=(
-  tests/config tests/checkpoint tests/data tests/model/test_{attention,inference,layers,linear,masks,transformer}.py
-  tests/decode/test_{search,translator}.py tests/train/test_{gradients,loss,optim,stopping}.py
-  tests/metrics/test_scores.py tests/test_{files,layering,log,readme,numerics,safe_loading}.py
+  tests/config tests/artifacts tests/data tests/model/test_{attention,inference,layers,linear,masks,transformer}.py
+  tests/decode/test_{search,translator}.py tests/train/test_{gradients,objective,optimizer,stopping}.py
+  tests/evaluation/test_metrics.py tests/test_{files,layering,log,readme,numerics,safe_loading}.py
 )
 if [ "${1:-}" = --fast ]; then
   shift

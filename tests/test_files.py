@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt import files
+from mt.cli.output import write_text
 from mt.errors import DataError, MTError
 from mt.files import (
     atomic_dir,
@@ -34,7 +35,6 @@ from mt.files import (
     sha256_file,
     sha256_text,
 )
-from mt.output import write_text
 
 # Lines
 

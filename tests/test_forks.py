@@ -11,7 +11,7 @@ from survival import warm
 from tests.conftest import ROOT, run_mt
 from tests.imports import computing_imports
 
-TEMPLATE = ROOT / "mt/distributed/template.py"
+TEMPLATE = ROOT / "mt/runtime/template.py"
 FORKS = {"os.fork", "os.forkpty", "pty.fork", "pty.spawn"}
 MAY_FORK = {
     "Process",

@@ -10,7 +10,7 @@ import torch
 
 from mt.config import load_config
 from mt.data.prepare import prepare
-from mt.device import Compute
+from mt.runtime.device import Compute
 from mt.train.trainer import trial
 
 GOLDEN = (

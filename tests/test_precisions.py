@@ -1,7 +1,7 @@
 """What holds in one precision holds in each: training, resuming, gradients, searching, workers, exports, validation.
 
 bf16 is exercised on every machine, slowly on those without hardware for it. What training does where memory runs out is
-in tests/train/test_run.py.
+in tests/runs/test_start.py.
 """
 
 import json
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mt import Translator
 from mt.checkpoint import load_model
-from mt.data.batching import collate
+from mt.convert.export import prove_export, write_export
+from mt.data.batch import collate
 from mt.data.tokenizer import BOS_ID
 from mt.decode.search import SearchConfig, beam_search
-from mt.device import NAMES, Compute
 from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
-from mt.train.loss import loss_sums
-from mt.workflows.export import prove_export, write_export
+from mt.runtime.device import NAMES, Compute
+from mt.train.objective import loss_sums
 from tests.conftest import ROOT, run_mt, sample_lines
 from tests.decode.test_search import (
     LENGTHS,

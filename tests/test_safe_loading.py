@@ -22,9 +22,9 @@ BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "torch.jit.load", "y
 HOSTILE = "scripts/survival/hostile.py"  # makes a pickle, to see it refused
 # Send pickles to processes that they have started, over sockets that those have inherited.
 OWN_CHILDREN = (
-    "mt/distributed/template.py",
-    "mt/decode/workers.py",
-    "mt/decode/sharing.py",
+    "mt/runtime/template.py",
+    "mt/runtime/workers.py",
+    "mt/runtime/sharing.py",
     "scripts/survival/warm.py",
 )
 EXEMPT = {ROOT / name for name in (HOSTILE, *OWN_CHILDREN)}

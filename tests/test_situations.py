@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from mt.checkpoint import read_config
+from mt.decode.output import FIRST
 from mt.files import try_lock
-from mt.workflows.translate import FIRST
 from tests.conftest import ROOT, run_mt
 
 COMMAND = [sys.executable, "-m", "mt"]

@@ -18,9 +18,9 @@ from mt.checkpoint.manifest import TRAINING, read_json, seal, tensor_shapes, ver
 from mt.config import Config
 from mt.config.ranking import rank
 from mt.data.tokenizer import Tokenizer
-from mt.distributed import ALONE, World, is_sharded, load_shards
 from mt.errors import CheckpointError, RankError
 from mt.files import atomic_dir, atomic_write, remove_folder, replace_link
+from mt.runtime import ALONE, World, is_sharded, load_shards
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 import typer
 
 from mt import __version__
-from mt.environment import prepare_environment
 from mt.errors import MTError, RankLostError
+from mt.runtime.environment import prepare_environment
 
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 

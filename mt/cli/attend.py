@@ -39,10 +39,10 @@ def attend(
     ] = None,
 ) -> None:
     """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
-    from mt.output import check_output, tell, write_text
+    from mt.cli.output import check_output, tell, write_text
+    from mt.report.attend import attend as look
+    from mt.report.attend import figures
     from mt.report.heatmap import as_svg
-    from mt.workflows.attend import attend as look
-    from mt.workflows.attend import figures
 
     check_output(output)
     attended = look(model, sentence, target)

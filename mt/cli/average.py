@@ -25,7 +25,7 @@ def average(
     if (last is None) == (best is None):
         raise ConfigError("give either --last N or --best N")
     from mt.checkpoint import average_checkpoints, run_checkpoints
-    from mt.output import tell
+    from mt.cli.output import tell
 
     folders = run_checkpoints(run, last, best)
     average_checkpoints(folders, output)

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mt.workflows.compare import Change, PairReport
+    from mt.evaluation.compare import Change, PairReport
 
 
 def register(app: typer.Typer) -> None:
@@ -73,15 +73,15 @@ def compare(
 
     A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
     """
-    from mt.decode.template import start_early
-    from mt.output import check_output
+    from mt.cli.output import check_output
+    from mt.runtime.worker_template import start_early
 
     check_output(None)
     if any(Path(system).is_dir() for system in systems):  # models, not translations
         start_early(workers, threads, device)
+    from mt.evaluation.compare import compare as run
+    from mt.evaluation.evaluate import Scoring
     from mt.log import setup_logging
-    from mt.workflows.compare import compare as run
-    from mt.workflows.evaluation import Scoring
 
     setup_logging()
     options = {
@@ -111,7 +111,7 @@ def compare(
 def _as_dict(pair: "PairReport") -> dict[str, object]:
     from dataclasses import asdict
 
-    from mt.workflows.compare import verdict
+    from mt.evaluation.compare import verdict
 
     comparisons = [
         {"metric": c.score.name, "test": c.kind, "difference": c.difference, "p_value": c.p_value,
@@ -127,8 +127,8 @@ def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
     from rich.markup import escape
     from rich.table import Table
 
-    from mt.metrics import KINDS, TITLES
-    from mt.workflows.compare import verdict
+    from mt.evaluation import KINDS, TITLES
+    from mt.evaluation.compare import verdict
 
     models = f", models in {pair.precision}" if pair.precision else ""
     heading = f"{pair.test}: {pair.num_sentences:,} sentences{models}\n  A: {pair.baseline}\n  B: {pair.system}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from mt.workflows.evaluation import Scoring
+    from mt.evaluation.evaluate import Scoring
 
 
 def register(app: typer.Typer) -> None:
@@ -99,9 +99,9 @@ def evaluate(
         raise ConfigError("--hyp needs one --ref and no --src")
     if output is not None and len(sources) != 1:
         raise ConfigError("--output needs a MODEL with one --src")
-    from mt.metrics.comet import CometCommand
-    from mt.output import check_output
-    from mt.workflows.evaluation import Scoring
+    from mt.cli.output import check_output
+    from mt.evaluation.comet import CometCommand
+    from mt.evaluation.evaluate import Scoring
 
     check_output(None)
     if output is not None:
@@ -136,9 +136,9 @@ def evaluate(
 
 
 def _score_file(hyp: str, ref: str, scoring: "Scoring") -> dict[str, Any]:
-    from mt.data.corpus import read_text
-    from mt.metrics import corpus_scores
-    from mt.workflows.evaluation import split_references
+    from mt.data.sources import read_text
+    from mt.evaluation import corpus_scores
+    from mt.evaluation.evaluate import split_references
 
     metrics, hyps = scoring.build(), read_text(hyp)
     scores = corpus_scores(
@@ -159,13 +159,13 @@ def _score_model(
     scoring: "Scoring",
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    from mt.decode.template import start_early
+    from mt.runtime.worker_template import start_early
 
     start_early(options["workers"], options["threads"], options["device"])
-    from mt.distributed import PATIENCE, joined
+    from mt.cli.output import write_text
+    from mt.evaluation.evaluate import evaluate_model
     from mt.log import setup_logging
-    from mt.output import write_text
-    from mt.workflows.evaluation import evaluate_model
+    from mt.runtime import PATIENCE, joined
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)
@@ -187,7 +187,7 @@ def _score_model(
 
 
 def _table(result: dict[str, Any]) -> str:
-    from mt.metrics import TITLES
+    from mt.evaluation import TITLES
 
     count = result["sentences"]
     head = f"{result['test']}: {count:,} sentence{'s' if count != 1 else ''}"

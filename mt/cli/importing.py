@@ -26,9 +26,9 @@ def import_model(
     lines: Annotated[int, typer.Option(min=1, help="Lines of it.")] = 1000,
 ) -> None:
     """Import a model: it then translates, evaluates, exports, and can be trained further (mt train --init-from)."""
+    from mt.cli.output import tell
+    from mt.convert.importing import import_and_prove
     from mt.log import setup_logging
-    from mt.output import tell
-    from mt.workflows.importing import import_and_prove
 
     setup_logging()
     tell("\n".join(import_and_prove(folder, output, prove, lines)))

@@ -19,9 +19,9 @@ def inspect(
 ) -> None:
     """Show what a folder holds and check every file against its manifest; exits 1 naming those that are damaged."""
     from mt.errors import CheckpointError
-    from mt.workflows.inspect import as_json as to_json
-    from mt.workflows.inspect import as_text, broken
-    from mt.workflows.inspect import inspect as look
+    from mt.runs.inspect import as_json as to_json
+    from mt.runs.inspect import as_text, broken
+    from mt.runs.inspect import inspect as look
 
     report = look(path)
     typer.echo(to_json(report) if as_json else as_text(report))

@@ -29,7 +29,7 @@ def launch(
 ) -> None:
     """Print a job script that trains on many machines and goes on by itself after preemption: `mt launch slurm FILE --nodes 4 | sbatch`."""
     from mt.config import load_config
-    from mt.workflows.launch import slurm_script
+    from mt.runs.launch import slurm_script
 
     loaded = load_config(config, list(overrides or ()))
     typer.echo(

@@ -22,9 +22,9 @@ def prepare(
     from mt.config import load_config
 
     loaded = load_config(config, overrides or ())
+    from mt.cli.output import tell
     from mt.data.prepare import prepare as run
     from mt.log import say, setup_logging
-    from mt.output import tell
     from mt.train.finetune import with_initial_model
 
     setup_logging()

@@ -22,7 +22,7 @@ def replay(
     """Run again, alone, the batch that broke a training; exits 3 where it breaks again."""
     from mt.errors import DivergedError
     from mt.log import setup_logging
-    from mt.workflows.replay import replay as run_again
+    from mt.runs.replay import replay as run_again
 
     setup_logging()
     broken = False

@@ -62,14 +62,14 @@ def report(
 
     It opens from disk and asks the network for nothing. Translations that mt evaluate has kept are used again.
     """
-    from mt.decode.template import start_early
+    from mt.runtime.worker_template import start_early
 
     start_early(workers, threads, device)
+    from mt.cli.output import check_output, tell, write_text
+    from mt.evaluation.evaluate import Scoring
     from mt.log import setup_logging
-    from mt.output import check_output, tell, write_text
+    from mt.report.contents import report_data
     from mt.report.page import render
-    from mt.workflows.evaluation import Scoring
-    from mt.workflows.report import report_data
 
     setup_logging()
     options = {"precision": precision, "device": device, "threads": threads, "workers": workers}

@@ -23,7 +23,7 @@ def reproduce(
     """Train and evaluate again what a score card says; exits 1 where a score is not the same to two decimals."""
     from mt.errors import MTError
     from mt.log import setup_logging
-    from mt.workflows.reproduce import reproduce as run
+    from mt.runs.reproduce import reproduce as run
 
     setup_logging()
     agreements, circumstances = run(card, run_dir)

@@ -41,16 +41,16 @@ def score(
 
     Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
     """
-    from mt.decode.template import start_early
+    from mt.runtime.worker_template import start_early
 
     start_early(workers, threads, device)
+    from mt.cli.output import check_output, open_output
     from mt.config import CorpusConfig, DataConfig
-    from mt.data.corpus import read_parallel
-    from mt.decode.scorer import Scorer
-    from mt.decode.workers import Workers
-    from mt.device import NAMES, choose_compute
+    from mt.data.sources import read_parallel
+    from mt.decode.likelihood import Scorer
     from mt.log import progress_bar, say, setup_logging
-    from mt.output import check_output, open_output
+    from mt.runtime.device import NAMES, choose_compute
+    from mt.runtime.workers import Workers
 
     check_output(None)
     setup_logging()

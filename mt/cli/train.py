@@ -54,13 +54,13 @@ def train(
     loaded = load_config(config, [*(overrides or ()), *begin])
     if plan:
         from mt.log import setup_logging
-        from mt.train.plan import plan as plan_run
+        from mt.runs.plan import plan as plan_run
 
         setup_logging()
         typer.echo(plan_run(loaded))
         return
     if nproc is not None:
-        from mt.workflows.launch import launch
+        from mt.runs.launch import launch
 
         flags = ["--overwrite"] if overwrite else []
         raise typer.Exit(
@@ -71,6 +71,6 @@ def train(
                 max_restarts,
             )
         )
-    from mt.train.run import train as run
+    from mt.runs.start import train as run
 
     run(loaded, overwrite=overwrite)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from mt.cli.output import Lines
     from mt.decode.translator import Translator
-    from mt.output import Lines
 
 
 def register(app: typer.Typer) -> None:
@@ -94,19 +94,19 @@ def translate(
         )
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
-    from mt.decode.template import start_early
-    from mt.output import check_output
+    from mt.cli.output import check_output
+    from mt.runtime.worker_template import start_early
 
     check_output(output)
     if alignment is not None:
         check_output(alignment)
     start_early(workers, threads, device)
     from mt.decode.alignment import Aligner
-    from mt.decode.scorer import Scorer
+    from mt.decode.likelihood import Scorer
+    from mt.decode.output import outputs, read_ahead, read_live
     from mt.decode.translator import WINDOW, Translator
-    from mt.distributed import PATIENCE, joined
     from mt.log import setup_logging
-    from mt.workflows.translate import outputs, read_ahead, read_live
+    from mt.runtime import PATIENCE, joined
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)
@@ -162,8 +162,8 @@ def _write(
     rows: Iterable[list[tuple[str, str]]], translator: "Translator", names: list[str], output: Path | None, alignment: Path | None,
     about: dict[str, Any], is_alone: bool,
 ) -> None:  # fmt: skip
+    from mt.cli.output import open_output
     from mt.log import progress_bar
-    from mt.output import open_output
 
     is_shown = (
         output is not None or not sys.stdout.isatty()
@@ -186,7 +186,7 @@ def _write(
 
 
 def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
-    from mt.data.corpus import CorpusStats, decode_line, text_lines
+    from mt.data.sources import CorpusStats, decode_line, text_lines
 
     remedy = "--on-invalid-utf8 replace"
     for name in files:

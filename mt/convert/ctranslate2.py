@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mt.checkpoint import LoadedModel
 from mt.config import DecodeConfig
-from mt.convert.parity import by_source_length
+from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
@@ -124,7 +124,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 class CTranslate2Engine:
-    """An exported model at work, on ids; see `mt.convert.parity.Engine`. So many translators of so many threads each."""
+    """An exported model at work, on ids; see `mt.convert.proof.Engine`. So many translators of so many threads each."""
 
     def __init__(
         self,

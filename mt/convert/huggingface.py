@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mt.checkpoint import LoadedModel
 from mt.config import LONGEST_SRC, DecodeConfig
-from mt.convert.parity import by_source_length
+from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
@@ -204,7 +204,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class TransformersEngine:
-    """A folder of theirs at work, on our ids; see `mt.convert.parity.Engine`.
+    """A folder of theirs at work, on our ids; see `mt.convert.proof.Engine`.
 
     `ids` has their id of each of our target ids if they differ, `src_ids` that of each source id if it is another.
     """

@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from mt.config import Config, CorpusConfig, expanded
-from mt.data.cache import FORMAT_VERSION, TokenCache, build_cache
-from mt.data.corpus import CorpusStats, SentencePair, open_corpus
+from mt.data.sources import CorpusStats, SentencePair, open_corpus
+from mt.data.store import FORMAT_VERSION, TokenCache, build_cache
 from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
-from mt.distributed import ALONE, World
 from mt.errors import ConfigError, DataError, MTError
 from mt.files import (
     atomic_dir,
@@ -28,6 +27,7 @@ from mt.files import (
     sha256_text,
 )
 from mt.log import progress
+from mt.runtime import ALONE, World
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from unicodedata import category, normalize
 import sentencepiece
 
 from mt.config import Normalization, TokenizerConfig
-from mt.data.pieces import RelabeledModel, read_table
+from mt.data.relabeled import RelabeledModel, read_table
 from mt.data.spm import SENTENCEPIECE_RULES, with_normalization, with_special_ids
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.files import sha256_file

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import load_model
-from mt.data.batching import collate
+from mt.data.batch import collate
 from mt.data.tokenizer import Tokenizer
 from mt.decode.buckets import map_in_buckets
 from mt.decode.translator import TranslatedPart, Translation
-from mt.decode.workers import Workers
-from mt.device import in_halves
 from mt.model.maps import cross_attention
 from mt.model.transformer import Transformer
+from mt.runtime.device import in_halves
+from mt.runtime.workers import Workers
 
 MAX_TOKENS = 4096  # rows x longest side of a batch
 

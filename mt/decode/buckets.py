@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from mt.data.batching import token_buckets
-from mt.decode.sharing import SharedWork
-from mt.decode.workers import Workers
+from mt.data.batch import token_buckets
+from mt.runtime.sharing import SharedWork
+from mt.runtime.workers import Workers
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -14,15 +14,15 @@ from pydantic import ValidationError
 from mt.checkpoint import load_model
 from mt.config import AUTO, DecodeConfig
 from mt.config.languages import joint_between, parse_language
-from mt.data.batching import pad_rows
+from mt.data.batch import pad_rows
 from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
-from mt.decode.workers import Workers
-from mt.device import Compute, choose_compute, in_halves
 from mt.errors import CheckpointError, ConfigError
 from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
+from mt.runtime.device import Compute, choose_compute, in_halves
+from mt.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 

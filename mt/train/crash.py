@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mt.checkpoint import LoadedModel, seal, write_model_folder
 from mt.config import Config
-from mt.data.batching import AnyBatch, pairs_of
+from mt.data.batch import AnyBatch, pairs_of
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
 from mt.files import atomic_dir

@@ -8,8 +8,8 @@ import shutil
 import torch
 
 from mt.config import ModelConfig
-from mt.device import Compute
 from mt.model.transformer import Transformer
+from mt.runtime.device import Compute
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     """Whether training batches are packed for flash attention; if a GPU cannot, a warning says why.
 
     Flash attention needs half precision, an Ampere GPU or later, heads of certain sizes, and no
-    dropout of attention weights. A deterministic run pads too: `mt.device.make_deterministic`.
+    dropout of attention weights. A deterministic run pads too: `mt.runtime.device.make_deterministic`.
     """
     if compute.device.type != "cuda" or compute.is_deterministic:
         return False

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mt.config import TrainConfig
+from mt.evaluation import TITLES
 from mt.log import MetricLogger, format_seconds, shows_progress
-from mt.metrics import TITLES
 from mt.train.gradients import UpdateStats
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any
 
 from mt.config import TrainConfig
 from mt.config.ranking import rank
-from mt.distributed import ALONE, World
 from mt.errors import DivergedError
-from mt.metrics import TITLES
+from mt.evaluation import TITLES
+from mt.runtime import ALONE, World
 
 logger = logging.getLogger(__name__)
 

@@ -19,20 +19,20 @@ from torch import Tensor
 from mt.checkpoint import CheckpointManager, TrainingState, load_training, load_weights
 from mt.checkpoint.manifest import read_tensors
 from mt.config import Config
-from mt.data.batching import AnyBatch, empty_batch, moved
-from mt.data.loader import TrainLoader, Update
+from mt.data.batch import AnyBatch, empty_batch, moved
+from mt.data.order import TrainLoader, Update
 from mt.data.prepare import Prepared
-from mt.device import NAMES, Compute
-from mt.distributed import ALONE, World, unsharded
 from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
 from mt.model.transformer import Transformer, build_model
+from mt.runtime import ALONE, World, unsharded
+from mt.runtime.device import NAMES, Compute
 from mt.train.crash import write_crash
 from mt.train.finetune import initialize
 from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
-from mt.train.loss import Loss, TrainingLoss
-from mt.train.optim import (
+from mt.train.objective import Loss, TrainingLoss
+from mt.train.optimizer import (
     WeightAverage,
     build_optimizer,
     learning_rate,

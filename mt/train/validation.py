@@ -1,4 +1,4 @@
-"""Validation in training: the loss over all validation text, and BLEU and chrF of an even sample through `mt.evaluate`."""
+"""Validation in training: the loss over all validation text, and BLEU and chrF of an even sample through `mt.evaluation.scoring`."""
 
 import json
 import logging
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from mt.config import Config
-from mt.data.batching import IdPair, collate, moved
-from mt.data.corpus import read_parallel
-from mt.data.loader import ValidLoader
+from mt.data.batch import IdPair, collate, moved
+from mt.data.order import ValidLoader
 from mt.data.prepare import check_corpus
+from mt.data.sources import read_parallel
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import NAMES, Compute, in_halves
-from mt.distributed import ALONE, World
 from mt.errors import DataError
-from mt.evaluate import evaluate
+from mt.evaluation import TITLES, build_metrics, corpus_scores
+from mt.evaluation.scoring import evaluate
 from mt.files import atomic_write, fingerprint
-from mt.metrics import TITLES, build_metrics, corpus_scores
 from mt.model.transformer import Transformer
-from mt.train.loss import loss_sums
+from mt.runtime import ALONE, World
+from mt.runtime.device import NAMES, Compute, in_halves
+from mt.train.objective import loss_sums
 
 logger = logging.getLogger(__name__)
 Share = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from mt.distributed.template import Child
+from mt.runtime.template import Child
 from survival import warm
 from survival.warm import ROOT
 

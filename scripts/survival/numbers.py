@@ -5,14 +5,14 @@ from unittest.mock import patch
 
 import torch
 
-import mt.train.loss as loss_module
+import mt.train.objective as loss_module
 from mt.config import load_config
 from mt.data.prepare import prepare
-from mt.device import Compute
 from mt.errors import DivergedError
-from mt.train.loss import Loss
+from mt.runs.replay import replay
+from mt.runtime.device import Compute
+from mt.train.objective import Loss
 from mt.train.trainer import Trainer, trial
-from mt.workflows.replay import replay
 from survival.harness import start, write_config
 
 TITLE = "NaN and infinity: never in the weights"

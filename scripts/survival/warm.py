@@ -19,12 +19,12 @@ from typing import Any
 import cloudpickle
 
 import mt.cli
-from mt.distributed.template import Child, Template
+from mt.runtime.template import Child, Template
 
 ROOT = Path(__file__).parent.parent.parent
 MODULES = (
-    "survival.warm", "torch.distributed.checkpoint", "torch.distributed.fsdp", "mt.train.run",
-    "mt.workflows.inspect", "mt.workflows.replay", "mt.workflows.report", "mt.workflows.translate",
+    "survival.warm", "torch.distributed.checkpoint", "torch.distributed.fsdp", "mt.runs.start",
+    "mt.runs.inspect", "mt.runs.replay", "mt.report.contents", "mt.decode.output",
     *(f"mt.cli.{module.name}" for module in pkgutil.iter_modules(mt.cli.__path__)),
 )  # fmt: skip
 OPTIONAL = {"tensorboard": "torch.utils.tensorboard", "pytest": "pytest"}

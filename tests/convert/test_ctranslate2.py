@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from mt.checkpoint import LoadedModel
+from mt.convert import export as workflow
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
-from mt.convert.parity import compare
+from mt.convert.export import export_and_prove
+from mt.convert.proof import compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import Compute
 from mt.errors import ConfigError, ExportError
-from mt.workflows import export as workflow
-from mt.workflows.export import export_and_prove
+from mt.runtime.device import Compute
 from tests.conftest import run_mt, sample_lines
 from tests.convert.folders import hide_package, model_folder
 
@@ -58,7 +58,7 @@ def test_ctranslate2_gives_our_translations_with_our_scores(
 
 
 def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from mt.convert.parity import OurEngine
+    from mt.convert.proof import OurEngine
 
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")

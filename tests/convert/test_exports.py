@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt.checkpoint import load_model
-from mt.workflows.export import Target, prove_export, write_export
+from mt.convert.export import Target, prove_export, write_export
 from tests.conftest import sample_lines
 
 ENGINES: dict[Target, str] = {

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from mt.convert.export import export_and_prove
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
-from mt.convert.parity import OurEngine, compare
+from mt.convert.proof import OurEngine, compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import Compute
 from mt.errors import ConfigError, ExportError
-from mt.workflows.export import export_and_prove
+from mt.runtime.device import Compute
 from tests.conftest import run_mt, sample_lines
 from tests.convert.folders import hide_package, model_folder
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from mt.checkpoint import load_model
 from mt.convert.huggingface import TransformersEngine, export_huggingface
+from mt.convert.importing import import_and_prove
 from mt.convert.marian import NEVER, import_marian
-from mt.convert.parity import compare
+from mt.convert.proof import compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
-from mt.device import Compute
 from mt.errors import CheckpointError
-from mt.workflows.importing import import_and_prove
+from mt.runtime.device import Compute
 from tests.conftest import run_mt, sample_lines
 from tests.convert.folders import model_folder
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from mt.convert.export import prove_export
 from mt.convert.onnx import OnnxModel, export_onnx
 from mt.data.tokenizer import Tokenizer
 from mt.errors import ExportError
-from mt.workflows.export import prove_export
 from tests.conftest import run_mt, sample_lines
 from tests.convert.folders import model_folder
 

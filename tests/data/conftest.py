@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mt.config import CorpusConfig, TokenizerConfig
-from mt.data.corpus import SentencePair
+from mt.data.sources import SentencePair
 from mt.data.tokenizer import Tokenizer, train_tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"

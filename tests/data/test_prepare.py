@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mt.config import Config, CorpusConfig, DataConfig, TokenizerConfig
-from mt.data.corpus import SentencePair
 from mt.data.prepare import Prepared, fingerprint_before_0_2, prepare, text_fingerprint
+from mt.data.sources import SentencePair
 from mt.errors import ConfigError, DataError
 from mt.files import atomic_write, locked
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.config import TokenizerConfig
-from mt.data.corpus import SentencePair
+from mt.data.sources import SentencePair
 from mt.data.tokenizer import (
     BOS_ID,
     EOS_ID,

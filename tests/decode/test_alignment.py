@@ -15,8 +15,8 @@ from mt.data.spm import with_normalization
 from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.alignment import Aligner, Alignment, pharaoh, word_pairs
 from mt.decode.translator import Translation, Translator
-from mt.device import Compute
 from mt.model.transformer import Transformer, build_model
+from mt.runtime.device import Compute
 from tests.conftest import sample_lines
 
 FP32 = Compute(torch.device("cpu"), torch.float32)

@@ -13,9 +13,9 @@ from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, Tokenizer
 from mt.decode.search import Hypothesis
 from mt.decode.translator import Searcher, Translator, search_options
-from mt.device import Compute
 from mt.errors import ConfigError, MTError
 from mt.model.transformer import Transformer, build_model
+from mt.runtime.device import Compute
 from tests.conftest import sample_lines
 
 FP32 = Compute(torch.device("cpu"), torch.float32)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from mt.config import ModelConfig, OptimConfig
-from mt.data.batching import collate, pad_rows
+from mt.data.batch import collate, pad_rows
 from mt.data.tokenizer import EOS_ID, PAD_ID
 from mt.decode.search import greedy_search, max_output_lens
 from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer, build_model
-from mt.train.loss import loss_sums
-from mt.train.optim import WeightAverage, build_optimizer, learning_rate
+from mt.train.objective import loss_sums
+from mt.train.optimizer import WeightAverage, build_optimizer, learning_rate
 
 FIRST_DIGIT, VOCAB = 4, 14
 STEPS, ROWS, SEED = 700, 64, 1

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mt.config import ModelConfig, OptimConfig
-from mt.data.batching import AnyBatch, collate, moved, pack
-from mt.device import Compute
+from mt.data.batch import AnyBatch, collate, moved, pack
 from mt.model.masks import PaddedMask
 from mt.model.transformer import Transformer, build_model
+from mt.runtime.device import Compute
 from mt.train.gpu import compile_layers, missing_compiler, packs
 from mt.train.gradients import LossScale, apply_gradients
-from mt.train.loss import loss_sums
-from mt.train.optim import build_optimizer
+from mt.train.objective import loss_sums
+from mt.train.optimizer import build_optimizer
 from tests.conftest import ROOT
 
 VOCAB = 40
@@ -432,15 +432,15 @@ DETERMINISTIC_CODE = """
 import hashlib, sys
 import torch
 from mt.config import ModelConfig, OptimConfig
-from mt.data.batching import collate, moved
+from mt.data.batch import collate, moved
 from mt.decode.search import SearchConfig, beam_search
-from mt.device import choose_compute
+from mt.runtime.device import choose_compute
 from mt.model.inference import InferenceModel
 from mt.model.transformer import build_model
 from mt.train.gpu import compile_layers, missing_compiler, packs
 from mt.train.gradients import LossScale, apply_gradients
-from mt.train.loss import loss_sums
-from mt.train.optim import build_optimizer
+from mt.train.objective import loss_sums
+from mt.train.optimizer import build_optimizer
 
 device, precision, wants_compiled = sys.argv[1], sys.argv[2], sys.argv[3] == "compiled"
 compute = choose_compute(device, precision, 1, deterministic=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import OptimConfig
-from mt.data.batching import empty_batch
-from mt.data.loader import Update
+from mt.data.batch import empty_batch
+from mt.data.order import Update
 from mt.errors import DivergedError
 from mt.train import gradients as gradients_module
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
-from mt.train.optim import build_optimizer
+from mt.train.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 # With an epsilon of the size of the gradients a step depends on their scale, which Adam would otherwise divide out.

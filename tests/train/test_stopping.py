@@ -10,8 +10,8 @@ import time
 import pytest
 
 from mt.config import TrainConfig
-from mt.distributed import World
 from mt.errors import DivergedError
+from mt.runtime import World
 from mt.train.stopping import Abandoned, DivergenceWatch, ScoreWatch, SignalStop, limit_reached
 from tests.conftest import ROOT
 

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 
 from mt.checkpoint import CheckpointManager
 from mt.config import Config, load_config
-from mt.data.batching import AnyBatch, Batch, collate
-from mt.data.loader import Update
+from mt.data.batch import AnyBatch, Batch, collate
+from mt.data.order import Update
 from mt.data.prepare import prepare
-from mt.device import Compute
 from mt.errors import DivergedError
 from mt.log import MetricLogger
+from mt.runtime.device import Compute
 from mt.train.gradients import PendingStats
-from mt.train.loss import Loss
+from mt.train.objective import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop
 from mt.train.trainer import Trainer, seed_draws

@@ -1,0 +1,34 @@
+"""Scores of translations by sacreBLEU, and whether a difference between two of them is more than chance."""
+
+from mt.evaluation.metrics import (
+    DEFAULT_METRICS,
+    MAX_RESAMPLED,
+    METRICS,
+    RESAMPLES,
+    TITLES,
+    Interval,
+    Metrics,
+    Score,
+    build_metrics,
+    corpus_scores,
+    sentence_scores,
+)
+from mt.evaluation.significance import KINDS, Comparison, Kind, paired_tests
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "KINDS",
+    "MAX_RESAMPLED",
+    "METRICS",
+    "RESAMPLES",
+    "TITLES",
+    "Comparison",
+    "Interval",
+    "Kind",
+    "Metrics",
+    "Score",
+    "build_metrics",
+    "corpus_scores",
+    "paired_tests",
+    "sentence_scores",
+]

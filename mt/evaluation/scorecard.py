@@ -1,0 +1,91 @@
+"""The score card: all that it takes to reproduce a score, and to trust it."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mt import __version__
+from mt.checkpoint import MANIFEST, read_json
+from mt.config import Config
+from mt.decode.translator import Translator
+from mt.errors import CheckpointError
+from mt.runtime.device import NAMES
+
+FORMAT = 1
+PACKAGES = ("torch", "sentencepiece", "sacrebleu", "numpy")
+
+
+def scorecard(
+    folder: Path,
+    config: Config,
+    translator: Translator,
+    scoring: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The card of a model folder with these results, each with the fingerprint of its text."""
+    provenance = read_json(folder / "provenance.json")
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "format": FORMAT,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": str(folder),
+        "weights": weights_hash(folder),
+        "training": provenance,
+        "seed": config.seed,
+        "config": config.model_dump(),
+        "decode": translator.decode.model_dump(),
+        "compute": translator.compute.describe(translator.workers.threads),
+        "precision": NAMES[translator.compute.dtype],
+        "hardware": hardware(),
+        "versions": {"mt": __version__, "python": platform.python_version(), **versions},
+        "scoring": scoring,
+        "results": list(results),
+    }
+
+
+def read_scorecard(path: Path) -> dict[str, Any]:
+    """A card as it was written. Raises `CheckpointError` for anything else."""
+    card = read_json(path)
+    missing = {
+        "format",
+        "config",
+        "decode",
+        "scoring",
+        "results",
+        "training",
+        "precision",
+        "versions",
+        "hardware",
+    } - card.keys()
+    if missing or card["format"] != FORMAT:
+        what = f"{', '.join(sorted(missing))} missing" if missing else f"format {card['format']!r}"
+        raise CheckpointError(f"{path}: not a score card that this version of mt wrote ({what})")
+    return card
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weights, as its manifest has it."""
+    return str(read_json(folder / MANIFEST)["files"]["model.safetensors"]["sha256"])
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: processor, cores that this process may use, and GPU."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return {"system": platform.platform(), "processor": model, "cores": num_cores, "gpu": gpu}

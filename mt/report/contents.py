@@ -1,0 +1,314 @@
+"""`mt report`: what runs learned, what they score, how they differ, and every sentence, gathered for one page."""
+
+import datetime
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mt import __version__
+from mt.checkpoint import num_values, read_config, read_json, resolve_model
+from mt.config import Config, flatten
+from mt.data.sources import CorpusStats, open_corpus
+from mt.decode.likelihood import Scorer
+from mt.errors import CheckpointError, ConfigError, DataError
+from mt.evaluation import TITLES, Metrics, Score, corpus_scores, sentence_scores
+from mt.evaluation.compare import PairReport, compare_translations, distinct, verdict
+from mt.evaluation.diagnosis import (
+    FLAGS,
+    LENGTH_EDGES,
+    RARITY_EDGES,
+    bucketed,
+    flags,
+    length_ratio,
+    rarity,
+    word_counts,
+    words,
+)
+from mt.evaluation.evaluate import Scoring, TestSet, precision_of, read_tests, translate_tests
+from mt.evaluation.significance import KINDS
+from mt.report.attention import attention_entries
+from mt.report.curves import read_curves
+from mt.runtime.device import choose_compute
+from mt.runtime.workers import Workers
+
+logger = logging.getLogger(__name__)
+MAX_COUNTED = 1_000_000  # training lines whose words are counted
+OWN = ("run_dir", "cache_dir")  # settings that differ between any two runs
+
+
+def report_data(
+    runs: Sequence[Path],
+    sources: Sequence[str] = (),
+    references: Sequence[str] = (),
+    scoring: Scoring = Scoring(),
+    options: Mapping[str, Any] | None = None,
+    num_maps: int = 0,
+) -> dict[str, Any]:
+    """What `mt.report.page.render` draws, of run or model folders; `options` are those of `Translator.load`.
+
+    The attention of `num_maps` sentences of each test set is shown.
+
+    A run without a checkpoint, or without test sets, has its curves and settings alone. Raises `CheckpointError` for a folder that is
+    none, `ConfigError` or `DataError` for test sets that were asked for and cannot be used.
+    """
+    names = distinct([run.name or str(run.resolve().name) for run in runs])
+    models = {
+        name: folder
+        for name, run in zip(names, runs, strict=True)
+        if (folder := _model(run)) is not None
+    }
+    configs = [_config(run) for run in runs]
+    tests = _tests(configs[0], sources, references) if models else []
+    metrics = scoring.build(configs[0])
+    counts = _training_words(configs[0]) if tests else None
+    hyps = (
+        {name: translate_tests(folder, tests, options or {}) for name, folder in models.items()}
+        if tests
+        else {}
+    )
+    gains = _source_gains(models, tests, hyps, options or {})
+    described = [
+        _test(
+            test,
+            {name: found[i] for name, found in hyps.items()},
+            gains[i],
+            metrics,
+            scoring,
+            counts,
+        )
+        for i, test in enumerate(tests)
+    ]
+    precision = precision_of(options or {}) if tests else None
+    for test, entry in zip(tests, described, strict=True):
+        entry["precision"] = precision
+        entry["attention"] = list(
+            attention_entries(list(models.values()), test.src, entry["sentences"], num_maps)
+        )
+    return {
+        "title": " and ".join(names),
+        "generated": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "runs": [_run(name, run, models.get(name)) for name, run in zip(names, runs, strict=True)],
+        "config_differences": _differences(configs),
+        "tests": described,
+    }
+
+
+def _model(run: Path) -> Path | None:
+    try:
+        return resolve_model(run)
+    except CheckpointError:
+        if not (run / "config.yaml").exists():
+            raise
+        logger.warning("%s: no checkpoint yet: its translations are left out", run)
+        return None
+
+
+def _config(run: Path) -> Config:
+    folder = run if (run / "config.yaml").exists() else resolve_model(run)
+    if (folder / "generation.json").exists():
+        return read_config(folder)
+    from mt.config import config_from_text
+
+    return config_from_text(
+        (folder / "config.yaml").read_text(encoding="utf-8"),
+        str(folder / "config.yaml"),
+        is_saved=True,
+    )
+
+
+def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) -> list[TestSet]:
+    try:
+        return read_tests(config.data, sources, references)
+    except (ConfigError, DataError, OSError) as error:
+        if sources or references:
+            raise
+        logger.warning("no test sets in this report: %s", error)
+        return []
+
+
+def _training_words(config: Config) -> Counter[str] | None:
+    """How often training saw each target word; None where its text is not at hand."""
+    pairs = itertools.chain.from_iterable(
+        open_corpus(corpus, config.data, CorpusStats()) for corpus in config.data.train
+    )
+    try:
+        return word_counts(pair.tgt for pair in itertools.islice(pairs, MAX_COUNTED))
+    except (DataError, OSError) as error:
+        logger.warning("no scores by rarity of words: %s", error)
+        return None
+
+
+def _run(name: str, run: Path, model: Path | None) -> dict[str, Any]:
+    status = read_json(run / "status.json") if (run / "status.json").exists() else {}
+    provenance = {"folder": str(run)}
+    if model is not None:
+        about = read_json(model / "provenance.json")
+        provenance |= {
+            "checkpoint": model.name,
+            "parameters": f"{num_values(model / 'model.safetensors'):,}",
+        }
+        provenance |= {key: _text(about[key]) for key in about if key != "scores"}
+    steps = about.get("step") if model is not None else None
+    return {
+        "name": name, "path": str(run), "state": status.get("state", ""), "curves": read_curves(run), "best_step": steps,
+        "provenance": provenance,
+    }  # fmt: skip
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    flat = [flatten(config) for config in configs]
+    keys = sorted({key for each in flat for key in each if key not in OWN})
+    rows = [
+        {"key": key, "values": [None if each.get(key) is None else str(each[key]) for each in flat]}
+        for key in keys
+    ]
+    return [row for row in rows if len(set(row["values"])) > 1]
+
+
+def _source_gains(
+    models: Mapping[str, Path],
+    tests: Sequence[TestSet],
+    hyps: Mapping[str, Sequence[Sequence[str]]],
+    options: Mapping[str, Any],
+) -> list[list[list[float]]]:
+    """Of each test set and system what the source is worth to each translation."""
+    if not tests:
+        return []
+    compute = choose_compute(options.get("device", "auto"), "auto", options.get("threads"))
+    workers = Workers.choose(options.get("workers", 1), compute)
+    by_system = []
+    for name, folder in models.items():
+        scorer = Scorer.load(folder, compute, workers)
+        by_system.append(
+            [
+                scorer.source_gain(test.src, lines)
+                for test, lines in zip(tests, hyps[name], strict=True)
+            ]
+        )
+    return [list(of_test) for of_test in zip(*by_system, strict=True)]
+
+
+def _test(
+    test: TestSet,
+    hyps: Mapping[str, Sequence[str]],
+    gains: Sequence[Sequence[float]],
+    metrics: Metrics,
+    scoring: Scoring,
+    counts: Mapping[str, int] | None,
+) -> dict[str, Any]:
+    ref = test.refs[0]
+    found = [
+        [flags(*line) for line in zip(test.src, ref, lines, of_system, strict=True)]
+        for lines, of_system in zip(hyps.values(), gains, strict=True)
+    ]
+    systems = [
+        {
+            "name": name,
+            "scores": [
+                _score(score)
+                for score in corpus_scores(lines, test.refs, metrics, scoring.resamples).values()
+            ],
+            "diagnosis": [
+                {"label": label, "flag": flag, "count": sum(flag in each for each in of_system)}
+                for flag, label in FLAGS.items()
+            ],
+            "length_ratio": length_ratio(lines, ref),
+        }
+        for (name, lines), of_system in zip(hyps.items(), found, strict=True)
+    ]
+    return {
+        "name": test.name,
+        "num_sentences": len(test.src),
+        "systems": systems,
+        "comparisons": _comparisons(test, hyps, metrics),
+        "buckets": _buckets(test, list(hyps.values()), metrics, counts),
+        "sentences": {
+            "src": test.src, "ref": ref, "hyps": [list(lines) for lines in hyps.values()], "flags": found,
+            "scores": [[round(score, 1) for score in sentence_scores(lines, test.refs)] for lines in hyps.values()],
+        },
+    }  # fmt: skip
+
+
+def _score(score: Score) -> dict[str, Any]:
+    interval = None
+    if score.interval is not None:
+        interval = [
+            score.interval.mean - score.interval.half_width,
+            score.interval.mean + score.interval.half_width,
+        ]
+    return {
+        "name": TITLES[score.name],
+        "value": score.value,
+        "interval": interval,
+        "signature": score.signature,
+    }
+
+
+def _comparisons(
+    test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics
+) -> list[dict[str, Any]]:
+    """Every two systems by every metric and test."""
+    if len(test.src) < 2:
+        return []
+    names = list(hyps)
+    return [
+        _comparison(pair, names)
+        for a, b in itertools.combinations(names, 2)
+        for pair in compare_translations(test, {a: hyps[a], b: hyps[b]}, metrics)
+    ]
+
+
+def _comparison(pair: PairReport, names: list[str]) -> dict[str, Any]:
+    by_metric = [
+        list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
+    ]
+    rows = [
+        {
+            "metric": TITLES[first.score.name],
+            "difference": first.difference,
+            "p_values": {KINDS[c.kind]: c.p_value for c in group},
+        }
+        for group in by_metric
+        for first in group[:1]
+    ]
+    systems = {"a": names.index(pair.baseline), "b": names.index(pair.system)}
+    return {
+        **systems,
+        "wins": pair.wins,
+        "losses": pair.losses,
+        "ties": pair.ties,
+        "verdict": verdict(pair),
+        "metrics": rows,
+    }
+
+
+def _buckets(
+    test: TestSet, hyps: Sequence[Sequence[str]], metrics: Metrics, counts: Mapping[str, int] | None
+) -> list[dict[str, Any]]:
+    lengths = [len(words(line)) for line in test.src]
+    kinds: dict[str, tuple[list[int], tuple[int, ...]]] = {
+        "Source length in words": (lengths, LENGTH_EDGES)
+    }
+    if counts is not None:
+        kinds["Times that training saw the rarest word of the reference"] = (
+            rarity(test.refs[0], counts),
+            RARITY_EDGES,
+        )
+    metric = TITLES[next(iter(metrics))]
+    found = []
+    for title, (keys, edges) in kinds.items():
+        buckets = bucketed(keys, edges, hyps, test.refs, metrics)
+        values = [[bucket.scores[i] for bucket in buckets] for i in range(len(hyps))]
+        found.append({
+            "title": title, "labels": [bucket.label for bucket in buckets], "counts": [bucket.count for bucket in buckets],
+            "metric": metric, "values": values,
+        })  # fmt: skip
+    return found

@@ -1,0 +1,72 @@
+"""The optimizer, its schedule as a function of the step, and the moving average of the weights."""
+
+import torch
+from torch import Tensor, nn
+
+from mt.config import OptimConfig
+from mt.runtime import own_shard
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019), fused; weight decay on matrices only."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=(beta1, beta2),
+        eps=config.eps,
+        fused=device.type in {"cpu", "cuda"},
+    )
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Learning rate of update `step` (from 1): a linear rise, then constant or lr x sqrt(warmup / step) (Vaswani et al. 2017, 5.3)."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * (max(config.warmup_steps, 1) / step) ** 0.5
+
+
+class WeightAverage:
+    """Exponential moving average of the weights (Polyak averaging), taken after each update."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the weights after update `step`; early updates use a smaller decay, so that the start is soon forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [own_shard(average) for average in self.weights.values()]
+        torch._foreach_lerp_(
+            averages, [own_shard(p.detach()) for p in model.parameters()], 1 - decay
+        )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors `<what>.<parameter name>`, as a safetensors file holds it."""
+    return {
+        f"{what}.{name}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for what, value in optimizer.state[parameter].items()
+    }
+
+
+def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give a new AdamW the state that its first step would make, so that there is something to load into."""
+    for parameter in (
+        p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+    ):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}

@@ -1,0 +1,258 @@
+"""Tests of `mt.data.batch`: the layout of a padded batch, and buckets that hold every pair once within their bound."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt.config import BatchingConfig, FilterConfig
+from mt.data.batch import (
+    AnyBatch,
+    Batch,
+    IntArray,
+    PackedBatch,
+    collate,
+    moved,
+    pack,
+    pad_rows,
+    token_buckets,
+)
+from mt.data.order import Position, TrainLoader
+from mt.data.sources import SentencePair
+from mt.data.store import TokenCache, build_cache
+from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+
+PAIRS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=80)
+IDS = st.lists(st.integers(4, 99), max_size=6)
+
+
+def arrays(pairs: list[tuple[int, int]]) -> tuple[IntArray, IntArray]:
+    src, tgt = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    return src, tgt
+
+
+def test_a_batch_looks_like_this() -> None:
+    batch = collate([([7, 8, 9], [5]), ([6], [4, 4])])
+    assert batch.src.tolist() == [[7, 8, 9, EOS_ID], [6, EOS_ID, PAD_ID, PAD_ID]]
+    assert batch.src_mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch.tgt_in.tolist() == [[BOS_ID, 5, PAD_ID], [BOS_ID, 4, 4]]
+    assert batch.tgt_out.tolist() == [[5, EOS_ID, PAD_ID], [4, 4, EOS_ID]]
+    assert batch.num_tokens == 5
+
+
+@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8))
+def test_a_batch_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]]]) -> None:
+    batch = collate([(np.array(src, np.uint16), np.array(tgt, np.uint16)) for src, tgt in pairs])
+    assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
+    for row, (src, tgt) in enumerate(pairs):
+        assert batch.src[row][batch.src_mask[row]].tolist() == [*src, EOS_ID]
+        kept = batch.tgt_out[row] != PAD_ID
+        assert batch.tgt_out[row][kept].tolist() == [*tgt, EOS_ID]
+        assert batch.tgt_in[row][kept].tolist() == [BOS_ID, *tgt]
+    for mask in (
+        batch.src_mask,
+        batch.tgt_out != PAD_ID,
+    ):  # padding stands on the right, and no column is all padding
+        assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
+        assert mask.any(dim=0).all()
+    assert torch.equal(batch.tgt_in != PAD_ID, batch.tgt_out != PAD_ID)
+    assert batch.num_tokens == int((batch.tgt_out != PAD_ID).sum())
+
+
+def test_rows_are_padded_with_and_without_special_ids() -> None:
+    assert pad_rows([[5, 6], [7]]).tolist() == [[5, 6], [7, PAD_ID]]
+    assert pad_rows([[], [7]], prefix=BOS_ID, suffix=EOS_ID).tolist() == [
+        [BOS_ID, EOS_ID, PAD_ID],
+        [BOS_ID, 7, EOS_ID],
+    ]
+
+
+def test_a_packed_batch_looks_like_this() -> None:
+    batch = pack([([7, 8, 9], [5]), ([6], [4, 4])])
+    assert batch.src.tolist() == [7, 8, 9, EOS_ID, 6, EOS_ID]
+    assert batch.src_offsets.tolist() == [0, 4, 6]
+    assert batch.tgt_in.tolist() == [BOS_ID, 5, BOS_ID, 4, 4]
+    assert batch.tgt_out.tolist() == [5, EOS_ID, 4, 4, EOS_ID]
+    assert batch.tgt_offsets.tolist() == [0, 2, 5]
+    assert (batch.max_src_len, batch.max_tgt_len, batch.num_tokens) == (4, 3, 5)
+    assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
+    assert {batch.src_offsets.dtype, batch.tgt_offsets.dtype} == {
+        torch.int32
+    }  # which flash attention asks for
+
+
+Rows = tuple[list[list[int]], list[list[int]], list[list[int]]]
+
+
+def rows(batch: AnyBatch) -> Rows:
+    """The sentences of a batch as lists: src, tgt_in, tgt_out."""
+    if isinstance(batch, Batch):
+        masks = batch.src_mask, batch.tgt_out != PAD_ID, batch.tgt_out != PAD_ID
+        src, tgt_in, tgt_out = (
+            [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+            for ids, mask in zip((batch.src, batch.tgt_in, batch.tgt_out), masks, strict=True)
+        )
+        return src, tgt_in, tgt_out
+    cuts = batch.src_offsets, batch.tgt_offsets, batch.tgt_offsets
+    src, tgt_in, tgt_out = (
+        [ids[a:b].tolist() for a, b in pairwise(offsets.tolist())]
+        for ids, offsets in zip((batch.src, batch.tgt_in, batch.tgt_out), cuts, strict=True)
+    )
+    return src, tgt_in, tgt_out
+
+
+@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8))
+def test_packed_and_padded_batches_hold_the_same_sentences(
+    pairs: list[tuple[list[int], list[int]]],
+) -> None:
+    arrays = [(np.array(src, np.uint16), np.array(tgt, np.uint16)) for src, tgt in pairs]
+    packed, padded = pack(arrays), collate(arrays)
+    assert rows(packed) == rows(padded)
+    assert rows(pack(pairs)) == rows(packed)  # lists do as well as arrays
+    assert (packed.max_src_len, packed.max_tgt_len) == (padded.src.shape[1], padded.tgt_in.shape[1])
+    assert packed.num_tokens == padded.num_tokens == len(packed.tgt_out)
+    for ids, offsets in ((packed.src, packed.src_offsets), (packed.tgt_in, packed.tgt_offsets)):
+        assert int(offsets[-1]) == len(ids)  # nothing stands outside
+        assert not (ids == PAD_ID).any()
+
+
+@pytest.mark.parametrize("make", [collate, pack])
+def test_moving_a_batch_keeps_every_field(
+    make: Callable[..., AnyBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a device that needs no hardware, with pinning left out, which does."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    batch = make([([7, 8], [5]), ([9], [4, 4])])
+    there = moved(batch, torch.device("meta"))
+    assert type(there) is type(batch)
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            found = getattr(there, name)
+            assert (found.device.type, found.shape, found.dtype) == (
+                "meta",
+                value.shape,
+                value.dtype,
+            )
+        else:
+            assert getattr(there, name) == value
+
+
+@pytest.mark.parametrize("make", [collate, pack])
+def test_a_batch_that_is_on_its_device_is_not_copied(make: Callable[..., AnyBatch]) -> None:
+    batch = make([([7, 8], [5])])
+    assert moved(batch, torch.device("cpu")) is batch
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [collate, pack])
+def test_a_batch_arrives_on_the_gpu_as_it_was(make: Callable[..., AnyBatch]) -> None:
+    batch = make([([7, 8], [5]), ([9], [4, 4])])
+    there = moved(batch, torch.device("cuda"))
+    for name, value in vars(batch).items():
+        found = getattr(there, name)
+        assert (
+            torch.equal(found.cpu(), value) if isinstance(value, torch.Tensor) else found == value
+        )
+    assert there.src.device.type == "cuda"
+
+
+@pytest.fixture(scope="module")
+def cache(
+    tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
+) -> TokenCache:
+    """90 pairs of random ids and lengths."""
+    rng = np.random.default_rng(3)
+    sides = [
+        [" ".join(map(str, rng.integers(4, 1000, rng.integers(1, 13)))) for _ in range(90)]
+        for _ in range(2)
+    ]
+    folder: Path = tmp_path_factory.mktemp("cache") / "tokens"
+    return build_cache(
+        [SentencePair(*pair) for pair in zip(*sides, strict=True)],
+        id_tokenizer(1000),
+        FilterConfig(),
+        folder,
+        {},
+    )[0]
+
+
+@pytest.mark.parametrize("grouping", [{}, {"grad_accum_steps": 3}, {"batch_tokens": 90}])
+def test_a_packed_loader_gives_the_same_pairs_in_the_same_order(
+    grouping: dict[str, int], cache: TokenCache
+) -> None:
+    found: dict[bool, list[tuple[list[Rows], Position, int]]] = {}
+    for packed in (False, True):
+        loader = TrainLoader(
+            cache, BatchingConfig(max_tokens=60, block_size=40), 1, packed=packed, **grouping
+        )
+        with closing(loader.updates()) as updates:  # type: ignore[type-var]
+            taken = list(islice(updates, 40))
+        batches: Sequence[AnyBatch] = [batch for update in taken for batch in update.micro_batches]
+        assert {type(batch) for batch in batches} == {PackedBatch if packed else Batch}
+        found[packed] = [
+            ([rows(batch) for batch in update.micro_batches], update.after, update.num_tokens)
+            for update in taken
+        ]
+    assert found[True] == found[False]
+    assert found[True][-1][1].epoch >= 1  # a whole epoch and some more
+
+
+@given(pairs=PAIRS, max_tokens=st.integers(1, 120))
+def test_buckets_hold_every_pair_once_within_their_bound(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
+    buckets = token_buckets(*arrays(pairs), max_tokens)
+    assert sorted(np.concatenate([*buckets, np.array([], np.int64)]).tolist()) == list(
+        range(len(pairs))
+    )
+    for bucket in buckets:
+        assert len(bucket) >= 1
+        longest = max(max(pairs[i]) for i in bucket)
+        assert len(bucket) == 1 or len(bucket) * longest <= max_tokens
+
+
+@given(pairs=PAIRS, max_tokens=st.integers(1, 120))
+def test_no_bucket_could_have_taken_the_next_pair(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
+    buckets = token_buckets(*arrays(pairs), max_tokens)
+    for bucket, following in pairwise(buckets):
+        longest = max(max(pairs[i]) for i in [*bucket, following[0]])
+        assert (len(bucket) + 1) * longest > max_tokens
+
+
+@given(pairs=PAIRS, max_tokens=st.integers(1, 120))
+def test_target_lengths_rise_from_bucket_to_bucket(
+    pairs: list[tuple[int, int]], max_tokens: int
+) -> None:
+    targets = [pairs[i][1] for bucket in token_buckets(*arrays(pairs), max_tokens) for i in bucket]
+    assert targets == sorted(targets)
+
+
+@given(pairs=PAIRS, data=st.data())
+def test_ties_alone_decide_between_pairs_of_equal_lengths(
+    pairs: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    ties = np.array(data.draw(st.permutations(range(len(pairs)))), np.int64)
+    order = [i for bucket in token_buckets(*arrays(pairs), 50, ties) for i in bucket.tolist()]
+    for a, b in pairwise(order):
+        assert pairs[a] != pairs[b] or ties[a] < ties[b]
+
+
+@pytest.mark.parametrize("max_tokens", [64, 256, 1024])
+def test_sorting_by_length_wastes_little_on_padding(max_tokens: int) -> None:
+    rng = np.random.default_rng(1)
+    src = rng.integers(2, 30, 5000)
+    tgt = np.clip(src + rng.integers(-3, 4, 5000), 1, None)
+    buckets = token_buckets(src, tgt, max_tokens)
+    places = sum(
+        len(bucket) * max(int(src[bucket].max()), int(tgt[bucket].max())) for bucket in buckets
+    )
+    assert int(np.maximum(src, tgt).sum()) / places > 0.85

@@ -1,0 +1,155 @@
+"""`batching.max_tokens: auto`: what fits is found, kept on resume, and changes no update."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.config import load_config
+from mt.data.prepare import prepare
+from mt.errors import ConfigError
+from mt.runs import autobatch
+from mt.runs.autobatch import CPU_CEILING, find_max_tokens, longest_side
+from mt.runtime.device import Compute
+from tests.conftest import run_mt
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+AUTO = ("batching.max_tokens=auto", "train.grad_accum_steps=1", "train.batch_tokens=600")
+
+
+def test_a_run_finds_a_number_keeps_it_and_goes_on_with_it(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = small_yaml(tmp_path)
+    first = run_mt("train", config, *AUTO, "train.max_steps=2")
+    assert first.returncode == 0, first.stderr
+    assert (
+        "batching.max_tokens: auto: 512" in first.stderr
+    )  # the largest power of two that an update of 600 holds
+    state = json.loads((tmp_path / "run/checkpoints/last/training/state.json").read_text())
+    assert state["max_tokens"] == 512
+    assert "max_tokens: 512" in (tmp_path / "run/checkpoints/last/config.yaml").read_text()
+    assert "max_tokens: auto" in (tmp_path / "run/config.yaml").read_text()
+    again = run_mt("train", config, *AUTO, "train.max_steps=3")
+    assert again.returncode == 0, again.stderr
+    assert "auto: 512" not in again.stderr
+
+
+def test_trying_leaves_the_weights_of_the_run_alone(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = {name: tmp_path / name for name in ("auto", "512")}
+    for name, folder in runs.items():
+        folder.mkdir()
+        result = run_mt(
+            "train",
+            small_yaml(folder),
+            *AUTO[1:],
+            f"batching.max_tokens={name}",
+            "train.max_steps=3",
+        )
+        assert result.returncode == 0, result.stderr
+    first, second = (folder / "run/checkpoints/last/model.safetensors" for folder in runs.values())
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int | None]], list[int]]:
+    """Lets candidates take given amounts of memory; gives the list of those that were tried."""
+
+    def taking(amounts: dict[int, int | None]) -> list[int]:
+        seen: list[int] = []
+        monkeypatch.setattr(
+            autobatch,
+            "_try",
+            lambda trainer, candidate, longest: seen.append(candidate) or amounts[candidate],
+        )
+        monkeypatch.setattr(autobatch, "_taken", lambda compute: 0)
+        monkeypatch.setattr(autobatch, "available_memory", lambda device: 1000)
+        return seen
+
+    return taking
+
+
+@pytest.mark.parametrize(
+    ("amounts", "found", "tries"),
+    [
+        ({256: 100, 512: 200, 1024: 400, 2048: 800}, 2048, [256, 512, 1024, 2048]),
+        (
+            {256: 100, 512: 200, 1024: 500},
+            1024,
+            [256, 512, 1024],
+        ),  # twice 500 will not fit, so it is not tried
+        ({256: 400, 512: None}, 256, [256, 512]),  # out of memory
+        ({256: 100, 512: 950}, 256, [256, 512]),  # it ran, but leaves too little
+    ],
+)
+def test_the_largest_that_fits_is_taken(
+    amounts: dict[int, int | None],
+    found: int,
+    tries: list[int],
+    tried: Callable[[dict[int, int | None]], list[int]],
+    small_yaml: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    seen = tried(amounts)
+    config = load_config(small_yaml(tmp_path), [AUTO[0], AUTO[1], "train.batch_tokens=3000"])
+    assert find_max_tokens(config, prepare(config), CPU) == found
+    assert seen == tries
+
+
+def test_ranks_that_share_out_the_model_are_told_what_to_try_by_hand(
+    tried: Callable[[dict[int, int | None]], list[int]],
+    small_yaml: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    seen = tried({256: 100, 512: 200, 1024: 300})
+    options = [AUTO[0], AUTO[1], "train.batch_tokens=5000"]
+    config = load_config(small_yaml(tmp_path), [*options, "train.parallel=fsdp"])
+    message = r"auto cannot be tried by 4 ranks .*: 256 to begin with, .*\d+ tokens.*, up to 1024$"
+    with pytest.raises(ConfigError, match=message):
+        find_max_tokens(config, prepare(config), CPU, ranks=4)
+    assert seen == []
+    ddp = load_config(small_yaml(tmp_path), options)
+    assert find_max_tokens(ddp, prepare(ddp), CPU, ranks=4) == 1024
+
+
+def test_nothing_that_fits_is_said_with_what_to_do(
+    tried: Callable[[dict[int, int | None]], list[int]],
+    small_yaml: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    tried({256: None})
+    config = load_config(small_yaml(tmp_path), AUTO)
+    with pytest.raises(
+        ConfigError, match=r"do not hold a batch of the longest pairs .* data\.filters\.max_len"
+    ):
+        find_max_tokens(config, prepare(config), CPU)
+
+
+def test_a_cpu_tries_nothing_above_its_ceiling(
+    tried: Callable[[dict[int, int | None]], list[int]],
+    small_yaml: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    seen = tried({1 << power: 1 for power in range(8, 20)})
+    config = load_config(small_yaml(tmp_path), [AUTO[0], AUTO[1], "train.batch_tokens=100000"])
+    assert find_max_tokens(config, prepare(config), CPU) == CPU_CEILING == seen[-1]
+
+
+def test_the_longest_side_counts_both_sides_and_the_end(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    prepared = prepare(load_config(small_yaml(tmp_path)))
+    sides = [len(ids) for index in range(len(prepared.train)) for ids in prepared.train[index]]
+    assert longest_side(prepared) == max(sides) + 1
+
+
+def test_auto_without_a_size_of_update_is_a_mistake(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run_mt("train", small_yaml(tmp_path), "batching.max_tokens=auto")
+    assert result.returncode == 2
+    assert "auto needs train.batch_tokens" in result.stderr

@@ -1,0 +1,180 @@
+"""Precision and threads are part of a run: chosen once, kept at a resume, the same on every rank."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from mt.config import Config
+from mt.errors import ConfigError, MTError, RankError
+from mt.runs import compute
+from mt.runs.compute import start_computing
+from mt.runtime import World
+from mt.runtime.device import NAMES, choose_compute
+from tests.runtime.ranks import on_ranks
+
+CPU = {"device": "cpu", "model": {"preset": "tiny"}}
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What `mt` says, and no change of the threads of the tests themselves."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(compute, "num_cores", lambda: 4)
+    handler, logger = Handler(), logging.getLogger("mt")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint whose state.json says so."""
+
+    def write(**state: Any) -> Path:
+        (tmp_path / "training").mkdir()
+        (tmp_path / "training/state.json").write_text(json.dumps(state))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize(
+    ("settings", "recorded", "expected", "said"),
+    [
+        ({}, None, ("auto", 3), []),
+        ({}, {}, ("auto", 3), []),  # a checkpoint of before these were recorded
+        ({}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
+        ({"precision": "fp32", "threads": 2}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
+        ({"precision": "fp32", "threads": 2}, {}, ("fp32", 2), []),
+        (
+            {"precision": "fp32", "threads": 1},
+            {"precision": "bf16", "threads": 2},
+            ("fp32", 1),
+            [
+                "changed since the last start: precision: bf16 -> fp32",
+                "changed since the last start: threads: 2 -> 1",
+            ],
+        ),
+        (
+            {},
+            {"precision": "fp32", "threads": 8},
+            ("fp32", 8),
+            [
+                "threads: 8, as this run has had so far, on 4 cores; fewer are faster here, but "
+                "change the last bits of its numbers (threads=4)"
+            ],
+        ),
+        ({"threads": 8}, {"precision": "fp32", "threads": 8}, ("fp32", 8), []),
+    ],
+)
+def test_what_is_left_open_is_as_the_run_began_and_a_change_is_told(
+    settings: dict[str, Any],
+    recorded: dict[str, Any] | None,
+    expected: tuple[str, int],
+    said: list[str],
+    native: str,
+    checkpoint: Callable[..., Path],
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MT_NATIVE_BF16", native)
+    resumed = None if recorded is None else checkpoint(**recorded)
+    config = Config.model_validate({**CPU, **settings})
+    resolved, chosen = start_computing(config, resumed, World())
+    precision = {"0": "fp32", "1": "bf16"}[native] if expected[0] == "auto" else expected[0]
+    assert (resolved.precision, resolved.threads) == (precision, expected[1])
+    assert NAMES[chosen.dtype] == precision
+    assert messages == said
+
+
+def test_bf16_without_hardware_is_kept_and_said_once(
+    checkpoint: Callable[..., Path], messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MT_NATIVE_BF16", "0")
+    resumed = checkpoint(precision="bf16", threads=1)
+    resolved, _ = start_computing(Config.model_validate(CPU), resumed, World())
+    assert resolved.precision == "bf16"
+    [message] = messages
+    assert "bf16 has no hardware support on this cpu" in message
+
+
+def test_a_precision_that_is_impossible_here_is_an_error_with_a_way_out(
+    checkpoint: Callable[..., Path], messages: list[str]
+) -> None:
+    resumed = checkpoint(precision="fp16", threads=1)
+    with pytest.raises(ConfigError, match="fp16 is for GPUs") as error:
+        start_computing(Config.model_validate(CPU), resumed, World())
+    assert "computed in fp16 so far; name another precision" in str(error.value)
+    config = Config.model_validate({**CPU, "precision": "fp32"})
+    assert start_computing(config, resumed, World())[0].precision == "fp32"
+    assert messages == ["changed since the last start: precision: fp16 -> fp32"]
+
+
+@pytest.mark.parametrize(("native", "expected"), [((0, 1), "fp32"), ((1, 0), "bf16")])
+def test_ranks_compute_as_the_first_one_whatever_their_machines(
+    native: tuple[int, int], expected: str
+) -> None:
+    def work(world: World) -> Any:
+        os.environ["MT_NATIVE_BF16"] = str(native[world.rank])
+        torch.set_num_threads(1 + 4 * world.rank)
+        said: list[str] = []
+        with patch.object(
+            compute.logger, "warning", lambda text, *values: said.append(text % values)
+        ):
+            resolved, chosen = start_computing(Config.model_validate(CPU), None, world)
+        slow = [message for message in said if "on rank 1, and all ranks wait" in message]
+        return (
+            resolved.precision,
+            NAMES[chosen.dtype],
+            resolved.threads,
+            torch.get_num_threads(),
+            slow,
+        )
+
+    first, second = on_ranks(2, work)
+    assert first[:4] == second[:4] == (expected, expected, 2, 1)
+    assert len(first[4]) == (expected == "bf16")
+
+
+def test_a_rank_that_cannot_compute_so_is_named_on_all() -> None:
+    def work(world: World) -> Any:
+        def here(*args: Any, **options: Any) -> Any:
+            if world.rank == 1 and args[1] == "bf16":
+                raise ConfigError("precision: bf16 is not for this device")
+            return choose_compute(*args, **options)
+
+        config = Config.model_validate({**CPU, "precision": "bf16", "threads": 1})
+        with patch.object(compute, "choose_compute", here), pytest.raises(MTError) as error:
+            start_computing(config, None, world)
+        return type(error.value), str(error.value), error.value.exit_code
+
+    message = "precision: bf16 is not for this device"
+    assert on_ranks(2, work) == [(RankError, f"rank 1: {message}", 2), (ConfigError, message, 2)]
+
+
+def test_the_threads_of_a_machine_are_recorded_and_not_a_ranks_share(
+    checkpoint: Callable[..., Path],
+) -> None:
+    resumed = checkpoint(precision="fp32", threads=3)
+
+    def work(world: World) -> Any:
+        resolved, _ = start_computing(Config.model_validate(CPU), resumed, world)
+        return resolved.threads, torch.get_num_threads()
+
+    assert on_ranks(2, work) == [(3, 1), (3, 1)]

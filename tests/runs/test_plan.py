@@ -1,0 +1,206 @@
+"""The plan is what training then does: parameters add up, kept activations are those that autograd keeps, the peak is the real one."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.config import load_config
+from mt.data.order import Position, TrainLoader
+from mt.data.prepare import prepare
+from mt.model.transformer import Transformer, build_model
+from mt.runs.plan import (
+    empty_batch,
+    micro_batch_memory,
+    parameters_by_block,
+    plan_corpus,
+    plan_memory,
+    process_memory,
+)
+from mt.runtime.device import Compute
+from mt.runtime.environment import SETTINGS
+from tests.conftest import ROOT, run_mt
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+REAL = """
+import re, sys
+from mt.config import load_config
+from mt.runs.start import train
+train(load_config(sys.argv[1], sys.argv[2:]))
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+PLAN = """
+import sys
+from mt.config import load_config
+from mt.runs import plan
+plan.time_text = lambda *_: ""
+print(plan.plan(load_config(sys.argv[1], sys.argv[2:])))
+"""
+
+
+@pytest.mark.parametrize("tie", ["all", "decoder", "none"])
+def test_parameters_by_block_add_up_to_those_of_the_model(
+    small_yaml: Callable[..., Path], tmp_path: Path, tie: str
+) -> None:
+    config = load_config(small_yaml(tmp_path), [f"model.tie_embeddings={tie}"])
+    model = Transformer(config.model, 300, 300)
+    counts = parameters_by_block(model)
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    assert counts["source embedding"] == 300 * 32
+    assert (counts["target embedding"] > 0, counts["output projection"] > 0) == (
+        tie != "all",
+        tie == "none",
+    )
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_kept_memory_is_what_autograd_really_saves(
+    small_yaml: Callable[..., Path], tmp_path: Path, norm: str
+) -> None:
+    config = load_config(
+        small_yaml(tmp_path),
+        [f"model.norm={norm}", "model.d_model=128", "model.activation_dropout=0.1"],
+    )
+    shape = (16, 24, 20)
+    model = build_model(config.model, 300, 300, 1).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = empty_batch(shape, CPU.device, packed=False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model(batch.src, batch.src_mask, batch.tgt_in)  # type: ignore[union-attr]
+    pack(hidden)
+    kinds = micro_batch_memory(config, (300, 300), shape, CPU, repeat=False)
+    assert kinds["activations"] == pytest.approx(sum(saved.values()), rel=0.02)
+
+
+def test_recomputed_layers_keep_less_and_accumulated_gradients_count(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load_config(small_yaml(tmp_path))
+    less = load_config(small_yaml(tmp_path), ["train.gradient_checkpointing=true"])
+    shape = (32, 30, 30)
+    once = micro_batch_memory(config, (300, 300), shape, CPU, repeat=False)
+    again = micro_batch_memory(config, (300, 300), shape, CPU, repeat=True)
+    assert (
+        micro_batch_memory(less, (300, 300), shape, CPU, repeat=False)["activations"]
+        < once["activations"] / 2
+    )
+    trained = (p for p in Transformer(config.model, 300, 300).parameters() if p.requires_grad)
+    weights = 4 * sum(p.numel() for p in trained)
+    assert again["gradients"] == weights
+    assert again.total() == pytest.approx(once.total() + weights - once["gradients"], rel=0.1)
+
+
+def test_an_epoch_is_counted_as_the_loader_hands_it_out(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load_config(small_yaml(tmp_path))
+    loader = TrainLoader(prepare(config).train, config.batching, config.seed, grad_accum_steps=2)
+    corpus = plan_corpus(loader)
+    shapes, tokens, updates = [], 0, 0
+    for update in loader.updates():
+        updates, tokens = updates + 1, tokens + update.num_tokens
+        shapes += [
+            (len(batch.src), batch.src.shape[1], batch.tgt_in.shape[1])
+            for batch in update.micro_batches
+        ]  # type: ignore[union-attr]
+        if loader.position.epoch:
+            break
+    assert loader.position == Position(1)
+    assert (corpus.tgt_tokens, corpus.updates, corpus.shapes.tolist()) == (
+        tokens,
+        updates,
+        [list(shape) for shape in shapes],
+    )
+    assert [sum(row[side] for row in corpus.histogram) for side in (1, 2)] == [corpus.pairs] * 2
+    assert 0 < corpus.padding < 0.3
+
+
+def test_the_worst_micro_batch_is_the_one_with_the_largest_peak(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load_config(small_yaml(tmp_path))
+    corpus = plan_corpus(TrainLoader(prepare(config).train, config.batching, config.seed))
+    memory = plan_memory(config, (500, 500), corpus, CPU, process=0)
+    peaks = [
+        micro_batch_memory(config, (500, 500), tuple(shape), CPU, repeat=False).total()
+        for shape in corpus.shapes[:8].tolist()
+    ]
+    assert micro_batch_memory(
+        config, (500, 500), memory.shape, CPU, repeat=False
+    ).total() >= 0.97 * max(peaks)
+
+
+def test_the_process_itself_is_measured(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    assert 100 << 20 < process_memory(load_config(small_yaml(tmp_path)), CPU) < 4 << 30
+
+
+def test_the_command_prints_all_parts_and_leaves_no_run_folder(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run_mt("train", small_yaml(tmp_path), "--plan")
+    assert result.returncode == 0, result.stderr
+    for part in (
+        "Parameters",
+        "Memory at the peak",
+        "activations",
+        "process",
+        "An epoch",
+        "padding",
+        "target tokens/s",
+        "12 updates",
+    ):
+        assert part in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_the_configuration_still_exits_2(
+    small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run_mt("train", small_yaml(tmp_path), "model.num_heads=7", "--plan")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "does not divide" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_peak_is_within_15_percent_of_a_real_training(precision: str, tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    env = {**os.environ, **SETTINGS}  # as the command makes them
+    options = (
+        str(ROOT / "configs/quickstart.yaml"), f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache", "data.valid=[]", "device=cpu",
+        f"precision={precision}", "model.d_model=192", "batching.max_tokens=4096", "train.max_steps=30",
+    )  # fmt: skip
+    prepared = run_mt("prepare", options[0], *options[1:])
+    assert prepared.returncode == 0, prepared.stderr
+    outputs = []
+    for code in (PLAN, REAL):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *options],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        outputs.append(result.stdout)
+    planned = float(
+        next(line for line in outputs[0].split("\n") if line.startswith("  peak"))
+        .split()[1]
+        .replace(",", "")
+    )
+    real = int(outputs[1].split()[-1]) / 1024
+    assert planned == pytest.approx(real, rel=0.15)
+    assert real > 600  # of which libraries are about 340

@@ -1,0 +1,464 @@
+"""Processes that share the work: order, errors, memory, where they come from, how they end."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt import Translator
+from mt.errors import ConfigError, MTError
+from mt.model.linear import Int8Linear
+from mt.runtime.device import Compute
+from mt.runtime.sharing import SharedWork
+from mt.runtime.worker_template import MODULES, start_early, worker_template
+from mt.runtime.workers import Workers
+from tests.conftest import ROOT
+from tests.imports import computing_imports
+from tests.runtime import jobs
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+MB = 1_000_000
+
+
+def test_results_come_in_the_order_of_the_items_from_several_processes() -> None:
+    found = list(Workers(2, 1).map(jobs.item_and_process, range(12)))
+    assert [item for item, _ in found] == list(range(12))
+    assert len({pid for _, pid in found}) == 2
+    assert os.getpid() not in {pid for _, pid in found}
+
+
+@pytest.mark.parametrize(("count", "items"), [(1, 5), (4, 0)])
+def test_one_worker_or_no_item_needs_no_other_process(count: int, items: int) -> None:
+    assert list(Workers(count, 1).map(lambda item: (item, os.getpid()), range(items))) == [
+        (i, os.getpid()) for i in range(items)
+    ]
+
+
+def test_shared_work_for_no_items_has_no_results() -> None:
+    workers = Workers(2, 1)
+    assert list(workers.map(workers.share(jobs.threads), [])) == []
+
+
+def test_the_processes_share_the_threads_and_fewer_have_more() -> None:
+    assert list(Workers(2, 6).map(jobs.threads, range(4))) == [3] * 4
+    assert list(Workers(4, 6).map(jobs.threads, range(1))) == [6]
+    assert list(Workers(4, 1).map(jobs.threads, range(4))) == [1] * 4
+
+
+def test_a_process_of_several_threads_computes() -> None:
+    a = torch.randn(512, 512)
+    found = list(Workers(2, 4).map(partial(jobs.product, a), range(4)))
+    assert found == pytest.approx([jobs.product(a, 0)] * 4, rel=1e-2, abs=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_workers_compute_after_this_process_did_with_several_threads(dtype: str) -> None:
+    """In a fork of this process OpenMP and oneDNN would wait for threads that are not there."""
+    code = (
+        "import torch; from functools import partial; from mt.runtime.workers import Workers\n"
+        "from tests.runtime.jobs import product; torch.set_num_threads(2)\n"
+        f"a = torch.randn(1000, 1000).to(torch.{dtype}); before = product(a, 0)\n"
+        "found = list(Workers(2, 4).map(partial(product, a), range(4)))\n"
+        "print(all(abs(x - before) < 200 for x in found), torch.get_num_threads())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert result.stdout == "True 2\n", result.stderr
+
+
+def test_an_error_tells_where_in_the_worker_it_came_from() -> None:
+    with pytest.raises(ValueError, match="no such thing") as caught:
+        list(Workers(2, 1).map(jobs.fails, range(2)))
+    assert "in fails\n" in caught.value.__notes__[0]
+
+
+def test_work_that_cannot_be_received_is_an_error_that_says_why() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
+        list(Workers(2, 1).map(jobs.NotWithoutModule(), range(2)))
+
+
+def test_what_the_work_raises_arrives_and_no_process_is_left() -> None:
+    found = []
+    with pytest.raises(ConfigError, match="three is too much"):
+        found.extend(Workers(2, 1).map(jobs.three_is_too_much, range(100)))
+    assert_gone(pid for _, pid in Workers(2, 1).map(jobs.item_and_process, range(2)))
+
+
+def assert_gone(pids: Iterable[int], seconds: float = 10.0) -> None:
+    """No process of these runs on. One that has ended and was not waited for counts as gone."""
+    deadline = time.monotonic() + seconds
+    for pid in set(pids):
+        while is_running(pid):
+            assert time.monotonic() < deadline, f"process {pid} still runs"
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_who_stops_listening_ends_the_processes() -> None:
+    results = Workers(2, 1).map(jobs.sleeps_after_two, range(10))
+    pids = [next(results)]
+    began = time.monotonic()
+    results.close()
+    assert_gone(pids)
+    assert time.monotonic() - began < 10
+
+
+def test_a_killed_process_is_an_error_that_says_what_may_help() -> None:
+    with pytest.raises(MTError, match=r"worker process was killed .*--workers"):
+        list(Workers(2, 1).map(jobs.killed_at_two, range(6)))
+
+
+def test_a_killed_template_is_replaced() -> None:
+    template = worker_template()
+    os.kill(template.pid, signal.SIGKILL)
+    assert_gone([template.pid])
+    assert list(Workers(2, 1).map(jobs.threads, range(2))) == [1, 1]
+    assert worker_template() is not template
+
+
+def test_messages_of_workers_go_through_the_log_of_this_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert list(Workers(2, 1).map(jobs.logs, range(3))) == [0, 1, 2]
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "warning 0",
+        "warning 1",
+        "warning 2",
+    ]
+
+
+def test_threads_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert Workers.choose(1, CPU) == Workers(1, 4)
+    assert Workers.choose(2, CPU) == Workers(2, 4)
+    assert Workers.choose(None, CPU) == Workers(4, 4)
+    assert Workers.choose(8, CPU) == Workers(8, 4)
+
+
+def test_several_workers_on_a_gpu_are_refused_and_one_is_chosen() -> None:
+    gpu = Compute(torch.device("cuda"), torch.bfloat16)
+    assert Workers.choose(None, gpu).count == 1
+    with pytest.raises(ConfigError, match="workers: 2 is not possible"):
+        Workers.choose(2, gpu)
+
+
+# Where workers come from.
+
+
+def test_a_workers_parent_has_one_thread_and_is_not_this_process() -> None:
+    template = worker_template()
+    for found in Workers(2, 2).map(jobs.ancestry, range(4)):
+        assert found["parent"] == template.pid != os.getpid()
+        assert found["parent_threads"] == 1
+        assert found["grandparent"] == os.getpid()
+        assert "mt.runtime.template" in found["parent_command"]
+
+
+def test_importing_what_workers_need_computes_nothing() -> None:
+    """The template imports, and forks: with the test above, it has not computed."""
+    assert computing_imports(MODULES) == []
+
+
+def test_a_template_is_started_early_only_where_several_workers_are_likely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("mt.runtime.worker_template.worker_template", lambda: started.append(1))
+    monkeypatch.setattr("mt.runtime.worker_template.GPUS", ())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def starts(workers: int | None, threads: int | None, device: str = "auto") -> bool:
+        started.clear()
+        start_early(workers, threads, device)
+        return bool(started)
+
+    assert starts(None, None)
+    assert starts(2, 1)
+    assert starts(None, 3, "cpu")
+    assert not starts(1, 4)
+    assert not starts(None, 1)
+    assert not starts(4, 4, "cuda:1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert not starts(None, None)
+    monkeypatch.setattr("mt.runtime.worker_template.GPUS", ("/dev/null",))
+    assert not starts(2, 2)
+    assert starts(2, 2, "cpu")
+
+
+def test_starting_early_imports_no_pytorch() -> None:
+    code = (
+        "import sys, mt.runtime.worker_template as t; t.start_early(2, 2, 'cpu')\n"
+        "print('torch' in sys.modules, t._template.is_usable())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert result.stdout == "False True\n", result.stderr
+
+
+SCRIPT = """
+from pathlib import Path
+with Path("runs.txt").open("a") as file:
+    file.write("once\\n")
+import sys
+from mt import Translator
+translator = Translator.load(sys.argv[1], threads=2, workers=2, precision="fp32")
+print("\\n".join(translator.translate(Path(sys.argv[2]).read_text().splitlines())))
+"""
+
+
+def by_script(model: Path, source: Path, folder: Path) -> list[str]:
+    (folder / "script.py").write_text(SCRIPT)  # without an `if __name__ == "__main__"`
+    return [sys.executable, str(folder / "script.py"), str(model), str(source)]
+
+
+def by_stdin(model: Path, source: Path, folder: Path) -> list[str]:
+    return ["sh", "-c", f"'{sys.executable}' - '{model}' '{source}' <<'END'\n{SCRIPT}\nEND"]
+
+
+def by_module(model: Path, source: Path, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "mt", *translation(model, source)]
+
+
+def by_console_script(model: Path, source: Path, folder: Path) -> list[str]:
+    return [str(Path(sys.executable).with_name("mt")), *translation(model, source)]
+
+
+def by_torchrun(model: Path, source: Path, folder: Path) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mt"]
+    return [*launcher, *translation(model, source)]
+
+
+def translation(model: Path, source: Path) -> list[str]:
+    return [
+        "translate",
+        str(model),
+        str(source),
+        "--workers",
+        "2",
+        "--threads",
+        "2",
+        "--precision",
+        "fp32",
+    ]
+
+
+@pytest.mark.parametrize("way", [by_script, by_stdin, by_module, by_console_script, by_torchrun])
+def test_workers_start_from_every_kind_of_process(
+    way: Callable[[Path, Path, Path], list[str]], trained_run: Path, sample: Path, tmp_path: Path
+) -> None:
+    expected = Translator.load(trained_run, threads=1, precision="fp32").translate(
+        (sample / "test.de").read_text().splitlines()
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = way(trained_run, sample / "test.de", tmp_path)
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert result.stdout.splitlines() == expected, result.stderr
+    if way in (by_script, by_stdin):  # the user's script has run once, and not again in the workers
+        assert (tmp_path / "runs.txt").read_text() == "once\n"
+
+
+# How they end.
+
+SLEEPERS = """
+import sys, time
+from mt.runtime.worker_template import worker_template
+if sys.argv[1] == "importing":
+    print(worker_template().pid, flush=True)
+else:
+    from mt.runtime.workers import Workers
+    from tests.runtime.jobs import sleeps_after_two
+    results = Workers(2, 2).map(sleeps_after_two, range(9))
+    print(worker_template().pid, next(results), next(results), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("importing", signal.SIGKILL), ("importing", signal.SIGTERM), ("importing", signal.SIGINT),
+        ("working", signal.SIGKILL), ("working", signal.SIGTERM),
+    ],
+)  # fmt: skip
+def test_nothing_is_left_running_however_the_process_ends(
+    moment: str, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPERS, moment],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == (1 if moment == "importing" else 3)
+    process.send_signal(number)
+    assert process.wait(30) == -number
+    assert_gone(pids, seconds=5)
+
+
+def test_nothing_is_left_running_though_a_fork_of_the_process_lives_on() -> None:
+    """That fork holds open the socket whose end the template waits for."""
+    code = SLEEPERS.replace(
+        "time.sleep(60)",
+        "import os\nif not os.fork():\n    time.sleep(15)\nos.kill(os.getpid(), 9)",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "working"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert_gone(map(int, process.stdout.readline().split()), seconds=10)
+
+
+def test_ctrl_c_ends_all_without_a_traceback(trained_run: Path, sample: Path) -> None:
+    """A terminal sends it to every process of the command, workers included."""
+    command = [
+        sys.executable,
+        "-m",
+        "mt",
+        *translation(trained_run, sample / "train.de"),
+        "--beam-size",
+        "50",
+        "--batch-size",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(group_of(process.pid)) < 4:  # the command, the template, two workers
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    pids = group_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 130
+    assert_gone(pids, seconds=5)
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == leader and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+# What they share.
+
+
+@pytest.mark.parametrize(("how", "grows"), [("read", False), ("copy", True), ("write", True)])
+def test_the_model_is_in_memory_once(how: str, grows: bool) -> None:
+    tensor = torch.ones(10 * MB)
+    workers = Workers(2, 2)
+    work = workers.share(partial(jobs.growth_by, how, tensor))
+    for growth, total in workers.map(work, range(2)):
+        assert total == (20 * MB if how == "write" else 10 * MB)
+        assert (growth > 36 * MB) if grows else (growth < 4 * MB)
+
+
+def test_this_process_need_not_keep_the_model(trained_run: Path) -> None:
+    assert Translator.load(trained_run, threads=1, workers=2).searcher is None
+    assert Translator.load(trained_run, threads=1, workers=1).searcher is not None
+
+
+def test_what_one_worker_writes_no_other_reads() -> None:
+    workers = Workers(2, 2)
+    work = workers.share(partial(jobs.growth_by, "write", torch.zeros(MB)))
+    assert sorted(total for _, total in workers.map(work, range(2))) == [MB, MB]
+    assert sorted(total for _, total in workers.map(work, range(2))) == [MB, MB]
+
+
+TENSORS = {
+    "a matrix": torch.randn(3, 5),
+    "a transposed one": torch.randn(3, 5).t(),
+    "a part of another": torch.arange(100).view(10, 10)[3:7, 2:9:3],
+    "one number": torch.tensor(7),
+    "none": torch.empty(0, 4),
+    "bf16": torch.randn(9).bfloat16(),
+    "bytes": torch.arange(7, dtype=torch.uint8),
+    "truths": torch.tensor([True, False, True]),
+    "the same row again and again": torch.randn(1, 4).expand(3, 4),
+}
+
+
+def identity(values: dict[str, torch.Tensor], item: int) -> list[tuple[object, ...]]:
+    return [
+        (name, tensor.dtype, tensor.tolist(), tuple(tensor.shape), tensor.stride())
+        for name, tensor in values.items()
+    ]
+
+
+def test_tensors_arrive_as_they_are() -> None:
+    [found] = Workers(2, 2).map(partial(identity, TENSORS), range(1))
+    assert found == identity(TENSORS, 0)
+
+
+def shares_storage(model: torch.nn.ModuleList, item: int) -> tuple[bool, bool, int]:
+    a, b = model[0].weight, model[1].weight
+    return a is b, a.requires_grad, a.data_ptr() % 64
+
+
+def test_tied_parameters_stay_tied_and_aligned() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)])
+    model[1].weight = model[0].weight
+    assert list(Workers(2, 2).map(partial(shares_storage, model), range(1))) == [(True, True, 0)]
+
+
+def test_weights_packed_to_eight_bits_are_packed_alike_by_a_worker() -> None:
+    layer, x = Int8Linear(torch.randn(40, 24), torch.randn(40)), torch.randn(6, 24)
+    [found] = Workers(2, 2).map(partial(apply, layer, x), range(1))
+    assert found == layer(x).tolist()
+
+
+def apply(layer: Int8Linear, x: torch.Tensor, item: int) -> list[list[float]]:
+    result: list[list[float]] = layer(x).tolist()
+    return result
+
+
+def test_a_tensor_on_a_gpu_is_not_shared() -> None:
+    with pytest.raises(AssertionError, match="meta"):
+        SharedWork(partial(jobs.product, torch.empty(3, device="meta")))

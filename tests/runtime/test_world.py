@@ -1,0 +1,214 @@
+"""What ranks tell each other, what they do once for all, and what they say when one of them fails, dies or falls silent."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from mt.errors import ConfigError, DataError, RankError, RankLostError
+from mt.runtime import World, joined, presence
+from mt.train.gradients import wait_for_gpu
+from mt.train.stopping import SignalStop
+from tests.runtime.ranks import RankFailedError, on_ranks
+
+
+class NeverDone:
+    """An event that a GPU never comes to."""
+
+    def query(self) -> bool:
+        return False
+
+
+def test_sums_and_signals_are_those_of_all_ranks() -> None:
+    def work(world: World) -> Any:
+        highest = world.highest(15 * (world.rank == 1))
+        return world.add_up(torch.tensor([1.0, world.rank])).tolist(), highest
+
+    assert on_ranks(3, work) == [([3.0, 3.0], 15)] * 3
+    assert work(World()) == ([1.0, 0.0], 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_shared_work_comes_back_in_order_on_every_rank(count: int) -> None:
+    def work(world: World) -> Any:
+        return world.shared(
+            lambda items: [[item * item, world.rank] for item in items], range(count)
+        )
+
+    assert on_ranks(3, work) == [[[i * i, i % 3] for i in range(count)]] * 3
+    assert work(World()) == [[i * i, 0] for i in range(count)]
+
+
+def test_an_error_in_shared_work_ends_it_everywhere_and_says_where_it_was() -> None:
+    def work(world: World) -> Any:
+        def fails_on_one(items: Sequence[int]) -> Sequence[int]:
+            if world.rank == 1:
+                raise DataError("line 7 is odd")
+            return items
+
+        try:
+            world.shared(fails_on_one, range(4))
+        except (DataError, RankError) as error:
+            return type(error).__name__, str(error), error.exit_code, getattr(error, "kind", "")
+
+    told = ("RankError", "rank 1: line 7 is odd", 2, "DataError")
+    assert on_ranks(3, work) == [told, ("DataError", "line 7 is odd", 2, ""), told]
+
+
+def test_what_is_done_once_the_others_get_and_an_error_too() -> None:
+    def work(world: World) -> Any:
+        values = [world.first(lambda: {"pid": os.getpid(), "text": "ä\u2028"}) for _ in range(3)]
+        try:
+            world.first(lambda: [].pop())
+        except (IndexError, RankError) as error:
+            return values, type(error).__name__, str(error)
+
+    first, *others = on_ranks(3, work)
+    assert first[1:] == ("IndexError", "pop from empty list")
+    assert [other[0] for other in others] == [first[0]] * 2
+    assert [other[1:] for other in others] == [("RankError", "pop from empty list")] * 2
+
+
+def test_work_of_the_first_rank_may_take_longer_than_the_timeout() -> None:
+    def work(world: World) -> Any:
+        def slow() -> int:
+            time.sleep(2.5)
+            return 7
+
+        return world.first(slow)
+
+    assert on_ranks(2, work, timeout=1.0) == [7, 7]
+
+
+@pytest.mark.parametrize(("where", "silent"), [("first", 0), ("sum", 0), ("sum", 2)])
+def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) -> None:
+    def work(world: World) -> None:
+        world.add_up(torch.ones(1))
+
+        def stop() -> None:
+            if world.rank == silent:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        try:
+            if where == "first":
+                world.first(stop)
+            else:
+                stop()
+                world.add_up(torch.ones(1))
+        except RuntimeError as error:
+            raise RankLostError(str(world.presence.lost(error))) from error
+
+    began = time.monotonic()
+    with pytest.raises(RankFailedError) as failed:
+        on_ranks(3, work, timeout=2.0)
+    assert time.monotonic() - began < 2 + 10
+    assert f"rank {silent}: exit {-signal.SIGKILL}" in str(failed.value)
+    assert f"no answer for 2 s from rank {silent} (" in str(failed.value)
+    others = {0, 1, 2} - {silent}
+    assert not [rank for rank in others if f"from rank {rank} (" in str(failed.value)]
+
+
+@pytest.mark.parametrize("where", ["agree", "gpu"])
+def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
+    """Missed when the hosts agree, or later, when an event behind a collective never comes."""
+
+    def work(world: World) -> None:
+        stop = SignalStop(world)
+        stop.agree()
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            if where == "agree":
+                stop.agree()
+            wait_for_gpu(NeverDone(), patience=2.5)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            lost = f"{world.presence.lost(error)}; missed by the {'GPU' * ('GPU' in str(error))}"
+            raise RankLostError(lost) from error
+
+    with pytest.raises(RankFailedError) as failed:
+        on_ranks(3, work, timeout=2.0)
+    assert f"rank 1: exit {-signal.SIGKILL}" in str(failed.value)
+    missed = f"(train.timeout); missed by the {'GPU' * (where == 'gpu')}\n"
+    assert str(failed.value).count("no answer for 2 s from rank 1 (") == 2
+    assert str(failed.value).count(missed) == 2
+    assert "from rank 0 (" not in str(failed.value)
+    assert "from rank 2 (" not in str(failed.value)
+
+
+def test_a_gpu_is_waited_for_longer_than_hosts_and_shorter_than_nccl_waits() -> None:
+    assert World().gpu_patience is None
+    assert World(0, 2, timeout=10.0).gpu_patience == 40.0
+
+
+def test_a_rank_that_dies_ends_the_others_at_once() -> None:
+    def work(world: World) -> None:
+        world.add_up(torch.ones(1))
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            world.add_up(torch.ones(1))
+        except RuntimeError as error:
+            raise RankLostError(str(world.presence.lost(error))) from error
+
+    began = time.monotonic()
+    with pytest.raises(RankFailedError, match="another rank has ended"):
+        on_ranks(2, work, timeout=60.0)
+    assert time.monotonic() - began < 10
+
+
+def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
+    """As a launcher's store does when it starts its ranks anew."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = server.port
+
+    def client() -> TCPStore:
+        return TCPStore("127.0.0.1", port, is_master=False)
+
+    def dies(world: World) -> None:
+        world.first(lambda: "of the dead")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RankFailedError):
+        on_ranks(2, dies, store=client)
+    for number in range(3):
+        values = on_ranks(
+            2,
+            lambda world: (world.first(lambda: number), len(world.presence.ranks)),  # noqa: B023
+            store=client,
+        )
+        assert values == [(number, 2)] * 2
+
+
+def test_other_errors_are_not_taken_for_a_lost_rank() -> None:
+    there = presence.Presence(None, 0, 2, 1.0)
+    assert there.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert there.lost(ValueError("Connection closed by peer")) is None
+    assert World().presence.lost(RuntimeError("Connection closed by peer")) is None
+
+
+def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="RANK expected"), joined(1.0):
+        pytest.fail("there is no such world")
+
+
+def test_each_rank_takes_the_gpu_of_its_number_and_its_part_of_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    third = World(11, 16, local_rank=3, local_size=8)
+    assert [third.threads(count) for count in (16, 4, None)] == [2, 1, None]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert third.place("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [third.place(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
+    assert World().place("auto") == "auto"
