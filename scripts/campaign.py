@@ -22,6 +22,8 @@ from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many cases as cores run at a time
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 from rich.console import Console
 from rich.table import Table
 from survival.harness import ROOT, reference, write_config
@@ -116,7 +118,7 @@ def campaign(folder: Path, promises: tuple[str, ...] | list[str], full: bool, jo
 
 def fingerprint_of_code() -> str:
     """Names what is being tried: results of other code do not count."""
-    files = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "scripts/survival").rglob("*.py")})
+    files = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "tests/survival").rglob("*.py")})
     return fingerprint([path.read_text(encoding="utf-8") for path in files])
 
 

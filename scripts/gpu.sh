@@ -25,7 +25,7 @@ export PYTHONPATH="$PWD:$scratch/site:$wheels${PYTHONPATH:+:$PYTHONPATH}" PYTHON
 
 part() {  # NAME SECONDS
     echo "== $1" | tee -a "$out/log.txt"
-    timeout -k 5 $(($2 + 5)) "$python" scripts/gpu_bench.py "$1" --seconds "$2" --out "$out" \
+    timeout -k 5 $(($2 + 5)) "$python" scripts/bench/gpu.py "$1" --seconds "$2" --out "$out" \
         --scratch "$scratch" --data "$data" --device "$device" 2>&1 | tee -a "$out/log.txt"
     local code=${PIPESTATUS[0]}
     [ "$code" -eq 0 ] ||

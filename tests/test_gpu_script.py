@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import ROOT, sample_lines
 
-sys.path.append(str(ROOT / "scripts"))
-import gpu_bench
-from gpu_bench import Part, summary_lines
+sys.path.append(str(ROOT / "scripts/bench"))
+import gpu as gpu_bench
+from gpu import Part, summary_lines
 
 RATE = "target_tokens_per_second"
 TRAINED = {"engine", "preset", "compute", "max_tokens", RATE, "runs", "peak_memory_gib"}

@@ -1,4 +1,4 @@
-"""The README says what is true: its tree is the real tree, its commands exist, its links lead somewhere."""
+"""The README and docs/architecture.md say what is true: rooms, tree, commands, links."""
 
 import re
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def tracked() -> set[str]:
@@ -17,9 +18,9 @@ def tracked() -> set[str]:
 
 
 def tree_paths() -> set[str]:
-    """Paths drawn in the README's tree: two spaces a level, a folder ends in `/`."""
-    block = re.search(r"```text\n(mt/.*?)```", README, re.DOTALL)
-    assert block, "the README has no tree"
+    """Paths drawn in docs/architecture.md: two spaces per level, a folder ends in `/`."""
+    block = re.search(r"```text\n(mt/.*?)```", ARCHITECTURE, re.DOTALL)
+    assert block, "docs/architecture.md has no tree"
     paths, stack = set(), []
     for line in block[1].rstrip().split("\n"):
         depth = (len(line) - len(line.lstrip())) // 2
@@ -43,6 +44,13 @@ def test_the_tree_is_the_real_tree_of_the_package() -> None:
     assert not missing
 
 
+def test_every_room_is_in_the_readme() -> None:
+    rooms = {
+        "/".join(path.split("/")[:2]) + "/" for path in tracked() if re.match(r"mt/\w+/", path)
+    }
+    assert set(re.findall(r"^\| `(mt/\w+/)`", README, re.MULTILINE)) == rooms
+
+
 def test_every_top_level_folder_is_drawn() -> None:
     folders = {
         path.split("/")[0] + "/" for path in tracked() if "/" in path and not path.startswith(".")
@@ -63,7 +71,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
 def test_every_file_that_the_readme_names_is_there() -> None:
     named = set(re.findall(r"\]\(([^)#:]+)\)", README)) | set(
-        re.findall(r"(?:scripts|configs)/[\w-]+\.(?:sh|py|yaml)", README)
+        re.findall(r"(?:scripts|configs)/[\w/-]+\.(?:sh|py|yaml)", README)
     )
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]

@@ -19,16 +19,17 @@ BANNED_MODULES = {
 }
 BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "torch.jit.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
                 "np.load", "numpy.load", "os.system", "importlib.reload"}  # fmt: skip
-HOSTILE = "scripts/survival/hostile.py"  # makes a pickle, to see it refused
+HOSTILE = "tests/survival/hostile.py"  # makes a pickle, to see it refused
 # Send pickles to processes that they have started, over sockets that those have inherited.
 OWN_CHILDREN = (
     "mt/runtime/template.py",
     "mt/runtime/workers.py",
     "mt/runtime/sharing.py",
-    "scripts/survival/warm.py",
+    "tests/survival/warm.py",
 )
 EXEMPT = {ROOT / name for name in (HOSTILE, *OWN_CHILDREN)}
-FILES = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")} - EXEMPT)
+FOLDERS = ("mt", "scripts", "tests/survival")
+FILES = sorted({path for name in FOLDERS for path in (ROOT / name).rglob("*.py")} - EXEMPT)
 
 
 def banned(source: str) -> list[str]:

@@ -13,9 +13,9 @@ import sacrebleu
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "sample"
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts/corpus"))
 
-import make_sample_corpus as maker  # noqa: E402
+import make_sample as maker  # noqa: E402
 import sample_grammar as grammar  # noqa: E402
 
 PARTS = {"train": 20_000, "valid": 1_000, "test": 1_000}

@@ -18,11 +18,12 @@ from mt import __version__
 from mt.errors import MTError, RankLostError
 from mt.runtime.environment import prepare_environment
 
+SHARED = {"output"}  # modules of this folder that are no command
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
-    """The `mt` command with every module of this folder registered."""
+    """The `mt` command with every module of this folder registered, `SHARED` left out."""
     app = typer.Typer(
         name="mt",
         help="Machine translation from raw parallel text to a scored model: train, translate, evaluate.",
@@ -31,8 +32,8 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_global_options)
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        importlib.import_module(f"{__name__}.{module.name}").register(app)
+    for name in sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED):
+        importlib.import_module(f"{__name__}.{name}").register(app)
     return app
 
 

@@ -1,6 +1,6 @@
 """`mt translate` of a long file beside CTranslate2's Python call on the same lines: lines a second, and memory over time.
 
-Usage: python scripts/bench_file.py MODEL SOURCE [--lines 100000] [--beam-size 5] [--batch-size 128]
+Usage: python scripts/bench/file.py MODEL SOURCE [--lines 100000] [--beam-size 5] [--batch-size 128]
            [--engines mt-fp32,ct2-float32,ct2-float32-default] [--log FOLDER]
 
 Each engine is a process of its own, from text to text, loading and tokenization included; SOURCE is repeated to so many lines. ct2-TYPE is

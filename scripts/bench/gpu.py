@@ -1,6 +1,6 @@
 """The parts of scripts/gpu.sh: what the GPU is, the tests that need one, and speeds.
 
-Usage: python scripts/gpu_bench.py PART --out FOLDER --scratch FOLDER [--data FOLDER]
+Usage: python scripts/bench/gpu.py PART --out FOLDER --scratch FOLDER [--data FOLDER]
            [--device cuda] [--seconds 100]
 
 Parts: environment, train, decode, huggingface, tests, summary. A part runs each measurement in a
@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/bench-multi30k.yaml"
 TEXTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}  # of Multi30k, by use
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pydantic", "sentencepiece", "pytest")
@@ -164,13 +164,13 @@ def train(part: Part) -> None:
     }
     ways = [(preset, kind) for preset in part.sizes.presets for kind in ("compiled", "eager")]
     for preset, kind in [*ways, (part.sizes.presets[0], "deterministic")]:
-        measure_training(part, f"mt, {kind}", preset, "scripts/bench_train.py", *kinds[kind])
+        measure_training(part, f"mt, {kind}", preset, "scripts/bench/train.py", *kinds[kind])
 
 
 def huggingface(part: Part) -> None:
     """Training speed of a plain loop over Hugging Face's Marian on the same batches."""
     for preset in part.sizes.presets:
-        measure_training(part, "Hugging Face, eager", preset, "scripts/hf_loop.py")
+        measure_training(part, "Hugging Face, eager", preset, "scripts/bench/hf_loop.py")
 
 
 def measure_training(part: Part, engine: str, preset: str, script: str, *options: str) -> None:
@@ -194,7 +194,7 @@ def decode(part: Part) -> None:
     engines = ["--engines", ",".join(f"mt-{precision}" for precision in sizes.precisions)]
     work = ["--lines", sizes.lines, "--rounds", 1, "--beams", 5, "--batch-sizes", sizes.batch_sizes]
     place = ["--device", part.device, "--json", path]
-    part.run("decoding", "scripts/bench_decode.py", model, *text, *engines, *work, *place)
+    part.run("decoding", "scripts/bench/decode.py", model, *text, *engines, *work, *place)
     for line in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
         rate = line["tokens"] / line["seconds"]
         part.record(preset=preset, target_tokens_per_second=rate, **line)

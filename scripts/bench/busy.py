@@ -1,6 +1,6 @@
 """Training speed beside a busy neighbour: target tokens/s alone, beside a busy process, and beside one at nice 19.
 
-Usage: python scripts/bench_busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3] [--try NAME=VALUE ...]
+Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3] [--try NAME=VALUE ...]
 
 The first row is `mt` as its command runs it; each --try is one more, with an environment variable (GOMP_SPINCOUNT,
 OMP_WAIT_POLICY) or a setting of the configuration (threads=1) of its own. Every measurement is a process of its own
@@ -43,7 +43,7 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
     prepare_environment()
     import logging
 
-    from bench_train import speed
+    from train import speed
 
     from mt.config import load_config
     from mt.data.prepare import prepare

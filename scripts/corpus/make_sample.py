@@ -16,7 +16,7 @@ from typing import TypeVar
 import sample_grammar as g
 
 SIZES = {"train": 20_000, "valid": 1_000, "test": 1_000}
-DEFAULT_OUT = Path(__file__).resolve().parent.parent / "data" / "sample"
+DEFAULT_OUT = Path(__file__).resolve().parents[2] / "data" / "sample"
 DEFAULT_SEED = 7
 SHORTEST, LONGEST = 4, 20
 T = TypeVar("T")

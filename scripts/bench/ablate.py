@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """What each change to the training step gains: target tokens/s with PyTorch's own operation in its place, one at a time.
 
-Usage: python scripts/ablate_train.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
+Usage: python scripts/bench/ablate.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
 
 Every measurement is a process of its own, and each round measures every variant once, so that a slow minute of the machine falls on all.
 """
@@ -17,10 +17,10 @@ import statistics
 import subprocess
 import sys
 
-from bench_train import speed
 from plain_pytorch import PLAIN, plain_pytorch
 from rich.console import Console
 from rich.table import Table
+from train import speed
 
 import mt.runtime.device as device_module
 from mt.config import load_config

@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """Training speed of a configuration: target tokens/s, where the time goes, how much of the machine it uses, and peak memory.
 
-Usage: python scripts/bench_train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3] [--json FILE]
+Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3] [--json FILE]
 
 Target tokens are counted without padding. A first pass measures speed, undisturbed; a second one times the parts of each update. Nothing
 is validated or saved. Utilisation is target tokens/s x 6 x (parameters of encoder, decoder and projection matrices), which takes one

@@ -1,6 +1,6 @@
 """Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its weights, in one run.
 
-Usage: python scripts/bench_decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams 1,5] [--batch-sizes 1,16,64,256]
+Usage: python scripts/bench/decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams 1,5] [--batch-sizes 1,16,64,256]
            [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--device cpu] [--json FILE]
 
 Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package

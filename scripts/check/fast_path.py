@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """Whether training as `mt` computes it learns what a plain fp32 PyTorch learns: the loss of both, side by side, for several seeds.
 
-Usage: python scripts/check_fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3] [--json FILE]
+Usage: python scripts/check/fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3] [--json FILE]
 
 The reference is the same model, data and order with PyTorch's own operations throughout, in fp32: `F.dropout`, its fused attention,
 `F.cross_entropy` with label smoothing over all logits, `clip_grad_norm_` and an AdamW that is not fused. The two draw different dropout
@@ -17,8 +17,11 @@ import contextlib
 import json
 import logging
 import statistics
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 from plain_pytorch import PLAIN, plain_pytorch
 from rich.console import Console

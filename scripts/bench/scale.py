@@ -1,9 +1,9 @@
 """What it costs to train on several ranks, and whether order and seek hold at 10^9 pairs.
 
-Usage: torchrun --standalone --nproc-per-node 2 scripts/bench_scale.py exchange [--preset base] [--engine ddp] [--tokens 2048]
-       torchrun --standalone --nproc-per-node 2 scripts/bench_scale.py checkpoint [--preset base] [--engine fsdp] [--folder DIR]
-       python scripts/bench_scale.py order [--pairs 1000000000] [--folder DIR]
-       python scripts/bench_scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
+Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange [--preset base] [--engine ddp] [--tokens 2048]
+       torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py checkpoint [--preset base] [--engine fsdp] [--folder DIR]
+       python scripts/bench/scale.py order [--pairs 1000000000] [--folder DIR]
+       python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
 
 The first two run as well under plain python (one rank), on GPUs and on many nodes; times are medians over `--rounds`.
 """

@@ -1,6 +1,6 @@
 """Training speed of Hugging Face's Marian in a plain PyTorch loop, on a configuration's batches.
 
-Usage: python scripts/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3]
+Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3]
            [--json FILE]
 
 The model has the sizes and dropouts of the configuration and shares its embeddings. It gets the
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import peak_memory, wait
 from torch import Tensor
 from torch.nn import functional as F
+from train import peak_memory, wait
 from transformers import MarianConfig, MarianMTModel
 
 from mt.config import Config, load_config
