@@ -8,23 +8,19 @@ from mt.config.load import (
     with_defaults_of,
 )
 from mt.config.presets import PRESETS
-from mt.config.schema import (
-    AUTO,
-    HEADER,
-    LONGEST_SRC,
+from mt.config.schema import HEADER, Config
+from mt.config.schema.data import (
     BatchingConfig,
-    Config,
     CorpusConfig,
     DataConfig,
-    DecodeConfig,
     FilterConfig,
-    ModelConfig,
     Normalization,
-    OptimConfig,
     TokenizerConfig,
-    TrainConfig,
-    ValidConfig,
 )
+from mt.config.schema.decode import LONGEST_SRC, DecodeConfig
+from mt.config.schema.model import ModelConfig
+from mt.config.schema.section import AUTO, Resume, resume_policy
+from mt.config.schema.train import OptimConfig, TrainConfig, ValidConfig
 from mt.config.write import flatten, json_schema, to_yaml
 
 __all__ = [
@@ -41,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "OptimConfig",
+    "Resume",
     "TokenizerConfig",
     "TrainConfig",
     "ValidConfig",
@@ -50,6 +47,7 @@ __all__ = [
     "flatten",
     "json_schema",
     "load_config",
+    "resume_policy",
     "to_yaml",
     "with_defaults_of",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from mt.config.presets import PRESETS
-from mt.config.schema import Config, ModelConfig
+from mt.config.schema import Config
+from mt.config.schema.model import ModelConfig
 
 
 def to_yaml(config: Config, full: bool = True) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from mt.cli.config import register
-from mt.config import PRESETS, Config, ModelConfig, json_schema
+from mt.config import PRESETS, Config, ModelConfig, json_schema, resume_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json_schema()
@@ -129,3 +129,18 @@ def test_a_loaded_configuration_cannot_be_changed():
     config = Config()
     with pytest.raises(ValidationError):
         config.seed = 2
+
+
+@pytest.mark.parametrize(
+    ("key", "policy"),
+    [
+        ("seed", "fixed"), ("device", "may_change"), ("model.dropout", "fixed"),
+        ("optim.betas[0]", "may_change"), ("train.max_steps", "may_change"),
+        ("train.label_smoothing", "fixed"), ("batching.prefetch", "may_change"),
+        ("batching.max_tokens", "fixed"), ("data.train[0].src", "same_data"),
+        ("data.on_invalid_utf8", "same_data"), ("data.filters.max_len", "fixed"),
+        ("decode.beam_size", "may_change"), ("tokenizer.vocab_size", "fixed"),
+    ],
+)  # fmt: skip
+def test_what_happens_to_a_setting_that_changes_before_a_resume(key: str, policy: str) -> None:
+    assert resume_policy(Config, key) == policy
