@@ -119,8 +119,8 @@ class MetricLogger:
     start gave of a part of its window (`partial`). What a full disk refuses is kept until there is room.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int) -> None:
-        self._path = run_dir / "metrics.jsonl"
+    def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+        self._path = path
         kept = list(_lines_until(self._path, resume_step)) if self._path.exists() else []
         rewritten = self._path.with_name(
             f".{self._path.name}.tmp"
@@ -132,7 +132,7 @@ class MetricLogger:
         rewritten.replace(self._path)
         self._file = self._path.open("ab", buffering=0)
         self._pending, self._warned = b"", False
-        self._board = _tensorboard(run_dir / "tensorboard", resume_step)
+        self._board = _tensorboard(tensorboard, resume_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Record the numbers of one event (`train`, `valid`) of one update."""

@@ -31,7 +31,7 @@ def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(run_dir: Path, resume_step: int, steps: list[int]) -> None:
-    metrics = MetricLogger(run_dir, resume_step)
+    metrics = MetricLogger(run_dir / "metrics.jsonl", run_dir / "tensorboard", resume_step)
     for step in steps:
         metrics.write("train", step, loss=1 / (step + 1), sample="Grüße\u2028\n")
     metrics.close()
@@ -120,7 +120,8 @@ import resource, signal
 from pathlib import Path
 from mt.log import MetricLogger
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-metrics = MetricLogger(Path({str(tmp_path)!r}), 0)
+folder = Path({str(tmp_path)!r})
+metrics = MetricLogger(folder / "metrics.jsonl", folder / "tensorboard", 0)
 metrics.write("train", 1, loss=1.0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
 for step in range(2, 5):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mt import Translator
-from mt.checkpoint import load_model
 from mt.convert.export import prove_export, write_export
 from mt.data.batch import collate
 from mt.data.tokenizer import BOS_ID
+from mt.decode.loading import load_model
 from mt.decode.search import SearchConfig, beam_search
 from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mt.checkpoint import read_config
+from mt.artifacts import find_model
 from mt.decode.output import FIRST
 from mt.files import try_lock
 from tests.conftest import ROOT, run_mt
@@ -138,7 +138,8 @@ def test_home_and_variables_are_expanded_in_every_path(
     assert run_mt("train", config, "train.max_steps=2", env=env).returncode == 0
     assert sorted(path.name for path in home.iterdir()) == ["cache", "runs", "text"]
     assert (
-        read_config(home / "runs/a/checkpoints/last").data.train[0].src == f"{home}/text/train.de"
+        find_model(home / "runs/a/checkpoints/last").config().data.train[0].src
+        == f"{home}/text/train.de"
     )
     unset = run_mt(
         "train", config, env={**env, "TEXT": "", "HOME": str(home)} | {"TEXT": str(sample)}
@@ -437,7 +438,7 @@ def test_a_run_goes_on_when_its_base_has_trained_on_or_is_gone(
 def test_a_run_of_version_0_1_0_translates_as_it_did_and_goes_on(tmp_path: Path) -> None:
     with tarfile.open(STORED / "0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    config = read_config(tmp_path / "runs/run/checkpoints/last")
+    config = find_model(tmp_path / "runs/run/checkpoints/last").config()
     assert (config.format, config.tokenizer.tgt_normalization, config.decode.longest_src) == (
         1,
         "nmt_nfkc",
@@ -465,7 +466,7 @@ def test_a_run_of_version_0_1_0_translates_as_it_did_and_goes_on(tmp_path: Path)
         == 124
     )
     assert (
-        read_config(tmp_path / "runs/run/checkpoints/last").tokenizer.src_normalization
+        find_model(tmp_path / "runs/run/checkpoints/last").config().tokenizer.src_normalization
         == "nmt_nfkc"
     )
 

@@ -24,7 +24,7 @@ def average(
 
     if (last is None) == (best is None):
         raise ConfigError("give either --last N or --best N")
-    from mt.checkpoint import average_checkpoints, run_checkpoints
+    from mt.artifacts import average_checkpoints, run_checkpoints
     from mt.cli.output import tell
 
     folders = run_checkpoints(run, last, best)

@@ -25,7 +25,7 @@ def prepare(
     from mt.cli.output import tell
     from mt.data.prepare import prepare as run
     from mt.log import say, setup_logging
-    from mt.train.finetune import with_initial_model
+    from mt.runs.resolve import with_initial_model
 
     setup_logging()
     loaded, taken_over = with_initial_model(loaded)

@@ -65,6 +65,7 @@ def report(
     from mt.runtime.worker_template import start_early
 
     start_early(workers, threads, device)
+    from mt.artifacts import RunFolder
     from mt.cli.output import check_output, tell, write_text
     from mt.evaluation.evaluate import Scoring
     from mt.log import setup_logging
@@ -74,7 +75,7 @@ def report(
     setup_logging()
     options = {"precision": precision, "device": device, "threads": threads, "workers": workers}
     scoring = Scoring(tuple(metric or Scoring.metrics), tokenizer, lang)
-    path = output or runs[0] / "report.html"
+    path = output or RunFolder(runs[0]).report_path
     check_output(path)
     write_text(path, render(report_data(runs, src or [], ref or [], scoring, options, maps)))
     tell(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -8,6 +8,7 @@ from mt.config.load import (
     with_defaults_of,
 )
 from mt.config.presets import PRESETS
+from mt.config.resolved import ResolvedRun
 from mt.config.schema import HEADER, Config
 from mt.config.schema.data import (
     BatchingConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "OptimConfig",
+    "ResolvedRun",
     "Resume",
     "TokenizerConfig",
     "TrainConfig",

@@ -1,6 +1,7 @@
 """A `Config` written back out: as YAML that reads back equal, as flat keys, and the JSON Schema of its files."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -10,9 +11,13 @@ from mt.config.schema import Config
 from mt.config.schema.model import ModelConfig
 
 
-def to_yaml(config: Config, full: bool = True) -> str:
-    """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the preset do not give."""
+def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) -> str:
+    """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the preset do not give.
+
+    Sections of `without` are left out.
+    """
     values = config.model_dump() if full else _differences(config)
+    values = {key: value for key, value in values.items() if key not in without}
     return yaml.dump(
         values,
         Dumper=_Writer,

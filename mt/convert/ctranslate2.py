@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt.checkpoint import LoadedModel
 from mt.config import DecodeConfig
 from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
+from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
 from mt.files import atomic_dir
@@ -34,7 +34,7 @@ def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None 
     spec.optimize(quantization=quantization)
     with atomic_dir(out) as temporary:
         spec.save(str(temporary))
-        for model in (loaded.folder / "tokenizer").iterdir():
+        for model in loaded.folder.tokenizer.iterdir():
             shutil.copyfile(model, temporary / model.name)
 
 

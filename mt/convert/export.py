@@ -7,13 +7,13 @@ from typing import Literal
 
 import torch
 
-from mt.checkpoint import LoadedModel, load_model
 from mt.config import Config
 from mt.convert.ctranslate2 import QUANTIZATIONS, CTranslate2Engine, export_ctranslate2
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
 from mt.convert.onnx import OnnxModel, export_onnx
 from mt.convert.proof import OurEngine, Parity, compare
 from mt.data.sources import read_text
+from mt.decode.loading import LoadedModel, load_model
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, ExportError
 from mt.runtime.device import choose_compute
@@ -67,7 +67,7 @@ def export_and_prove(
             + ("no lines were asked for" if not num_lines else "no text at hand; give --prove FILE")
         )
     return [
-        f"{out}: {loaded.folder.name} for {TITLES[to]}, weights in {quantization or 'float32'}",
+        f"{out}: {loaded.folder.path.name} for {TITLES[to]}, weights in {quantization or 'float32'}",
         *report,
     ]
 

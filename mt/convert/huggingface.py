@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mt.checkpoint import LoadedModel
 from mt.config import LONGEST_SRC, DecodeConfig
 from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
 from mt.files import atomic_dir
@@ -53,7 +53,7 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
         if format == "marian":
             _write_tokenizer(temporary, loaded)
         else:
-            shutil.copytree(loaded.folder / "tokenizer", temporary / "tokenizer")
+            shutil.copytree(loaded.folder.tokenizer, temporary / "tokenizer")
         (temporary / "README.md").write_text(_card(loaded, format), encoding="utf-8")
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from mt.checkpoint import load_model
 from mt.convert.huggingface import TransformersEngine
 from mt.convert.marian import import_marian
 from mt.convert.proof import compare
 from mt.data.sources import read_text
+from mt.decode.loading import load_model
 from mt.decode.translator import Translator
 from mt.runtime.device import choose_compute
 

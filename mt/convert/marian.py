@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mt.checkpoint import seal, write_model_folder
-from mt.checkpoint.manifest import read_tensors
+from mt.artifacts import ModelFolder
 from mt.config import Config
 from mt.data.tokenizer import JOINT_FILE, SRC_FILE, TABLE_FILE, TGT_FILE, Tokenizer
 from mt.errors import CheckpointError
@@ -81,14 +80,10 @@ def import_marian(folder: Path, out: Path) -> TheirIds:
     weights = _weights(source, config, order, has_own_start, folder)
     with tempfile.TemporaryDirectory() as given, atomic_dir(out) as temporary:
         _write_tokenizer(Path(given), source)
-        write_model_folder(
-            temporary,
-            config,
-            weights,
-            Tokenizer.load(Path(given)),
-            {"imported_from": folder.name, "format": "marian"},
-        )
-        seal(temporary)
+        model = ModelFolder(temporary)
+        about = {"imported_from": folder.name, "format": "marian"}
+        model.write(config, weights, Tokenizer.load(Path(given)).save, about)
+        model.seal()
     return TheirIds(_order(source.src_pieces, source.special), order)
 
 
@@ -98,7 +93,7 @@ def read_marian(folder: Path) -> MarianFolder:
     reasons = _unlike(config)
     spm = folder / "source.spm", folder / "target.spm"
     reasons += [f"{path.name} is missing" for path in spm if not path.is_file()]
-    if not (folder / "model.safetensors").is_file():
+    if not ModelFolder(folder).weights_path.is_file():
         pickles = [name for name in PICKLES if (folder / name).exists()]
         reasons.append(
             "model.safetensors is missing"
@@ -133,7 +128,7 @@ def read_marian(folder: Path) -> MarianFolder:
         config,
         optional[0],
         optional[1],
-        read_tensors(folder / "model.safetensors"),
+        ModelFolder(folder).weights(),
         vocabularies[0],
         vocabularies[-1],
         special,

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt.checkpoint import LoadedModel
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
 from mt.files import atomic_dir
@@ -82,7 +82,7 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
         (temporary / "onnx.json").write_text(
             json.dumps(described, indent=2) + "\n", encoding="utf-8"
         )
-        shutil.copytree(loaded.folder / "tokenizer", temporary / "tokenizer")
+        shutil.copytree(loaded.folder.tokenizer, temporary / "tokenizer")
 
 
 def _import(name: str) -> Any:

@@ -76,6 +76,11 @@ class Tokenizer:
         """Number of target ids."""
         return int(self._tgt.get_piece_size())
 
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Number of source ids, and of target ids."""
+        return self.src_vocab_size, self.tgt_vocab_size
+
     @cached_property
     def hash(self) -> str:
         """Names the models, and the table, by their bytes."""

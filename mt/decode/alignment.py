@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt.checkpoint import load_model
 from mt.data.batch import collate
 from mt.data.tokenizer import Tokenizer
 from mt.decode.buckets import map_in_buckets
+from mt.decode.loading import load_model
 from mt.decode.translator import TranslatedPart, Translation
 from mt.model.maps import cross_attention
 from mt.model.transformer import Transformer

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from mt.checkpoint import load_model
 from mt.data.batch import Batch, collate, moved
 from mt.data.tokenizer import Tokenizer
 from mt.decode.buckets import map_in_buckets
+from mt.decode.loading import load_model
 from mt.model.transformer import Transformer
 from mt.runtime.device import Compute, in_halves
 from mt.runtime.workers import Workers

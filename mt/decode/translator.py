@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mt.checkpoint import load_model
 from mt.config import AUTO, DecodeConfig
 from mt.config.languages import joint_between, parse_language
 from mt.data.batch import pad_rows
 from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from mt.decode.loading import load_model
 from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
 from mt.errors import CheckpointError, ConfigError
 from mt.model.inference import InferenceModel

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import read_config, resolve_model
+from mt.artifacts import find_model
 from mt.config import DataConfig
 from mt.data.sources import read_text
 from mt.errors import ConfigError, DataError
@@ -84,8 +84,8 @@ def compare(
         raise ConfigError(
             "a comparison needs two systems or more: models, checkpoints, or files of translations"
         )
-    models = [resolve_model(Path(system)) for system in systems if not Path(system).is_file()]
-    config = read_config(models[0]) if models else None
+    models = [find_model(Path(system)) for system in systems if not Path(system).is_file()]
+    config = models[0].config() if models else None
     tests = _tests(sources, references, config.data if config else None)
     metrics = scoring.build(config)
     names = list(distinct(systems))

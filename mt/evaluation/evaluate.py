@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import read_config, resolve_model
+from mt.artifacts import ModelFolder, find_model
 from mt.config import Config, CorpusConfig, DataConfig, DecodeConfig
 from mt.data.sources import read_parallel, read_text
 from mt.decode.translator import Translator, search_options
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics
 from mt.evaluation.comet import CometCommand
-from mt.evaluation.scorecard import read_scorecard, scorecard, weights_hash
+from mt.evaluation.scorecard import read_scorecard, scorecard
 from mt.evaluation.scoring import evaluate
 from mt.files import atomic_write, fingerprint
 from mt.runtime import ALONE, World
@@ -95,7 +95,7 @@ class Result:
 class EvaluatedModel:
     """A model on all its test sets."""
 
-    folder: Path
+    folder: ModelFolder
     results: list[Result]
     card: dict[str, Any]
 
@@ -149,17 +149,17 @@ def evaluate_model(
     options: Mapping[str, Any] | None = None,
     world: World = ALONE,
 ) -> EvaluatedModel:
-    """Translate and score, and write translations and score card to `evaluation_folder`; `options` are those of `Translator.load`.
+    """Translate and score, and write translations and score card to `ModelFolder.evaluations`; `options` are those of `Translator.load`.
 
     Ranks share the lines; what they found, the first writes down.
     """
-    folder = Path(world.first(lambda: str(resolve_model(model))))
-    config = read_config(folder)
+    folder = ModelFolder(Path(world.first(lambda: str(find_model(model)))))
+    config = folder.config()
     tests = read_tests(
         config.data, sources, references
     )  # a missing file, or package, shows before minutes of translating
     metrics = scoring.build(config)
-    translator = Translator.load(folder, **(options or {}))
+    translator = Translator.load(folder.path, **(options or {}))
     results = []
     for test in tests:
         found = evaluate(
@@ -185,7 +185,7 @@ def evaluate_model(
     ]
     card = scorecard(folder, config, translator, scoring.as_dict(), described)
     if world.is_first:
-        _keep(evaluation_folder(folder), card, dict(zip(names, results, strict=True)))
+        _keep(folder.evaluations, card, dict(zip(names, results, strict=True)))
     return EvaluatedModel(folder, results, card)
 
 
@@ -193,16 +193,16 @@ def translate_tests(
     model: Path, tests: Sequence[TestSet], options: Mapping[str, Any]
 ) -> list[list[str]]:
     """A model's translations of each test set: those of its last evaluation where they are of this search and text, else new ones."""
-    folder = resolve_model(model)
+    folder = find_model(model)
     decode = search_options(
-        read_config(folder).decode,
+        folder.config().decode,
         {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()},
     )
     precision = precision_of(options)
     kept = [_kept(folder, decode, precision, test) for test in tests]
     if all(hyps is not None for hyps in kept):
         return [hyps for hyps in kept if hyps is not None]
-    translator = Translator.load(folder, **options)
+    translator = Translator.load(folder.path, **options)
     return [
         translator.translate(test.src) if hyps is None else hyps
         for test, hyps in zip(tests, kept, strict=True)
@@ -217,9 +217,11 @@ def precision_of(options: Mapping[str, Any]) -> str:
     return NAMES[compute.dtype]
 
 
-def _kept(model: Path, decode: DecodeConfig, precision: str, test: TestSet) -> list[str] | None:
-    folder = evaluation_folder(model)
-    expected = {**decode.model_dump(), "batch_size": None}, precision, weights_hash(model)
+def _kept(
+    model: ModelFolder, decode: DecodeConfig, precision: str, test: TestSet
+) -> list[str] | None:
+    folder = model.evaluations
+    expected = {**decode.model_dump(), "batch_size": None}, precision, model.weights_hash()
     try:
         card = read_scorecard(folder / SCORECARD)
         same = (
@@ -234,13 +236,6 @@ def _kept(model: Path, decode: DecodeConfig, precision: str, test: TestSet) -> l
     except (CheckpointError, DataError, OSError, ValueError, KeyError, TypeError):
         return None
     return hyps if same and len(hyps) == len(test.src) else None
-
-
-def evaluation_folder(model: Path) -> Path:
-    """Where evaluations of a model folder are kept: in its run, or beside the folder, whose own files are sealed."""
-    if model.parent.name == "checkpoints":
-        return model.parent.parent / "evaluations" / model.name
-    return model.parent / f"{model.name}.evaluations"
 
 
 def _keep(folder: Path, card: Mapping[str, Any], results: Mapping[str, Result]) -> None:

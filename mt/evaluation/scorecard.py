@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mt import __version__
-from mt.checkpoint import MANIFEST, read_json
+from mt.artifacts import ModelFolder, read_json
 from mt.config import Config
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
@@ -23,21 +23,20 @@ PACKAGES = ("torch", "sentencepiece", "sacrebleu", "numpy")
 
 
 def scorecard(
-    folder: Path,
+    folder: ModelFolder,
     config: Config,
     translator: Translator,
     scoring: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The card of a model folder with these results, each with the fingerprint of its text."""
-    provenance = read_json(folder / "provenance.json")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "format": FORMAT,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": str(folder),
-        "weights": weights_hash(folder),
-        "training": provenance,
+        "weights": folder.weights_hash(),
+        "training": folder.provenance(),
         "seed": config.seed,
         "config": config.model_dump(),
         "decode": translator.decode.model_dump(),
@@ -68,11 +67,6 @@ def read_scorecard(path: Path) -> dict[str, Any]:
         what = f"{', '.join(sorted(missing))} missing" if missing else f"format {card['format']!r}"
         raise CheckpointError(f"{path}: not a score card that this version of mt wrote ({what})")
     return card
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, as its manifest has it."""
-    return str(read_json(folder / MANIFEST)["files"]["model.safetensors"]["sha256"])
 
 
 def hardware() -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt.checkpoint import load_model
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from mt.decode.loading import load_model
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model.maps import AttentionMaps, attention_maps

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt.checkpoint import LoadedModel, load_model
 from mt.data.tokenizer import BOS_ID, EOS_ID
+from mt.decode.loading import LoadedModel, load_model
 from mt.model.maps import attention_maps
 from mt.report.attend import token_names
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mt import __version__
-from mt.checkpoint import num_values, read_config, read_json, resolve_model
+from mt.artifacts import ModelFolder, RunFolder, find_model
 from mt.config import Config, flatten
 from mt.data.sources import CorpusStats, open_corpus
 from mt.decode.likelihood import Scorer
@@ -65,7 +65,10 @@ def report_data(
     metrics = scoring.build(configs[0])
     counts = _training_words(configs[0]) if tests else None
     hyps = (
-        {name: translate_tests(folder, tests, options or {}) for name, folder in models.items()}
+        {
+            name: translate_tests(folder.path, tests, options or {})
+            for name, folder in models.items()
+        }
         if tests
         else {}
     )
@@ -85,7 +88,9 @@ def report_data(
     for test, entry in zip(tests, described, strict=True):
         entry["precision"] = precision
         entry["attention"] = list(
-            attention_entries(list(models.values()), test.src, entry["sentences"], num_maps)
+            attention_entries(
+                [model.path for model in models.values()], test.src, entry["sentences"], num_maps
+            )
         )
     return {
         "title": " and ".join(names),
@@ -97,27 +102,18 @@ def report_data(
     }
 
 
-def _model(run: Path) -> Path | None:
+def _model(run: Path) -> ModelFolder | None:
     try:
-        return resolve_model(run)
+        return find_model(run)
     except CheckpointError:
-        if not (run / "config.yaml").exists():
+        if RunFolder(run).settings() is None:
             raise
         logger.warning("%s: no checkpoint yet: its translations are left out", run)
         return None
 
 
 def _config(run: Path) -> Config:
-    folder = run if (run / "config.yaml").exists() else resolve_model(run)
-    if (folder / "generation.json").exists():
-        return read_config(folder)
-    from mt.config import config_from_text
-
-    return config_from_text(
-        (folder / "config.yaml").read_text(encoding="utf-8"),
-        str(folder / "config.yaml"),
-        is_saved=True,
-    )
+    return RunFolder(run).settings() or find_model(run).config()
 
 
 def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) -> list[TestSet]:
@@ -142,19 +138,15 @@ def _training_words(config: Config) -> Counter[str] | None:
         return None
 
 
-def _run(name: str, run: Path, model: Path | None) -> dict[str, Any]:
-    status = read_json(run / "status.json") if (run / "status.json").exists() else {}
+def _run(name: str, run: Path, model: ModelFolder | None) -> dict[str, Any]:
     provenance = {"folder": str(run)}
     if model is not None:
-        about = read_json(model / "provenance.json")
-        provenance |= {
-            "checkpoint": model.name,
-            "parameters": f"{num_values(model / 'model.safetensors'):,}",
-        }
+        about = model.provenance()
+        provenance |= {"checkpoint": model.path.name, "parameters": f"{model.num_parameters():,}"}
         provenance |= {key: _text(about[key]) for key in about if key != "scores"}
     steps = about.get("step") if model is not None else None
     return {
-        "name": name, "path": str(run), "state": status.get("state", ""), "curves": read_curves(run), "best_step": steps,
+        "name": name, "path": str(run), "state": RunFolder(run).status().get("state", ""), "curves": read_curves(run), "best_step": steps,
         "provenance": provenance,
     }  # fmt: skip
 
@@ -174,7 +166,7 @@ def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 
 def _source_gains(
-    models: Mapping[str, Path],
+    models: Mapping[str, ModelFolder],
     tests: Sequence[TestSet],
     hyps: Mapping[str, Sequence[Sequence[str]]],
     options: Mapping[str, Any],
@@ -186,7 +178,7 @@ def _source_gains(
     workers = Workers.choose(options.get("workers", 1), compute)
     by_system = []
     for name, folder in models.items():
-        scorer = Scorer.load(folder, compute, workers)
+        scorer = Scorer.load(folder.path, compute, workers)
         by_system.append(
             [
                 scorer.source_gain(test.src, lines)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mt.artifacts import RunFolder
+
 CURVES = {"train": ("loss", "lr", "tokens_per_second"), "valid": ("loss", "bleu", "chrf")}
 MAX_POINTS = 2000  # of a curve: more than a screen has
 
@@ -13,7 +15,7 @@ MAX_POINTS = 2000  # of a curve: more than a screen has
 def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
     """Steps and values by kind of line, thinned evenly to `MAX_POINTS`; a value that is missing or not finite is None."""
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CURVES}
-    for entry in _entries(run_dir / "metrics.jsonl"):
+    for entry in _entries(RunFolder(run_dir).metrics_path):
         entries[entry["kind"]].append(entry)
     return {
         kind: _columns(_thinned(entries[kind]), ("step", *names)) for kind, names in CURVES.items()

@@ -6,17 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import (
-    MANIFEST,
-    TRAINING,
-    CheckpointManager,
-    link_target,
-    num_values,
-    read_config,
-    read_json,
-    read_provenance,
-    verify,
-)
+from mt.artifacts import ModelFolder, RunFolder
+from mt.artifacts.run_folder import LINKS
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
@@ -55,44 +46,33 @@ class RunReport:
 
 def inspect(path: Path) -> ModelReport | RunReport:
     """Look into a run, checkpoint, crash or model folder. Raises `CheckpointError` for a path that is none."""
-    if (path / MANIFEST).exists():
-        return inspect_model(path)
-    steps = CheckpointManager(path, 1, 0, "bleu").steps()
-    if not steps and not (path / "status.json").exists():
+    if ModelFolder(path).exists:
+        return inspect_model(ModelFolder(path))
+    run = RunFolder(path)
+    if not run.steps() and not run.status_path.exists():
         found = "not a run, checkpoint or model folder" if path.exists() else "no such folder"
         raise CheckpointError(f"{path}: {found}; give a folder that mt wrote")
-    folder = path / "checkpoints"
-    links = {
-        name: target
-        for name in ("last", "best")
-        if (target := link_target(folder / name)) is not None
-    }
-    status = read_json(path / "status.json") if (path / "status.json").exists() else {}
-    checkpoints = [each for each in sorted(folder.glob("*step_*")) if not each.name.startswith(".")]
-    reports = [(each, inspect_model(each)) for each in checkpoints]
-    there = [
-        report for each, report in reports if each.exists()
-    ]  # a run that goes on deletes old ones meanwhile
-    return RunReport(str(path), status, links, there)
+    links = {name: target for name in LINKS if (target := run.link_target(name)) is not None}
+    reports = [(model, inspect_model(model)) for model in run.all_checkpoints()]
+    # A run that goes on deletes old ones meanwhile.
+    there = [report for model, report in reports if model.path.exists()]
+    return RunReport(str(path), run.status(), links, there)
 
 
-def inspect_model(folder: Path) -> ModelReport:
+def inspect_model(folder: ModelFolder) -> ModelReport:
     """Look into a model folder and check every file of it against the manifest."""
-    has_training = (folder / TRAINING).exists()
+    has_training = folder.training.exists()
     kind = (
         "crash folder"
-        if (folder / "batch.jsonl").exists()
+        if folder.batch_path.exists()
         else "checkpoint"
         if has_training
         else "model folder"
     )
     try:
-        files = verify(folder, with_training=has_training).values()
-        config, about = read_config(folder), read_provenance(folder)
-        tokenizer, num_parameters = (
-            Tokenizer.load(folder / "tokenizer"),
-            num_values(folder / "model.safetensors"),
-        )
+        files = folder.verify(with_training=has_training).values()
+        config, about = folder.config(), folder.provenance()
+        tokenizer, num_parameters = Tokenizer.load(folder.tokenizer), folder.num_parameters()
     except CheckpointError as error:
         return ModelReport(str(folder), kind, error=str(error))
     corpora = (

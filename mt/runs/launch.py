@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mt.artifacts import RunFolder
 from mt.config import Config
 from mt.errors import ConfigError
-from mt.runs.start import read_status, write_status
+from mt.runs.resolve import num_cores
 
 SHUTDOWN_TIMEOUT = 150  # seconds that ranks have to finish an update and save after a signal
 SLURM = """#!/usr/bin/env bash
@@ -54,9 +55,7 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     count = _count(nproc)
-    cores = config.threads or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = config.threads or num_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     if sys.platform.startswith("linux"):
         os.environ.setdefault(
@@ -79,9 +78,9 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
         code = failure.exitcode if failure.exitcode > 0 else 1
         if failure.exitcode < 0:
             sys.stderr.write(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}\n")
-    run_dir = Path(str(config.run_dir))
-    if read_status(run_dir).get("state") == "running":  # no rank could say it
-        write_status(run_dir, state="failed", exit_code=code, message="a rank was killed")
+    run = RunFolder(Path(str(config.run_dir)))
+    if run.status().get("state") == "running":  # no rank could say it
+        run.write_status(state="failed", exit_code=code, message="a rank was killed")
     return code
 
 
@@ -92,12 +91,12 @@ def slurm_script(
 
     It goes on after preemption and time limits. `options` are further ones of sbatch, such as `--partition=gpu`.
     """
-    run_dir = Path(str(config.run_dir)).resolve()
+    run = RunFolder(Path(str(config.run_dir)).resolve())
     gpus = [] if config.device == "cpu" else [f"--gpus-per-node={nproc}"]
     return SLURM.format(
-        name=re.sub(r"[^\w.-]", "_", f"mt-{run_dir.name}"), nodes=nodes, nproc=nproc, python=shlex.quote(sys.executable),
+        name=re.sub(r"[^\w.-]", "_", f"mt-{run.path.name}"), nodes=nodes, nproc=nproc, python=shlex.quote(sys.executable),
         options="".join(f"#SBATCH {option}\n" for option in [*gpus, *options]), notice=SHUTDOWN_TIMEOUT + 30, shutdown=SHUTDOWN_TIMEOUT,
-        arguments=shlex.join(arguments), status=shlex.quote(str(run_dir / "status.json")),
+        arguments=shlex.join(arguments), status=shlex.quote(str(run.status_path)),
     )  # fmt: skip
 
 

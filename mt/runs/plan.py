@@ -27,6 +27,7 @@ from mt.data.prepare import Prepared, prepare
 from mt.log import format_seconds
 from mt.model.transformer import Transformer, build_model
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
+from mt.runs.resolve import with_initial_model
 from mt.runtime.device import (
     KEPT_PRODUCTS,
     Compute,
@@ -34,7 +35,6 @@ from mt.runtime.device import (
     choose_compute,
     peak_process_memory,
 )
-from mt.train.finetune import with_initial_model
 from mt.train.gpu import packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums

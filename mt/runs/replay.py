@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt.checkpoint import LoadedModel, load_model
 from mt.data.batch import IdPair, collate, moved, pack
+from mt.decode.loading import LoadedModel, load_model
 from mt.errors import CheckpointError
 from mt.runtime.device import Compute, choose_compute
 from mt.train.crash import read_crash

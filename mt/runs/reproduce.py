@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mt.artifacts import RunFolder
 from mt.config import Config
 from mt.data.prepare import prepare
 from mt.errors import ConfigError
@@ -57,7 +58,7 @@ def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement],
     )
     _check_text(path, card, config, sources, references)
     train(config)
-    checkpoint = out / "checkpoints" / f"step_{card['training']['step']:08d}"
+    checkpoint = RunFolder(out).checkpoint(card["training"]["step"])
     options = {
         **card["decode"],
         "precision": card["precision"],
@@ -66,7 +67,7 @@ def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement],
     }
     scoring = Scoring(**{**card["scoring"], "metrics": tuple(card["scoring"]["metrics"])})
     found = evaluate_model(
-        checkpoint if checkpoint.exists() else out, scoring, sources, references, options
+        checkpoint.path if checkpoint.exists else out, scoring, sources, references, options
     )
     return _agreements(card, found), _circumstances(card, found.card)
 

@@ -7,24 +7,22 @@ of the batch. Dropout is a function of (seed, update, micro-batch), so that a re
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mt.checkpoint import LoadedModel, seal, write_model_folder
+from mt.artifacts import ModelFolder, RunFolder
 from mt.config import Config
 from mt.data.batch import AnyBatch, pairs_of
 from mt.data.tokenizer import Tokenizer
+from mt.decode.loading import LoadedModel
 from mt.errors import CheckpointError
 from mt.files import atomic_dir
 from mt.train.gradients import PendingStats
 
-BATCH = "batch.jsonl"
-
 
 def write_crash(
-    run_dir: Path,
+    run: RunFolder,
     config: Config,
     tokenizer: Tokenizer,
     weights: dict[str, Tensor],
@@ -32,21 +30,22 @@ def write_crash(
     stats: PendingStats,
 ) -> str:
     """Write down the batch of an update and the weights it met; says where, or why it could not."""
-    folder = run_dir / "crash" / f"step_{stats.step:08d}"
+    folder = run.crash(stats.step)
     about = {
         "step": stats.step,
         "loss_scale": float(stats.loss_scale),
         "num_tokens": stats.update.num_tokens,
     }
     try:
-        with atomic_dir(folder) as temporary:
-            write_model_folder(temporary, config, weights, tokenizer, about)
+        with atomic_dir(folder.path) as temporary:
+            crash = ModelFolder(temporary)
+            crash.write(config, weights, tokenizer.save, about)
             lines = (
                 json.dumps(line, ensure_ascii=False) + "\n"
                 for line in _lines(micro_batches, tokenizer)
             )
-            (temporary / BATCH).write_text("".join(lines), encoding="utf-8")
-            seal(temporary)
+            crash.batch_path.write_text("".join(lines), encoding="utf-8")
+            crash.seal()
     except Exception as error:  # what it is about matters more
         return f"its batch could not be written to {folder}: {error}"
     return f"its batch is in {folder}; run it again alone: mt replay {folder}"
@@ -61,17 +60,14 @@ def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[
 
 def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
     """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else."""
-    folder = loaded.folder
-    if BATCH not in loaded.files:
+    path = loaded.folder.batch_path
+    if path.name not in loaded.files:
         raise CheckpointError(
-            f"{folder}: not a crash folder ({BATCH} is missing); they are in crash/ of a run folder"
+            f"{loaded.folder}: not a crash folder ({path.name} is missing); "
+            "they are in crash/ of a run folder"
         )
     try:
-        lines = [
-            json.loads(line)
-            for line in (folder / BATCH).read_text(encoding="utf-8").split("\n")
-            if line
-        ]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         pairs = [
             (
                 line["micro_batch"],
@@ -80,7 +76,7 @@ def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / BATCH}: not what mt writes: {error}") from error
+        raise CheckpointError(f"{path}: not what mt writes: {error}") from error
     return [
         [pair for _, pair in group] for _, group in groupby(pairs, key=lambda numbered: numbered[0])
     ]

@@ -16,12 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mt.checkpoint import CheckpointManager, TrainingState, load_training, load_weights
-from mt.checkpoint.manifest import read_tensors
-from mt.config import Config
+from mt.artifacts import CheckpointManager, ModelFolder, RunFolder, TrainingState
+from mt.config import Config, ResolvedRun
 from mt.data.batch import AnyBatch, empty_batch, moved
 from mt.data.order import TrainLoader, Update
 from mt.data.prepare import Prepared
+from mt.decode.loading import load_weights
 from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
 from mt.model.transformer import Transformer, build_model
@@ -61,22 +61,14 @@ class Trainer:
     """One run: a model, its data, its optimizer, and how far they are."""
 
     def __init__(
-        self, config: Config, prepared: Prepared, run_dir: Path, compute: Compute, checkpoints: CheckpointManager, world: World = ALONE,
-        *, is_new: bool = True,
+        self, resolved: ResolvedRun, prepared: Prepared, compute: Compute,
+        checkpoints: CheckpointManager, world: World = ALONE,
     ) -> None:  # fmt: skip
-        """`is_new`: the run has no checkpoint that `load` will be given."""
-        self.config, self.prepared, self.run_dir, self.compute, self.checkpoints = (
-            config,
-            prepared,
-            run_dir,
-            compute,
-            checkpoints,
-        )
-        self.world = world
-        train, tokenizer = config.train, prepared.tokenizer
-        sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
-        self.model = build_model(config.model, *sizes, config.seed)  # on the CPU; `wrap` moves it
-        initialize(self.model, config, is_new)
+        config, train, tokenizer = resolved.config, resolved.config.train, prepared.tokenizer
+        self.run, self.config, self.prepared = RunFolder(resolved.folder), config, prepared
+        self.compute, self.checkpoints, self.world = compute, checkpoints, world
+        self.model = self._build()  # on the CPU; `wrap` moves it
+        initialize(self.model, config, resolved.is_new)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
             compile_layers(self.model, compute)
@@ -94,7 +86,7 @@ class Trainer:
             rank=world.rank, size=world.size,
         )  # fmt: skip
         self.validator = (
-            Validator(config, tokenizer, compute, run_dir, world) if config.data.valid else None
+            Validator(config, tokenizer, compute, self.run, world) if config.data.valid else None
         )
         checkpoints.measured = None if self.validator is None else self.validator.measured
         self.stop = SignalStop(world)
@@ -119,7 +111,11 @@ class Trainer:
     def train(self) -> str:
         """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
         config = self.config.train
-        metrics = MetricLogger(self.run_dir, self.step) if self.world.is_first else None
+        metrics = (
+            MetricLogger(self.run.metrics_path, self.run.tensorboard, self.step)
+            if self.world.is_first
+            else None
+        )
         self.progress = TrainProgress(
             config, metrics, self.step, self.seconds, NAMES[self.compute.dtype], self.window
         )
@@ -228,7 +224,7 @@ class Trainer:
             if self.world.is_first:
                 batches = self.loader.whole(pending.update)
                 where = write_crash(
-                    self.run_dir, self.config, self.prepared.tokenizer, weights, batches, pending
+                    self.run, self.config, self.prepared.tokenizer, weights, batches, pending
                 )
             allowed = self.config.train.max_bad_updates
             if self.known_bad_updates > allowed:
@@ -266,19 +262,17 @@ class Trainer:
     def score_kept_best(self) -> None:
         """Validate the kept best checkpoint again: its scores measured something else than those to come."""
         assert self.validator is not None
-        kept = self.world.first(self.checkpoints.best_by_any_measure)
+        kept = self.world.first(
+            lambda: next(iter(self.checkpoints.ranked(by_any_measure=True)), None)
+        )
         if kept is None:
             return
         logger.info(
             "validation has changed (text, search or metric): scoring update %d, the best so far, again",
             kept,
         )
-        model = build_model(self.config.model, *self._vocab_sizes(), self.config.seed)
-        load_weights(
-            model,
-            read_tensors(self.checkpoints.path(kept) / "model.safetensors"),
-            self.checkpoints.path(kept),
-        )
+        model, best = self._build(), self.run.checkpoint(kept)
+        load_weights(model, best.weights(), best.weights_path)
         try:
             with self.progress.validating():
                 scores = self.validator.validate(model.to(self.compute.device), kept, self._shared)
@@ -290,8 +284,10 @@ class Trainer:
         self.progress.validated(kept, scores, improved=True, bad_validations=0)
         self.checkpoints.tidy()
 
-    def _vocab_sizes(self) -> tuple[int, int]:
-        return self.prepared.tokenizer.src_vocab_size, self.prepared.tokenizer.tgt_vocab_size
+    def _build(self) -> Transformer:
+        """A model of this run's sizes, as it begins."""
+        sizes = self.prepared.tokenizer.vocab_sizes
+        return build_model(self.config.model, *sizes, self.config.seed)
 
     def _shared(
         self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]
@@ -309,26 +305,19 @@ class Trainer:
         """A whole model with the weights' average, where one is kept: the model itself, or a copy where it is shared out."""
         scored = self.weights() if self.average is None else self.average.weights
         if self.is_sharded:
-            tokenizer = self.prepared.tokenizer
-            model = build_model(
-                self.config.model,
-                tokenizer.src_vocab_size,
-                tokenizer.tgt_vocab_size,
-                self.config.seed,
-            )
-            load_weights(
-                model, {name: unsharded(weight) for name, weight in scored.items()}, self.run_dir
-            )
+            model = self._build()
+            whole = {name: unsharded(weight) for name, weight in scored.items()}
+            load_weights(model, whole, self.run.path)
             yield model.to(self.compute.device)
         elif self.average is None:
             yield self.model
         else:
             raw = {name: weight.clone() for name, weight in self.weights().items()}
-            load_weights(self.model, scored, self.run_dir)
+            load_weights(self.model, scored, self.run.path)
             try:
                 yield self.model
             finally:
-                load_weights(self.model, raw, self.run_dir)
+                load_weights(self.model, raw, self.run.path)
 
     def limit_reached(self) -> str | None:
         """The limit that ends this run, or None."""
@@ -356,7 +345,7 @@ class Trainer:
                 self.checkpoints.save(
                     self.step,
                     self.config,
-                    self.prepared.tokenizer,
+                    self.prepared.tokenizer.save,
                     self.training_state(),
                     self._provenance(),
                 )
@@ -403,10 +392,10 @@ class Trainer:
             "data": self.prepared.data_fingerprint, "tokenizer": self.prepared.tokenizer.hash,
         }  # fmt: skip
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: ModelFolder) -> None:
         """Go on from a checkpoint, whatever number of ranks wrote it. Raises `CheckpointError`."""
         prepare_optimizer(self.optimizer)
-        state = load_training(folder, self.training_state())
+        state = self.training_state().load(folder)
         self.loader.load_state_dict(state["loader"])
         self.watch.load_state_dict(state["divergence"])
         self.step, self.scores = state["step"], state["scores"]
@@ -462,13 +451,9 @@ def trial(config: Config, prepared: Prepared, compute: Compute) -> Iterator[Trai
     """A trainer to measure with: it validates nothing, and its folder is gone afterwards."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"valid": []})})
     with tempfile.TemporaryDirectory() as folder:
-        yield Trainer(
-            config,
-            prepared,
-            Path(folder),
-            compute,
-            CheckpointManager(Path(folder), 1, 1, config.train.metric),
-        )
+        resolved = ResolvedRun(Path(folder), config, config)
+        checkpoints = CheckpointManager(resolved.folder, 1, 1, config.train.metric)
+        yield Trainer(resolved, prepared, compute, checkpoints)
 
 
 def seed_draws(seed: int, step: int, micro_batch: int) -> None:

@@ -1,13 +1,12 @@
 """Validation in training: the loss over all validation text, and BLEU and chrF of an even sample through `mt.evaluation.scoring`."""
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from mt.artifacts import RunFolder
 from mt.config import Config
 from mt.data.batch import IdPair, collate, moved
 from mt.data.order import ValidLoader
@@ -18,7 +17,7 @@ from mt.decode.translator import Translator
 from mt.errors import DataError
 from mt.evaluation import TITLES, build_metrics, corpus_scores
 from mt.evaluation.scoring import evaluate
-from mt.files import atomic_write, fingerprint
+from mt.files import fingerprint
 from mt.model.transformer import Transformer
 from mt.runtime import ALONE, World
 from mt.runtime.device import NAMES, Compute, in_halves
@@ -42,16 +41,11 @@ class Validator:
         config: Config,
         tokenizer: Tokenizer,
         compute: Compute,
-        run_dir: Path,
+        run: RunFolder,
         world: World = ALONE,
     ) -> None:
-        self.config, self.tokenizer, self.compute, self.run_dir, self.world = (
-            config,
-            tokenizer,
-            compute,
-            run_dir,
-            world,
-        )
+        self.config, self.tokenizer, self.compute = config, tokenizer, compute
+        self.run, self.world = run, world
         self.src: list[str] = []
         self.ref: list[str] = []
         self.parts: dict[str, slice] = {}  # of these lines, by corpus
@@ -123,7 +117,7 @@ class Validator:
                     ", ".join(f"{TITLES[metric]} {value:.2f}" for metric, value in found.items()),
                 )
         try:
-            self._write(self.run_dir / "valid" / f"step_{step:08d}", result.hyps, details)
+            self.run.write_validation(step, result.hyps, details)
         except OSError as error:
             logger.warning(
                 "the validation of update %d could not be written, and cannot make it the best: %s",
@@ -143,11 +137,6 @@ class Validator:
             name: score.value
             for name, score in corpus_scores(hyps[part], [self.ref[part]], self.metrics).items()
         }
-
-    def _write(self, folder: Path, hyps: Sequence[str], details: Mapping[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "hyp.txt", "".join(f"{hyp}\n" for hyp in hyps))
-        atomic_write(folder / "scores.json", json.dumps(details, indent=2) + "\n")
 
     @torch.no_grad()
     def loss(self, model: Transformer, shared: Share | None = None) -> float:

@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mt import Translator
-from mt.checkpoint import load_model
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
 from mt.data.batch import pad_rows
 from mt.data.sources import read_text
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 from mt.evaluation import build_metrics, corpus_scores
 from mt.runtime.device import peak_process_memory

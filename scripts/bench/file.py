@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from mt.checkpoint import load_model
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
 from mt.data.sources import read_text
+from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 
 GROWTH = 1.1

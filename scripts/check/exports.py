@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from mt.checkpoint import load_model
 from mt.convert.export import TITLES, prove_export, write_export
 from mt.data.sources import read_text
+from mt.decode.loading import load_model
 from mt.errors import ExportError
 
 

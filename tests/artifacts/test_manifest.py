@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mt.checkpoint import MANIFEST, CheckpointManager, manager, manifest, seal, verify
+from mt.artifacts import MANIFEST, CheckpointManager, checkpoints, manifest, seal, verify
 from mt.errors import CheckpointError
 
 
@@ -118,7 +118,7 @@ def test_a_file_that_the_disk_does_not_give_is_damage_and_the_checkpoint_before_
     monkeypatch.setattr(manifest, "sha256_file", unreadable)
     found = CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest()
     assert found is not None
-    assert found.name == "step_00000008"
+    assert found.path.name == "step_00000008"
     assert (folder.parent / "last").readlink() == Path("step_00000008")
 
 
@@ -128,7 +128,7 @@ def test_links_that_cannot_be_made_are_a_warning(
     def full(link: Path, target: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(manager, "replace_link", full)
+    monkeypatch.setattr(checkpoints, "replace_link", full)
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     CheckpointManager(folder.parent.parent, 2, 1, "bleu").tidy()
     assert "No space left on device" in caplog.text

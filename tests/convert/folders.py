@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from mt.checkpoint import LoadedModel, load_model, seal, write_model_folder
+from mt.artifacts import ModelFolder
 from mt.config import Config
 from mt.data.tokenizer import EOS_ID, Tokenizer
+from mt.decode.loading import LoadedModel, load_model
 from mt.model.transformer import build_model
 
 
@@ -27,8 +28,8 @@ def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedMo
     model.output_weight.data *= 3
     model.output_weight.data[EOS_ID] *= 1.5
     folder.mkdir()
-    write_model_folder(folder, config, dict(model.named_parameters()), tokenizer, {})
-    seal(folder)
+    ModelFolder(folder).write(config, dict(model.named_parameters()), tokenizer.save, {})
+    ModelFolder(folder).seal()
     return load_model(folder, torch.device("cpu"))
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt.checkpoint import LoadedModel
 from mt.convert import export as workflow
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
 from mt.convert.export import export_and_prove
 from mt.convert.proof import compare
 from mt.data.tokenizer import Tokenizer
+from mt.decode.loading import LoadedModel
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, ExportError
 from mt.runtime.device import Compute

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt.checkpoint import load_model
 from mt.convert.export import Target, prove_export, write_export
+from mt.decode.loading import load_model
 from tests.conftest import sample_lines
 
 ENGINES: dict[Target, str] = {

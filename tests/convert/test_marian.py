@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mt.checkpoint import load_model
 from mt.convert.huggingface import TransformersEngine, export_huggingface
 from mt.convert.importing import import_and_prove
 from mt.convert.marian import NEVER, import_marian
 from mt.convert.proof import compare
 from mt.data.tokenizer import Tokenizer
+from mt.decode.loading import load_model
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.runtime.device import Compute

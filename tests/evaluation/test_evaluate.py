@@ -27,7 +27,7 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 
 def test_an_evaluation_keeps_translations_and_score_card_in_the_run(run: Path) -> None:
     found = evaluate_model(run, Scoring(resamples=50), options=FAST)
-    folder = run / "evaluations" / found.folder.name
+    folder = run / "evaluations" / found.folder.path.name
     card = read_scorecard(folder / "scorecard.json")
     assert (folder / "tiny_test.hyp").read_text(encoding="utf-8").split("\n")[:-1] == found.results[
         0
@@ -40,7 +40,7 @@ def test_an_evaluation_keeps_translations_and_score_card_in_the_run(run: Path) -
     assert card["precision"] == "fp32"
     assert {"mt", "python", "torch", "sacrebleu", "sentencepiece"} <= card["versions"].keys()
     assert card["hardware"]["cores"] >= 1
-    assert card["training"]["step"] == int(found.folder.name.removeprefix("step_"))
+    assert card["training"]["step"] == int(found.folder.path.name.removeprefix("step_"))
 
 
 def test_a_model_outside_of_a_run_keeps_its_evaluations_beside_it(
@@ -58,7 +58,7 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     run: Path, sample: Path
 ) -> None:
     found = evaluate_model(run, Scoring(("chrf",), resamples=0), options=FAST)
-    kept = run / "evaluations" / found.folder.name / "tiny_test.hyp"
+    kept = run / "evaluations" / found.folder.path.name / "tiny_test.hyp"
     marked = ["kept"] * len(found.results[0].hyps)
     kept.write_text("".join(f"{line}\n" for line in marked), encoding="utf-8")
     tests = read_tests(DataConfig(), [str(sample / "test.de")], [str(sample / "test.en")])
@@ -68,7 +68,7 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     shorter = [type(tests[0])("shorter", tests[0].src[:5], [tests[0].refs[0][:5]])]
     assert len(translate_tests(run, shorter, FAST)[0]) == 5
     other = next(
-        path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.name
+        path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.path.name
     )
     shutil.copytree(kept.parent, run / "evaluations" / other.name)
     assert translate_tests(other, tests, FAST) != [marked]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mt.checkpoint import MANIFEST, seal
+from mt.artifacts import MANIFEST, seal
 from mt.config import load_config
 from mt.data.batch import collate, pack, pairs_of
 from mt.runs.replay import replay

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mt.checkpoint import seal
-from mt.runs.start import HEADER
+from mt.artifacts import seal
+from mt.config import HEADER
 from tests.conftest import ROOT, run_mt
 
 
@@ -172,9 +172,9 @@ def test_a_run_continues_in_the_precision_that_it_began_with(
 
 LITTLE_SPACE = """
 import shutil, types
-from mt.checkpoint import manager
+from mt.artifacts import checkpoints
 
-manager.shutil = types.SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: types.SimpleNamespace(free=1 << 20))
+checkpoints.shutil = types.SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: types.SimpleNamespace(free=1 << 20))
 from mt.cli import main
 main()
 """
@@ -200,7 +200,7 @@ OUT_OF_MEMORY = """
 import re, resource
 from pathlib import Path
 from mt.cli import main
-from mt.train import run  # PyTorch and all else that takes room
+from mt.runs import start as run  # PyTorch and all else that takes room
 
 size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20), resource.RLIM_INFINITY))

@@ -13,11 +13,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import mt.train.objective as loss_module
-from mt.checkpoint import CheckpointManager, load_training
-from mt.config import load_config
+from mt.artifacts import CheckpointManager, ModelFolder
+from mt.config import ResolvedRun, load_config
 from mt.data.prepare import prepare
 from mt.errors import CheckpointError, DivergedError, MTError
 from mt.runtime import World, shards
@@ -86,15 +85,19 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
     run_dir.mkdir()
 
     def leg(
-        world: World, engine: str, steps: int, checkpoint: Path | None
+        world: World, engine: str, steps: int, checkpoint: ModelFolder | None
     ) -> list[list[tuple[int, int]]]:
         config = load_config(path, [f"train.parallel={engine}", "train.grad_accum_steps=6"])
         manager = CheckpointManager(run_dir, 2, 0, "bleu", world)
-        trainer = Trainer(config, prepare(config, world), run_dir, CPU, manager, world)
+        trainer = Trainer(
+            ResolvedRun(run_dir, config, config), prepare(config, world), CPU, manager, world
+        )
         if checkpoint is not None:
             trainer.load(checkpoint)
         seen = trained_pairs(trainer, steps)
-        manager.save(trainer.step, config, trainer.prepared.tokenizer, trainer.training_state(), {})
+        manager.save(
+            trainer.step, config, trainer.prepared.tokenizer.save, trainer.training_state(), {}
+        )
         return seen
 
     together: list[list[tuple[int, int]]] = []
@@ -117,7 +120,7 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
         assert len([pair for update in together for pair in update]) > 1.5 * num_pairs
         newest = CheckpointManager(run_dir, 2, 0, "bleu").newest()
         assert newest is not None
-        average = load_file(newest / "model.safetensors")
+        average = newest.weights()
         assert trainer.average is not None
         for name, weight in trainer.average.weights.items():
             assert torch.allclose(weight, average[name], rtol=0, atol=1e-5), name
@@ -131,9 +134,13 @@ def test_a_checkpoint_of_shards_gives_every_tensor_back_bit_for_bit(
     def save(world: World) -> dict[str, torch.Tensor]:
         config = load_config(path, ["train.parallel=fsdp"])
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
-        trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+        trainer = Trainer(
+            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+        )
         trained_pairs(trainer, 3)
-        manager.save(trainer.step, config, trainer.prepared.tokenizer, trainer.training_state(), {})
+        manager.save(
+            trainer.step, config, trainer.prepared.tokenizer.save, trainer.training_state(), {}
+        )
         state = trainer.training_state()
         return {
             name: shards.unsharded(tensor).clone()
@@ -143,15 +150,14 @@ def test_a_checkpoint_of_shards_gives_every_tensor_back_bit_for_bit(
     expected = on_ranks(2, save)[0]
     config = load_config(path)
     with trial(config, prepare(config), CPU) as trainer:
-        trainer.load(tmp_path / "checkpoints/step_00000003")
+        trainer.load(ModelFolder(tmp_path / "checkpoints/step_00000003"))
         state = trainer.training_state()
         for name, tensor in {**state.weights, **state.optimizer}.items():
             assert torch.equal(tensor, expected[name]), name
         broken = {**state.weights, "new": torch.zeros(2)}
         with pytest.raises(CheckpointError, match="new"):
-            load_training(
-                tmp_path / "checkpoints/step_00000003",
-                type(state)(broken, state.average, state.optimizer, {}),
+            type(state)(broken, state.average, state.optimizer, {}).load(
+                ModelFolder(tmp_path / "checkpoints/step_00000003")
             )
 
 
@@ -164,7 +170,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_their_weights_as_t
     def work(world: World) -> Any:
         config = load_config(path)
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
-        trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+        trainer = Trainer(
+            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+        )
         before = {name: weight.clone() for name, weight in trainer.weights().items()}
         update = next(trainer.loader.updates())
 
@@ -193,7 +201,9 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_nothing(
     def work(world: World) -> str:
         config = load_config(path, ["train.parallel=fsdp"])
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
-        trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+        trainer = Trainer(
+            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+        )
         trained_pairs(trainer, 1)
 
         def full(*_: Any, **__: Any) -> None:
@@ -201,12 +211,12 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_nothing(
 
         broken = patch("safetensors.torch.save", full) if world.rank == rank else nullcontext()
         with broken, pytest.raises(CheckpointError) as error:
-            manager.save(1, config, trainer.prepared.tokenizer, trainer.training_state(), {})
+            manager.save(1, config, trainer.prepared.tokenizer.save, trainer.training_state(), {})
         with (
-            patch("mt.checkpoint.manager.write_model_folder", full),
+            patch("mt.artifacts.ModelFolder.write", full),
             pytest.raises(CheckpointError),
         ):
-            manager.save(1, config, trainer.prepared.tokenizer, trainer.training_state(), {})
+            manager.save(1, config, trainer.prepared.tokenizer.save, trainer.training_state(), {})
         return str(error.value)
 
     assert all("No space left on device" in message for message in on_ranks(2, work))
@@ -318,7 +328,9 @@ def test_a_validation_that_one_rank_leaves_is_left_by_all(
     def work(world: World) -> tuple[str, int, bool]:
         config = load_config(path)
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
-        trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+        trainer = Trainer(
+            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+        )
         trainer.progress = TrainProgress(config.train, None, 0, trainer.seconds, "fp32")
         assert trainer.validator is not None
         before = {name: weight.clone() for name, weight in trainer.weights().items()}

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from mt.checkpoint import CheckpointManager
-from mt.config import Config, load_config
+from mt.artifacts import CheckpointManager
+from mt.config import Config, ResolvedRun, load_config
 from mt.data.prepare import prepare
 from mt.model.transformer import build_model
 from mt.runtime import World, is_sharded, unsharded
@@ -43,14 +43,9 @@ def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., C
 def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict[str, Any]:
     """Losses, norms, order and weights of the first updates."""
     run_dir.mkdir(exist_ok=True)
-    trainer = Trainer(
-        config,
-        prepare(config, world),
-        run_dir,
-        CPU,
-        CheckpointManager(run_dir, 3, 1, "bleu", world),
-        world,
-    )
+    manager = CheckpointManager(run_dir, 3, 1, "bleu", world)
+    resolved = ResolvedRun(run_dir, config, config)
+    trainer = Trainer(resolved, prepare(config, world), CPU, manager, world)
     updates = trainer.loader.updates()
     stats, seen = [], []
     for _ in range(steps):
@@ -108,7 +103,9 @@ def test_a_model_that_is_shared_out_has_the_weights_of_its_seed_and_is_never_mov
             lambda module, *args: moved.append(type(module).__name__) or to(module, *args),
         ):
             manager = CheckpointManager(tmp_path, 3, 1, "bleu", world)
-            trainer = Trainer(config, prepare(config, world), tmp_path, CPU, manager, world)
+            trainer = Trainer(
+                ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+            )
         assert all(is_sharded(weight) for weight in trainer.weights().values())
         return {name: unsharded(weight) for name, weight in trainer.weights().items()}, moved
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mt.checkpoint import MANIFEST, CheckpointManager, load_model
+from mt.artifacts import MANIFEST, CheckpointManager
+from mt.decode.loading import load_model
 from mt.errors import CheckpointError
 from survival.harness import reference
 
@@ -40,7 +41,7 @@ def run(case: str, folder: Path) -> str:
                 return f"{file.name}: not named: {error}"
     with quiet():
         found = manager.newest()
-    if found != manager.path(before):
+    if found != manager.run.checkpoint(before):
         return f"{file.name}: went on from {found}"
     return ""
 

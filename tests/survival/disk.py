@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import mt.checkpoint.manager
-from mt.checkpoint import CheckpointManager, verify
+import mt.artifacts.checkpoints
+from mt.artifacts import CheckpointManager, verify
 from mt.train.trainer import Trainer
 from survival import events
 from survival.harness import STEPS, learned, reference, same_end, train, write_config
@@ -43,7 +43,7 @@ def try_disk(case: str, folder: Path) -> str:
 
     def break_disk() -> None:
         if chance.random() < 0.5:
-            mt.checkpoint.manager.SPARE = -(
+            mt.artifacts.checkpoints.SPARE = -(
                 1 << 40
             )  # as if another process had filled the disk after the look at its free space
         if kind == "limit":

@@ -7,8 +7,8 @@ from typing import Any
 
 import safetensors.torch
 
-import mt.checkpoint.folder
-import mt.checkpoint.manager
+import mt.artifacts.checkpoints
+import mt.artifacts.model_folder
 
 CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir")
 
@@ -33,7 +33,7 @@ def watch(happen: Callable[[str], None]) -> None:
     def write_text(self: Path, text: str, encoding: str = "utf-8") -> None:
         write_in_two(self, text.encode(encoding))
 
-    mt.checkpoint.folder.save_file = mt.checkpoint.manager.save_file = save_file  # type: ignore[assignment]
+    mt.artifacts.model_folder.save_file = mt.artifacts.checkpoints.save_file = save_file  # type: ignore[assignment]
     Path.write_text = write_text  # type: ignore[method-assign, assignment]
 
 

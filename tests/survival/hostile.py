@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mt.checkpoint import MANIFEST, manifest, seal
+from mt.artifacts import MANIFEST, manifest, seal
 from survival.harness import command, reference, start, write_config
 
 TITLE = "hostile files: refused in under 1 s and 100 MB"

@@ -81,7 +81,7 @@ def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
     after = trainer.training_state().optimizer
     if any(not torch.equal(tensor, after[name]) for name, tensor in moments.items()):
         return "the optimizer's state has changed"
-    again = replay(trainer.run_dir / f"crash/step_{int(step):08d}", "cpu")
+    again = replay(trainer.run.crash(int(step)).path, "cpu")
     if [micro.num_pairs for micro in again] != [len(batch.src) for batch in update.micro_batches]:
         return "the crash folder has other pairs"
     if place == "weight" and all(micro.finite for micro in again):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mt.data.prepare
-from mt.checkpoint import CheckpointManager
+from mt.artifacts import CheckpointManager
 from mt.train.trainer import Trainer
 from mt.train.validation import Validator
 from survival.harness import command, reference, same_end, start, train, write_config

@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from mt.checkpoint import load_model, resolve_model
+from mt.artifacts import find_model
+from mt.decode.loading import load_model
 from mt.errors import ConfigError
 from mt.train.finetune import initialize
 from tests.conftest import run_mt
@@ -43,11 +44,11 @@ def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(
     )
     assert result.returncode == 0, result.stderr
     size = base.config.model.d_model
-    assert f"model.d_model: {size}, as in {resolve_model(trained_run)} (not 64)" in result.stderr
+    assert f"model.d_model: {size}, as in {find_model(trained_run)} (not 64)" in result.stderr
     tuned = load_model(tmp_path / "tuned", torch.device("cpu"))
     assert tuned.tokenizer.hash == base.tokenizer.hash
     assert (tuned.config.model.d_model, tuned.config.model.dropout) == (size, 0.25)
-    assert tuned.config.train.init_from == str(resolve_model(trained_run))
+    assert tuned.config.train.init_from == str(find_model(trained_run))
     for name, weight in base.model.named_parameters():
         torch.testing.assert_close(
             dict(tuned.model.named_parameters())[name], weight, rtol=0, atol=1e-5

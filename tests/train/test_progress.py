@@ -19,7 +19,11 @@ def recorded(folder: Path) -> list[dict[str, float]]:
 
 def test_means_weigh_updates_by_their_tokens(tmp_path: Path) -> None:
     progress = TrainProgress(
-        TrainConfig(log_every=2), MetricLogger(tmp_path, 0), 0, lambda: 7.0, "fp32"
+        TrainConfig(log_every=2),
+        MetricLogger(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0),
+        0,
+        lambda: 7.0,
+        "fp32",
     )
     progress.add(1, 0, UpdateStats(loss=1.0, nll=2.0, grad_norm=1.0, lr=0.1, num_tokens=300))
     progress.add(2, 0, UpdateStats(loss=5.0, nll=6.0, grad_norm=1.0, lr=0.2, num_tokens=100))
@@ -36,7 +40,11 @@ def test_validation_does_not_lower_the_training_rate_but_counts_as_its_share(
     tmp_path: Path,
 ) -> None:
     progress = TrainProgress(
-        TrainConfig(log_every=1), MetricLogger(tmp_path, 0), 0, lambda: 0.0, "fp32"
+        TrainConfig(log_every=1),
+        MetricLogger(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0),
+        0,
+        lambda: 0.0,
+        "fp32",
     )
     with progress.validating():
         time.sleep(0.4)
@@ -57,7 +65,11 @@ def test_without_a_terminal_each_report_is_one_plain_line(
         "mt.train.progress.logger.info", lambda message, *args: said.append(message % args)
     )
     progress = TrainProgress(
-        TrainConfig(log_every=1, max_steps=10), MetricLogger(tmp_path, 4), 4, lambda: 0.0, "fp32"
+        TrainConfig(log_every=1, max_steps=10),
+        MetricLogger(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 4),
+        4,
+        lambda: 0.0,
+        "fp32",
     )
     progress.add(5, 2, UpdateStats(1.5, 1.0, 1.0, 1e-3, num_tokens=10))
     progress.close()

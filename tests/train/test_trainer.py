@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mt.checkpoint import CheckpointManager
-from mt.config import Config, load_config
+from mt.artifacts import CheckpointManager, ModelFolder
+from mt.config import Config, ResolvedRun, load_config
 from mt.data.batch import AnyBatch, Batch, collate
 from mt.data.order import Update
 from mt.data.prepare import prepare
@@ -41,9 +41,8 @@ def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..
 
     def make(*overrides: str) -> Trainer:
         config: Config = load_config(small_yaml(tmp_path), overrides)
-        return Trainer(
-            config, prepare(config), tmp_path, CPU, CheckpointManager(tmp_path, 2, 1, "bleu")
-        )
+        manager = CheckpointManager(tmp_path, 2, 1, "bleu")
+        return Trainer(ResolvedRun(tmp_path, config, config), prepare(config), CPU, manager)
 
     return make
 
@@ -209,7 +208,7 @@ def test_resume_at_every_update_gives_the_same_weights(
     updates.close()  # type: ignore[attr-defined]
     for step in range(1, 6):
         resumed = make_trainer("seed=1")
-        resumed.load(straight.checkpoints.path(step))
+        resumed.load(straight.run.checkpoint(step))
         following = resumed.loader.updates()
         resumed.train_step(next(following))
         following.close()  # type: ignore[attr-defined]
@@ -233,7 +232,7 @@ def test_a_checkpoint_of_when_the_biases_of_keys_were_trained_still_loads(
     biases = [name for name in old.weights() if name.endswith("k_proj.bias")]
     assert all(f"exp_avg.{name}" in moments and old.weights()[name].any() for name in biases)
     resumed = make_trainer()
-    resumed.load(folder)
+    resumed.load(ModelFolder(folder))
     following = resumed.loader.updates()
     resumed.train_step(next(following)).read()
     following.close()  # type: ignore[attr-defined]
@@ -401,7 +400,11 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
         [],
     )
     trainer.progress = TrainProgress(
-        trainer.config.train, MetricLogger(trainer.run_dir, 0), 1, trainer.seconds, "fp32"
+        trainer.config.train,
+        MetricLogger(trainer.run.metrics_path, trainer.run.tensorboard, 0),
+        1,
+        trainer.seconds,
+        "fp32",
     )
 
     def interrupted(*args: object) -> None:
@@ -444,7 +447,7 @@ def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
     [folder] = (tmp_path / "crash").iterdir()
     assert folder.name == "step_00000003"
     again = make_trainer("train.max_steps=7", "train.max_bad_updates=1", "train.ema_decay=0")
-    again.load(tmp_path / "checkpoints/step_00000005")
+    again.load(trainer.run.checkpoint(5))
     break_update(again, 6, monkeypatch)
     with pytest.raises(
         DivergedError, match=r"update 6: .*optim\.lr.*leave it out with train\.max_bad_updates=2"
@@ -506,7 +509,7 @@ def test_a_checkpoint_is_saved_before_it_is_validated(
         trainer.train()
     assert trainer.checkpoints.steps() == [4]
     again = make_trainer("train.max_steps=4", "train.valid_every=4", "train.save_every=4")
-    again.load(trainer.checkpoints.path(4))
+    again.load(trainer.run.checkpoint(4))
     assert again.train() == "train.max_steps: 4"
     assert again.checkpoints.scores(4) == again.scores
 

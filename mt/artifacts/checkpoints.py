@@ -1,10 +1,9 @@
 """The checkpoints of a run: saving, the links `last` and `best`, which to keep, and where to go on."""
 
 import contextlib
-import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mt.checkpoint.folder import SCORES, read_config, resolve_model, write_model_folder
-from mt.checkpoint.manifest import TRAINING, read_json, seal, tensor_shapes, verify, write_json
+from mt.artifacts.manifest import tensor_shapes, verify, write_json
+from mt.artifacts.model_folder import ModelFolder
+from mt.artifacts.run_folder import RunFolder, find_model
 from mt.config import Config
 from mt.config.ranking import rank
-from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError, RankError
-from mt.files import atomic_dir, atomic_write, remove_folder, replace_link
+from mt.files import atomic_dir, remove_folder, replace_link
 from mt.runtime import ALONE, World, is_sharded, load_shards
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,31 @@ class TrainingState:
         """Whether ranks have shared it out, and each must write its part."""
         return any(is_sharded(tensor) for tensor in self.weights.values())
 
+    def write(self, model: ModelFolder) -> None:
+        """Fill training/ of a checkpoint, but for tensors that ranks have shared out."""
+        model.training.mkdir()
+        write_json(model.training / "state.json", self.state)
+        if self.is_sharded:
+            return
+        if self.average is not None:
+            save_file(self.weights, model.training / "weights.safetensors")
+        save_file(self.optimizer, model.training / "optimizer.safetensors")
+
+    def load(self, model: ModelFolder) -> dict[str, Any]:
+        """Fill the tensors from a verified checkpoint, whatever number of ranks wrote it; gives its state, as JSON holds it.
+
+        Raises `CheckpointError` for tensors of other names or shapes.
+        """
+        places = (
+            (model.path, self.average or self.weights),
+            (model.training, self.tensors),
+        )
+        for folder, tensors in places:
+            for path in sorted(folder.glob("*.safetensors")):
+                tensor_shapes(path)  # bounds the header
+            load_shards(tensors, folder)
+        return model.training_state()
+
 
 class CheckpointManager:
     """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to go on."""
@@ -55,62 +79,55 @@ class CheckpointManager:
     def __init__(
         self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE
     ) -> None:
-        self.folder = run_dir / "checkpoints"
+        self.run = RunFolder(run_dir)
+        self.folder = self.run.checkpoints
         self.keep_last, self.keep_best, self.metric, self.world = (
             keep_last,
             keep_best,
             metric,
             world,
         )
-        self.measured: str | None = (
-            None  # what scores must have measured to count (`Validator.measured`); None: anything
-        )
+        # What scores must have measured to count (`Validator.measured`); None: anything.
+        self.measured: str | None = None
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return sorted(
-            int(path.name.removeprefix("step_"))
-            for path in self.folder.glob("step_*")
-            if path.name[5:].isdigit()
-        )
+        return self.run.steps()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step stands."""
-        return self.folder / f"step_{step:08d}"
+        return self.run.checkpoint(step).path
 
     def save(
         self,
         step: int,
         config: Config,
-        tokenizer: Tokenizer,
+        save_tokenizer: Callable[[Path], object],
         training: TrainingState,
         provenance: Mapping[str, Any],
     ) -> Path:
         """Write a checkpoint, point the links at it, and delete those that need not be kept. All ranks must call this.
 
-        Raises `CheckpointError` where it cannot be written; those before it are as they were.
+        `save_tokenizer` fills a folder. Raises `CheckpointError` where it cannot be written; those before it are as they were.
         """
         weights = self.world.gathered(training.average or training.weights)
 
         def begin() -> str:
             self._check_space(training)
-            temporary = stack.enter_context(atomic_dir(self.path(step)))
-            write_model_folder(temporary, config, weights, tokenizer, {"step": step, **provenance})
-            (temporary / TRAINING).mkdir()
-            write_json(temporary / TRAINING / "state.json", training.state)
-            if not training.is_sharded:
-                _write_whole(temporary / TRAINING, training)
-            return str(temporary)
+            model = ModelFolder(stack.enter_context(atomic_dir(self.path(step))))
+            model.write(config, weights, save_tokenizer, {"step": step, **provenance})
+            training.write(model)
+            return str(model)
 
         def end() -> None:
-            seal(temporary)
+            model.seal()
             stack.close()  # into place
 
         try:
             with contextlib.ExitStack() as stack:
-                temporary = Path(self.world.first(begin))
+                model = ModelFolder(Path(self.world.first(begin)))
                 if training.is_sharded:
-                    self.world.save(training.tensors, temporary / TRAINING)
+                    self.world.save(training.tensors, model.training)
                 self.world.first(end)
         except (OSError, SafetensorError, RankError) as error:
             raise CheckpointError(f"{self.path(step)}: could not be written: {error}") from error
@@ -146,37 +163,34 @@ class CheckpointManager:
         """Remove what stands in the place of a link after a tool that follows links has copied the run: a copy of a checkpoint."""
         if not link.is_dir() or link.is_symlink():
             return
-        step = read_json(link / "provenance.json").get("step")
-        if isinstance(step, int) and self.path(step).exists():
+        step = ModelFolder(link).step()
+        if step is not None and self.path(step).exists():
             remove_folder(link)
         else:
             link.rename(self.folder / f"copied_{link.name}")
 
-    def ranked(self) -> list[int]:
-        """Validated steps, best first by `rank`; of equals the earlier."""
+    def ranked(self, by_any_measure: bool = False) -> list[int]:
+        """Validated steps, best first by `rank`; of equals the earlier.
+
+        `by_any_measure` counts scores that measured something else too.
+        """
         scored = {
             step: scores
             for step in self.steps()
-            if (scores := self.scores(step)) and self.metric in scores
+            if (scores := self.scores(step, by_any_measure)) and self.metric in scores
         }
         return sorted(
             scored, key=lambda step: (*(-value for value in rank(self.metric, scored[step])), step)
         )
 
-    def best_by_any_measure(self) -> int | None:
-        """The best kept step, whatever its validation measured; None if none is validated."""
-        anything = CheckpointManager(self.folder.parent, 1, 0, self.metric)
-        return next(iter(anything.ranked()), None)
-
-    def scores(self, step: int) -> dict[str, float] | None:
+    def scores(self, step: int, by_any_measure: bool = False) -> dict[str, float] | None:
         """What validation says of a step, in the run folder; None if it has not been, or measured something else.
 
         A checkpoint may be older than its validation.
         """
-        details: dict[str, Any] = {}
-        with contextlib.suppress(CheckpointError):
-            details = read_json(self.folder.parent / "valid" / self.path(step).name / SCORES)
-        if self.measured is not None and details.get("measured") != self.measured:
+        details = self.run.validation(step)
+        is_comparable = by_any_measure or self.measured in (None, details.get("measured"))
+        if not is_comparable:
             return None
         return {
             name: float(details[name])
@@ -189,19 +203,19 @@ class CheckpointManager:
         if not (self.world.is_first and self.path(step).exists()):
             return
         try:
-            atomic_write(self.path(step) / SCORES, json.dumps(dict(scores), indent=2) + "\n")
+            self.run.checkpoint(step).write_scores(scores)
         except OSError as error:
             logger.warning(
                 "%s: its scores could not be written into it: %s", self.path(step), error
             )
 
-    def newest(self) -> Path | None:
+    def newest(self) -> ModelFolder | None:
         """The newest checkpoint that is whole, None where there is none at all. All ranks must call this.
 
         A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged, now or at an earlier start.
         """
         found = self.world.first(self._newest)
-        return None if found is None else Path(found)
+        return None if found is None else ModelFolder(Path(found))
 
     def _newest(self) -> str | None:
         steps = self.steps()
@@ -226,7 +240,7 @@ class CheckpointManager:
 
 def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
     """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where there are fewer."""
-    manager = CheckpointManager(run_dir, 1, 0, read_config(resolve_model(run_dir)).train.metric)
+    manager = CheckpointManager(run_dir, 1, 0, find_model(run_dir).config().train.metric)
     steps, wanted = (
         (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
     )
@@ -235,24 +249,3 @@ def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[P
             f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)"
         )
     return [manager.path(step) for step in steps[:wanted]]
-
-
-def _write_whole(folder: Path, training: TrainingState) -> None:
-    if training.average is not None:
-        save_file(training.weights, folder / "weights.safetensors")
-    save_file(training.optimizer, folder / "optimizer.safetensors")
-
-
-def load_training(folder: Path, training: TrainingState) -> dict[str, Any]:
-    """Fill the tensors of `training` from a verified checkpoint, whatever number of ranks wrote it; gives its state, as JSON holds it.
-
-    Raises `CheckpointError` for tensors of other names or shapes.
-    """
-    for place, tensors in (
-        (folder, training.average or training.weights),
-        (folder / TRAINING, training.tensors),
-    ):
-        for path in sorted(place.glob("*.safetensors")):
-            tensor_shapes(path)  # bounds the header
-        load_shards(tensors, place)
-    return read_json(folder / TRAINING / "state.json")

@@ -5,7 +5,6 @@ What a manifest lists may still have been written to do harm, so that headers an
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -135,11 +134,6 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-
-
-def num_values(path: Path) -> int:
-    """Numbers in all tensors of a safetensors file."""
-    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

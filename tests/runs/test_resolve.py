@@ -11,10 +11,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from mt.artifacts import ModelFolder
 from mt.config import Config
 from mt.errors import ConfigError, MTError, RankError
-from mt.runs import compute
-from mt.runs.compute import start_computing
+from mt.runs import resolve
+from mt.runs.resolve import start_computing
 from mt.runtime import World
 from mt.runtime.device import NAMES, choose_compute
 from tests.runtime.ranks import on_ranks
@@ -33,7 +34,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(compute, "num_cores", lambda: 4)
+    monkeypatch.setattr(resolve, "num_cores", lambda: 4)
     handler, logger = Handler(), logging.getLogger("mt")
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.addHandler(handler)
@@ -42,13 +43,13 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
     """A checkpoint whose state.json says so."""
 
-    def write(**state: Any) -> Path:
+    def write(**state: Any) -> ModelFolder:
         (tmp_path / "training").mkdir()
         (tmp_path / "training/state.json").write_text(json.dumps(state))
-        return tmp_path
+        return ModelFolder(tmp_path)
 
     return write
 
@@ -135,7 +136,7 @@ def test_ranks_compute_as_the_first_one_whatever_their_machines(
         torch.set_num_threads(1 + 4 * world.rank)
         said: list[str] = []
         with patch.object(
-            compute.logger, "warning", lambda text, *values: said.append(text % values)
+            resolve.logger, "warning", lambda text, *values: said.append(text % values)
         ):
             resolved, chosen = start_computing(Config.model_validate(CPU), None, world)
         slow = [message for message in said if "on rank 1, and all ranks wait" in message]
@@ -160,7 +161,7 @@ def test_a_rank_that_cannot_compute_so_is_named_on_all() -> None:
             return choose_compute(*args, **options)
 
         config = Config.model_validate({**CPU, "precision": "bf16", "threads": 1})
-        with patch.object(compute, "choose_compute", here), pytest.raises(MTError) as error:
+        with patch.object(resolve, "choose_compute", here), pytest.raises(MTError) as error:
             start_computing(config, None, world)
         return type(error.value), str(error.value), error.value.exit_code
 

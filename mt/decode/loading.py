@@ -1,0 +1,70 @@
+"""Opening a model folder: settings, tokenizer and network, every byte checked first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.artifacts import ModelFolder, find_model
+from mt.config import Config
+from mt.data.tokenizer import Tokenizer
+from mt.errors import CheckpointError
+from mt.model.transformer import Transformer, build_model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a model folder holds."""
+
+    folder: ModelFolder
+    config: Config
+    tokenizer: Tokenizer
+    model: Transformer
+    provenance: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # size and SHA-256, verified
+
+
+def load_model(path: Path, device: torch.device) -> LoadedModel:
+    """Verify and open a model folder or run folder (see `find_model`). Raises `CheckpointError`."""
+    folder = find_model(path)
+    files = folder.verify()
+    config = folder.config()
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    weights = folder.weights()
+    _check_size(config, tokenizer, weights, folder.weights_path)
+    model = build_model(config.model, *tokenizer.vocab_sizes, seed=0)
+    load_weights(model, weights, folder.weights_path)
+    model = model.to(device).eval()
+    return LoadedModel(folder, config, tokenizer, model, folder.provenance(), files)
+
+
+def _check_size(
+    config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor], where: Path
+) -> None:
+    """Refuse a model that the weights cannot fill before its memory is asked for: `config.yaml` may name any size."""
+    sizes = config.model
+    num_layers = sizes.encoder_layers + sizes.decoder_layers
+    per_layer = 4 * sizes.d_model**2 + 2 * sizes.d_model * sizes.d_ff
+    fewest = num_layers * per_layer + tokenizer.tgt_vocab_size * sizes.d_model
+    if num_layers > len(weights) or fewest > sum(tensor.numel() for tensor in weights.values()):
+        raise CheckpointError(
+            f"{where}: does not fit its config.yaml, which describes a model of more than {fewest:,} parameters"
+        )
+
+
+def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copy weights into a model by name. Raises `CheckpointError` where names or shapes differ."""
+    own = dict(model.named_parameters())
+    wrong = sorted(own.keys() ^ weights.keys()) + [
+        n for n in own if n in weights and own[n].shape != weights[n].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: does not fit its config.yaml: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
