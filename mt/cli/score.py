@@ -47,28 +47,30 @@ def score(
     from mt.cli.output import check_output, open_output
     from mt.config import CorpusConfig, DataConfig
     from mt.data.sources import read_parallel
-    from mt.decode.likelihood import Scorer
+    from mt.decode.translator import Translator
     from mt.log import progress_bar, say, setup_logging
-    from mt.runtime.device import NAMES, choose_compute
-    from mt.runtime.workers import Workers
+    from mt.runtime.device import NAMES
 
     check_output(None)
     setup_logging()
     sources, targets = read_parallel([CorpusConfig(src=src, tgt=tgt)], DataConfig())
-    compute = choose_compute(device, precision, threads)
-    scorer = Scorer.load(model, compute, Workers.choose(workers, compute))
+    translator = Translator.load(
+        model, device=device, precision=precision, threads=threads, workers=workers
+    )
     total, num_tokens = 0.0, 0
     with (
         open_output(None) as out,
         progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance,
     ):
-        for found in scorer.score(zip(sources, targets, strict=True)):
+        for found in translator.likelihood(zip(sources, targets, strict=True)):
             count = len(found.log_probs)
             total, num_tokens = total + found.log_prob, num_tokens + count
             out.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
             advance(1)
     summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
-    say(f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[compute.dtype]}")
+    say(
+        f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[translator.compute.dtype]}"
+    )
 
 
 def _perplexity(log_prob: float, num_tokens: int) -> float:

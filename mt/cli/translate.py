@@ -1,8 +1,9 @@
 """`mt translate`: text files or standard input through a model, in input order and constant memory."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from mt.cli.output import Lines
+    from mt.decode.output import Written
     from mt.decode.translator import Translator
 
 
@@ -101,8 +103,6 @@ def translate(
     if alignment is not None:
         check_output(alignment)
     start_early(workers, threads, device)
-    from mt.decode.alignment import Aligner
-    from mt.decode.likelihood import Scorer
     from mt.decode.output import outputs, read_ahead, read_live
     from mt.decode.translator import WINDOW, Translator
     from mt.log import setup_logging
@@ -115,35 +115,24 @@ def translate(
             length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
             max_tokens=max_tokens,
         )  # fmt: skip
-        aligner = (
-            Aligner.load(model, translator.compute.device, translator.workers)
-            if alignment is not None
-            else None
-        )
-        scorer = (
-            Scorer.load(model, translator.compute, translator.workers)
-            if format == "jsonl"
-            else None
-        )
         names = files or ["-"]
         read = read_ahead if all(Path(name).is_file() for name in names) else read_live
         windows = read(_lines(names, on_invalid_utf8), WINDOW * world.size)
-        rows = outputs(world, translator, windows, format, aligner, scorer)
-        if world.is_first:
-            search = translator.decode.model_dump()
-            about = {
-                "model": str(model),
-                "files": names,
-                "format": format,
-                "decode": search,
-                "precision": precision,
-            }
-            _write(rows, translator, names, output, alignment, about, is_alone=world.is_alone)
-        else:
-            for _ in rows:
+        rows = partial(outputs, world, translator, windows, format, alignment is not None)
+        if not world.is_first:
+            for _ in rows():
                 pass
-        num_split = sum(world.shared(lambda _: [translator.num_split], range(world.size)))
-        if num_split and world.is_first:
+            return
+        search = translator.decode.model_dump()
+        about = {
+            "model": str(model),
+            "files": names,
+            "format": format,
+            "decode": search,
+            "precision": precision,
+        }
+        num_split = _write(rows, names, output, alignment, about, is_alone=world.is_alone)
+        if num_split:
             _tell_split(num_split, translator)
 
 
@@ -159,9 +148,10 @@ def _tell_split(num_split: int, translator: "Translator") -> None:
 
 
 def _write(
-    rows: Iterable[list[tuple[str, str]]], translator: "Translator", names: list[str], output: Path | None, alignment: Path | None,
+    rows: "Callable[..., Iterable[list[Written]]]", names: list[str], output: Path | None, alignment: Path | None,
     about: dict[str, Any], is_alone: bool,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
+    """Write all lines; gives how many were translated in parts."""
     from mt.cli.output import open_output
     from mt.log import progress_bar
 
@@ -172,17 +162,18 @@ def _write(
         nullcontext() if alignment is None else open_output(alignment, about)
     )
     bar = progress_bar(lambda: _count_lines(names), "translating", "line", is_shown)
+    num_split = 0
     with open_output(output, about) as out, aligned as pairs, bar as advance:
-        if is_alone:
-            translator.on_progress = advance
-        for window in rows:
-            for text, links in window:
-                out.write(text)
+        for window in rows(on_progress=advance if is_alone else None):
+            for line in window:
+                out.write(line.text)
                 if pairs is not None:
-                    pairs.write(f"{links}\n")
+                    pairs.write(f"{line.alignment}\n")
+                num_split += line.over_long
             out.flush()
             if not is_alone:
                 advance(len(window))
+    return num_split
 
 
 def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:

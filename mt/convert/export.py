@@ -120,8 +120,8 @@ def prove_export(
             lines,
         )
     if to == "onnx":
-        theirs = Translator(loaded.model, loaded.tokenizer, decode, compute)
-        theirs.search_with(OnnxModel(folder, torch.get_num_threads()))  # type: ignore[arg-type]
+        onnx = OnnxModel(folder, torch.get_num_threads())
+        theirs = Translator(loaded.model, loaded.tokenizer, decode, compute, step_model=onnx)
         return compare(translator, OurEngine(theirs), lines)
     engine = TransformersEngine(folder, decode)
     if to == "marian":

@@ -122,8 +122,7 @@ class OurEngine:
     @torch.inference_mode()
     def score(self, source: list[int], target: list[int]) -> float:
         """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        assert self.translator.searcher is not None, "needs a translator of one process"
-        model, device = self.translator.searcher.model, self.translator.compute.device
+        model, device = self.translator.step_model, self.translator.compute.device
         src = torch.tensor([[*source, EOS_ID]], device=device)
         state = model.initial_state(src, torch.ones_like(src, dtype=torch.bool))
         total, previous = 0.0, BOS_ID

@@ -7,102 +7,54 @@ subwords of each word on both sides; a target word is aligned to the source word
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mt.data.batch import collate
 from mt.data.tokenizer import Tokenizer
-from mt.decode.buckets import map_in_buckets
-from mt.decode.loading import load_model
-from mt.decode.translator import TranslatedPart, Translation
+from mt.decode.parts import TranslatedPart, Translation
 from mt.model.maps import cross_attention
 from mt.model.transformer import Transformer
-from mt.runtime.device import in_halves
-from mt.runtime.workers import Workers
-
-MAX_TOKENS = 4096  # rows x longest side of a batch
 
 Alignment = list[tuple[int, int]]  # (source word, target word), in order
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A line or a part of one, and its translation."""
+class LinePart:
+    """A line or a part of one, and its translation, with the word that each id belongs to."""
 
-    part: TranslatedPart
+    translated: TranslatedPart
     src_words: list[int]  # of each id, the number of its word in the line; -1: of none
     tgt_words: list[int]  # the same in the line's translation
 
 
-class Aligner:
-    """A model that tells what it looked at; in fp32, in whatever precision it translated."""
-
-    def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, workers: Workers | None = None
-    ) -> None:
-        self.tokenizer, self.workers = tokenizer, workers or Workers()
-        layer = max(0, len(model.decoder.layers) - 2)
-        self._align_batch = self.workers.share(
-            partial(in_halves, partial(align_batch, model, layer))
-        )
-
-    @classmethod
-    def load(
-        cls, path: str | Path, device: torch.device, workers: Workers | None = None
-    ) -> "Aligner":
-        """Open a model folder, or a run folder (its best checkpoint). Raises `CheckpointError`."""
-        loaded = load_model(Path(path), device)
-        return cls(loaded.model, loaded.tokenizer, workers)
-
-    def align(self, lines: Sequence[str], translations: Sequence[Translation]) -> list[Alignment]:
-        """The alignment of each line with its translation."""
-        numbered = [
-            (number, part)
-            for number, translation in enumerate(translations)
-            for part in translation.parts
-        ]
-        words = self.tokenizer.src_words([part.source.text for _, part in numbered])
-        pairs = [
-            self._pair(lines[number], translations[number].text, part, src_words)
-            for (number, part), src_words in zip(numbered, words, strict=True)
-        ]
-        found: list[set[tuple[int, int]]] = [
-            set() for _ in lines
-        ]  # a word that was cut in two may come twice
-        for (number, _), alignment in zip(numbered, self._align_pairs(pairs), strict=True):
-            found[number].update(alignment)
-        return [sorted(alignment) for alignment in found]
-
-    def _pair(
-        self, line: str, translation: str, part: TranslatedPart, src_words: list[int]
-    ) -> _Pair:
-        """A part, its words numbered through the line and through its translation."""
+def numbered_parts(
+    tokenizer: Tokenizer, lines: Sequence[str], translations: Sequence[Translation]
+) -> list[tuple[int, LinePart]]:
+    """The parts of all lines, each with the number of its line, words numbered through line and translation."""
+    numbered = [
+        (number, part)
+        for number, translation in enumerate(translations)
+        for part in translation.parts
+    ]
+    words = tokenizer.src_words([part.source.text for _, part in numbered])
+    found = []
+    for (number, part), src_words in zip(numbered, words, strict=True):
         source = part.source
         own = src_words[source.begin : source.begin + len(source.ids)]
-        src_before, tgt_before = (
-            _words_before(line, source.start),
-            _words_before(translation, part.start),
+        sides = (
+            (own, _words_before(lines[number], source.start)),
+            (
+                tokenizer.tgt_words(part.tgt),
+                _words_before(translations[number].text, part.start),
+            ),
         )
-        numbers = [
-            [word if word < 0 else word + before for word in words]
-            for words, before in (
-                (own, src_before),
-                (self.tokenizer.tgt_words(part.tgt), tgt_before),
-            )
+        shifted = [
+            [word if word < 0 else word + before for word in words] for words, before in sides
         ]
-        return _Pair(part, *numbers)
-
-    def _align_pairs(self, pairs: Sequence[_Pair]) -> list[Alignment]:
-        return map_in_buckets(
-            self.workers,
-            self._align_batch,
-            pairs,
-            [(pair.part.src, pair.part.tgt) for pair in pairs],
-            MAX_TOKENS,
-        )
+        found.append((number, LinePart(part, *shifted)))
+    return found
 
 
 def _words_before(text: str, place: int) -> int:
@@ -113,16 +65,16 @@ def _words_before(text: str, place: int) -> int:
     )
 
 
-def align_batch(model: Transformer, layer: int, pairs: Sequence[_Pair]) -> list[Alignment]:
-    """The words of each pair that belong together, by the attention of one decoder layer."""
-    device = model.output_weight.device
-    batch = collate([(pair.part.src, pair.part.tgt) for pair in pairs])
+def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment]:
+    """The words of each part that belong together, by the attention of the last decoder layer but one."""
+    device, layer = model.output_weight.device, max(0, len(model.decoder.layers) - 2)
+    batch = collate([(part.translated.src, part.translated.tgt) for part in parts])
     weights = cross_attention(
         model, batch.src.to(device), batch.src_mask.to(device), batch.tgt_in.to(device), layer
     )
     return [
-        word_pairs(w, pair.src_words, pair.tgt_words)
-        for w, pair in zip(weights, pairs, strict=True)
+        word_pairs(w, part.src_words, part.tgt_words)
+        for w, part in zip(weights, parts, strict=True)
     ]
 
 

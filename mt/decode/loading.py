@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt.artifacts import ModelFolder, find_model
 from mt.config import Config
 from mt.data.tokenizer import Tokenizer
 from mt.errors import CheckpointError
-from mt.model.transformer import Transformer, build_model
+from mt.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,23 @@ class LoadedModel:
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """Verify and open a model folder or run folder (see `find_model`). Raises `CheckpointError`."""
+    """Verify and open a model folder or run folder (see `find_model`). Raises `CheckpointError`.
+
+    On a CPU the weights are those in the file, mapped into memory and read when they are needed.
+    """
     folder = find_model(path)
     files = folder.verify()
     config = folder.config()
     tokenizer = Tokenizer.load(folder.tokenizer)
     weights = folder.weights()
     _check_size(config, tokenizer, weights, folder.weights_path)
-    model = build_model(config.model, *tokenizer.vocab_sizes, seed=0)
-    load_weights(model, weights, folder.weights_path)
+    with torch.device("meta"):
+        model = Transformer(config.model, *tokenizer.vocab_sizes)
+    check_weights(model, weights, folder.weights_path)
+    for name, parameter in list(model.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        loaded = nn.Parameter(weights[name], requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(owner), attribute, loaded)
     model = model.to(device).eval()
     return LoadedModel(folder, config, tokenizer, model, folder.provenance(), files)
 
@@ -57,6 +65,14 @@ def _check_size(
 
 def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path) -> None:
     """Copy weights into a model by name. Raises `CheckpointError` where names or shapes differ."""
+    check_weights(model, weights, where)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def check_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Raise `CheckpointError` where names or shapes differ from those of the model."""
     own = dict(model.named_parameters())
     wrong = sorted(own.keys() ^ weights.keys()) + [
         n for n in own if n in weights and own[n].shape != weights[n].shape
@@ -65,6 +81,3 @@ def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path)
         raise CheckpointError(
             f"{where}: does not fit its config.yaml: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])

@@ -6,12 +6,13 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mt.data.tokenizer import EOS_ID
-from mt.decode.alignment import Aligner, Alignment, pharaoh
-from mt.decode.likelihood import Scorer, TokenScores
-from mt.decode.translator import Translation, Translator
+from mt.decode.alignment import Alignment, pharaoh
+from mt.decode.likelihood import TokenScores
+from mt.decode.parts import Translation
+from mt.decode.translator import Progress, Translator
 from mt.errors import MTError
 from mt.runtime import World
 
@@ -28,25 +29,42 @@ class Row:
     source: str
     translations: list[Translation]
     alignment: Alignment | None  # of the best translation, where it was asked for
-    token_scores: (
-        list[list[TokenScores]] | None
-    )  # of each part of each translation, where they were asked for
+    # Of each part of each translation, where they were asked for.
+    token_scores: list[list[TokenScores]] | None
+
+    @property
+    def over_long(self) -> bool:
+        """Whether the line was translated in parts."""
+        return len(self.translations[0].parts) > 1
+
+
+class Written(NamedTuple):
+    """What there is to write of a line."""
+
+    text: str
+    alignment: str
+    over_long: bool
 
 
 def outputs(
-    world: World, translator: Translator, windows: Iterator[list[str]], format: str, aligner: Aligner | None = None,
-    scorer: Scorer | None = None,
-) -> Iterator[list[tuple[str, str]]]:  # fmt: skip
-    """(what to write, word alignments) of each line, in order and on all ranks, which share the lines of each window."""
+    world: World, translator: Translator, windows: Iterator[list[str]], format: str,
+    with_alignment: bool = False, on_progress: Progress | None = None,
+) -> Iterator[list[Written]]:  # fmt: skip
+    """What to write of each line, in order and on all ranks, which share the lines of each window."""
     pieces = translator.tokenizer.tgt_pieces
 
-    def of(numbered: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
-        rows = translated_rows(translator, numbered, aligner, scorer)
-        return [(formatted(row, format, pieces), pharaoh(row.alignment or [])) for row in rows]
+    def of(numbered: Sequence[tuple[int, str]]) -> list[Written]:
+        scores = format == "jsonl"
+        rows = translated_rows(translator, numbered, with_alignment, scores, on_progress)
+        return [
+            Written(formatted(row, format, pieces), pharaoh(row.alignment or []), row.over_long)
+            for row in rows
+        ]
 
     number = 1
     while window := world.first(lambda: next(windows, [])):  # only the first rank reads
-        yield world.shared(of, list(enumerate(window, number)))
+        written = world.shared(of, list(enumerate(window, number)))
+        yield [Written(*each) for each in written]
         number += len(window)
 
 
@@ -119,24 +137,25 @@ def formatted(row: Row, format: str, pieces: list[str]) -> str:
 def translated_rows(
     translator: Translator,
     numbered: Sequence[tuple[int, str]],
-    aligner: Aligner | None = None,
-    scorer: Scorer | None = None,
+    with_alignment: bool = False,
+    with_scores: bool = False,
+    on_progress: Progress | None = None,
 ) -> list[Row]:
     """One for each numbered line, in order."""
     lines = [line for _, line in numbered]
-    found = translator.translate_window(lines)
+    found = translator.translate_window(lines, on_progress)
     alignments: Iterable[Alignment | None] = itertools.repeat(None)
-    if aligner is not None:
+    if with_alignment:
         alignments = itertools.chain.from_iterable(
-            aligner.align(
+            translator.align(
                 lines[start : start + CHUNK], [best for best, *_ in found[start : start + CHUNK]]
             )
             for start in range(0, len(lines), CHUNK)
         )
     scores: Iterator[TokenScores] | None = None
-    if scorer is not None:
+    if with_scores:
         parts = [part for translations in found for each in translations for part in each.parts]
-        scores = iter(scorer.score_ids([(part.src, part.tgt) for part in parts]))
+        scores = iter(translator.likelihood_of_ids([(part.src, part.tgt) for part in parts]))
     rows = []
     for (number, source), translations, alignment in zip(numbered, found, alignments, strict=False):
         token_scores = (
@@ -156,10 +175,5 @@ def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
     for described, parts in zip(translations, row.token_scores or [], strict=False):
         described["tokens"] = [pieces[token] for part in parts for token in (*part.ids, EOS_ID)]
         described["token_scores"] = [round(value, 6) for part in parts for value in part.log_probs]
-    over_long = len(row.translations[0].parts) > 1
-    return {
-        "line": row.number,
-        "source": row.source,
-        "over_long": over_long,
-        "translations": translations,
-    }
+    about = {"line": row.number, "source": row.source, "over_long": row.over_long}
+    return {**about, "translations": translations}

@@ -1,78 +1,62 @@
-"""Text in, text out, in input order: the one way from a model to translations that training, `mt translate` and `mt evaluate` share."""
+"""One opened model: text in, translations, likelihoods and word alignments out, in input order.
+
+Training, the command line, evaluation, reports and the Python API all come through here.
+"""
 
 import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
-from mt.config import AUTO, DecodeConfig
+from mt.config import DecodeConfig
 from mt.config.languages import joint_between, parse_language
-from mt.data.batch import pad_rows
-from mt.data.sentences import sentence_starts
+from mt.data.batch import IdPair, pad_rows, token_buckets
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
-from mt.decode.loading import load_model
-from mt.decode.search import Hypothesis, SearchConfig, beam_search, greedy_search, max_output_lens
+from mt.decode.alignment import Alignment, align_batch, numbered_parts
+from mt.decode.likelihood import TokenScores, token_log_probs
+from mt.decode.loading import LoadedModel, load_model
+from mt.decode.parts import SourcePart, Splitter, TranslatedPart, Translation
+from mt.decode.search import (
+    Hypothesis,
+    SearchConfig,
+    StepModel,
+    beam_search,
+    greedy_search,
+    max_output_lens,
+)
 from mt.errors import CheckpointError, ConfigError
 from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
-from mt.runtime.device import Compute, choose_compute, in_halves
+from mt.runtime.device import Compute, choose_compute
+from mt.runtime.memory import in_halves
+from mt.runtime.sharing import SharedWork
 from mt.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 WINDOW = 8192  # lines read ahead and sorted by length together; bounds the memory of a stream
-
-_Encoded = tuple[
-    tuple[int, str], list[int]
-]  # where a text begins in its line, the text, and its ids
-
-
-@dataclass(frozen=True)
-class SourcePart:
-    """A line, or a part of one, that is searched by itself."""
-
-    ids: list[int]  # without end of sentence
-    text: str  # of the sentences that were encoded together
-    begin: int  # in their ids, where these are: above 0 only if the sentences were too long
-    start: int  # character of the line at which the text begins
-
-
-@dataclass(frozen=True)
-class TranslatedPart:
-    """A part of a line, and the ids of its translation, without end of sentence."""
-
-    source: SourcePart
-    tgt: list[int]
-    start: int  # character of the line's translation at which this begins
-
-    @property
-    def src(self) -> list[int]:
-        """The ids of the source."""
-        return self.source.ids
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translation of one line."""
-
-    text: str
-    score: (
-        float  # log-probability / length**length_penalty; of a split line, the mean over its parts
-    )
-    parts: list[TranslatedPart]  # several if the source was split; none if the line has no words
+READ_WINDOW = 4096  # pairs read ahead and sorted by length together
+SCORED_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
+ALIGNED_TOKENS = 4096  # of a batch, padding counted
+Progress = Callable[[int], object]  # is told how many lines have just been translated
 
 
 @dataclass(frozen=True)
 class Searcher:
     """A model and how to search with it: ids to hypotheses, in one batch."""
 
-    model: InferenceModel
+    model: StepModel[Any]
     options: DecodeConfig
     device: torch.device
 
@@ -84,42 +68,41 @@ class Searcher:
         max_lens = max_output_lens(src_mask, options.max_len_a, options.max_len_b)
         if options.beam_size == 1:
             return greedy_search(self.model, src, src_mask, max_lens, options.length_penalty)
-        return beam_search(
-            self.model,
-            src,
-            src_mask,
-            max_lens,
-            SearchConfig(options.beam_size, options.nbest, options.length_penalty),
-        )
+        config = SearchConfig(options.beam_size, options.nbest, options.length_penalty)
+        return beam_search(self.model, src, src_mask, max_lens, config)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads given targets; what it does with a batch of them comes with the batch."""
+
+    model: Transformer
+
+    def __call__(
+        self, job: tuple[Callable[[Transformer, Sequence[T]], list[R]], Sequence[T]]
+    ) -> list[R]:
+        """The result of each pair."""
+        read, pairs = job
+        return in_halves(partial(read, self.model), pairs)
 
 
 class Translator:
-    """A model, its tokenizer, and how to search."""
+    """A model, its tokenizer, how to search, and the processes that do it, which stay up.
+
+    Several threads may use one at once. `with` ends the processes; else they end with the object.
+    """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute, workers: Workers | None = None,
-        tgt_lang: str | None = None,
+        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute,
+        workers: Workers | None = None, tgt_lang: str | None = None, *,
+        step_model: StepModel[Any] | None = None, opened: LoadedModel | None = None,
     ) -> None:  # fmt: skip
-        self.tokenizer, self.decode, self.compute, self.workers = (
-            tokenizer,
-            decode,
-            compute,
-            workers or Workers(),
-        )
+        """`step_model` searches in place of `model`; `opened` is the folder that they come from."""
+        self.model, self.tokenizer, self.decode, self.compute = model, tokenizer, decode, compute
+        self.workers, self.opened = workers or Workers(), opened
         self.language = parse_language(tgt_lang)
-        self.search_with(InferenceModel(model, compute.dtype))
-        self.on_progress: Callable[[int], object] = lambda num_lines: (
-            None
-        )  # called with the number of lines that were just translated
-        self.num_split = 0  # lines so far that were translated in parts
-
-    def search_with(self, model: InferenceModel) -> None:
-        """Use this model from now on."""
-        searcher = Searcher(model, self.decode, self.compute.device)
-        self.searcher = (
-            searcher if self.workers.count == 1 else None
-        )  # several workers have it instead
-        self._search = self.workers.share(partial(in_halves, searcher))
+        self._splitter = Splitter(tokenizer, decode)
+        self._step_model = step_model
 
     @classmethod
     def load(
@@ -134,42 +117,76 @@ class Translator:
     ) -> "Translator":
         """Open a model folder, or a run folder (its best checkpoint).
 
-        `precision` is auto, fp32, bf16, fp16 or int8. `workers` processes share the `threads` (all cores) of a CPU; None takes one to each
-        thread, the fastest for many lines. `decode` overrides the model's own search options (`beam_size`, `length_penalty`, ...: see
-        `DecodeConfig`).
+        `precision` is auto, fp32, bf16, fp16 or int8. `workers` processes share the `threads` (all
+        cores) of a CPU; None takes one to each thread, the fastest for many lines. `decode`
+        overrides the model's own search options (`beam_size`, `length_penalty`, ...: see
+        `DecodeConfig`). The weights stay in their file: do not write into it meanwhile.
         Raises `CheckpointError` for a folder that is missing, damaged or something else.
         """
         compute = choose_compute(device, precision, threads)
         shared = Workers.choose(workers, compute)
-        loaded = load_model(Path(path), compute.device)
-        options = search_options(loaded.config.decode, decode)
+        opened = load_model(Path(path), compute.device)
+        options = search_options(opened.config.decode, decode)
+        language = opened.config.data.tgt_lang
         return cls(
-            loaded.model, loaded.tokenizer, options, compute, shared, loaded.config.data.tgt_lang
+            opened.model, opened.tokenizer, options, compute, shared, language, opened=opened
         )
 
-    def translate(self, lines: Iterable[str]) -> list[str]:
-        """The best translation of each line, in order. An empty line stays empty."""
-        return [translations[0].text for translations in self.translate_stream(lines)]
+    def __enter__(self) -> "Translator":
+        return self
 
-    def translate_stream(self, lines: Iterable[str]) -> Iterator[list[Translation]]:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.workers.close()
+
+    @cached_property
+    def step_model(self) -> StepModel[Any]:
+        """What the search runs on, made when it is first needed."""
+        return self._step_model or InferenceModel(self.model, self.compute.dtype)
+
+    @cached_property
+    def _search(self) -> Any:
+        search = Searcher(self.step_model, self.decode, self.compute.device)
+        shared = self.workers.share(partial(in_halves, search))
+        if self.workers.count > 1:  # which have it in a memory of their own
+            del self.step_model
+        return shared
+
+    def translate(self, lines: Iterable[str], on_progress: Progress | None = None) -> list[str]:
+        """The best translation of each line, in order. An empty line stays empty."""
+        return [found[0].text for found in self.translate_stream(lines, on_progress)]
+
+    def translate_stream(
+        self, lines: Iterable[str], on_progress: Progress | None = None
+    ) -> Iterator[list[Translation]]:
         """The `nbest` translations of each line, best first, in order; reads `WINDOW` lines ahead."""
         remaining = iter(lines)
         while window := list(itertools.islice(remaining, WINDOW)):
-            yield from self.translate_window(window)
+            yield from self.translate_window(window, on_progress)
 
-    def translate_window(self, lines: Sequence[str]) -> list[list[Translation]]:
+    def translate_window(
+        self, lines: Sequence[str], on_progress: Progress | None = None
+    ) -> list[list[Translation]]:
         """The `nbest` translations of each of these lines, best first; lines of similar length are searched together."""
-        by_line = self._split_lines(lines)
+        by_line = self._splitter.split(lines)
         parts = [part for parts in by_line for part in parts]
         ends = {id(parts[-1]) for parts in by_line if parts}
-        hyps = iter(
-            self.search(
-                [part.ids for part in parts],
-                lambda batch: self.on_progress(sum(id(parts[i]) in ends for i in batch)),
-            )
-        )
-        self.num_split += sum(len(parts) > 1 for parts in by_line)
-        self.on_progress(sum(not parts for parts in by_line))
+
+        def tell(batch: Sequence[int]) -> None:
+            if on_progress is not None:
+                on_progress(sum(id(parts[i]) in ends for i in batch))
+
+        hyps = iter(self.search([part.ids for part in parts], tell))
+        if on_progress is not None:
+            on_progress(sum(not parts for parts in by_line))
         return [self._join([(part, next(hyps)) for part in parts]) for parts in by_line]
 
     def search(
@@ -183,79 +200,76 @@ class Translator:
         """
         found: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
-        with contextlib.closing(
-            self.workers.map(self._search, [[sources[i] for i in batch] for batch in batches])
-        ) as results:
-            for batch, batch_hyps in zip(batches, results, strict=True):
-                for i, hyps in zip(batch, batch_hyps, strict=True):
-                    if not hyps:
-                        raise CheckpointError(
-                            "the model's scores are not finite: its weights are not usable"
-                        )
-                    found[i] = hyps
-                on_batch(batch)
+        jobs = [[sources[i] for i in batch] for batch in batches]
+        for batch, batch_hyps in zip(batches, self._map(self._search, jobs), strict=True):
+            for i, hyps in zip(batch, batch_hyps, strict=True):
+                if not hyps:
+                    raise CheckpointError(
+                        "the model's scores are not finite: its weights are not usable"
+                    )
+                found[i] = hyps
+            on_batch(batch)
         return found
 
-    def _split_lines(self, lines: Sequence[str]) -> list[list[SourcePart]]:
-        """The parts of each line: itself if it is no longer than what training saw, none if it has no words."""
-        starts = [self._part_starts(line) for line in lines]
-        texts = [
-            (start, line[start:end])
-            for line, begins in zip(lines, starts, strict=True)
-            for start, end in itertools.pairwise([*begins, len(line)])
-        ]
-        encoded = iter(
-            zip(texts, self.tokenizer.encode_src([text for _, text in texts]), strict=True)
-        )
-        found: list[list[SourcePart]] = []
-        for line, begins in zip(lines, starts, strict=True):
-            sentences = [next(encoded) for _ in begins]
-            if len(begins) > 1:
-                sentences = self._packed(line, sentences)
-            found.append(
-                [part for (start, text), ids in sentences for part in self._cut(ids, text, start)]
-            )
-        return found
+    def likelihood(self, pairs: Iterable[tuple[str, str]]) -> Iterator[TokenScores]:
+        """The log-probability of each token of each target given its source, of (source, target) lines, in order."""
+        remaining = iter(pairs)
+        while window := list(itertools.islice(remaining, READ_WINDOW)):
+            src, tgt = zip(*window, strict=True)
+            ids = self.tokenizer.encode_src(src), self.tokenizer.encode_tgt(tgt)
+            yield from self.likelihood_of_ids(list(zip(*ids, strict=True)))
 
-    def _part_starts(self, line: str) -> list[int]:
-        """Where the sentences of a line begin, if it is to be split at them at all; else 0."""
-        limit = self.decode.max_sentences
-        if limit is None or limit == AUTO:
-            return [0]
-        starts = sentence_starts(line)
-        return starts if len(starts) > limit or len(line) > self.decode.longest_src else [0]
+    def likelihood_of_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
+        """The same of ids without end of sentence."""
+        read = partial(token_log_probs, compute=self.compute)
+        found = self._read(read, pairs, pairs, SCORED_TOKENS)
+        return [TokenScores(tgt, values) for (_, tgt), values in zip(pairs, found, strict=True)]
 
-    def _packed(self, line: str, sentences: Sequence[_Encoded]) -> list[_Encoded]:
-        """Sentences of a line put together again, as many as `max_sentences` and `max_src_len` allow."""
-        max_sentences = int(self.decode.max_sentences or 1)
-        packed: list[_Encoded] = []
-        group: list[_Encoded] = []
-        for sentence in sentences:
-            num_ids = sum(len(ids) for _, ids in [*group, sentence])
-            if group and (len(group) == max_sentences or num_ids > self.decode.longest_src):
-                packed.append(self._together(line, group))
-                group = []
-            group.append(sentence)
-        return [*packed, self._together(line, group)]
+    def align(self, lines: Sequence[str], translations: Sequence[Translation]) -> list[Alignment]:
+        """The word alignment of each line with its translation, in fp32; see `mt.decode.alignment`."""
+        numbered = numbered_parts(self.tokenizer, lines, translations)
+        parts = [part for _, part in numbered]
+        ids = [(part.translated.src, part.translated.tgt) for part in parts]
+        # A word that was cut in two may come twice.
+        found: list[set[tuple[int, int]]] = [set() for _ in lines]
+        for (line, _), links in zip(
+            numbered, self._read(align_batch, parts, ids, ALIGNED_TOKENS), strict=True
+        ):
+            found[line].update(links)
+        return [sorted(alignment) for alignment in found]
 
-    def _together(self, line: str, group: Sequence[_Encoded]) -> _Encoded:
-        if len(group) == 1:
-            return group[0]
-        (start, _), _ = group[0]
-        (last, text), _ = group[-1]
-        whole = line[start : last + len(text)]
-        return (start, whole), self.tokenizer.encode_src([whole])[0]
+    @cached_property
+    def _reader(self) -> Any:
+        return self.workers.share(Reader(self.model.eval()))
 
-    def _cut(self, ids: list[int], text: str, start: int) -> Iterator[SourcePart]:
-        """One part, or, of too many ids, several that end at the last word boundary that fits; none without ids."""
-        limit, begin = self.decode.longest_src, 0
-        while len(ids) - begin > limit:
-            fits = range(begin + limit, begin + limit // 2, -1)
-            end = next((i for i in fits if self.tokenizer.starts_word(ids[i])), begin + limit)
-            yield SourcePart(ids[begin:end], text, begin, start)
-            begin = end
-        if begin < len(ids):
-            yield SourcePart(ids[begin:], text, begin, start)
+    def _read(
+        self,
+        read: Callable[[Transformer, Sequence[T]], list[R]],
+        items: Sequence[T],
+        ids: Sequence[IdPair],
+        max_tokens: int,
+    ) -> list[R]:
+        """What `read` says of each item, in order; `ids` are their source and target, without end of sentence.
+
+        A batch has at most `max_tokens` = rows x longest side.
+        """
+        src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in ids]) for side in (0, 1))
+        buckets = token_buckets(src_lens, tgt_lens, max_tokens)
+        jobs = [(read, [items[i] for i in bucket]) for bucket in buckets]
+        found: dict[int, R] = {}
+        for bucket, results in zip(buckets, self._map(self._reader, jobs), strict=True):
+            found.update(zip(bucket.tolist(), results, strict=True))
+        return [found[i] for i in range(len(items))]
+
+    def _map(self, work: Callable[[T], R] | SharedWork[T, R], items: Sequence[T]) -> Iterator[R]:
+        """`work` of each item, by the workers, or by this process with the threads of `compute`."""
+        with contextlib.closing(self.workers.map(work, items)) as results:
+            while True:
+                with self.compute.limited_threads():
+                    result = next(results, _END)
+                if result is _END:
+                    return
+                yield result  # type: ignore[misc]
 
     def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
         """Sources of similar length together, longest first, within `batch_size` sentences and `max_tokens` padded tokens."""
@@ -285,21 +299,19 @@ class Translator:
                     whole += joint_between(whole, text, self.language)
                 translated.append(TranslatedPart(source, hyp.tokens, len(whole)))
                 whole += text
-            joined.append(
-                Translation(whole, sum(hyp.score for hyp in ranked) / len(ranked), translated)
-            )
+            score = sum(hyp.score for hyp in ranked) / len(ranked)
+            joined.append(Translation(whole, score, translated))
         return joined
+
+
+_END = object()  # after the last result
 
 
 def search_options(own: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
     """A model's own search options with others over them; None leaves one as it is. Raises `ConfigError`."""
+    given = {key: value for key, value in overrides.items() if value is not None}
     try:
-        return DecodeConfig.model_validate(
-            {
-                **own.model_dump(),
-                **{key: value for key, value in overrides.items() if value is not None},
-            }
-        )
+        return DecodeConfig.model_validate({**own.model_dump(), **given})
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())

@@ -9,11 +9,13 @@ from typing import Any
 from mt.artifacts import find_model
 from mt.config import DataConfig
 from mt.data.sources import read_text
+from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError
 from mt.evaluation import KINDS, TITLES, Comparison, Metrics, paired_tests, sentence_scores
 from mt.evaluation.evaluate import (
     Scoring,
     TestSet,
+    kept_translations,
     precision_of,
     read_tests,
     split_references,
@@ -152,7 +154,12 @@ def _translations(
     system: str, tests: Sequence[TestSet], options: Mapping[str, Any]
 ) -> list[list[str]]:
     if not Path(system).is_file():
-        return translate_tests(Path(system), tests, options)
+        folder = find_model(Path(system))
+        kept = kept_translations(folder, tests, options)
+        if None not in kept:
+            return [hyps for hyps in kept if hyps is not None]
+        with Translator.load(folder.path, **options) as translator:
+            return translate_tests(translator, tests, kept)
     if len(tests) != 1:
         raise ConfigError(
             f"{system}: a file of translations is of one test set, but there are {len(tests)}; give --src and --ref"

@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,9 @@ from mt.config import Config, CorpusConfig, DataConfig, DecodeConfig
 from mt.data.sources import read_parallel, read_text
 from mt.decode.translator import Translator, search_options
 from mt.errors import CheckpointError, ConfigError, DataError
-from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics
+from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics, corpus_scores
 from mt.evaluation.comet import CometCommand
 from mt.evaluation.scorecard import read_scorecard, scorecard
-from mt.evaluation.scoring import evaluate
 from mt.files import atomic_write, fingerprint
 from mt.runtime import ALONE, World
 from mt.runtime.device import NAMES, choose_compute
@@ -100,6 +100,29 @@ class EvaluatedModel:
     card: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Translations of a test set, their scores, and how long translating took."""
+
+    hyps: list[str]
+    scores: dict[str, Score]
+    seconds: float
+
+
+def evaluate(
+    translate: Callable[[Sequence[str]], list[str]],
+    src: Sequence[str],
+    refs: Sequence[Sequence[str]],
+    metrics: Metrics | None = None,
+    resamples: int = 0,
+) -> Evaluation:
+    """`translate` the lines of `src` and score against one or more references, line by line: see `corpus_scores`."""
+    began = time.perf_counter()
+    hyps = translate(src)
+    seconds = time.perf_counter() - began
+    return Evaluation(hyps, corpus_scores(hyps, refs, metrics, resamples), seconds)
+
+
 def read_tests(
     data: DataConfig, sources: Sequence[str] = (), references: Sequence[str] = ()
 ) -> list[TestSet]:
@@ -159,25 +182,15 @@ def evaluate_model(
         config.data, sources, references
     )  # a missing file, or package, shows before minutes of translating
     metrics = scoring.build(config)
-    translator = Translator.load(folder.path, **(options or {}))
     results = []
-    for test in tests:
-        found = evaluate(
-            partial(world.shared, translator.translate),
-            test.src,
-            test.refs,
-            metrics,
-            scoring.resamples,
-        )
-        scores = {
-            **found.scores,
-            **(
-                scoring.comet.score(test.src, found.hyps, test.refs[0])
-                if scoring.comet and world.is_first
-                else {}
-            ),
-        }
-        results.append(Result(test.name, found.hyps, scores, found.seconds))
+    with Translator.load(folder.path, **(options or {})) as translator:
+        translate = partial(world.shared, translator.translate)
+        for test in tests:
+            found = evaluate(translate, test.src, test.refs, metrics, scoring.resamples)
+            scores = found.scores
+            if scoring.comet and world.is_first:
+                scores = {**scores, **scoring.comet.score(test.src, found.hyps, test.refs[0])}
+            results.append(Result(test.name, found.hyps, scores, found.seconds))
     names = list(file_names([test.name for test in tests]))
     described = [
         {**result.as_dict(), "files": test.files, "text": test.fingerprint, "file": name}
@@ -189,20 +202,22 @@ def evaluate_model(
     return EvaluatedModel(folder, results, card)
 
 
-def translate_tests(
-    model: Path, tests: Sequence[TestSet], options: Mapping[str, Any]
-) -> list[list[str]]:
-    """A model's translations of each test set: those of its last evaluation where they are of this search and text, else new ones."""
-    folder = find_model(model)
+def kept_translations(
+    folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]
+) -> list[list[str] | None]:
+    """A model's translations of each test set by its last evaluation, where they are of this search and text."""
     decode = search_options(
         folder.config().decode,
         {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()},
     )
     precision = precision_of(options)
-    kept = [_kept(folder, decode, precision, test) for test in tests]
-    if all(hyps is not None for hyps in kept):
-        return [hyps for hyps in kept if hyps is not None]
-    translator = Translator.load(folder.path, **options)
+    return [_kept(folder, decode, precision, test) for test in tests]
+
+
+def translate_tests(
+    translator: Translator, tests: Sequence[TestSet], kept: Sequence[list[str] | None]
+) -> list[list[str]]:
+    """Translations of each test set: those that were kept, else new ones."""
     return [
         translator.translate(test.src) if hyps is None else hyps
         for test, hyps in zip(tests, kept, strict=True)

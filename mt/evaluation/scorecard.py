@@ -40,7 +40,7 @@ def scorecard(
         "seed": config.seed,
         "config": config.model_dump(),
         "decode": translator.decode.model_dump(),
-        "compute": translator.compute.describe(translator.workers.threads),
+        "compute": str(translator.compute),
         "precision": NAMES[translator.compute.dtype],
         "hardware": hardware(),
         "versions": {"mt": __version__, "python": platform.python_version(), **versions},

@@ -101,7 +101,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
         self.scale = math.sqrt(d_model)
         self.dropout = Dropout(dropout)
-        self._sinusoids = torch.empty(0, d_model)
+        self._sinusoids = torch.empty(0, d_model, device="cpu")
 
     def forward(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
         """Embed ids [...] at `positions` [...], all below `length`; gives [..., d_model]."""

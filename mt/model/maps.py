@@ -3,7 +3,7 @@
 The model runs as it is; a mask that computes its weights openly stands where a padded one would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +44,12 @@ class WatchedMask:
 
 
 @torch.no_grad()
-def attention_maps(model: Transformer, src: Tensor, tgt_in: Tensor) -> AttentionMaps:
-    """All weights of one pair of ids: `src` [src_len] with its end of sentence, `tgt_in` [tgt_len] with its beginning."""
+def attention_maps(
+    model: Transformer, src_ids: Sequence[int], tgt_ids: Sequence[int]
+) -> AttentionMaps:
+    """All weights of one pair of ids: the source with its end of sentence, the target with its beginning."""
+    device = model.output_weight.device
+    src, tgt_in = (torch.tensor(ids, device=device) for ids in (src_ids, tgt_ids))
     seen: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     masks = (
         PaddedMask.of(1, None),

@@ -4,16 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
-from mt.decode.loading import load_model
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model.maps import AttentionMaps, attention_maps
 from mt.report.heatmap import Figure, HeatMap
-from mt.runtime.device import choose_compute
 
 TITLES = {
     "encoder": ("Encoder: self-attention", "rows: source tokens, columns: where they look"),
@@ -47,15 +44,14 @@ def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
 
     Raises `CheckpointError` for a folder that is no model, and `ConfigError` for text without tokens or with too many.
     """
-    compute = choose_compute("cpu", "fp32", None)
-    loaded = load_model(path, compute.device)
-    tokenizer, options = loaded.tokenizer, loaded.config.decode
+    translator = Translator.load(path, device="cpu", precision="fp32")
+    tokenizer = translator.tokenizer
     src = _ids("SENTENCE", sentence, tokenizer.encode_src, MAX_IDS)
     if target is None:
-        tgt = Translator(loaded.model, tokenizer, options, compute).search([src])[0][0].tokens
+        tgt = translator.search([src])[0][0].tokens
     else:
         tgt = _ids("--target", target, tokenizer.encode_tgt, 2 * MAX_IDS)
-    maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
+    maps = attention_maps(translator.model, [*src, EOS_ID], [BOS_ID, *tgt])
     text = tokenizer.decode_tgt(tgt) if target is None else target
     return Attended(sentence, text, *token_names(tokenizer, src, tgt), maps)
 

@@ -2,14 +2,13 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt.data.tokenizer import BOS_ID, EOS_ID
-from mt.decode.loading import LoadedModel, load_model
+from mt.decode.translator import Translator
 from mt.model.maps import attention_maps
 from mt.report.attend import token_names
 
@@ -17,12 +16,11 @@ MAX_TOKENS = 40  # a side: with 6 layers of 8 heads a sentence is 0.3 MB
 
 
 def attention_entries(
-    models: Sequence[Path], src: Sequence[str], sentences: Mapping[str, Any], count: int
+    translators: Sequence[Translator], src: Sequence[str], sentences: Mapping[str, Any], count: int
 ) -> Iterator[dict[str, Any]]:
     """All maps of `count` sentences by each model: of those that are short enough, where the systems differ most, or one scores worst."""
     if not count:
         return
-    loaded = [load_model(model, torch.device("cpu")) for model in models]
     scores, chosen = sentences["scores"], 0
     keys = [
         -abs(first - last) if len(scores) > 1 else first
@@ -31,25 +29,26 @@ def attention_entries(
     for line in sorted(range(len(src)), key=keys.__getitem__):
         ids = [
             _ids(model, src[line], hyps[line])
-            for model, hyps in zip(loaded, sentences["hyps"], strict=True)
+            for model, hyps in zip(translators, sentences["hyps"], strict=True)
         ]
         if all(0 < len(side) < MAX_TOKENS for pair in ids for side in pair):
-            for number, (model, pair) in enumerate(zip(loaded, ids, strict=True)):
+            for number, (model, pair) in enumerate(zip(translators, ids, strict=True)):
                 yield {"sentence": line, "system": number, **_maps(model, *pair)}
             chosen += 1
         if chosen == count:
             return
 
 
-def _ids(loaded: LoadedModel, src: str, tgt: str) -> tuple[list[int], list[int]]:
-    return loaded.tokenizer.encode_src([src])[0], loaded.tokenizer.encode_tgt([tgt])[0]
+def _ids(translator: Translator, src: str, tgt: str) -> tuple[list[int], list[int]]:
+    tokenizer = translator.tokenizer
+    return tokenizer.encode_src([src])[0], tokenizer.encode_tgt([tgt])[0]
 
 
-def _maps(loaded: LoadedModel, src: list[int], tgt: list[int]) -> dict[str, Any]:
-    maps = attention_maps(loaded.model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
+def _maps(translator: Translator, src: list[int], tgt: list[int]) -> dict[str, Any]:
+    maps = attention_maps(translator.model, [*src, EOS_ID], [BOS_ID, *tgt])
     names = zip(
         ("src_tokens", "read_tokens", "written_tokens"),
-        token_names(loaded.tokenizer, src, tgt),
+        token_names(translator.tokenizer, src, tgt),
         strict=True,
     )
     return {

@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mt import __version__
 from mt.artifacts import ModelFolder, RunFolder, find_model
 from mt.config import Config, flatten
 from mt.data.sources import CorpusStats, open_corpus
-from mt.decode.likelihood import Scorer
+from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluation import TITLES, Metrics, Score, corpus_scores, sentence_scores
 from mt.evaluation.compare import PairReport, compare_translations, distinct, verdict
@@ -27,12 +28,11 @@ from mt.evaluation.diagnosis import (
     word_counts,
     words,
 )
-from mt.evaluation.evaluate import Scoring, TestSet, precision_of, read_tests, translate_tests
+from mt.evaluation.evaluate import Scoring, TestSet, kept_translations, read_tests, translate_tests
 from mt.evaluation.significance import KINDS
 from mt.report.attention import attention_entries
 from mt.report.curves import read_curves
-from mt.runtime.device import choose_compute
-from mt.runtime.workers import Workers
+from mt.runtime.device import NAMES
 
 logger = logging.getLogger(__name__)
 MAX_COUNTED = 1_000_000  # training lines whose words are counted
@@ -62,36 +62,15 @@ def report_data(
     }
     configs = [_config(run) for run in runs]
     tests = _tests(configs[0], sources, references) if models else []
-    metrics = scoring.build(configs[0])
-    counts = _training_words(configs[0]) if tests else None
-    hyps = (
-        {
-            name: translate_tests(folder.path, tests, options or {})
-            for name, folder in models.items()
-        }
-        if tests
-        else {}
-    )
-    gains = _source_gains(models, tests, hyps, options or {})
-    described = [
-        _test(
-            test,
-            {name: found[i] for name, found in hyps.items()},
-            gains[i],
-            metrics,
-            scoring,
-            counts,
-        )
-        for i, test in enumerate(tests)
-    ]
-    precision = precision_of(options or {}) if tests else None
-    for test, entry in zip(tests, described, strict=True):
-        entry["precision"] = precision
-        entry["attention"] = list(
-            attention_entries(
-                [model.path for model in models.values()], test.src, entry["sentences"], num_maps
-            )
-        )
+    described = []
+    if tests:
+        systems = {name: _system(model, tests, options or {}) for name, model in models.items()}
+        counts = _training_words(configs[0])
+        metrics = scoring.build(configs[0])
+        described = [
+            _test(i, test, systems, metrics, scoring, counts, num_maps)
+            for i, test in enumerate(tests)
+        ]
     return {
         "title": " and ".join(names),
         "generated": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -165,37 +144,53 @@ def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
     return [row for row in rows if len(set(row["values"])) > 1]
 
 
-def _source_gains(
-    models: Mapping[str, ModelFolder],
-    tests: Sequence[TestSet],
-    hyps: Mapping[str, Sequence[Sequence[str]]],
-    options: Mapping[str, Any],
-) -> list[list[list[float]]]:
-    """Of each test set and system what the source is worth to each translation."""
-    if not tests:
-        return []
-    compute = choose_compute(options.get("device", "auto"), "auto", options.get("threads"))
-    workers = Workers.choose(options.get("workers", 1), compute)
-    by_system = []
-    for name, folder in models.items():
-        scorer = Scorer.load(folder.path, compute, workers)
-        by_system.append(
-            [
-                scorer.source_gain(test.src, lines)
-                for test, lines in zip(tests, hyps[name], strict=True)
-            ]
-        )
-    return [list(of_test) for of_test in zip(*by_system, strict=True)]
+@dataclass(frozen=True)
+class _System:
+    """An opened model on all test sets."""
+
+    translator: Translator
+    hyps: list[list[str]]
+    gains: list[list[float]]  # from the source, by test set and line
+
+
+def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]) -> _System:
+    """Open a model, once, and let it translate and read; its workers end with that."""
+    kept = kept_translations(folder, tests, options)
+    with Translator.load(folder.path, **options) as translator:
+        hyps = translate_tests(translator, tests, kept)
+        gains = [
+            source_gain(translator, test.src, lines)
+            for test, lines in zip(tests, hyps, strict=True)
+        ]
+    return _System(translator, hyps, gains)
+
+
+def source_gain(translator: Translator, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
+    """By how much a token of each target is likelier, in the mean of natural logarithms, with its source than with another line's.
+
+    The other line is the one half the text away; 0 where both are the same. What a model makes up gains little, whatever its attention
+    looks like.
+    """
+    others = [*src[len(src) // 2 :], *src[: len(src) // 2]]
+    own, other = (translator.likelihood(zip(lines, tgt, strict=True)) for lines in (src, others))
+    return [
+        (a.log_prob - b.log_prob) / len(a.log_probs)
+        for a, b in zip(list(own), list(other), strict=True)
+    ]
 
 
 def _test(
+    index: int,
     test: TestSet,
-    hyps: Mapping[str, Sequence[str]],
-    gains: Sequence[Sequence[float]],
+    opened: Mapping[str, _System],
     metrics: Metrics,
     scoring: Scoring,
     counts: Mapping[str, int] | None,
+    num_maps: int,
 ) -> dict[str, Any]:
+    hyps = {name: system.hyps[index] for name, system in opened.items()}
+    gains = [system.gains[index] for system in opened.values()]
+    translators = [system.translator for system in opened.values()]
     ref = test.refs[0]
     found = [
         [flags(*line) for line in zip(test.src, ref, lines, of_system, strict=True)]
@@ -216,17 +211,20 @@ def _test(
         }
         for (name, lines), of_system in zip(hyps.items(), found, strict=True)
     ]
+    sentences = {
+        "src": test.src, "ref": ref, "hyps": [list(lines) for lines in hyps.values()], "flags": found,
+        "scores": [[round(score, 1) for score in sentence_scores(lines, test.refs)] for lines in hyps.values()],
+    }  # fmt: skip
     return {
         "name": test.name,
         "num_sentences": len(test.src),
         "systems": systems,
         "comparisons": _comparisons(test, hyps, metrics),
         "buckets": _buckets(test, list(hyps.values()), metrics, counts),
-        "sentences": {
-            "src": test.src, "ref": ref, "hyps": [list(lines) for lines in hyps.values()], "flags": found,
-            "scores": [[round(score, 1) for score in sentence_scores(lines, test.refs)] for lines in hyps.values()],
-        },
-    }  # fmt: skip
+        "sentences": sentences,
+        "precision": NAMES[translators[0].compute.dtype],
+        "attention": list(attention_entries(translators, test.src, sentences, num_maps)),
+    }
 
 
 def _score(score: Score) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from mt.data.batch import empty_batch
 from mt.data.order import Update
 from mt.data.prepare import Prepared
 from mt.errors import ConfigError, DivergedError
-from mt.runtime.device import Compute, available_memory, is_out_of_memory, peak_process_memory
+from mt.runtime.device import Compute
+from mt.runtime.memory import available_memory, is_out_of_memory, peak_process_memory
 from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)

@@ -28,13 +28,8 @@ from mt.log import format_seconds
 from mt.model.transformer import Transformer, build_model
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runs.resolve import with_initial_model
-from mt.runtime.device import (
-    KEPT_PRODUCTS,
-    Compute,
-    available_memory,
-    choose_compute,
-    peak_process_memory,
-)
+from mt.runtime.device import Compute, choose_compute
+from mt.runtime.memory import KEPT_PRODUCTS, available_memory, peak_process_memory
 from mt.train.gpu import packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
@@ -324,14 +319,14 @@ def plan(config: Config) -> str:
         config.threads,
         for_training=True,
         deterministic=deterministic,
-    )
+    ).set_threads()
     process = (
         process_memory(config, compute) if compute.device.type == "cpu" else 0
     )  # before preparing leaves its traces
     prepared = prepare(config)
     if config.batching.max_tokens == AUTO:
         config = with_max_tokens(config, find_max_tokens(config, prepared, compute))
-    vocab_sizes = prepared.tokenizer.src_vocab_size, prepared.tokenizer.tgt_vocab_size
+    vocab_sizes = prepared.tokenizer.vocab_sizes
     train = config.train
     corpus = plan_corpus(
         TrainLoader(

@@ -66,7 +66,7 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     deterministic = config.train.deterministic
     compute = choose_compute(
         place, config.precision, config.threads, for_training=True, deterministic=deterministic
-    )
+    ).set_threads()
     loaded.model.to(compute.device).train()
     return [_replay(loaded, compute, index, pairs) for index, pairs in enumerate(micro_batches)]
 

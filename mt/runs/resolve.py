@@ -154,7 +154,7 @@ def start_computing(
             compute = choose_compute(
                 place, plan["precision"], plan["threads_per_rank"],
                 deterministic=config.train.deterministic,
-            )  # fmt: skip
+            ).set_threads()  # fmt: skip
         except ConfigError as error:
             raise ConfigError(f"{error}{plan['why']}") from error
         computes.append(compute)

@@ -14,7 +14,7 @@ from mt.log import format_seconds, setup_logging
 from mt.runs.autobatch import smaller_that_fits
 from mt.runs.resolve import resolve, settle
 from mt.runtime import World, joined
-from mt.runtime.device import is_out_of_memory
+from mt.runtime.memory import is_out_of_memory
 from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)

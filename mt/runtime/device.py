@@ -1,32 +1,26 @@
-"""Where and how precisely to compute: device, precision of matrix products, threads, and the memory allocator of the CPU."""
+"""Where and how precisely to compute: device, precision of matrix products, threads."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
-import resource
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from mt.errors import ConfigError, MTError
+from mt.errors import ConfigError
+from mt.runtime.memory import is_bounded, keep_few_compiled_products, keep_freed_memory
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 
 # Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from instructions for bf16 that the processor has.
 ISA_WITHOUT_BF16 = (
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 )  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
-KEPT_PRODUCTS = 32  # of those that oneDNN compiles for bf16 on a CPU
 # Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
@@ -39,22 +33,44 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     is_deterministic: bool = False  # whether a GPU was told to give the same bits every time
+    threads: int | None = None  # of a CPU; None: as many as PyTorch has
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which the model runs."""
-        if self.dtype == torch.float32:
+        """The context in which a model that is not packed runs; int8 is for packed ones."""
+        if self.dtype in (torch.float32, torch.int8):
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def __str__(self) -> str:
-        return self.describe(torch.get_num_threads())
+    @property
+    def num_threads(self) -> int:
+        """Threads of a CPU."""
+        return self.threads or torch.get_num_threads()
 
-    def describe(self, threads: int) -> str:
-        """For people: the device with so many threads, and the precision."""
+    def set_threads(self) -> "Compute":
+        """Let this process have these threads from now on: for whoever owns the process."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return self
+
+    @contextlib.contextmanager
+    def limited_threads(self) -> Iterator[None]:
+        """Compute with these threads while the block runs."""
+        before = torch.get_num_threads()
+        if self.num_threads == before:
+            yield
+            return
+        torch.set_num_threads(self.num_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def __str__(self) -> str:
+        """For people: the device, its threads, and the precision."""
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
-            else f"CPU, {threads} threads"
+            else f"CPU, {self.num_threads} threads"
         )
         return f"{name}, {NAMES[self.dtype]}{', deterministic' if self.is_deterministic else ''}"
 
@@ -63,7 +79,7 @@ def choose_compute(
     device: str, precision: str, threads: int | None, *, for_training: bool = False,
     deterministic: bool = False,
 ) -> Compute:  # fmt: skip
-    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8), and set the CPU threads.
+    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8).
 
     `auto` means bf16 for training if the hardware has it. For all else it means fp32, because a
     translation and its score should be the same on every machine. int8 is for translating.
@@ -84,8 +100,6 @@ def choose_compute(
         )
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)  # streams and events are made on the current device
-    if threads is not None:
-        torch.set_num_threads(threads)
     native = has_native_bf16(chosen)
     if precision == "bf16" and not native:
         logger.warning(
@@ -110,26 +124,7 @@ def choose_compute(
     if deterministic:
         make_deterministic()
     dtype = next(dtype for dtype, name in NAMES.items() if name == precision)
-    return Compute(chosen, dtype, deterministic)
-
-
-def is_bounded() -> bool:
-    """Whether the system gives this process no more than so much memory (`ulimit -v`).
-
-    Then freed memory must be free for all: oneDNN compiles into memory outside of the heap.
-    """
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def keep_few_compiled_products() -> None:
-    """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of them.
-
-    Each batch shape has its own, some forty. The 1,024 of the libraries take more memory than a small
-    model trains in, up to 4 MiB each in bf16, and lie between its tensors, so that freed ones do not
-    fit together any more. Has an effect if nothing was computed in bf16 or int8 before.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KEPT_PRODUCTS))
+    return Compute(chosen, dtype, deterministic, threads)
 
 
 def make_deterministic() -> None:
@@ -168,90 +163,3 @@ def has_native_bf16(device: torch.device) -> bool:
         or capabilities.get("amx_bf16")
         or capabilities.get("amx_tile")
     )
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that a computation may take: all of a GPU that is free, or what the system and the container leave to this process."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(
-            int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-        )
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where it has none
-        cgroup = Path("/sys/fs/cgroup")
-        free.append(
-            int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
-        )
-    return max(0, min(free))
-
-
-def peak_process_memory() -> int:
-    """Resident bytes of this process at their most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch got no memory for a tensor, on a GPU or on a CPU.
-
-    oneDNN has no words of its own for it: what it lacks memory for "could not be created".
-    """
-    texts = (
-        "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a primitive",
-        "could not create a memory object",
-    )  # fmt: skip
-    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_typed or any(text in str(error) for text in texts)
-
-
-def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """The results of `compute(items)`, sentences; where memory runs out, those of each half by itself.
-
-    Raises `MTError` where it runs out with a single one.
-    """
-    try:
-        return compute(items)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(items) == 1:
-            raise MTError(
-                f"out of memory with a single sentence ({error}); try a smaller beam, or shorter sentences"
-            ) from error
-    # Out here the error is gone, and with it what the failed computation held.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    logger.warning(
-        "out of memory with %d sentences at once; going on with half as many", len(items)
-    )
-    middle = len(items) // 2
-    return in_halves(compute, items[:middle]) + in_halves(compute, items[middle:])
-
-
-def keep_freed_memory() -> None:
-    """Stop glibc from giving large tensors back to the system after each use, which costs a page fault a page when they return.
-
-    Up to 1 GiB of freed memory at the end of the heap is kept. In a process of bounded memory it is
-    the other way round: all large tensors are given back.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # of malloc.h
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return
-    if is_bounded():
-        libc.mallopt(m_mmap_threshold, 1 << 17)
-    else:
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 1 << 30)
-
-
-def release_freed_memory() -> None:
-    """Give what `keep_freed_memory` has kept so far back to the system."""
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)

@@ -5,6 +5,7 @@ name that lives in memory (`memfd_create`), and each worker process maps that fi
 writes into them is its own. Weights that oneDNN has packed are packed again by each process.
 """
 
+import itertools
 import mmap
 import os
 import weakref
@@ -21,6 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 ALIGNMENT = 64  # bytes: of a cache line, and of the widest registers
 
+_numbers = itertools.count()
 _memory: mmap.mmap | None = None  # that of the work which is being unpickled
 
 
@@ -28,6 +30,7 @@ class SharedWork(Generic[T, R]):
     """A callable for worker processes. This process may forget the original."""
 
     def __init__(self, work: Callable[[T], R]) -> None:
+        self.number = next(_numbers)
         self._memory = os.memfd_create("mt-model")
         weakref.finalize(self, os.close, self._memory)
         pickled = BytesIO()

@@ -37,7 +37,7 @@ from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 from mt.evaluation import build_metrics, corpus_scores
-from mt.runtime.device import peak_process_memory
+from mt.runtime.memory import peak_process_memory
 
 LATENCY_LINES = 100
 Search = Callable[[Sequence[list[int]]], list[list[int]]]

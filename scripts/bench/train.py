@@ -32,7 +32,8 @@ from mt.data.batch import Batch
 from mt.data.order import Update
 from mt.data.prepare import prepare
 from mt.model.transformer import Transformer
-from mt.runtime.device import Compute, choose_compute, peak_process_memory
+from mt.runtime.device import Compute, choose_compute
+from mt.runtime.memory import peak_process_memory
 from mt.train.trainer import Trainer, trial
 
 PARTS = ("forward", "backward", "optimize")

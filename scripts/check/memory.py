@@ -19,7 +19,8 @@ import time
 from mt.config import load_config
 from mt.data.batch import Batch
 from mt.data.prepare import prepare
-from mt.runtime.device import choose_compute, peak_process_memory
+from mt.runtime.device import choose_compute
+from mt.runtime.memory import peak_process_memory
 from mt.train.trainer import trial
 
 BOUND = 1.02

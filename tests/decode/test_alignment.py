@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import mt.decode.alignment
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.spm import with_normalization
 from mt.data.tokenizer import EOS_ID, Tokenizer
-from mt.decode.alignment import Aligner, Alignment, pharaoh, word_pairs
+from mt.decode.alignment import Alignment, align_batch, pharaoh, word_pairs
 from mt.decode.translator import Translation, Translator
 from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute
@@ -54,8 +53,9 @@ def translator(model: Transformer, tokenizer: Tokenizer, **options: object) -> T
 def aligned(
     model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], **options: object
 ) -> list[tuple[Translation, Alignment]]:
-    best = [found[0] for found in translator(model, tokenizer, **options).translate_stream(lines)]
-    return list(zip(best, Aligner(model, tokenizer).align(lines, best), strict=True))
+    subject = translator(model, tokenizer, **options)
+    best = [found[0] for found in subject.translate_stream(lines)]
+    return list(zip(best, subject.align(lines, best), strict=True))
 
 
 BY_HAND = {
@@ -163,11 +163,7 @@ def test_the_alignment_is_the_models_attention_to_its_own_translation(
     for line in sample_lines("test", "de", 5):
         [src] = tokenizer.encode_src([line])
         tgt = subject.search([src])[0][0].tokens
-        weights = (
-            attention_maps(model, torch.tensor([*src, EOS_ID]), torch.tensor([BOS_ID, *tgt]))
-            .cross[1]
-            .mean(dim=0)
-        )
+        weights = attention_maps(model, [*src, EOS_ID], [BOS_ID, *tgt]).cross[1].mean(dim=0)
         expected = by_loops(weights, tokenizer.src_words([line])[0], tokenizer.tgt_words(tgt))
         assert aligned(model, tokenizer, [line])[0][1] == sorted(expected)
 
@@ -212,14 +208,14 @@ def test_where_memory_runs_out_half_as_many_at_once_give_the_same(
 ) -> None:
     lines = sample_lines("test", "de", 8)
     best, expected = zip(*aligned(model, tokenizer, lines), strict=True)
-    real, sizes = mt.decode.alignment.align_batch, []
+    sizes = []
 
-    def tight(model: Transformer, layer: int, pairs: Sequence[Any]) -> list[Alignment]:
-        sizes.append(len(pairs))
-        if len(pairs) > 2:
+    def tight(model: Transformer, parts: Sequence[Any]) -> list[Alignment]:
+        sizes.append(len(parts))
+        if len(parts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, layer, pairs)
+        return align_batch(model, parts)
 
-    monkeypatch.setattr(mt.decode.alignment, "align_batch", tight)
-    assert Aligner(model, tokenizer).align(lines, best) == list(expected)
+    monkeypatch.setattr("mt.decode.translator.align_batch", tight)
+    assert translator(model, tokenizer).align(lines, best) == list(expected)
     assert max(sizes) > 2

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from mt import Translator
+from mt.config import DecodeConfig
 from mt.data.batch import collate
-from mt.decode.likelihood import Scorer
 from mt.model.transformer import Transformer
+from mt.report.contents import source_gain
 from mt.runtime.device import Compute
 from tests.conftest import run_mt
 from tests.model.small import VOCAB, small
@@ -18,8 +19,8 @@ from tests.model.small import VOCAB, small
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 
 
-def scorer(model: Transformer) -> Scorer:
-    return Scorer(model, None, COMPUTE)  # type: ignore[arg-type]
+def scorer(model: Transformer) -> Translator:
+    return Translator(model, None, DecodeConfig(), COMPUTE)  # type: ignore[arg-type]
 
 
 def test_scores_are_those_of_torchs_cross_entropy_pair_by_pair() -> None:
@@ -29,7 +30,7 @@ def test_scores_are_those_of_torchs_cross_entropy_pair_by_pair() -> None:
     pairs = [
         tuple(torch.randint(4, VOCAB, (n,), generator=rng).tolist() for n in pair) for pair in lens
     ]
-    for (src, tgt), found in zip(pairs, scorer(model).score_ids(pairs), strict=True):  # type: ignore[arg-type]
+    for (src, tgt), found in zip(pairs, scorer(model).likelihood_of_ids(pairs), strict=True):  # type: ignore[arg-type]
         batch = collate([(src, tgt)])
         with torch.no_grad():
             logits = model.project(model(batch.src, None, batch.tgt_in))[0]
@@ -40,7 +41,7 @@ def test_scores_are_those_of_torchs_cross_entropy_pair_by_pair() -> None:
 
 
 def test_no_pairs_have_no_scores() -> None:
-    assert scorer(small()).score_ids([]) == []
+    assert scorer(small()).likelihood_of_ids([]) == []
 
 
 def test_a_translation_scores_what_the_search_gave_it(trained_run: Path, sample: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_translation_scores_what_the_search_gave_it(trained_run: Path, sample:
     counted = [
         round(hyp.log_prob / hyp.score) for hyp in hyps
     ]  # tokens: with the end of sentence where the search reached it
-    found = Scorer.load(trained_run, COMPUTE).score_ids(
+    found = Translator.load(trained_run).likelihood_of_ids(
         [(src, hyp.tokens) for src, hyp in zip(sources, hyps, strict=True)]
     )
     log_probs = [
@@ -61,20 +62,20 @@ def test_a_translation_scores_what_the_search_gave_it(trained_run: Path, sample:
 
 
 def test_what_the_source_is_worth_to_a_target(trained_run: Path) -> None:
-    subject = Scorer.load(trained_run, COMPUTE)
+    subject = Translator.load(trained_run)
     src, tgt = (
         ["Der Hund schläft.", "Die Frau liest.", "Das Haus ist alt.", ""],
         ["The dog sleeps.", "x y", "The house is old.", ""],
     )
     own, other = (
-        list(subject.score(zip(sources, tgt, strict=True)))
+        list(subject.likelihood(zip(sources, tgt, strict=True)))
         for sources in (src, [src[2], src[3], src[0], src[1]])
     )
     expected = [
         (a.log_prob - b.log_prob) / len(a.log_probs) for a, b in zip(own, other, strict=True)
     ]
-    assert subject.source_gain(src, tgt) == pytest.approx(expected)
-    assert subject.source_gain(["a", "a"], ["b", "c"]) == [0, 0]
+    assert source_gain(subject, src, tgt) == pytest.approx(expected)
+    assert source_gain(subject, ["a", "a"], ["b", "c"]) == [0, 0]
 
 
 def test_the_command_prints_log_probability_tokens_and_perplexity_of_each_line(

@@ -142,14 +142,14 @@ def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(
     subject = translator(model, tokenizer, max_src_len=10, batch_size=1)
     assert len(short_ids) <= 10 < len(ids)
     [[split], [whole]] = list(subject.translate_stream([long, short]))
-    assert subject.num_split == 1
+    assert len(split.parts) > 1 == len(whole.parts)
     assert [part.src for part in whole.parts] == [short_ids]
     parts = [part for [part] in subject.searched if part != short_ids]
     assert len(split.parts) == len(parts) > 2
     assert [i for part in split.parts for i in part.src] == ids
     assert all(len(part) <= 10 for part in parts)
     assert sorted(i for part in parts for i in part) == sorted(ids)
-    assert [i for part in subject._cut(ids, long, 0) for i in part.ids] == ids
+    assert [i for part in subject._splitter._cut(ids, long, 0) for i in part.ids] == ids
 
 
 def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(
@@ -158,7 +158,7 @@ def test_a_split_line_is_the_translations_of_its_parts_and_their_mean_score(
     long = " ".join(sample_lines("test", "de", 4))
     subject = translator(model, tokenizer, max_src_len=12)
     [[found]] = list(subject.translate_stream([long]))
-    pieces = [part.ids for part in subject._cut(tokenizer.encode_src([long])[0], long, 0)]
+    pieces = [part.ids for part in subject._splitter._cut(tokenizer.encode_src([long])[0], long, 0)]
     hyps = [translator(model, tokenizer)._search([part])[0][0] for part in pieces]
     assert found.text == " ".join(
         text for hyp in hyps if (text := tokenizer.decode_tgt(hyp.tokens))
@@ -172,14 +172,14 @@ def test_a_line_is_split_between_words_where_it_can_be(
     subject = translator(model, tokenizer, max_src_len=30)
     parts = [
         part.ids
-        for part in subject._cut(
+        for part in subject._splitter._cut(
             tokenizer.encode_src([" ".join(sample_lines("test", "de", 5))])[0], "", 0
         )
     ]
     assert len(parts) > 2
     assert all(tokenizer.starts_word(part[0]) for part in parts)
     endless = tokenizer.encode_src(["x" * 100])[0]
-    cut = [part.ids for part in subject._cut(endless, "", 0)]
+    cut = [part.ids for part in subject._splitter._cut(endless, "", 0)]
     assert [len(part) for part in cut[:-1]] == [30] * (len(cut) - 1)
     assert [i for part in cut for i in part] == endless
 
@@ -191,8 +191,8 @@ def test_only_a_line_above_the_limit_is_split(
     line = sample_lines("test", "de", 1)[0]
     limit = len(tokenizer.encode_src([line])[0]) - extra
     subject = translator(model, tokenizer, max_src_len=limit)
-    subject.translate([line])
-    assert subject.num_split == extra
+    [[found]] = subject.translate_window([line])
+    assert (len(found.parts) > 1) == extra
 
 
 # --- streaming, n-best, options -------------------------------------------------------------------------------------------------
@@ -321,8 +321,8 @@ def test_a_line_of_more_sentences_than_training_saw_is_translated_in_parts(
     groups = [
         " ".join(sentences[i : i + max_sentences]) for i in range(0, len(sentences), max_sentences)
     ]
-    [[found], *_] = list(subject.translate_stream([" ".join(sentences), sentences[0]]))
-    assert subject.num_split == 1
+    [[found], [other]] = list(subject.translate_stream([" ".join(sentences), sentences[0]]))
+    assert len(found.parts) > 1 == len(other.parts)
     assert [part.source.text.strip() for part in found.parts] == groups
     assert found.text == " ".join(
         text for text in translator(model, tokenizer).translate(groups) if text

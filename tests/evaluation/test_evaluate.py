@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from mt.artifacts import find_model
 from mt.config import DataConfig
 from mt.errors import CheckpointError, ConfigError, DataError
-from mt.evaluation.evaluate import Scoring, evaluate_model, file_names, read_tests, translate_tests
+from mt.evaluation.evaluate import (
+    Scoring,
+    evaluate_model,
+    file_names,
+    kept_translations,
+    read_tests,
+)
 from mt.evaluation.scorecard import read_scorecard
 from tests.conftest import run_mt
 
@@ -62,16 +69,17 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     marked = ["kept"] * len(found.results[0].hyps)
     kept.write_text("".join(f"{line}\n" for line in marked), encoding="utf-8")
     tests = read_tests(DataConfig(), [str(sample / "test.de")], [str(sample / "test.en")])
-    assert translate_tests(run, tests, FAST) == [marked]
-    assert translate_tests(run, tests, {**FAST, "batch_size": 3}) == [marked]
-    assert translate_tests(run, tests, {**FAST, "beam_size": 1}) != [marked]
+    model = find_model(run)
+    assert kept_translations(model, tests, FAST) == [marked]
+    assert kept_translations(model, tests, {**FAST, "batch_size": 3}) == [marked]
+    assert kept_translations(model, tests, {**FAST, "beam_size": 1}) == [None]
     shorter = [type(tests[0])("shorter", tests[0].src[:5], [tests[0].refs[0][:5]])]
-    assert len(translate_tests(run, shorter, FAST)[0]) == 5
+    assert kept_translations(model, shorter, FAST) == [None]
     other = next(
         path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.path.name
     )
     shutil.copytree(kept.parent, run / "evaluations" / other.name)
-    assert translate_tests(other, tests, FAST) != [marked]
+    assert kept_translations(find_model(other), tests, FAST) == [None]
 
 
 def test_test_sets_may_be_several_with_several_references(sample: Path) -> None:

@@ -56,7 +56,10 @@ def entering(
 def test_the_maps_are_the_weights_that_pytorch_computes(norm: str) -> None:
     model = small(norm)
     src, tgt_in = sources(7)[0][0], sources(5)[0][0]
-    maps, inputs = attention_maps(model, src, tgt_in), entering(model, src, tgt_in)
+    maps, inputs = (
+        attention_maps(model, src.tolist(), tgt_in.tolist()),
+        entering(model, src, tgt_in),
+    )
     blocks = {
         "encoder": [layer.self_attn for layer in model.encoder.layers],
         "decoder": [layer.self_attn for layer in model.decoder.layers],
@@ -76,7 +79,7 @@ def test_the_maps_are_the_weights_that_pytorch_computes(norm: str) -> None:
 
 
 def test_rows_sum_to_one_and_nobody_looks_ahead() -> None:
-    maps = attention_maps(small().double(), sources(7)[0][0], sources(5)[0][0])
+    maps = attention_maps(small().double(), sources(7)[0][0].tolist(), sources(5)[0][0].tolist())
     for weights in (maps.encoder, maps.decoder, maps.cross):
         assert weights.dtype == torch.float32
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
@@ -121,7 +124,7 @@ def test_cross_attention_of_a_padded_batch_is_that_of_each_pair_alone(layer: int
     assert together.shape == (3, 8, 9)
     for i in range(3):
         alone = (
-            attention_maps(model, src[i, src_mask[i]], tgt_in[i, tgt_mask[i]])
+            attention_maps(model, src[i, src_mask[i]].tolist(), tgt_in[i, tgt_mask[i]].tolist())
             .cross[layer]
             .mean(dim=0)
         )

@@ -92,8 +92,13 @@ def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: 
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype
 
 
-def test_threads_are_set_in_a_process_of_their_own() -> None:
-    code = "import torch; from mt.runtime.device import choose_compute; print(choose_compute('cpu', 'fp32', 1), torch.get_num_threads())"
+def test_threads_are_set_while_a_block_runs_and_for_good_if_that_is_asked_for() -> None:
+    code = (
+        "import torch; from mt.runtime.device import choose_compute; torch.set_num_threads(3)\n"
+        "compute, n = choose_compute('cpu', 'fp32', 2), torch.get_num_threads\n"
+        "with compute.limited_threads(): inside = n()\n"
+        "print(compute, inside, n()); compute.set_threads(); print(n())"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -102,7 +107,7 @@ def test_threads_are_set_in_a_process_of_their_own() -> None:
         timeout=60,
         check=True,
     )
-    assert result.stdout == "CPU, 1 threads, fp32 1\n"
+    assert result.stdout == "CPU, 2 threads, fp32 2 3\n2\n"
 
 
 def test_deterministic_changes_nothing_on_a_cpu() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,41 @@ def test_workers_compute_after_this_process_did_with_several_threads(dtype: str)
     assert result.stdout == "True 2\n", result.stderr
 
 
+def test_the_processes_stay_up_between_calls_and_end_with_the_object() -> None:
+    workers = Workers(2, 1)
+    pids = [{pid for _, pid in workers.map(jobs.item_and_process, range(12))} for _ in range(3)]
+    assert pids[0] == pids[1] == pids[2]
+    work = workers.share(jobs.item_and_process)
+    assert {pid for _, pid in workers.map(work, range(12))} == pids[0]
+    del workers
+    assert_gone(pids[0])
+
+
+def test_several_threads_use_the_same_processes_at_once() -> None:
+    workers = Workers(2, 1)
+    outer = workers.map(jobs.item_and_process, range(6))
+    assert next(outer)[0] == 0
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda n: list(workers.map(jobs.item_and_process, range(n))), range(2, 10))
+        )
+    assert [[item for item, _ in items] for items in found] == [
+        list(range(n)) for n in range(2, 10)
+    ]
+    assert [item for item, _ in outer] == [1, 2, 3, 4, 5]
+    assert len({pid for items in found for _, pid in items}) == 2
+    workers.close()
+
+
+def test_after_a_failure_the_next_call_has_processes_again() -> None:
+    workers = Workers(2, 1)
+    for _ in range(2):
+        with pytest.raises(MTError, match="killed"):
+            list(workers.map(jobs.killed_at_two, range(6)))
+        assert list(workers.map(jobs.threads, range(3))) == [1, 1, 1]
+    workers.close()
+
+
 def test_an_error_tells_where_in_the_worker_it_came_from() -> None:
     with pytest.raises(ValueError, match="no such thing") as caught:
         list(Workers(2, 1).map(jobs.fails, range(2)))
@@ -150,10 +186,9 @@ def test_messages_of_workers_go_through_the_log_of_this_process(
 
 def test_threads_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert Workers.choose(1, CPU) == Workers(1, 4)
-    assert Workers.choose(2, CPU) == Workers(2, 4)
-    assert Workers.choose(None, CPU) == Workers(4, 4)
-    assert Workers.choose(8, CPU) == Workers(8, 4)
+    for given, count in ((1, 1), (2, 2), (None, 4), (8, 8)):
+        workers = Workers.choose(given, CPU)
+        assert (workers.count, workers.threads) == (count, 4)
 
 
 def test_several_workers_on_a_gpu_are_refused_and_one_is_chosen() -> None:
@@ -401,15 +436,16 @@ def test_the_model_is_in_memory_once(how: str, grows: bool) -> None:
 
 
 def test_this_process_need_not_keep_the_model(trained_run: Path) -> None:
-    assert Translator.load(trained_run, threads=1, workers=2).searcher is None
-    assert Translator.load(trained_run, threads=1, workers=1).searcher is not None
+    for workers, keeps in ((1, True), (2, False)):
+        with Translator.load(trained_run, threads=1, workers=workers) as translator:
+            translator.translate(["Der Hund schläft."])
+            assert ("step_model" in vars(translator)) is keeps
 
 
 def test_what_one_worker_writes_no_other_reads() -> None:
-    workers = Workers(2, 2)
-    work = workers.share(partial(jobs.growth_by, "write", torch.zeros(MB)))
-    assert sorted(total for _, total in workers.map(work, range(2))) == [MB, MB]
-    assert sorted(total for _, total in workers.map(work, range(2))) == [MB, MB]
+    work = Workers(2, 2).share(partial(jobs.growth_by, "write", torch.zeros(MB)))
+    assert sorted(total for _, total in Workers(2, 2).map(work, range(2))) == [MB, MB]
+    assert sorted(total for _, total in Workers(2, 2).map(work, range(2))) == [MB, MB]
 
 
 TENSORS = {

@@ -6,7 +6,7 @@ import pytest
 
 from mt.errors import DataError
 from mt.evaluation import build_metrics, corpus_scores
-from mt.evaluation.scoring import evaluate
+from mt.evaluation.evaluate import evaluate
 
 
 def upper(lines: Sequence[str]) -> list[str]:
