@@ -21,7 +21,7 @@ from mt.data.batch import collate
 from mt.data.tokenizer import BOS_ID
 from mt.decode.loading import load_model
 from mt.decode.search import SearchConfig, beam_search
-from mt.model.inference import InferenceModel
+from mt.decode.steps import EagerModel
 from mt.model.transformer import Transformer
 from mt.runtime.device import NAMES, Compute
 from mt.train.objective import loss_sums
@@ -137,7 +137,7 @@ def test_search_follows_its_rules_in_plain_python(
 
     A bf16 logit of 8 is rounded to the next multiple of 1/32, at times another one in a batch.
     """
-    ready = InferenceModel(random_model(1, vocab=9, sharpness=4.0), DTYPES[precision])
+    ready = EagerModel(random_model(1, vocab=9, sharpness=4.0), DTYPES[precision])
     src, src_mask = sources(1, LENGTHS, vocab=9)
     config = SearchConfig(beam_size, beam_size, 0.6)
     found = beam_search(ready, src, src_mask, torch.tensor(LIMITS), config)
@@ -147,8 +147,8 @@ def test_search_follows_its_rules_in_plain_python(
         def next_log_probs(prefix: list[int], alone: Tensor = alone) -> list[float]:
             state = ready.initial_state(alone, torch.ones_like(alone, dtype=torch.bool))
             for token in (BOS_ID, *prefix):
-                logits = ready.step(torch.tensor([[token]]), state)
-            values: list[float] = logits[0, 0].float().log_softmax(-1).tolist()
+                log_probs = ready.step(torch.tensor([[token]]), state)
+            values: list[float] = log_probs[0, 0].tolist()
             return values
 
         expected = plain_beam_search(next_log_probs, beam_size, LIMITS[i], 0.6, beam_size)

@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
 from mt.errors import ExportError
 from mt.files import atomic_dir
-from mt.model.attention import MultiHeadAttention
-from mt.model.layers import ACTIVATIONS, Embedding, sinusoids
-from mt.model.transformer import DecoderLayer, EncoderLayer, Layer, Transformer
+from mt.model.attention import PaddedAttention, RecordedAttention
+from mt.model.layers import Dropout
+from mt.model.transformer import Transformer, for_translating
 
 MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (
     (0, 1),
@@ -46,7 +45,7 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
         raise ExportError(f"{out}: exists already; choose another folder")
     _import("onnx")
     _import("onnxscript")
-    model, decode = loaded.model, loaded.config.decode
+    decode = loaded.config.decode
     num_positions = max(
         1024,
         decode.longest_src + 1,
@@ -61,14 +60,14 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
         torch.zeros(sizes.decoder_layers, 3, 4, sizes.num_heads, 6, head_dim) for _ in range(2)
     ]
     with atomic_dir(out) as temporary:
-        encoder, decoder = (
-            _Encoder(model, num_positions).eval(),
-            _Decoder(model, num_positions).eval(),
-        )
+        model = for_translating(loaded.model)
+        for embedding in (model.encoder.embed_tokens, model.decoder.embed_tokens):
+            embedding.positions(num_positions)  # all of them go into the graph
+        encoder, decoder = _Encoder(model).eval(), _Decoder(model).eval()
         sources = {"src": (src, MASK_AXES), "src_mask": (mask, MASK_AXES)}
         _write(encoder, temporary / "encoder.onnx", sources, ["memory_keys", "memory_values"])
         inputs = {
-            "tokens": (src[:, :4], TOKEN_AXES), "keys": (cache[0], CACHE_AXES), "values": (cache[1], CACHE_AXES),
+            "tokens": (src[:, :4].clone(), TOKEN_AXES), "keys": (cache[0], CACHE_AXES), "values": (cache[1], CACHE_AXES),
             "memory_keys": (memory[0], MEMORY_AXES), "memory_values": (memory[1], MEMORY_AXES), "src_mask": (mask, MASK_AXES),
         }  # fmt: skip
         _write(decoder, temporary / "decoder.onnx", inputs, ["logits", "new_keys", "new_values"])
@@ -114,59 +113,28 @@ def _write(
         )  # fmt: skip
 
 
-class _Embedding(nn.Module):
-    """Token vectors times sqrt(d_model), plus positions, with all sinusoids in the graph."""
-
-    def __init__(self, embedding: Embedding, num_positions: int) -> None:
-        super().__init__()
-        self.weight, self.scale = embedding.weight, embedding.scale
-        self.register_buffer("positions", sinusoids(num_positions, embedding.weight.shape[1]))
-
-
 class _Encoder(nn.Module):
-    def __init__(self, model: Transformer, num_positions: int) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.embedding = _Embedding(model.encoder.embed_tokens, num_positions)
-        self.layers, self.layer_norm, self.decoder_layers = (
-            model.encoder.layers,
-            model.encoder.layer_norm,
-            model.decoder.layers,
-        )
+        self.model = model
 
     def forward(self, src: Tensor, src_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the source for each decoder layer."""
-        embedding = self.embedding
-        x = (
-            F.embedding(src, embedding.weight) * embedding.scale
-            + embedding.get_buffer("positions")[: src.shape[1]]
+        padded = PaddedAttention(src.shape[0], _bias(src_mask)[:, 0])
+        memory = self.model.encode_flat(src, RecordedAttention(padded, lambda weights: None))
+        keys, values = zip(
+            *(layer.encoder_attn.heads(memory, "kv") for layer in self.model.decoder.layers),  # type: ignore[operator, union-attr]
+            strict=True,
         )
-        bias = _bias(src_mask)
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            attn = layer.self_attn
-
-            def attend(y: Tensor, attn: MultiHeadAttention = attn) -> Tensor:
-                q, k, v = (
-                    _heads(projection(y), attn)
-                    for projection in (attn.q_proj, attn.k_proj, attn.v_proj)
-                )
-                context = _attend(q, k, v, bias)
-                return attn.out_proj(context.transpose(1, 2).flatten(2))
-
-            x = _feed_forward(layer, _residual(layer, x, layer.self_attn_layer_norm, attend))
-        x = self.layer_norm(x)
-        across: list[MultiHeadAttention] = [layer.encoder_attn for layer in self.decoder_layers]  # type: ignore[misc]
-        return torch.stack([_heads(a.k_proj(x), a) for a in across]), torch.stack(
-            [_heads(a.v_proj(x), a) for a in across]
+        return torch.stack([padded.by_sentence(k) for k in keys]), torch.stack(
+            [padded.by_sentence(v) for v in values]
         )
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: Transformer, num_positions: int) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.embedding = _Embedding(model.decoder.embed_tokens, num_positions)
-        self.layers, self.layer_norm = model.decoder.layers, model.decoder.layer_norm
-        self.output_weight, self.output_bias = model.output_weight, model.output_bias
+        self.model = model
 
     def forward(
         self,
@@ -178,66 +146,55 @@ class _Decoder(nn.Module):
         src_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, and keys and values with those of `tokens` at their end."""
-        embedding, length = self.embedding, keys.shape[4]
-        x = F.embedding(tokens, embedding.weight) * embedding.scale + embedding.get_buffer(
-            "positions"
-        ).narrow(0, length, 1)
-        bias = _bias(src_mask)
-        new_keys, new_values = [], []
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
+        length = keys.shape[4]
+        own = _GrowingAttention(keys, values)
+        cross = _MemoryAttention(memory_keys, memory_values, _bias(src_mask))
+        x = self.model.decoder(tokens.flatten(), length, length + 1, None, own, cross)
+        logits = self.model.project(x).unflatten(0, tokens.shape)
+        return logits, torch.stack(own.new_keys), torch.stack(own.new_values)
 
-            def attend(y: Tensor, attn: MultiHeadAttention = layer.self_attn, i: int = i) -> Tensor:
-                q, k, v = (
-                    p(y).unflatten(2, (attn.num_heads, 1, attn.head_dim))
-                    for p in (attn.q_proj, attn.k_proj, attn.v_proj)
-                )
-                new_keys.append(torch.cat([keys[i], k], dim=3))
-                new_values.append(torch.cat([values[i], v], dim=3))
-                return attn.out_proj(_attend(q, new_keys[-1], new_values[-1], None).flatten(2))
 
-            def attend_across(
-                y: Tensor, attn: MultiHeadAttention = layer.encoder_attn, i: int = i
-            ) -> Tensor:
-                context = _attend(
-                    _heads(attn.q_proj(y), attn), memory_keys[i], memory_values[i], bias
-                )
-                return attn.out_proj(context.transpose(1, 2).flatten(2))
+class _GrowingAttention:
+    """Of one more token of each hypothesis over the tokens before; what it has seen is kept, layer by layer."""
 
-            x = _residual(layer, x, layer.self_attn_layer_norm, attend)
-            x = _residual(layer, x, layer.encoder_attn_layer_norm, attend_across)
-            x = _feed_forward(layer, x)
-        return (
-            F.linear(self.layer_norm(x), self.output_weight, self.output_bias),
-            torch.stack(new_keys),
-            torch.stack(new_values),
-        )
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.new_keys: list[Tensor] = []
+        self.new_values: list[Tensor] = []
+
+    def attend(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
+    ) -> Tensor:
+        """With the keys and values of the next layer."""
+        assert k is not None
+        assert v is not None
+        layer, shape = len(self.new_keys), self.keys.shape[1:3]
+        q, k, v = (x.unflatten(0, shape)[:, :, :, None] for x in (q, k, v))
+        self.new_keys.append(torch.cat([self.keys[layer], k], dim=3))
+        self.new_values.append(torch.cat([self.values[layer], v], dim=3))
+        weights = (q @ self.new_keys[-1].transpose(3, 4) * scale).softmax(dim=-1)
+        return (weights @ self.new_values[-1]).flatten(2).flatten(0, 1)
+
+
+class _MemoryAttention:
+    """Of one more token of each hypothesis to the source of its sentence, layer by layer."""
+
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor) -> None:
+        self.layers, self.bias = iter(zip(keys, values, strict=True)), bias
+
+    def attend(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
+    ) -> Tensor:
+        """With the keys and values of the next layer."""
+        keys, values = next(self.layers)  # [sentences, num_heads, src_len, head_dim]
+        q = q.unflatten(0, (keys.shape[0], -1)).transpose(1, 2)
+        weights = (q @ keys.transpose(2, 3) * scale + self.bias).softmax(dim=-1)
+        return (weights @ values).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _bias(mask: Tensor) -> Tensor:
     """Of a mask [sentences, src_len]: 0 where a token stands, -inf elsewhere, for all heads and queries."""
     return torch.where(mask, 0.0, float("-inf"))[:, None, None]
-
-
-def _heads(x: Tensor, attn: MultiHeadAttention) -> Tensor:
-    """[sentences, length, d_model] to [sentences, num_heads, length, head_dim]."""
-    return x.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
-
-
-def _residual(layer: Layer, x: Tensor, norm: nn.LayerNorm, block: Any) -> Tensor:
-    return x + block(norm(x)) if layer.pre_norm else norm(x + block(x))
-
-
-def _feed_forward(layer: Layer, x: Tensor) -> Tensor:
-    activation = ACTIVATIONS[layer.activation.name]
-    return _residual(
-        layer, x, layer.final_layer_norm, lambda y: layer.fc2(activation(layer.fc1(y)))
-    )
 
 
 @dataclass
@@ -291,7 +248,7 @@ class OnnxModel:
         return OnnxState(cache, cache, memory_keys, memory_values, src_mask)
 
     def step(self, tokens: Tensor, state: OnnxState) -> Tensor:
-        """Logits [sentences, beams, vocab_size] after one more token [sentences, beams] of each hypothesis."""
+        """Log-probabilities [sentences, beams, vocab_size] of what follows one more token [sentences, beams] of each hypothesis."""
         names = ("keys", "values", "memory_keys", "memory_values", "src_mask")
         inputs: dict[str, np.ndarray] = {name: getattr(state, name).numpy() for name in names}
         logits, keys, values = (
@@ -299,4 +256,4 @@ class OnnxModel:
             for x in self.decoder.run(None, {"tokens": tokens.contiguous().numpy(), **inputs})
         )
         state.keys, state.values = keys, values
-        return logits
+        return logits.log_softmax(dim=-1)

@@ -127,6 +127,6 @@ class OurEngine:
         state = model.initial_state(src, torch.ones_like(src, dtype=torch.bool))
         total, previous = 0.0, BOS_ID
         for token in [*target, EOS_ID]:
-            logits = model.step(torch.tensor([[previous]], device=device), state)[0, 0].float()
-            total, previous = total + float(logits.log_softmax(dim=-1)[token]), token
+            log_probs = model.step(torch.tensor([[previous]], device=device), state)[0, 0]
+            total, previous = total + float(log_probs[token]), token
         return total / (len(target) + 1) ** self.translator.decode.length_penalty

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt.data.batch import collate
+from mt.data.batch import Batch, collate, moved
 from mt.data.tokenizer import Tokenizer
 from mt.decode.parts import TranslatedPart, Translation
-from mt.model.maps import cross_attention
+from mt.model.attention import PaddedAttention, RecordedAttention
 from mt.model.transformer import Transformer
 
 Alignment = list[tuple[int, int]]  # (source word, target word), in order
@@ -67,15 +67,34 @@ def _words_before(text: str, place: int) -> int:
 
 def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment]:
     """The words of each part that belong together, by the attention of the last decoder layer but one."""
-    device, layer = model.output_weight.device, max(0, len(model.decoder.layers) - 2)
-    batch = collate([(part.translated.src, part.translated.tgt) for part in parts])
-    weights = cross_attention(
-        model, batch.src.to(device), batch.src_mask.to(device), batch.tgt_in.to(device), layer
+    batch = moved(
+        collate([(part.translated.src, part.translated.tgt) for part in parts]),
+        model.output_weight.device,
     )
+    assert isinstance(batch, Batch)
+    layer = max(0, len(model.decoder.layers) - 2)
+    weights = cross_attention(model, batch.src, batch.src_mask, batch.tgt_in, layer)
     return [
         word_pairs(w, part.src_words, part.tgt_words)
         for w, part in zip(weights, parts, strict=True)
     ]
+
+
+@torch.no_grad()
+def cross_attention(
+    model: Transformer, src: Tensor, src_mask: Tensor, tgt_in: Tensor, layer: int
+) -> Tensor:
+    """Weights [batch, tgt_len, src_len] of the decoder's attention to the source in `layer`, the mean over its heads.
+
+    `src` [batch, src_len], `src_mask` of the same shape and `tgt_in` [batch, tgt_len] are those of `Transformer.forward`.
+    """
+    assert not model.training, "a model in training drops what is to be seen"
+    seen: list[Tensor] = []
+    source = PaddedAttention.of(len(src), src_mask[:, None])
+    causal = PaddedAttention.causal(tgt_in)
+    cross = RecordedAttention(source, lambda weights: seen.append(weights.mean(dim=1)))
+    model.attending(src, tgt_in, source, causal, cross)
+    return seen[layer].float().cpu()
 
 
 def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:

@@ -30,7 +30,7 @@ S = TypeVar("S", bound=State)
 
 
 class StepModel(Protocol[S]):
-    """What a search needs of a model; see `mt.model.inference`."""
+    """What a search needs of a model; see `mt.decode.steps`."""
 
     def initial_state(self, src: Tensor, src_mask: Tensor) -> S: ...
     def step(self, tokens: Tensor, state: S) -> Tensor: ...
@@ -82,9 +82,7 @@ def greedy_search(
     history, log_probs = tokens.new_empty(len(src), 0), torch.zeros(len(src), device=src.device)
     finished = _Finished(src, int(max_lens.max()), 1)
     while len(sentences):
-        best, tokens = (
-            model.step(tokens[:, None], state)[:, 0].float().log_softmax(dim=-1).max(dim=-1)
-        )
+        best, tokens = model.step(tokens[:, None], state)[:, 0].max(dim=-1)
         history, log_probs = torch.cat([history, tokens[:, None]], dim=1), log_probs + best
         done = (tokens == EOS_ID) | (history.shape[1] >= max_lens[sentences])
         if done.any():
@@ -150,16 +148,15 @@ def beam_search(
 
 
 def best_continuations(
-    logits: Tensor, log_probs: Tensor, count: int
+    next_log_probs: Tensor, log_probs: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` best next tokens of each sentence over all its beams, best first: total log-probability, beam and token.
 
-    Of `logits` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences, beams]; each result is [sentences, count], or
-    fewer where there are not so many. The vocabulary is looked at in blocks: the best tokens are in the `count` blocks whose best token is
-    best, and of the others only the best is looked at.
+    Of `next_log_probs` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences, beams]; each result is
+    [sentences, count], or fewer where there are not so many. The vocabulary is looked at in blocks: the best tokens are in the
+    `count` blocks whose best token is best, and of the others only the best is looked at.
     """
-    sentences, beams, vocab_size = logits.shape
-    next_log_probs = logits.float().log_softmax(dim=-1)
+    sentences, beams, vocab_size = next_log_probs.shape
     count = min(count, beams * vocab_size)
     block = _block_size(vocab_size, count, beams)
     num_blocks = (
@@ -169,7 +166,7 @@ def best_continuations(
         next_log_probs.view(sentences, beams, block, num_blocks).amax(dim=2) + log_probs[:, :, None]
     )
     blocks = best.flatten(1).topk(count, dim=1).indices[:, :, None]  # [sentences, count, 1]
-    steps = torch.arange(block, device=logits.device) * num_blocks
+    steps = torch.arange(block, device=log_probs.device) * num_blocks
     index = (blocks // num_blocks * vocab_size + blocks % num_blocks + steps).flatten(
         1
     )  # of tokens, within a sentence's logits

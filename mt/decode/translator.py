@@ -33,8 +33,8 @@ from mt.decode.search import (
     greedy_search,
     max_output_lens,
 )
+from mt.decode.steps import EagerModel
 from mt.errors import CheckpointError, ConfigError
-from mt.model.inference import InferenceModel
 from mt.model.transformer import Transformer
 from mt.runtime.device import Compute, choose_compute
 from mt.runtime.memory import in_halves
@@ -150,7 +150,7 @@ class Translator:
     @cached_property
     def step_model(self) -> StepModel[Any]:
         """What the search runs on, made when it is first needed."""
-        return self._step_model or InferenceModel(self.model, self.compute.dtype)
+        return self._step_model or EagerModel(self.model, self.compute.dtype)
 
     @cached_property
     def _search(self) -> Any:

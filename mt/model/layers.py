@@ -29,14 +29,16 @@ class Dropout(nn.Module):
         self.scale = 256 / (256 - self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         if not self.drops(x):
-            return F.dropout(x, self.p, self.training)
+            return F.dropout(x, self.p)
         return (x * self.mask(x)).mul(self.scale)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + dropout(x)."""
         if not self.drops(x):
-            return residual + self(x)
+            return residual + (F.dropout(x, self.p) if self.training else x)
         return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
@@ -67,7 +69,8 @@ class Activation(nn.Module):
         if self.name == "relu" and self.dropout.drops(x):
             dropped: Tensor = _DroppedReLU.apply(x, self.dropout.mask(x), self.dropout.scale)
             return dropped
-        return self.dropout(ACTIVATIONS[self.name](x))
+        in_place = self.name == "relu" and not torch.is_grad_enabled()
+        return self.dropout(x.relu_() if in_place else ACTIVATIONS[self.name](x))
 
 
 class _DroppedReLU(torch.autograd.Function):
@@ -103,20 +106,19 @@ class Embedding(nn.Module):
         self.dropout = Dropout(dropout)
         self._sinusoids = torch.empty(0, d_model, device="cpu")
 
-    def forward(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
-        """Embed ids [...] at `positions` [...], all below `length`; gives [..., d_model]."""
-        return self.dropout(self.lookup(tokens, positions, length))
+    def forward(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
+        """Embed ids [...] at `positions` [...] or one for all, below `length`; gives [..., d_model]."""
+        table = self.positions(length)
+        x = torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
+        embedded: Tensor = self.dropout(x)
+        return embedded
 
-    def lookup(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
-        """`forward` without dropout; `positions` may be one for all."""
-        table = self._table(length, self.weight)
-        return torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
-
-    def _table(self, length: int, like: Tensor) -> Tensor:
+    def positions(self, length: int) -> Tensor:
         """At least `length` rows of sinusoids; kept and grown, and no part of the weights."""
-        if len(self._sinusoids) < length or self._sinusoids.device != like.device:
+        device = self.weight.device
+        if len(self._sinusoids) < length or self._sinusoids.device != device:
             rows = max(256, 1 << (length - 1).bit_length())
-            self._sinusoids = sinusoids(rows, self.weight.shape[1]).to(like.device)
+            self._sinusoids = sinusoids(rows, self.weight.shape[1]).to(device)
         return self._sinusoids
 
 

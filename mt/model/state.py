@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mt.model.masks import attention_bias
+from mt.model.attention import attention_bias
+from mt.model.layers import Dropout
 
 FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
 
@@ -26,6 +27,16 @@ class LayerCache:
     values: Tensor
     src_keys: Tensor  # [sentences, num_heads, src_len, head_dim], as are `src_values`
     src_values: Tensor
+
+    @classmethod
+    def of(cls, heads: tuple[Tensor, ...], sentences: int) -> "LayerCache":
+        """From keys and values of a memory, time first [src_len x sentences, num_heads, head_dim]; with room for those of hypotheses."""
+        src_keys, src_values = (
+            x.unflatten(0, (-1, sentences)).permute(1, 2, 0, 3).contiguous() for x in heads
+        )
+        _, num_heads, _, head_dim = src_keys.shape
+        empty = src_keys.new_zeros(2, sentences, num_heads, FIRST_CAPACITY, head_dim)
+        return cls(empty[0], empty[1], src_keys, src_values)
 
 
 @dataclass
@@ -96,3 +107,70 @@ class DecoderState:
 
 def _doubled(cache: Tensor) -> Tensor:
     return torch.cat([cache, torch.zeros_like(cache)], dim=2)
+
+
+class CachedSelfAttention:
+    """Of one more token of each hypothesis [sentences x beams], over all of its tokens so far; layer by layer."""
+
+    def __init__(self, state: DecoderState, places: Tensor, bias: Tensor | None) -> None:
+        """`places` and `bias` are those of `DecoderState.advance`."""
+        self.state, self.places, self.bias = state, places, bias
+        self.layers = iter(state.layers)
+
+    def attend(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
+    ) -> Tensor:
+        """Put the new keys and values into the cache of the next layer, and attend to it."""
+        assert k is not None
+        assert v is not None
+        cache, (sentences, beams, num_cells) = next(self.layers), self.state.path.shape
+        head_dim = q.shape[-1]
+        for cached, new in ((cache.keys, k), (cache.values, v)):
+            cached.view(-1, head_dim).index_copy_(0, self.places, new.reshape(-1, head_dim))
+        keys, values = cache.keys[:, :, :num_cells], cache.values[:, :, :num_cells]
+        return attend_to_cache(q, keys, values, self.bias, scale, (sentences, beams))
+
+
+class CachedCrossAttention:
+    """Of one more token of each hypothesis [sentences x beams] to the source of its sentence; layer by layer."""
+
+    def __init__(self, state: DecoderState) -> None:
+        self.state = state
+        self.layers = iter(state.layers)
+
+    def attend(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
+    ) -> Tensor:
+        """Attend to the source that the next layer keeps."""
+        cache, (sentences, beams, _) = next(self.layers), self.state.path.shape
+        return attend_to_cache(
+            q, cache.src_keys, cache.src_values, self.state.src_bias, scale, (sentences, beams)
+        )
+
+
+def attend_to_cache(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    shape: tuple[int, int],
+) -> Tensor:
+    """softmax(Q K^T x scale + bias) V of q [sentences x beams, num_heads, head_dim]; gives [sentences x beams, d_model].
+
+    `keys` and `values` are [sentences, num_heads, length, head_dim], `bias` [sentences, 1, beams or 1, length]; `shape` is
+    (sentences, beams).
+    """
+    assert scale == 1.0, "it is in the weights of the queries: see `for_translating`"
+    q = q.view(*shape, *q.shape[1:]).transpose(1, 2)
+    if q.device.type != "cpu":
+        mask = None if bias is None else bias.to(q.dtype)
+        context = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+    else:  # here two batched products are as fast as the fused kernel, and take any strides
+        heads = q.shape[:2]
+        scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(0, heads)
+        if bias is not None:
+            scores = scores.add_(bias)
+        context = torch.bmm(scores.softmax(dim=-1).flatten(0, 1), values.flatten(0, 1))
+        context = context.unflatten(0, heads)
+    return context.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])

@@ -4,6 +4,7 @@ What is unusual here: parameter names are those that fairseq and Hugging Face's 
 Marian's sinusoids; the output projection stands apart from `forward`, so that the loss can fuse it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mt.config import ModelConfig
-from mt.model.attention import MultiHeadAttention
+from mt.model.attention import Attention, MultiHeadAttention, PackedAttention, PaddedAttention
 from mt.model.layers import Activation, Dropout, Embedding
-from mt.model.masks import Mask, PackedMask, PaddedMask
+from mt.model.linear import Linear, pack_linear
 
 
 class Layer(nn.Module):
@@ -49,9 +50,9 @@ class Layer(nn.Module):
 class EncoderLayer(Layer):
     """Self-attention, then feed-forward."""
 
-    def forward(self, x: Tensor, mask: Mask) -> Tensor:
+    def forward(self, x: Tensor, attention: Attention) -> Tensor:
         """x [tokens, d_model]."""
-        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, mask))
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, attention))
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
 
@@ -65,11 +66,13 @@ class DecoderLayer(Layer):
         )
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, memory: Tensor, causal_mask: Mask, src_mask: Mask) -> Tensor:
-        """x [tokens, d_model] over `memory` [source tokens, d_model]."""
-        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, causal_mask))
+    def forward(
+        self, x: Tensor, memory: Tensor | None, attention: Attention, cross: Attention
+    ) -> Tensor:
+        """x [tokens, d_model] over `memory` [source tokens, d_model], or over what `cross` has of it."""
+        x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, attention))
         x = self.residual(
-            x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, src_mask)
+            x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, cross)
         )
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
@@ -84,11 +87,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, src: Tensor, positions: Tensor, length: int, mask: Mask) -> Tensor:
+    def forward(self, src: Tensor, positions: Tensor, length: int, attention: Attention) -> Tensor:
         """Memory [tokens, d_model] of ids `src` [tokens] at `positions` below `length`."""
         x = self.embed_tokens(src, positions, length)
         for layer in self.layers:
-            x = _run(layer, self.recompute, x, mask)
+            x = _run(layer, self.recompute, x, attention)
         return self.layer_norm(x)
 
 
@@ -105,16 +108,16 @@ class Decoder(nn.Module):
     def forward(
         self,
         tgt_in: Tensor,
-        positions: Tensor,
+        positions: Tensor | int,
         length: int,
-        memory: Tensor,
-        causal_mask: Mask,
-        src_mask: Mask,
+        memory: Tensor | None,
+        attention: Attention,
+        cross: Attention,
     ) -> Tensor:
-        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`."""
+        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`; see `DecoderLayer`."""
         x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
-            x = _run(layer, self.recompute, x, memory, causal_mask, src_mask)
+            x = _run(layer, self.recompute, x, memory, attention, cross)
         return self.layer_norm(x)
 
 
@@ -140,6 +143,7 @@ class Transformer(nn.Module):
             nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
         )
         self.output_bias = nn.Parameter(torch.zeros(tgt_vocab_size)) if config.output_bias else None
+        self.packed_output: Linear | None = None
         self._initialize()
 
     def _initialize(self) -> None:
@@ -156,15 +160,22 @@ class Transformer(nn.Module):
 
         `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is True where a token stands.
         """
-        batch, tgt_len = tgt_in.shape
-        steps = torch.arange(tgt_len, device=tgt_in.device)
-        # Targets are padded on the right, so a real position never sees padding behind this mask.
-        causal = PaddedMask.of(batch, (steps <= steps[:, None])[None])
-        memory, source = self._encode(src, src_mask)
-        hidden = self.decoder(
-            tgt_in.t().flatten(), steps.repeat_interleave(batch), tgt_len, memory, causal, source
-        )
-        return hidden.unflatten(0, (tgt_len, batch)).transpose(0, 1)
+        source = PaddedAttention.of(len(src), None if src_mask is None else src_mask[:, None])
+        causal = PaddedAttention.causal(tgt_in)
+        return self.attending(src, tgt_in, source, causal, source)
+
+    def attending(
+        self, src: Tensor, tgt_in: Tensor, encoder: Attention, decoder: Attention, cross: Attention
+    ) -> Tensor:
+        """`forward` with a way to attend for each kind of attention."""
+        memory, tgt_len = self.encode_flat(src, encoder), tgt_in.shape[1]
+        hidden = self.decoder(*_time_first(tgt_in), tgt_len, memory, decoder, cross)
+        return hidden.unflatten(0, (tgt_len, len(src))).transpose(0, 1)
+
+    def encode_flat(self, src: Tensor, attention: Attention) -> Tensor:
+        """Memory [src_len x batch, d_model], time first, of ids `src` [batch, src_len]."""
+        memory: Tensor = self.encoder(*_time_first(src), src.shape[1], attention)
+        return memory
 
     def packed(
         self,
@@ -176,23 +187,18 @@ class Transformer(nn.Module):
         max_tgt_len: int,
     ) -> Tensor:
         """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1] int32; gives [tokens, d_model]."""
-        source = PackedMask(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
+        source = PackedAttention(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
         memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
-        causal = PackedMask(tgt_offsets, tgt_offsets, max_tgt_len, max_tgt_len, causal=True)
-        across = PackedMask(tgt_offsets, src_offsets, max_tgt_len, max_src_len, causal=False)
+        causal = PackedAttention(tgt_offsets, tgt_offsets, max_tgt_len, max_tgt_len, causal=True)
+        across = PackedAttention(tgt_offsets, src_offsets, max_tgt_len, max_src_len, causal=False)
         return self.decoder(
             tgt_in, _positions(tgt_in, tgt_offsets), max_tgt_len, memory, causal, across
         )
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
         """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
-        return self._encode(src, src_mask)[0].unflatten(0, src.shape[::-1]).transpose(0, 1)
-
-    def _encode(self, src: Tensor, src_mask: Tensor | None) -> tuple[Tensor, PaddedMask]:
-        batch, src_len = src.shape
-        mask = PaddedMask.of(batch, None if src_mask is None else src_mask[:, None])
-        positions = torch.arange(src_len, device=src.device).repeat_interleave(batch)
-        return self.encoder(src.t().flatten(), positions, src_len, mask), mask
+        source = PaddedAttention.of(len(src), None if src_mask is None else src_mask[:, None])
+        return self.encode_flat(src, source).unflatten(0, src.shape[::-1]).transpose(0, 1)
 
     def recompute(self, recompute: bool) -> None:
         """Whether training keeps only what enters each layer and computes its inside again for the gradients (Chen et al. 2016)."""
@@ -200,7 +206,14 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
+        if self.packed_output is not None:
+            return self.packed_output(hidden)
         return F.linear(hidden, self.output_weight, self.output_bias)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Those of the encoder, then those of the decoder."""
+        return [*self.encoder.layers, *self.decoder.layers]
 
     @property
     def output_weight(self) -> Tensor:
@@ -210,6 +223,36 @@ class Transformer(nn.Module):
             if self.output_projection is None
             else self.output_projection.weight
         )
+
+
+def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
+    """The same network as it translates: its linear layers packed, in fp32, bf16, fp16 or (on a CPU) int8.
+
+    The residual stream stays in fp32. Norms and embeddings are the model's own; all else is a copy of the weights as they are now.
+    """
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    ready = copy.deepcopy(model, shared).eval()
+    with torch.no_grad():
+        ready.packed_output = pack_linear(model.output_weight, model.output_bias, dtype)
+        ready.output_projection = None
+        for layer in ready.encoder.layers:
+            layer.self_attn.pack(dtype, ("qkv",), scale_queries=False)  # type: ignore[operator, union-attr]
+        for layer in ready.decoder.layers:
+            layer.self_attn.pack(dtype, ("qkv",), scale_queries=True)  # type: ignore[operator, union-attr]
+            layer.encoder_attn.pack(dtype, ("q", "kv"), scale_queries=True)  # type: ignore[operator, union-attr]
+        for module in list(ready.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    delattr(module, name)
+                    setattr(module, name, pack_linear(child.weight, child.bias, dtype))
+    return ready
+
+
+def _time_first(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids [batch, length] as [length x batch], the first of each sentence first, and their positions."""
+    batch, length = ids.shape
+    positions = torch.arange(length, device=ids.device)[:, None].expand(length, batch)
+    return ids.t().flatten(), positions.flatten()
 
 
 def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:

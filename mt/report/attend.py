@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
-from mt.model.maps import AttentionMaps, attention_maps
+from mt.model.attention import PaddedAttention, RecordedAttention
+from mt.model.transformer import Transformer
 from mt.report.heatmap import Figure, HeatMap
 
 TITLES = {
@@ -25,6 +27,31 @@ TITLES = {
 }
 MAX_IDS = 512  # of a sentence
 HEADS_IN_A_ROW = 4  # of one layer
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The weights of one sentence pair in fp32 on the CPU; each row, the last dimension, sums to 1."""
+
+    encoder: Tensor  # [encoder_layers, num_heads, src_len, src_len]
+    decoder: Tensor  # [decoder_layers, num_heads, tgt_len, tgt_len], zero after the diagonal
+    cross: Tensor  # [decoder_layers, num_heads, tgt_len, src_len]
+
+
+@torch.no_grad()
+def attention_maps(
+    model: Transformer, src_ids: Sequence[int], tgt_ids: Sequence[int]
+) -> AttentionMaps:
+    """All weights of one pair of ids: the source with its end of sentence, the target with its beginning."""
+    assert not model.training, "a model in training drops what is to be seen"
+    device = model.output_weight.device
+    src, tgt_in = (torch.tensor([ids], device=device) for ids in (src_ids, tgt_ids))
+    seen: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    all_tokens, causal = PaddedAttention(1, None), PaddedAttention.causal(tgt_in)
+    attentions = zip((all_tokens, causal, all_tokens), seen, strict=True)
+    recorded = [RecordedAttention(padded, weights.append) for padded, weights in attentions]
+    model.attending(src, tgt_in, *recorded)
+    return AttentionMaps(*(torch.cat(weights).float().cpu() for weights in seen))
 
 
 @dataclass(frozen=True)

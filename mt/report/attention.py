@@ -9,8 +9,7 @@ from torch import Tensor
 
 from mt.data.tokenizer import BOS_ID, EOS_ID
 from mt.decode.translator import Translator
-from mt.model.maps import attention_maps
-from mt.report.attend import token_names
+from mt.report.attend import attention_maps, token_names
 
 MAX_TOKENS = 40  # a side: with 6 layers of 8 heads a sentence is 0.3 MB
 

@@ -25,12 +25,12 @@ from mt.data.batch import IntArray, empty_batch
 from mt.data.order import TrainLoader
 from mt.data.prepare import Prepared, prepare
 from mt.log import format_seconds
+from mt.model.kernels import packs
 from mt.model.transformer import Transformer, build_model
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runs.resolve import with_initial_model
 from mt.runtime.device import Compute, choose_compute
 from mt.runtime.memory import KEPT_PRODUCTS, available_memory, peak_process_memory
-from mt.train.gpu import packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer

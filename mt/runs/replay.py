@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mt.data.batch import IdPair, collate, moved, pack
 from mt.decode.loading import LoadedModel, load_model
 from mt.errors import CheckpointError
+from mt.model.kernels import packs
 from mt.runtime.device import Compute, choose_compute
 from mt.train.crash import read_crash
-from mt.train.gpu import packs
 from mt.train.objective import loss_sums
 from mt.train.trainer import seed_draws
 

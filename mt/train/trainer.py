@@ -24,12 +24,12 @@ from mt.data.prepare import Prepared
 from mt.decode.loading import load_weights
 from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
+from mt.model.kernels import compile_layers, packs
 from mt.model.transformer import Transformer, build_model
 from mt.runtime import ALONE, World, unsharded
 from mt.runtime.device import NAMES, Compute
 from mt.train.crash import write_crash
 from mt.train.finetune import initialize
-from mt.train.gpu import compile_layers, packs
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients
 from mt.train.objective import Loss, TrainingLoss
 from mt.train.optimizer import (
@@ -71,11 +71,13 @@ class Trainer:
         initialize(self.model, config, resolved.is_new)
         self.model.recompute(train.gradient_checkpointing)
         if train.compile:
-            compile_layers(self.model, compute)
+            compile_layers(self.model.layers, compute)
         self.is_sharded = train.parallel == "fsdp" and not world.is_alone
-        layers = [*self.model.encoder.layers, *self.model.decoder.layers]
         self.criterion = world.wrap(
-            TrainingLoss(self.model, train.label_smoothing), train.parallel, layers, compute.device
+            TrainingLoss(self.model, train.label_smoothing),
+            train.parallel,
+            self.model.layers,
+            compute.device,
         )
         self.optimizer = build_optimizer(self.model, config.optim, compute.device)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None

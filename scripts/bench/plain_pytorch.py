@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import mt.runtime.device as device_module
 from mt.data.batch import Batch
 from mt.data.tokenizer import PAD_ID
+from mt.model.attention import PaddedAttention
 from mt.model.layers import Dropout
-from mt.model.masks import PaddedMask
 from mt.model.transformer import Transformer
 from mt.train import objective as loss_module
 from mt.train import trainer as trainer_module
@@ -60,7 +60,7 @@ PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
         (Dropout, "drops", lambda self, x: False)
     ],  # F.dropout, not masks from random bytes
     "attention": [
-        (PaddedMask, "attend", PaddedMask._fused)
+        (PaddedAttention, "attend", PaddedAttention._fused)
     ],  # the fused kernel, not two batched products
     "loss": [(loss_module, "loss_sums", plain_loss)],  # all logits at once, not in chunks
     "optimizer": [

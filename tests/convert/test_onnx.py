@@ -62,13 +62,13 @@ def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_w
     for step in range(6):
         tokens = torch.randint(4, 400, prefix.shape[:2], generator=generator)
         prefix = torch.cat([prefix, tokens[:, :, None]], dim=2)
-        logits = runtime.step(tokens, state)
+        log_probs = runtime.step(tokens, state)
         with torch.no_grad():
             whole = [
-                model.project(model(src, mask, prefix[:, beam])[:, -1])
+                model.project(model(src, mask, prefix[:, beam])[:, -1]).log_softmax(dim=-1)
                 for beam in range(prefix.shape[1])
             ]
-        torch.testing.assert_close(logits, torch.stack(whole, dim=1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_probs, torch.stack(whole, dim=1), rtol=1e-4, atol=1e-4)
         order = torch.randint(0, prefix.shape[1], (len(src), 3), generator=generator)
         prefix = prefix.gather(1, order[:, :, None].expand(-1, -1, prefix.shape[2]))
         state.reorder(order)

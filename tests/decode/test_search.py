@@ -13,7 +13,7 @@ from mt.config import ModelConfig
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mt.decode import search
 from mt.decode.search import Hypothesis, SearchConfig, best_continuations, max_output_lens
-from mt.model.inference import InferenceModel
+from mt.decode.steps import EagerModel
 from mt.model.state import DecoderState
 from mt.model.transformer import Transformer, build_model
 
@@ -52,11 +52,11 @@ def sources(seed: int, lengths: list[int], vocab: int = VOCAB) -> tuple[Tensor, 
 
 
 def greedy_search(model: Transformer, *args: Any) -> list[list[Hypothesis]]:
-    return search.greedy_search(InferenceModel(model), *args)
+    return search.greedy_search(EagerModel(model), *args)
 
 
 def beam_search(model: Transformer, *args: Any) -> list[list[Hypothesis]]:
-    return search.beam_search(InferenceModel(model), *args)
+    return search.beam_search(EagerModel(model), *args)
 
 
 @torch.no_grad()
@@ -235,9 +235,13 @@ class Table:
         pairs = zip(self.prefixes, tokens.tolist(), strict=True)
         self.prefixes = [[(*p, t) for p, t in zip(beams, own, strict=True)] for beams, own in pairs]
         rows = [[self.table.get(p[1:], {EOS_ID: 1.0}) for p in beams] for beams in self.prefixes]
-        return torch.tensor(
-            [[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]
-        ).log()
+        return (
+            torch.tensor(
+                [[[row.get(i, 1e-9) for i in range(self.vocab)] for row in beams] for beams in rows]
+            )
+            .log()
+            .log_softmax(dim=-1)
+        )
 
     def reorder(self, hyp_index: Tensor) -> None:
         self.prefixes = [
@@ -375,14 +379,14 @@ def test_each_sentence_has_its_own_length_limit(search: Callable) -> None:
     """An end of sentence that never comes: every output is as long as it may be."""
     model = random_model(1, vocab=9)
     src, src_mask = sources(1, LENGTHS, vocab=9)
-    real = InferenceModel.step
+    real = EagerModel.step
 
-    def endless(self: InferenceModel, tokens: Tensor, state: DecoderState) -> Tensor:
+    def endless(self: EagerModel, tokens: Tensor, state: DecoderState) -> Tensor:
         logits = real(self, tokens, state)
         logits[..., EOS_ID] = -1e9
         return logits
 
-    with patch.object(InferenceModel, "step", endless):
+    with patch.object(EagerModel, "step", endless):
         found = search(model, src, src_mask, torch.tensor(LIMITS))
     assert [{len(hyp.tokens) for hyp in hyps} for hyps in found] == [{limit} for limit in LIMITS]
 
@@ -393,11 +397,11 @@ def test_the_best_continuations_are_those_of_sorting_all(
     vocab_size: int, beams: int, count: int
 ) -> None:
     draw = torch.Generator().manual_seed(1)
-    logits = torch.randn(3, beams, vocab_size, generator=draw) * 3
+    following = (torch.randn(3, beams, vocab_size, generator=draw) * 3).log_softmax(-1)
     log_probs = -torch.rand(3, beams, generator=draw) * 4
     log_probs[1, -1] = float("-inf")
-    scores, origins, tokens = best_continuations(logits, log_probs, count)
-    totals = (logits.log_softmax(-1) + log_probs[:, :, None]).flatten(1)
+    scores, origins, tokens = best_continuations(following, log_probs, count)
+    totals = (following + log_probs[:, :, None]).flatten(1)
     expected = totals.sort(dim=1, descending=True).values[:, :count]
     assert torch.equal(scores, expected)
     assert torch.equal(totals.gather(1, origins * vocab_size + tokens), scores)

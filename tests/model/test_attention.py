@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt.model.attention import MultiHeadAttention
-from mt.model.masks import PaddedMask
+from mt.model.attention import MultiHeadAttention, PaddedAttention
 
 D_MODEL, NUM_HEADS = 12, 3
 HEAD_DIM = D_MODEL // NUM_HEADS
@@ -31,12 +30,12 @@ def attention(dropout: float = 0.0) -> MultiHeadAttention:
 def attend(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """The block on padded batches: `query` [batch, tgt_len, d_model], `memory` [batch, src_len, d_model], `allowed` as `PaddedMask.of`."""
+    """The block on padded batches [batch, length, d_model]; `allowed` as in `PaddedAttention.of`."""
     batch, tgt_len, d_model = query.shape
     flat = query.transpose(0, 1).reshape(-1, d_model)
     source = flat if memory is query else memory.transpose(0, 1).reshape(-1, d_model)
     return (
-        block(flat, source, PaddedMask.of(batch, allowed))
+        block(flat, source, PaddedAttention.of(batch, allowed))
         .view(tgt_len, batch, d_model)
         .transpose(0, 1)
     )

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mt.model.attention import MultiHeadAttention
+from mt.decode.alignment import cross_attention
+from mt.model.attention import MultiHeadAttention, PaddedAttention, RecordedAttention
 from mt.model.layers import Dropout
-from mt.model.maps import WatchedMask, attention_maps, cross_attention, masked_forward
-from mt.model.masks import PaddedMask
 from mt.model.transformer import Transformer
+from mt.report.attend import attention_maps
 from tests.model.small import small, sources
 
 
@@ -93,9 +93,11 @@ def test_rows_sum_to_one_and_nobody_looks_ahead() -> None:
 def test_a_watched_mask_attends_as_the_padded_one_does(allowed: Tensor | None) -> None:
     torch.manual_seed(1)
     q, k, v = (torch.randn(2 * length, 3, 4) for length in (4, 6, 6))
-    padded, seen, no_dropout = PaddedMask.of(2, allowed), [], Dropout(0.0)
-    watched = WatchedMask(padded, seen.append).attend(q, k, v, no_dropout)
-    torch.testing.assert_close(watched, padded.attend(q, k, v, no_dropout), rtol=1e-5, atol=1e-6)
+    padded, seen, no_dropout = PaddedAttention.of(2, allowed), [], Dropout(0.0)
+    watched = RecordedAttention(padded, seen.append).attend(q, k, v, 0.5, no_dropout)
+    torch.testing.assert_close(
+        watched, padded.attend(q, k, v, 0.5, no_dropout), rtol=1e-5, atol=1e-6
+    )
     assert [weights.shape for weights in seen] == [(2, 3, 4, 6)]
 
 
@@ -105,12 +107,12 @@ def test_hidden_states_under_watched_masks_are_those_of_the_model(norm: str) -> 
     model = small(norm)
     (src, src_mask), (tgt_in, _) = sources(9, 2, 5), sources(3, 8, 1)
     source, causal = (
-        PaddedMask.of(3, src_mask[:, None]),
-        PaddedMask.of(3, torch.ones(1, 8, 8, dtype=torch.bool).tril()),
+        PaddedAttention.of(3, src_mask[:, None]),
+        PaddedAttention.of(3, torch.ones(1, 8, 8, dtype=torch.bool).tril()),
     )
     seen: list[Tensor] = []
-    hidden = masked_forward(
-        model, src, tgt_in, *(WatchedMask(mask, seen.append) for mask in (source, causal, source))
+    hidden = model.attending(
+        src, tgt_in, *(RecordedAttention(each, seen.append) for each in (source, causal, source))
     )
     torch.testing.assert_close(hidden, model(src, src_mask, tgt_in), rtol=1e-5, atol=1e-5)
     assert len(seen) == 2 + 2 * 3

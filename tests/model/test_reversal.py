@@ -10,7 +10,7 @@ from mt.config import ModelConfig, OptimConfig
 from mt.data.batch import collate, pad_rows
 from mt.data.tokenizer import EOS_ID, PAD_ID
 from mt.decode.search import greedy_search, max_output_lens
-from mt.model.inference import InferenceModel
+from mt.decode.steps import EagerModel
 from mt.model.transformer import Transformer, build_model
 from mt.train.objective import loss_sums
 from mt.train.optimizer import WeightAverage, build_optimizer, learning_rate
@@ -71,7 +71,7 @@ def test_a_small_transformer_learns_to_reverse_unseen_strings_of_digits() -> Non
     model = train(set(unseen), SEED)
     src = pad_rows([list(string) for string in unseen], suffix=EOS_ID)
     src_mask = src != PAD_ID
-    found = greedy_search(InferenceModel(model), src, src_mask, max_output_lens(src_mask, 1.0, 5))
+    found = greedy_search(EagerModel(model), src, src_mask, max_output_lens(src_mask, 1.0, 5))
     right = sum(
         hyp.tokens == list(reversed(string)) for string, [hyp] in zip(unseen, found, strict=True)
     )

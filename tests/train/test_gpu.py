@@ -13,10 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mt.config import ModelConfig, OptimConfig
 from mt.data.batch import AnyBatch, collate, moved, pack
-from mt.model.masks import PaddedMask
+from mt.model.attention import PaddedAttention
+from mt.model.kernels import compile_layers, missing_compiler, packs
 from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute
-from mt.train.gpu import compile_layers, missing_compiler, packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
@@ -36,7 +36,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings given."""
     warnings: list[str] = []
     monkeypatch.setattr(
-        "mt.train.gpu.logger.warning", lambda message, *args: warnings.append(message % args)
+        "mt.model.kernels.logger.warning", lambda message, *args: warnings.append(message % args)
     )
     return warnings
 
@@ -140,11 +140,12 @@ def machine(
 ) -> None:
     """Pretend that these are installed, and nothing else."""
     monkeypatch.setattr(
-        "mt.train.gpu.importlib.util.find_spec",
+        "mt.model.kernels.importlib.util.find_spec",
         lambda name: object() if triton and name == "triton" else None,
     )
     monkeypatch.setattr(
-        "mt.train.gpu.shutil.which", lambda name: f"/usr/bin/{name}" if name in programs else None
+        "mt.model.kernels.shutil.which",
+        lambda name: f"/usr/bin/{name}" if name in programs else None,
     )
     if cc is None:
         monkeypatch.delenv("CC", raising=False)
@@ -181,7 +182,7 @@ def test_what_a_compiler_lacks_is_named_and_nothing_is_compiled(
     machine(monkeypatch, triton, *programs)
     assert missing in str(missing_compiler())
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
-    compile_layers(model, Compute(CUDA, torch.bfloat16))
+    compile_layers(model.layers, Compute(CUDA, torch.bfloat16))
     assert compiled(model) == []
     [warning] = said
     assert warning.startswith(f"train.compile: {missing_compiler()} is missing")
@@ -199,7 +200,7 @@ def test_a_cpu_compiles_nothing_and_says_nothing(
 ) -> None:
     machine(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
-    compile_layers(model, Compute(CPU, torch.bfloat16))
+    compile_layers(model.layers, Compute(CPU, torch.bfloat16))
     assert compiled(model) == []
     assert said == []
 
@@ -210,7 +211,7 @@ def test_every_layer_is_compiled_and_its_weights_keep_their_names(
     machine(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     names = list(model.state_dict())
-    compile_layers(model, Compute(CUDA, torch.bfloat16))
+    compile_layers(model.layers, Compute(CUDA, torch.bfloat16))
     assert compiled(model) == [
         "encoder.layers.0",
         "encoder.layers.1",
@@ -291,11 +292,11 @@ def test_traced_layers_give_the_same_loss_and_gradients(
 
     One graph for encoder layers and one for decoder layers: PyTorch gives up after eight of one function.
     """
-    monkeypatch.setattr(PaddedMask, "attend", PaddedMask._fused)
+    monkeypatch.setattr(PaddedAttention, "attend", PaddedAttention._fused)
     config = tiny(norm=norm, activation=activation, encoder_layers=5, decoder_layers=5)
     eager = build_model(config, VOCAB, VOCAB, seed=1).double().train(training)
     traced, counter = copy.deepcopy(eager), tracer(backend)
-    compile_layers(traced, Compute(CUDA, torch.bfloat16))
+    compile_layers(traced.layers, Compute(CUDA, torch.bfloat16))
     for layer in traced.decoder.layers if stacks == 1 else ():
         layer._compiled_call_impl = None
     for count, longest in ((5, 7), (3, 11), (9, 4), (2, 17)):
@@ -417,7 +418,7 @@ def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]
         build_model(tiny(d_model=64, d_ff=128, num_heads=4), VOCAB, VOCAB, seed=1).to(CUDA).train()
     )
     model = copy.deepcopy(eager)
-    compile_layers(model, BF16)
+    compile_layers(model.layers, BF16)
     assert compiled(model)
     for count, longest in ((17, 30), (9, 21)):
         batch = moved(make(sentences(count, longest, seed=count)), CUDA)
@@ -435,9 +436,9 @@ from mt.config import ModelConfig, OptimConfig
 from mt.data.batch import collate, moved
 from mt.decode.search import SearchConfig, beam_search
 from mt.runtime.device import choose_compute
-from mt.model.inference import InferenceModel
+from mt.decode.steps import EagerModel
 from mt.model.transformer import build_model
-from mt.train.gpu import compile_layers, missing_compiler, packs
+from mt.model.kernels import compile_layers, missing_compiler, packs
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
@@ -449,7 +450,7 @@ config = ModelConfig(**sizes, dropout=0.1, activation_dropout=0.1, embedding_dro
 assert not packs(config, compute)
 model = build_model(config, 500, 500, seed=1).to(compute.device).train()
 if wants_compiled:
-    compile_layers(model, compute)
+    compile_layers(model.layers, compute)
 optimizer = build_optimizer(model, OptimConfig(lr=1e-3), compute.device)
 scale = LossScale(compute.device, enabled=compute.dtype == torch.float16)
 diverged = torch.tensor(False, device=compute.device)
@@ -467,7 +468,7 @@ digest = hashlib.sha256()
 for weight in model.parameters():
     digest.update(weight.detach().cpu().numpy().tobytes())
 limits = torch.full((64,), 20, device=compute.device)
-translates = InferenceModel(model.eval(), compute.dtype)
+translates = EagerModel(model.eval(), compute.dtype)
 hyps = beam_search(translates, batch.src, batch.src_mask, limits, SearchConfig(beam_size=4))
 digest.update(repr([[(hyp.tokens, hyp.score) for hyp in group] for group in hyps]).encode())
 print(compute, digest.hexdigest())

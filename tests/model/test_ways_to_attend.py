@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mt.model.attention import Attention, PackedAttention, PaddedAttention
+from mt.model.kernels import varlen_reference
 from mt.model.layers import Dropout
-from mt.model.masks import Mask, PackedMask, PaddedMask, varlen_reference
 
-NUM_HEADS, HEAD_DIM = 3, 4
+NUM_HEADS, HEAD_DIM, SCALE = 3, 4, 0.5
 TGT_LENS, SRC_LENS = [5, 1, 4], [3, 6, 1]
 NO_DROPOUT = Dropout(0.0).train()
 
@@ -66,7 +67,7 @@ def test_padded_attention_and_its_gradients_are_pytorchs_sentence_by_sentence(
 ) -> None:
     batch = len(SRC_LENS)
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
-    ours = PaddedMask.of(batch, allowed).attend(q, k, v, NO_DROPOUT)
+    ours = PaddedAttention.of(batch, allowed).attend(q, k, v, SCALE, NO_DROPOUT)
     rows = []
     for i in range(batch):  # time first: the tokens of sentence i are every batch-th
         mask = None if allowed is None else allowed[i if len(allowed) > 1 else 0]
@@ -88,8 +89,11 @@ def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(
 ) -> None:
     batch = len(SRC_LENS)
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
-    mask = PaddedMask.of(batch, allowed)
-    products, fused = mask.attend(q, k, v, NO_DROPOUT), mask._fused(q, k, v, NO_DROPOUT)
+    mask = PaddedAttention.of(batch, allowed)
+    products, fused = (
+        mask.attend(q, k, v, SCALE, NO_DROPOUT),
+        mask._fused(q, k, v, SCALE, NO_DROPOUT),
+    )
     direction = torch.randn_like(products)
     assert_same(
         with_gradients(fused, direction, (q, k, v)), with_gradients(products, direction, (q, k, v))
@@ -100,30 +104,34 @@ def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(
 def test_the_fused_kernel_drops_weights_in_training_only() -> None:
     """One position to attend to, so that its weight is 1, or in training 0 or 2."""
     q, k, v = heads(2000, 1, 1)
-    mask, dropout = PaddedMask.of(1, None), Dropout(0.5)
-    weights = (mask._fused(q, k, v, dropout.train()) / v.flatten()).view(2000, NUM_HEADS, HEAD_DIM)[
-        :, :, 0
-    ]
+    mask, dropout = PaddedAttention.of(1, None), Dropout(0.5)
+    weights = (mask._fused(q, k, v, SCALE, dropout.train()) / v.flatten()).view(
+        2000, NUM_HEADS, HEAD_DIM
+    )[:, :, 0]
     dropped = weights.abs() < 1e-9
     torch.testing.assert_close(weights[~dropped], torch.full_like(weights[~dropped], 2.0))
     assert abs(dropped.double().mean() - 0.5) < 0.04  # 6 standard deviations of 6,000 draws
-    torch.testing.assert_close(mask._fused(q, k, v, dropout.eval()), v.flatten().expand(2000, -1))
+    torch.testing.assert_close(
+        mask._fused(q, k, v, SCALE, dropout.eval()), v.flatten().expand(2000, -1)
+    )
 
 
 def test_a_bias_is_zero_where_attention_is_allowed_and_minus_infinity_elsewhere() -> None:
     allowed = torch.tensor([[[True, False, True]]])
-    bias = PaddedMask.of(1, allowed).bias
+    bias = PaddedAttention.of(1, allowed).bias
     assert bias is not None
     assert bias.tolist() == [[[0.0, float("-inf"), 0.0]]]
-    assert PaddedMask.of(1, None).bias is None
+    assert PaddedAttention.of(1, None).bias is None
 
 
 def offsets(lens: list[int]) -> Tensor:
     return torch.tensor([0, *lens]).cumsum(0).to(torch.int32)
 
 
-def packed_mask(tgt_lens: list[int], src_lens: list[int], causal: bool) -> PackedMask:
-    return PackedMask(offsets(tgt_lens), offsets(src_lens), max(tgt_lens), max(src_lens), causal)
+def packed_mask(tgt_lens: list[int], src_lens: list[int], causal: bool) -> PackedAttention:
+    return PackedAttention(
+        offsets(tgt_lens), offsets(src_lens), max(tgt_lens), max(src_lens), causal
+    )
 
 
 def time_first(packed: Tensor, lens: list[int]) -> Tensor:
@@ -151,11 +159,12 @@ def test_packed_sentences_attend_as_padded_ones_do(
     kind: str, tgt_lens: list[int], src_lens: list[int]
 ) -> None:
     q, k, v = heads(sum(tgt_lens), sum(src_lens), sum(src_lens))
-    packed = packed_mask(tgt_lens, src_lens, kind == "causal").attend(q, k, v, NO_DROPOUT)
+    packed = packed_mask(tgt_lens, src_lens, kind == "causal").attend(q, k, v, SCALE, NO_DROPOUT)
     allowed = triangle(max(tgt_lens))[None] if kind == "causal" else standing(src_lens)[:, None]
     heads_padded = time_first(q, tgt_lens), time_first(k, src_lens), time_first(v, src_lens)
     padded = sentence_by_sentence(
-        PaddedMask.of(len(tgt_lens), allowed).attend(*heads_padded, NO_DROPOUT), tgt_lens
+        PaddedAttention.of(len(tgt_lens), allowed).attend(*heads_padded, SCALE, NO_DROPOUT),
+        tgt_lens,
     )
     direction = torch.randn_like(packed)
     assert_same(
@@ -165,10 +174,12 @@ def test_packed_sentences_attend_as_padded_ones_do(
 
 def test_packed_attention_refuses_dropout_in_training_alone() -> None:
     q, k, v = heads(3, 3, 3)
-    mask: Mask = packed_mask([2, 1], [2, 1], causal=False)
+    mask: Attention = packed_mask([2, 1], [2, 1], causal=False)
     with pytest.raises(AssertionError, match="no dropout"):
-        mask.attend(q, k, v, Dropout(0.1).train())
-    assert torch.equal(mask.attend(q, k, v, Dropout(0.1).eval()), mask.attend(q, k, v, NO_DROPOUT))
+        mask.attend(q, k, v, SCALE, Dropout(0.1).train())
+    assert torch.equal(
+        mask.attend(q, k, v, SCALE, Dropout(0.1).eval()), mask.attend(q, k, v, SCALE, NO_DROPOUT)
+    )
 
 
 def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
@@ -206,7 +217,7 @@ def test_flash_attention_of_packed_sentences_is_the_reference(
     ]
     exact = [x.detach().cpu().double().requires_grad_() for x in half]
     mask = packed_mask(tgt_lens, src_lens, kind == "causal")
-    there = PackedMask(
+    there = PackedAttention(
         mask.tgt_offsets.to(cuda),
         mask.src_offsets.to(cuda),
         mask.max_tgt_len,
@@ -214,8 +225,8 @@ def test_flash_attention_of_packed_sentences_is_the_reference(
         mask.causal,
     )
     ours, theirs = (
-        there.attend(half[0], half[1], half[2], NO_DROPOUT),
-        mask.attend(exact[0], exact[1], exact[2], NO_DROPOUT),
+        there.attend(half[0], half[1], half[2], 0.25, NO_DROPOUT),
+        mask.attend(exact[0], exact[1], exact[2], 0.25, NO_DROPOUT),
     )
     direction = torch.randn_like(ours)
     our_grads = torch.autograd.grad((ours * direction).sum(), half)
@@ -236,10 +247,10 @@ def test_padded_attention_on_a_gpu_is_that_of_the_cpu(
         for x in heads(batch * tgt_len, batch * src_len, batch * src_len)
     ]
     there = [x.detach().to(cuda).requires_grad_() for x in here]
-    ours = PaddedMask.of(batch, None if allowed is None else allowed.to(cuda)).attend(
-        there[0], there[1], there[2], NO_DROPOUT
+    ours = PaddedAttention.of(batch, None if allowed is None else allowed.to(cuda)).attend(
+        there[0], there[1], there[2], SCALE, NO_DROPOUT
     )
-    theirs = PaddedMask.of(batch, allowed).attend(here[0], here[1], here[2], NO_DROPOUT)
+    theirs = PaddedAttention.of(batch, allowed).attend(here[0], here[1], here[2], SCALE, NO_DROPOUT)
     direction = torch.randn_like(theirs)
     our_grads = torch.autograd.grad((ours * direction.to(cuda)).sum(), there)
     for a, b in zip(

@@ -4,11 +4,13 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mt.config import ModelConfig
-from mt.model.transformer import Transformer
 from mt.runtime.device import Compute
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     return not found
 
 
-def compile_layers(model: Transformer, compute: Compute) -> None:
+def compile_layers(layers: Iterable[nn.Module], compute: Compute) -> None:
     """Compile each layer for batches of any size; without a compiler, warn and leave them as they are."""
     if compute.device.type != "cuda":
         return
@@ -50,7 +52,7 @@ def compile_layers(model: Transformer, compute: Compute) -> None:
             "train.compile: %s is missing, so layers run uncompiled, which is slower", missing
         )
         return
-    for layer in (*model.encoder.layers, *model.decoder.layers):
+    for layer in layers:
         layer.compile(dynamic=True)
 
 
@@ -61,3 +63,27 @@ def missing_compiler() -> str | None:
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
         return "a C compiler (cc, gcc or clang)"
     return None
+
+
+def varlen_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """`varlen_attn` for devices without its kernel, sequence by sequence: to test with, not to be fast."""
+    tgt_lens, src_lens = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    sequences = zip(query.split(tgt_lens), key.split(src_lens), value.split(src_lens), strict=True)
+    causal = window_size == (-1, 0)
+    heads_first = ([x.transpose(0, 1) for x in sequence] for sequence in sequences)
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1)
+            for q, k, v in heads_first
+        ]
+    )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.model.inference import InferenceModel
-from mt.model.masks import PaddedMask
+from mt.decode.steps import EagerModel
+from mt.model.attention import PaddedAttention
 from mt.model.state import FIRST_CAPACITY
 from mt.model.transformer import Transformer
 from tests.model.small import VOCAB, small, sources
@@ -16,13 +16,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def last_logits(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
+def last_log_probs(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
     """By the full forward, after all of `tgt` [sentences, beams, length]: [sentences, beams, vocab_size]."""
     beams = tgt.shape[1]
     hidden = model(
         src.repeat_interleave(beams, 0), src_mask.repeat_interleave(beams, 0), tgt.flatten(0, 1)
     )
-    return model.project(hidden[:, -1]).unflatten(0, tgt.shape[:2])
+    return model.project(hidden[:, -1]).log_softmax(dim=-1).unflatten(0, tgt.shape[:2])
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -31,14 +31,17 @@ def last_logits(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) 
 @torch.no_grad()
 def test_cached_steps_equal_the_full_forward(norm: str, tie: str, activation: str) -> None:
     model = small(norm, tie, activation)
-    ready = InferenceModel(model)
+    ready = EagerModel(model)
     src, src_mask = sources(7, 3, 5)
     tgt = torch.randint(0, VOCAB, (3, 2, 6), generator=torch.Generator().manual_seed(3))
     state = ready.initial_state(src, src_mask)
     for t in range(6):
-        logits = ready.step(tgt[:, :, t], state)
+        log_probs = ready.step(tgt[:, :, t], state)
         torch.testing.assert_close(
-            logits, last_logits(model, src, src_mask, tgt[:, :, : t + 1]), rtol=1e-5, atol=1e-5
+            log_probs,
+            last_log_probs(model, src, src_mask, tgt[:, :, : t + 1]),
+            rtol=1e-5,
+            atol=1e-5,
         )
     assert state.length == 6
 
@@ -48,8 +51,8 @@ def test_memory_equals_that_of_the_full_forward() -> None:
     model = small()
     src, src_mask = sources(7, 3, 5)
     memory = (
-        InferenceModel(model)
-        .encode(src, PaddedMask.of(3, src_mask[:, None]))
+        EagerModel(model)
+        .model.encode_flat(src, PaddedAttention.of(3, src_mask[:, None]))
         .unflatten(0, (7, 3))
         .transpose(0, 1)
     )
@@ -64,7 +67,7 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
     """A first step of one beam, random moves between the beams of each sentence, and sentences that leave and change place;
     `prefix` says what each hypothesis should have become. The last case outgrows the first cells."""
     model = small()
-    ready = InferenceModel(model)
+    ready = EagerModel(model)
     draw = torch.Generator().manual_seed(11)
     src, src_mask = sources(7, 3, 5, 6)
     state = ready.initial_state(src, src_mask)
@@ -73,10 +76,10 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
     for step in range(steps):
         tokens = torch.randint(0, VOCAB, prefix.shape[:2], generator=draw)
         prefix = torch.cat([prefix, tokens[:, :, None]], dim=2)
-        logits = ready.step(tokens, state)
+        log_probs = ready.step(tokens, state)
         torch.testing.assert_close(
-            logits,
-            last_logits(model, src[sentences], src_mask[sentences], prefix),
+            log_probs,
+            last_log_probs(model, src[sentences], src_mask[sentences], prefix),
             rtol=1e-5,
             atol=1e-5,
         )
@@ -99,7 +102,7 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
 @torch.no_grad()
 def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
     """Two beams that always go on from the first: its own tokens and the last one's alternative need a cell each."""
-    ready = InferenceModel(small())
+    ready = EagerModel(small())
     state = ready.initial_state(*sources(4, 3))
     for _ in range(20):
         ready.step(torch.full((2, 2), 5), state)
@@ -110,7 +113,7 @@ def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
 
 @torch.no_grad()
 def test_keys_and_values_of_the_source_belong_to_sentences_not_to_beams() -> None:
-    ready = InferenceModel(small())
+    ready = EagerModel(small())
     state = ready.initial_state(*sources(7, 3))
     ready.step(torch.full((2, 4), 2), state)
     assert all(
@@ -121,7 +124,7 @@ def test_keys_and_values_of_the_source_belong_to_sentences_not_to_beams() -> Non
 
 @torch.no_grad()
 def test_keep_copies_only_sentences_that_change_place() -> None:
-    ready = InferenceModel(small())
+    ready = EagerModel(small())
     state = ready.initial_state(*sources(7, 3, 5))
     ready.step(torch.full((3, 2), 2), state)
     before = [layer.keys for layer in state.layers]
@@ -136,7 +139,7 @@ def test_keep_copies_only_sentences_that_change_place() -> None:
 
 @torch.no_grad()
 def test_a_state_without_sentences_is_allowed() -> None:
-    ready = InferenceModel(small())
+    ready = EagerModel(small())
     state = ready.initial_state(*sources(7, 3))
     ready.step(torch.full((2, 2), 2), state)
     state.keep(torch.empty(0, dtype=torch.int64))
@@ -150,7 +153,7 @@ def test_other_precisions_are_near_fp32(dtype: torch.dtype, tolerance: float) ->
     src, src_mask = sources(7, 3, 5)
     tgt = torch.randint(0, VOCAB, (3, 2, 6), generator=torch.Generator().manual_seed(3))
     results = []
-    for ready in (InferenceModel(model), InferenceModel(model, dtype)):
+    for ready in (EagerModel(model), EagerModel(model, dtype)):
         state = ready.initial_state(src, src_mask)
         results.append(torch.stack([ready.step(tgt[:, :, t], state).float() for t in range(6)]))
     spread = results[0].std()
@@ -161,11 +164,11 @@ def test_other_precisions_are_near_fp32(dtype: torch.dtype, tolerance: float) ->
 @torch.no_grad()
 def test_in_int8_a_sentence_alone_gives_what_it_gives_in_company() -> None:
     """But for what rounding of fp32 between the products moves across the edge of a level."""
-    ready = InferenceModel(small(), torch.int8)
+    ready = EagerModel(small(), torch.int8)
     src, src_mask = sources(7, 7, 7, 7)
-    logits = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))
+    log_probs = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))
     for i in range(4):
         alone = ready.step(
             torch.full((1, 2), 5), ready.initial_state(src[i : i + 1], src_mask[i : i + 1])
         )
-        torch.testing.assert_close(alone[0], logits[i], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone[0], log_probs[i], rtol=1e-5, atol=1e-5)
