@@ -37,8 +37,10 @@ class Dropout(nn.Module):
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + dropout(x)."""
+        if not self.training:
+            return residual + x
         if not self.drops(x):
-            return residual + (F.dropout(x, self.p) if self.training else x)
+            return residual + F.dropout(x, self.p)
         return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
@@ -70,7 +72,8 @@ class Activation(nn.Module):
             dropped: Tensor = _DroppedReLU.apply(x, self.dropout.mask(x), self.dropout.scale)
             return dropped
         in_place = self.name == "relu" and not torch.is_grad_enabled()
-        return self.dropout(x.relu_() if in_place else ACTIVATIONS[self.name](x))
+        x = x.relu_() if in_place else ACTIVATIONS[self.name](x)
+        return self.dropout(x) if self.training else x
 
 
 class _DroppedReLU(torch.autograd.Function):
@@ -110,8 +113,7 @@ class Embedding(nn.Module):
         """Embed ids [...] at `positions` [...] or one for all, below `length`; gives [..., d_model]."""
         table = self.positions(length)
         x = torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
-        embedded: Tensor = self.dropout(x)
-        return embedded
+        return self.dropout(x) if self.training else x
 
     def positions(self, length: int) -> Tensor:
         """At least `length` rows of sinusoids; kept and grown, and no part of the weights."""

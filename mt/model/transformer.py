@@ -245,6 +245,8 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
                 if isinstance(child, nn.Linear):
                     delattr(module, name)
                     setattr(module, name, pack_linear(child.weight, child.bias, dtype))
+    for module in ready.modules():  # found at once, where a step is counted in microseconds
+        vars(module).update(module._modules)
     return ready
 
 
