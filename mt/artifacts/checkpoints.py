@@ -19,7 +19,8 @@ from mt.config import Config
 from mt.config.ranking import rank
 from mt.errors import CheckpointError, RankError
 from mt.files import atomic_dir, remove_folder, replace_link
-from mt.runtime import ALONE, World, is_sharded, load_shards
+from mt.runtime.shards import is_sharded, load_shards
+from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from mt import __version__
 from mt.errors import MTError, RankLostError
 from mt.runtime.environment import prepare_environment
 
-SHARED = {"output"}  # modules of this folder that are no command
+SHARED = {"options", "output"}  # modules of this folder that are no command
+NAMES = {"importing": "import"}  # of commands that are no name in Python
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
-    """The `mt` command with every module of this folder registered, `SHARED` left out."""
+    """The `mt` command. A module of this folder holds the command of its name, `SHARED` ones none."""
     app = typer.Typer(
         name="mt",
         help="Machine translation from raw parallel text to a scored model: train, translate, evaluate.",
@@ -33,7 +34,11 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_global_options)
     for name in sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED):
-        importlib.import_module(f"{__name__}.{name}").register(app)
+        command = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(NAMES.get(name, name))(command)
     return app
 
 

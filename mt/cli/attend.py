@@ -6,22 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mt.cli.options import ModelPath
+
 if TYPE_CHECKING:
     from mt.report.heatmap import Figure
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt attend`."""
-    app.command()(attend)
-
-
 def attend(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model folder, or a run folder (its best checkpoint).", show_default=False
-        ),
-    ],
+    model: ModelPath,
     sentence: Annotated[str, typer.Argument(help="The source sentence.", show_default=False)],
     target: Annotated[
         str | None, typer.Option(help="A translation to follow (default: the model's own).")

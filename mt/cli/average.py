@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt average`."""
-    app.command()(average)
-
-
 def average(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     output: Annotated[

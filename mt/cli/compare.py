@@ -3,19 +3,27 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mt.cli.options import (
+    BeamSize,
+    BleuTokenizer,
+    Device,
+    Metric,
+    Precision,
+    References,
+    Sources,
+    TargetLanguage,
+    Threads,
+    WorkerCount,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mt.evaluation.compare import Change, PairReport
-
-
-def register(app: typer.Typer) -> None:
-    """Add `mt compare`."""
-    app.command()(compare)
 
 
 def compare(
@@ -25,56 +33,29 @@ def compare(
             help="Models, checkpoints, or files of translations; the first is the baseline."
         ),
     ],
-    src: Annotated[
-        list[str] | None,
-        typer.Option(help="Source text; may be repeated (default: test sets of the first model)."),
-    ] = None,
-    ref: Annotated[
-        list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option("-m", "--metric", help="As in mt evaluate (default: bleu chrf ter)."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language)."),
-    ] = None,
-    lang: Annotated[
-        str | None, typer.Option(help="Language of the target (default: data.tgt_lang).")
-    ] = None,
+    src: Sources = None,
+    ref: References = None,
+    metric: Metric = None,
+    tokenizer: BleuTokenizer = None,
+    lang: TargetLanguage = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")
     ] = 3,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")
     ] = False,
-    beam_size: Annotated[
-        int | None, typer.Option(help="Beams (default: each model's own).")
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(
-            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
-        ),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads in all (default: one a core).")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
-        ),
-    ] = None,
+    beam_size: BeamSize = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: WorkerCount = None,
 ) -> None:
     """Compare systems with the first one: scores, paired significance tests, the sentences that changed most, and a verdict.
 
     A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
     """
     from mt.cli.output import check_output
-    from mt.runtime.worker_template import start_early
+    from mt.runtime.template import start_early
 
     check_output(None)
     if any(Path(system).is_dir() for system in systems):  # models, not translations

@@ -6,22 +6,15 @@ from typing import Annotated
 
 import typer
 
+from mt.cli.options import Overrides
 
-def register(app: typer.Typer) -> None:
-    """Add `mt config show` and `mt config schema`."""
-    commands = typer.Typer(
-        name="config", help="Show a resolved configuration or the schema.", no_args_is_help=True
-    )
-    commands.command()(show)
-    commands.command()(schema)
-    app.add_typer(commands)
+config = typer.Typer(help="Show a resolved configuration or the schema.", no_args_is_help=True)
 
 
+@config.command()
 def show(
     config: Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Such as optim.lr=3e-4.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     full: Annotated[
         bool, typer.Option("--full", help="Every key, not only what differs from the defaults.")
     ] = False,
@@ -32,6 +25,7 @@ def show(
     typer.echo(to_yaml(load_config(config, overrides or ()), full=full), nl=False)
 
 
+@config.command()
 def schema() -> None:
     """Print the JSON Schema of the YAML files (kept in configs/schema.json)."""
     from mt.config import json_schema

@@ -2,17 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mt.cli.options import (
+    BatchSize,
+    BeamSize,
+    BleuTokenizer,
+    Device,
+    LengthPenalty,
+    Metric,
+    Precision,
+    References,
+    Sources,
+    TargetLanguage,
+    Threads,
+    WorkerCount,
+)
+
 if TYPE_CHECKING:
     from mt.evaluation.evaluate import Scoring
-
-
-def register(app: typer.Typer) -> None:
-    """Add `mt evaluate`."""
-    app.command()(evaluate)
 
 
 def evaluate(
@@ -22,13 +32,8 @@ def evaluate(
             help="A model folder, or a run folder (its best checkpoint).", show_default=False
         ),
     ] = None,
-    src: Annotated[
-        list[str] | None,
-        typer.Option(help="Source text; repeatable (default: the test sets of the configuration)."),
-    ] = None,
-    ref: Annotated[
-        list[str] | None, typer.Option(help="Reference of each --src; several of one: a,b.")
-    ] = None,
+    src: Sources = None,
+    ref: References = None,
     hyp: Annotated[
         str | None, typer.Option(help="Translations to score instead of a model's.")
     ] = None,
@@ -37,22 +42,9 @@ def evaluate(
         typer.Option("-o", "--output", help="Write the model's translations of --src there."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-m",
-            "--metric",
-            help="bleu, chrf, chrf++, ter, legacy-bleu; repeated (default: bleu chrf ter).",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="sacreBLEU's tokenizer of BLEU (default: that of the language)."),
-    ] = None,
-    lang: Annotated[
-        str | None,
-        typer.Option(help="Language of the target, for BLEU's tokenizer (default: data.tgt_lang)."),
-    ] = None,
+    metric: Metric = None,
+    tokenizer: BleuTokenizer = None,
+    lang: TargetLanguage = None,
     resamples: Annotated[
         int, typer.Option(min=0, help="Bootstrap resamples of the 95 % intervals; 0: no intervals.")
     ] = 1000,
@@ -64,27 +56,13 @@ def evaluate(
             help="comet-score -s {src} -t {hyp} -r {ref} ...",
         ),
     ] = None,
-    beam_size: Annotated[int | None, typer.Option(help="Beams (default: the model's own).")] = None,
-    length_penalty: Annotated[
-        float | None, typer.Option(help="a in score = log-probability / length**a.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(
-            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
-        ),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads in all (default: one a core).")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
-        ),
-    ] = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
+    batch_size: BatchSize = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: WorkerCount = None,
 ) -> None:
     """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a model.
 
@@ -159,13 +137,13 @@ def _score_model(
     scoring: "Scoring",
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    from mt.runtime.worker_template import start_early
+    from mt.runtime.template import start_early
 
     start_early(options["workers"], options["threads"], options["device"])
     from mt.cli.output import write_text
     from mt.evaluation.evaluate import evaluate_model
     from mt.log import setup_logging
-    from mt.runtime import PATIENCE, joined
+    from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)

@@ -5,19 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add `mt export`."""
-    app.command()(export)
+from mt.cli.options import ModelPath
 
 
 def export(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model folder, or a run folder (its best checkpoint).", show_default=False
-        ),
-    ],
+    model: ModelPath,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The new folder.", show_default=False)
     ],

@@ -6,12 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt import`."""
-    app.command("import")(import_model)
-
-
-def import_model(
+def importing(
     format: Annotated[
         Literal["marian"],
         typer.Argument(help="What it is: a Marian folder of Hugging Face, such as OPUS-MT's."),

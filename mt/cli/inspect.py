@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt inspect`."""
-    app.command()(inspect)
-
-
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A run, checkpoint, crash or model folder.", show_default=False)

@@ -1,22 +1,16 @@
 """`mt launch`: a job script for a cluster's scheduler."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add `mt launch`."""
-    app.command()(launch)
+from mt.cli.options import ConfigFile, Overrides
 
 
 def launch(
     scheduler: Annotated[Literal["slurm"], typer.Argument(help="slurm.", show_default=False)],
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Such as train.parallel=fsdp.", show_default=False)
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on each, one a GPU.")] = 8,
     option: Annotated[

@@ -1,22 +1,11 @@
 """`mt prepare`: tokenizer and token cache of a configuration, without training."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-
-def register(app: typer.Typer) -> None:
-    """Add `mt prepare`."""
-    app.command()(prepare)
+from mt.cli.options import ConfigFile, Overrides
 
 
 def prepare(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Such as tokenizer.vocab_size=4000.", show_default=False),
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
 ) -> None:
     """Read and check the training text, train the tokenizer, fill the token cache. `mt train` does this by itself."""
     from mt.config import load_config

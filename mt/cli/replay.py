@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt replay`."""
-    app.command()(replay)
-
-
 def replay(
     folder: Annotated[
         Path, typer.Argument(help="A folder in crash/ of a run folder.", show_default=False)

@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt reproduce`."""
-    app.command()(reproduce)
-
-
 def reproduce(
     card: Annotated[
         Path, typer.Argument(help="A scorecard.json that mt evaluate wrote.", show_default=False)

@@ -2,46 +2,30 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add `mt score`."""
-    app.command()(score)
+from mt.cli.options import Device, ModelPath, Threads, WorkerCount
 
 
 def score(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model folder, or a run folder (its best checkpoint).", show_default=False
-        ),
-    ],
+    model: ModelPath,
     src: Annotated[str, typer.Option(help="Source text.", show_default=False)],
     tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(help="auto: fp32, so that every machine gives the same. bf16; fp16 on GPUs."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads in all (default: one a core).")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
-        ),
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: WorkerCount = None,
 ) -> None:
     """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation of --src, tab-separated.
 
     Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
     """
-    from mt.runtime.worker_template import start_early
+    from mt.runtime.template import start_early
 
     start_early(workers, threads, device)
     from mt.cli.output import check_output, open_output

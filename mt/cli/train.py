@@ -5,18 +5,12 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add `mt train`."""
-    app.command()(train)
+from mt.cli.options import ConfigFile, Overrides
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False),
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew."),

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mt.cli.options import (
+    BatchSize,
+    BeamSize,
+    Device,
+    LengthPenalty,
+    ModelPath,
+    Precision,
+    Threads,
+    WorkerCount,
+)
+
 if TYPE_CHECKING:
     from mt.cli.output import Lines
     from mt.decode.output import Written
     from mt.decode.translator import Translator
 
 
-def register(app: typer.Typer) -> None:
-    """Add `mt translate`."""
-    app.command()(translate)
-
-
 def translate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model folder, or a run folder (its best checkpoint).", show_default=False
-        ),
-    ],
+    model: ModelPath,
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -37,13 +38,8 @@ def translate(
         Path | None,
         typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output)."),
     ] = None,
-    beam_size: Annotated[
-        int | None,
-        typer.Option(help="Beams; 1 is greedy search (default here and below: the model's own)."),
-    ] = None,
-    length_penalty: Annotated[
-        float | None, typer.Option(help="a in score = log-probability / length**a.")
-    ] = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
     nbest: Annotated[
         int | None, typer.Option(help="Translations a line; needs --format tsv or jsonl.")
     ] = None,
@@ -51,26 +47,14 @@ def translate(
         float | None, typer.Option(help="At most max_len_a x source subwords + max_len_b subwords.")
     ] = None,
     max_len_b: Annotated[int | None, typer.Option(help="See --max-len-a.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sentences a batch, at most.")] = None,
+    batch_size: BatchSize = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Source tokens a batch, padding counted, at most.")
     ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8"],
-        typer.Option(
-            help="auto: fp32, so that every machine gives the same. Faster: bf16; fp16 on GPUs; int8 on CPUs."
-        ),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads in all (default: one a core).")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes that share the threads (default on a CPU: one a thread)."
-        ),
-    ] = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: WorkerCount = None,
     format: Annotated[
         Literal["text", "tsv", "jsonl"],
         typer.Option(
@@ -97,7 +81,7 @@ def translate(
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
     from mt.cli.output import check_output
-    from mt.runtime.worker_template import start_early
+    from mt.runtime.template import start_early
 
     check_output(output)
     if alignment is not None:
@@ -106,7 +90,7 @@ def translate(
     from mt.decode.output import outputs, read_ahead, read_live
     from mt.decode.translator import WINDOW, Translator
     from mt.log import setup_logging
-    from mt.runtime import PATIENCE, joined
+    from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
         setup_logging(is_first=world.is_first)

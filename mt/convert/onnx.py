@@ -162,12 +162,8 @@ class _GrowingAttention:
         self.new_keys: list[Tensor] = []
         self.new_values: list[Tensor] = []
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """With the keys and values of the next layer."""
-        assert k is not None
-        assert v is not None
         layer, shape = len(self.new_keys), self.keys.shape[1:3]
         q, k, v = (x.unflatten(0, shape)[:, :, :, None] for x in (q, k, v))
         self.new_keys.append(torch.cat([self.keys[layer], k], dim=3))
@@ -182,9 +178,7 @@ class _MemoryAttention:
     def __init__(self, keys: Tensor, values: Tensor, bias: Tensor) -> None:
         self.layers, self.bias = iter(zip(keys, values, strict=True)), bias
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """With the keys and values of the next layer."""
         keys, values = next(self.layers)  # [sentences, num_heads, src_len, head_dim]
         q = q.unflatten(0, (keys.shape[0], -1)).transpose(1, 2)

@@ -27,7 +27,7 @@ from mt.files import (
     sha256_text,
 )
 from mt.log import progress
-from mt.runtime import ALONE, World
+from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mt.decode.likelihood import TokenScores
 from mt.decode.parts import Translation
 from mt.decode.translator import Progress, Translator
 from mt.errors import MTError
-from mt.runtime import World
+from mt.runtime.world import World
 
 CHUNK = 1024  # lines that are aligned together
 FIRST = 2048  # lines of the first window

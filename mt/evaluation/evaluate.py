@@ -19,8 +19,8 @@ from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics, corpus_score
 from mt.evaluation.comet import CometCommand
 from mt.evaluation.scorecard import read_scorecard, scorecard
 from mt.files import atomic_write, fingerprint
-from mt.runtime import ALONE, World
 from mt.runtime.device import NAMES, choose_compute
+from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 SCORECARD = "scorecard.json"

@@ -26,12 +26,10 @@ class Attention(Protocol):
     """How the layers of a stack attend; each calls `attend` once, the first layer first."""
 
     @abstractmethod
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """softmax(Q K^T x scale) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads x head_dim].
 
-        Without keys and values, those that it has itself.
+        An attention that has keys and values of its own looks at no others.
         """
 
 
@@ -57,14 +55,11 @@ class MultiHeadAttention(nn.Module):
 
         Gives the shape of `query`.
         """
-        k: Tensor | None = None
-        v: Tensor | None = None
         if query is memory:
             q, k, v = self.heads(query, "qkv")
         else:
             (q,) = self.heads(query, "q")
-            if memory is not None:
-                k, v = self.heads(memory, "kv")
+            k, v = (q, q) if memory is None else self.heads(memory, "kv")
         context: Tensor = self.out_proj(attention.attend(q, k, v, self.scale, self.dropout))
         return context
 
@@ -121,12 +116,8 @@ class PaddedAttention:
         steps = torch.arange(ids.shape[1], device=ids.device)
         return cls.of(len(ids), (steps <= steps[:, None])[None])
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """On CPU two batched products beat PyTorch's fused kernel at sentence length: its backward pass is slow."""
-        assert k is not None
-        assert v is not None
         if q.device.type != "cpu":
             return self._fused(q, k, v, scale, dropout)
         num_heads, head_dim = q.shape[1:]
@@ -171,12 +162,8 @@ class RecordedAttention:
     padded: PaddedAttention
     watch: Callable[[Tensor], object]
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """Without a kernel that keeps its weights to itself."""
-        assert k is not None
-        assert v is not None
         q, k, v = (self.padded.by_sentence(x) for x in (q, k, v))
         scores = q @ k.transpose(2, 3) * scale
         if self.padded.bias is not None:
@@ -196,12 +183,8 @@ class PackedAttention:
     max_src_len: int
     causal: bool
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """Within each sentence alone."""
-        assert k is not None
-        assert v is not None
         assert not (dropout.training and dropout.p), (
             "flash attention has no dropout; such batches are padded"
         )

@@ -117,12 +117,8 @@ class CachedSelfAttention:
         self.state, self.places, self.bias = state, places, bias
         self.layers = iter(state.layers)
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """Put the new keys and values into the cache of the next layer, and attend to it."""
-        assert k is not None
-        assert v is not None
         cache, (sentences, beams, num_cells) = next(self.layers), self.state.path.shape
         head_dim = q.shape[-1]
         for cached, new in ((cache.keys, k), (cache.values, v)):
@@ -138,9 +134,7 @@ class CachedCrossAttention:
         self.state = state
         self.layers = iter(state.layers)
 
-    def attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, scale: float, dropout: Dropout
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """Attend to the source that the next layer keeps."""
         cache, (sentences, beams, _) = next(self.layers), self.state.path.shape
         return attend_to_cache(

@@ -18,8 +18,8 @@ from mt.data.prepare import Prepared, prepare
 from mt.data.store import Lengths
 from mt.errors import ConfigError
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
-from mt.runtime import World
 from mt.runtime.device import NAMES, Compute, choose_compute, has_native_bf16
+from mt.runtime.world import World
 
 logger = logging.getLogger(__name__)
 # Of a run, whatever its model was trained with.

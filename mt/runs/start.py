@@ -13,8 +13,8 @@ from mt.errors import CheckpointError, ConfigError, Interrupted, MTError, RankLo
 from mt.log import format_seconds, setup_logging
 from mt.runs.autobatch import smaller_that_fits
 from mt.runs.resolve import resolve, settle
-from mt.runtime import World, joined
 from mt.runtime.memory import is_out_of_memory
+from mt.runtime.world import World, joined
 from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,9 @@ So a process in between is started, the template, which imports, waits, and fork
 Nothing is read from a file or the network: what is pickled goes from this process to processes
 that it started, over sockets that they inherit. The template ends when this process does, and its
 children end with it. For Linux.
+
+Importing this imports no PyTorch: a command starts the template of its workers first (`start_early`),
+so that both processes import it at the same time.
 """
 
 import atexit
@@ -27,11 +30,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from mt.errors import MTError
 from mt.runtime.presence import die_with
 
+MODULES = ("mt.decode.translator",)  # what workers do
+GPUS = ("/dev/nvidiactl", "/dev/kfd")  # the drivers of NVIDIA and AMD
 NUMBER = struct.Struct("<i")  # a process id, and later its exit status, on a status socket
 POLL = 2.0  # seconds after which the template looks whether its parent has gone without a word
 BOOT = (
@@ -132,6 +138,33 @@ def _receive_number(status: socket.socket) -> int | None:
             number: int = NUMBER.unpack(data)[0]
             return number
     return None
+
+
+_template: Template | None = None
+
+
+def worker_template() -> Template:
+    """The template of this process, started if it does not run."""
+    global _template
+    if _template is None or not _template.is_usable():
+        _template = Template(MODULES)
+    return _template
+
+
+def start_early(workers: int | None, threads: int | None, device: str) -> None:
+    """Start the template if a command with these options will probably have several workers.
+
+    A wrong guess costs time, and nothing else: `Workers.choose` knows.
+    """
+    on_gpu = device != "cpu" and (device != "auto" or any(Path(gpu).exists() for gpu in GPUS))
+    if sys.platform == "linux" and not on_gpu and (workers or threads or _usual_threads()) > 1:
+        worker_template()
+
+
+def _usual_threads() -> int:
+    """How many threads PyTorch will take."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() else len(os.sched_getaffinity(0))
 
 
 def main(control: str, parent: str, is_main: str, *modules: str) -> None:

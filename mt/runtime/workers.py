@@ -27,8 +27,7 @@ from mt.errors import ConfigError, MTError
 from mt.runtime.device import Compute
 from mt.runtime.memory import keep_freed_memory, release_freed_memory
 from mt.runtime.sharing import SharedWork, receive_work
-from mt.runtime.template import Child
-from mt.runtime.worker_template import worker_template
+from mt.runtime.template import Child, worker_template
 
 T = TypeVar("T")
 R = TypeVar("R")

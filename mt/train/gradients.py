@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mt.data.order import Update
 from mt.errors import DivergedError
-from mt.runtime import unsharded
+from mt.runtime.shards import unsharded
 
 POLL = 0.0005  # seconds between two looks at a GPU; it has the next update to work on
 GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)

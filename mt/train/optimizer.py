@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import OptimConfig
-from mt.runtime import own_shard
+from mt.runtime.shards import own_shard
 
 
 def build_optimizer(

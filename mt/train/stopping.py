@@ -13,7 +13,7 @@ from mt.config import TrainConfig
 from mt.config.ranking import rank
 from mt.errors import DivergedError
 from mt.evaluation import TITLES
-from mt.runtime import ALONE, World
+from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 

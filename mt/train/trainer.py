@@ -26,8 +26,9 @@ from mt.errors import CheckpointError, DivergedError, Interrupted, RankError
 from mt.log import MetricLogger
 from mt.model.kernels import compile_layers, packs
 from mt.model.transformer import Transformer, build_model
-from mt.runtime import ALONE, World, unsharded
 from mt.runtime.device import NAMES, Compute
+from mt.runtime.shards import unsharded
+from mt.runtime.world import ALONE, World
 from mt.train.crash import write_crash
 from mt.train.finetune import initialize
 from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradients

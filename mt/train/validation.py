@@ -19,9 +19,9 @@ from mt.evaluation import TITLES, build_metrics, corpus_scores
 from mt.evaluation.evaluate import evaluate
 from mt.files import fingerprint
 from mt.model.transformer import Transformer
-from mt.runtime import ALONE, World
 from mt.runtime.device import NAMES, Compute
 from mt.runtime.memory import in_halves
+from mt.runtime.world import ALONE, World
 from mt.train.objective import loss_sums
 
 logger = logging.getLogger(__name__)

@@ -29,9 +29,10 @@ from mt.data.order import TrainLoader
 from mt.data.store import SIDES, TokenCache
 from mt.files import fsync_folder, sha256_file
 from mt.model.transformer import Transformer, build_model
-from mt.runtime import World, is_sharded, joined, load_shards, own_shard
 from mt.runtime.device import Compute, choose_compute
 from mt.runtime.memory import peak_process_memory
+from mt.runtime.shards import is_sharded, load_shards, own_shard
+from mt.runtime.world import World, joined
 from mt.train.objective import TrainingLoss
 from mt.train.optimizer import build_optimizer, optimizer_tensors, prepare_optimizer
 

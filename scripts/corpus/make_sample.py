@@ -14,6 +14,30 @@ from pathlib import Path
 from typing import TypeVar
 
 import sample_grammar as g
+from sample_grammar import (
+    CITIES,
+    FREQUENCIES,
+    NOUN,
+    NUMBERS,
+    PLACES,
+    PLAIN_VERBS,
+    PRONOUNS,
+    TIMES,
+    VERBS,
+    Clause,
+    NounPhrase,
+    Pair,
+    Verb,
+    english_main,
+    english_question,
+    german_last,
+    german_main,
+    joined,
+    noun_phrase,
+    nouns_of,
+    prepositional,
+    relative_pronoun,
+)
 
 SIZES = {"train": 20_000, "valid": 1_000, "test": 1_000}
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "data" / "sample"
@@ -21,8 +45,8 @@ DEFAULT_SEED = 7
 SHORTEST, LONGEST = 4, 20
 T = TypeVar("T")
 
-NO_PHRASE = g.NounPhrase(("", "", ""), "", "")
-QUESTIONED = g.NounPhrase(("wer", "wen", "wem"), "who", "who", gender="q")
+NO_PHRASE = NounPhrase(("", "", ""), "", "")
+QUESTIONED = NounPhrase(("wer", "wen", "wem"), "who", "who", gender="q")
 CHAIRS = {
     "auf": ("on", "Tisch Stuhl Bett Sofa Regal Teppich"),
     "in": ("in", "Schrank Kiste Korb Tasche Koffer"),
@@ -144,54 +168,48 @@ class Dice:
         return low + int(self._random() * (high - low + 1))
 
 
-class Speaker:
+class Speaker(Dice):
     """Draws noun phrases, clauses and sentences from the grammar."""
-
-    def __init__(self, dice: Dice) -> None:
-        self.dice = dice
 
     # --- noun phrases ------------------------------------------------------------------------------------------------
     def adjective(self, noun: g.Noun, probability: float) -> g.Adjective | None:
         """Return an adjective that fits the noun, or None."""
-        if not self.dice.chance(probability):
+        if not self.chance(probability):
             return None
         fitting = [a for a in g.ADJECTIVES if noun.group in a.groups or noun.singular in a.groups]
-        return self.dice.pick(fitting) if fitting else None
+        return self.pick(fitting) if fitting else None
 
-    def name(self) -> g.NounPhrase:
+    def name(self) -> NounPhrase:
         """Return a first name."""
-        woman = self.dice.chance(0.5)
-        name = self.dice.pick(g.WOMEN if woman else g.MEN)
-        return g.NounPhrase((name, name, name), name, name, gender="f" if woman else "m")
+        woman = self.chance(0.5)
+        name = self.pick(g.WOMEN if woman else g.MEN)
+        return NounPhrase((name, name, name), name, name, gender="f" if woman else "m")
 
-    def two_people(self) -> g.NounPhrase:
+    def two_people(self) -> NounPhrase:
         """Return two names, or a name and a person, joined by `und`."""
         one = self.name()
-        other = self.name() if self.dice.chance(0.6) else self.person("der")
+        other = self.name() if self.chance(0.6) else self.person("der")
         if other.en == one.en:
             return self.two_people()
         cases = [f"{one.de(case)} und {other.de(case)}" for case in g.CASES]
         en = f"{one.en} and {other.en}"
-        return g.NounPhrase((cases[0], cases[1], cases[2]), en, en, plural=True, gender="m")
+        return NounPhrase((cases[0], cases[1], cases[2]), en, en, plural=True, gender="m")
 
-    def possessive(self, owner: g.NounPhrase | None) -> tuple[str, str]:
+    def possessive(self, owner: NounPhrase | None) -> tuple[str, str]:
         """Return a German possessive and its English; his, her and their belong to the owner."""
-        dice = self.dice
-        if owner and owner.person == 3 and owner.gender in "mfp" and dice.chance(0.7):
+        if owner and owner.person == 3 and owner.gender in "mfp" and self.chance(0.7):
             if owner.plural:
                 return "ihr", "their"
             return ("sein", "his") if owner.gender == "m" else ("ihr", "her")
-        if owner and owner.person < 3 and dice.chance(0.7):
+        if owner and owner.person < 3 and self.chance(0.7):
             word = [["mein", "dein"], ["unser", "euer"]][owner.plural][owner.person - 1]
         else:
-            word = dice.weighted([(4, "mein"), (2, "dein"), (2, "unser"), (1, "euer")])
+            word = self.weighted([(4, "mein"), (2, "dein"), (2, "unser"), (1, "euer")])
         return word, g.EIN_WORDS[word]
 
-    def kin(self, owner: g.NounPhrase | None) -> g.NounPhrase:
+    def kin(self, owner: NounPhrase | None) -> NounPhrase:
         """Return a relative with a possessive."""
-        noun = self.dice.pick(
-            [noun for noun in g.nouns_of("kin") if not owner or noun.en not in owner.en]
-        )
+        noun = self.pick([noun for noun in nouns_of("kin") if not owner or noun.en not in owner.en])
         plural = noun.en in (
             "brother",
             "sister",
@@ -199,40 +217,40 @@ class Speaker:
             "daughter",
             "uncle",
             "aunt",
-        ) and self.dice.chance(0.25)
+        ) and self.chance(0.25)
         if owner and owner.de("nom").lower().startswith(POSSESSED):
             owner = None
         word, english = self.possessive(owner)
-        return g.noun_phrase(noun, word, plural, self.adjective(noun, 0.2), english)
+        return noun_phrase(noun, word, plural, self.adjective(noun, 0.2), english)
 
-    def person(self, word: str = "") -> g.NounPhrase:
+    def person(self, word: str = "") -> NounPhrase:
         """Return a person or a child with an article."""
-        noun = self.dice.pick(g.nouns_of("person" if self.dice.chance(0.85) else "child"))
-        word = word or self.dice.weighted([(8, "der"), (1, "ein"), (1, "dies")])
-        plural = word != "ein" and self.dice.chance(0.25)
-        return g.noun_phrase(noun, word, plural, self.adjective(noun, 0.4))
+        noun = self.pick(nouns_of("person" if self.chance(0.85) else "child"))
+        word = word or self.weighted([(8, "der"), (1, "ein"), (1, "dies")])
+        plural = word != "ein" and self.chance(0.25)
+        return noun_phrase(noun, word, plural, self.adjective(noun, 0.4))
 
-    def subject(self) -> g.NounPhrase:
+    def subject(self) -> NounPhrase:
         """Return any human subject."""
-        kind = self.dice.weighted(
+        kind = self.weighted(
             [(26, "name"), (7, "two"), (30, "person"), (14, "kin"), (23, "pronoun")]
         )
         if kind == "pronoun":
-            return self.dice.pick(g.PRONOUNS)
+            return self.pick(PRONOUNS)
         if kind == "two":
             return self.two_people()
         if kind == "kin":
             return self.kin(None)
         return self.name() if kind == "name" else self.person()
 
-    def anaphoric_subject(self) -> g.NounPhrase:
+    def anaphoric_subject(self) -> NounPhrase:
         """Return a subject that a pronoun can take up with one gender in both languages."""
         subject = self.subject()
         while anaphor(subject) is NO_PHRASE:
             subject = self.subject()
         return subject
 
-    def other_subject(self, subject: g.NounPhrase) -> g.NounPhrase:
+    def other_subject(self, subject: NounPhrase) -> NounPhrase:
         """Return a subject that is not the given one and no third person pronoun."""
         other = self.subject()
         while (
@@ -243,34 +261,34 @@ class Speaker:
             other = self.subject()
         return other
 
-    def thing(self, kind: str, owner: g.NounPhrase, indefinite: bool = False) -> g.NounPhrase:
+    def thing(self, kind: str, owner: NounPhrase, indefinite: bool = False) -> NounPhrase:
         """Return a noun phrase for something that is not human."""
-        noun = self.dice.pick(g.nouns_of(kind))
+        noun = self.pick(nouns_of(kind))
         place = noun.group in ("place", "nature")
         adjective = self.adjective(noun, 0.3 if place else 0.45)
-        plural = not noun.mass and not place and self.dice.chance(0.3)
+        plural = not noun.mass and not place and self.chance(0.3)
         word = "ein" if indefinite else self.thing_word(noun, plural)
         english = ""
         if word == "possessive":
             word, english = self.possessive(owner)
         if word == "number":
             bulky = noun.group in ("furniture", "vehicle", "instrument", "transit")
-            number = self.dice.pick(g.NUMBERS[:3] if bulky else g.NUMBERS)
-            return g.noun_phrase(noun, number.de, True, adjective, number.en)
+            number = self.pick(NUMBERS[:3] if bulky else NUMBERS)
+            return noun_phrase(noun, number.de, True, adjective, number.en)
         if word == "ein" and (plural or noun.mass):
-            return g.noun_phrase(noun, "", plural, adjective)
-        return g.noun_phrase(noun, word, plural, adjective, english)
+            return noun_phrase(noun, "", plural, adjective)
+        return noun_phrase(noun, word, plural, adjective, english)
 
     def thing_word(self, noun: g.Noun, plural: bool) -> str:
         """Return a kind of determiner for a thing."""
         if noun.group in ("place", "nature"):
-            return self.dice.weighted([(5, "der"), (1, "dies"), (1, "ein")])
+            return self.weighted([(5, "der"), (1, "dies"), (1, "ein")])
         if noun.mass:
-            return self.dice.weighted([(5, "der"), (5, "ein"), (1, "dies")])
+            return self.weighted([(5, "der"), (5, "ein"), (1, "dies")])
         if noun.group == "door":
-            return self.dice.weighted([(6, "der"), (1, "dies"), (2 if plural else 0, "number")])
+            return self.weighted([(6, "der"), (1, "dies"), (2 if plural else 0, "number")])
         own = 1.0 if noun.group in ("dish", "fruit", "veg", "plant") else 2.5
-        return self.dice.weighted(
+        return self.weighted(
             [
                 (4, "der"),
                 (3, "ein"),
@@ -280,19 +298,18 @@ class Speaker:
             ]
         )
 
-    def human_object(self, kind: str, subject: g.NounPhrase, case: str) -> g.NounPhrase:
+    def human_object(self, kind: str, subject: NounPhrase, case: str) -> NounPhrase:
         """Return a human object other than the subject; `case` rules out the ambiguous accusative `sie`."""
-        dice = self.dice
-        draw = dice.weighted([(3, "pronoun"), (3, "name"), (6, kind)])
+        draw = self.weighted([(3, "pronoun"), (3, "name"), (6, kind)])
         if draw == "pronoun":
-            found = dice.pick(g.PRONOUNS)
+            found = self.pick(PRONOUNS)
         elif draw == "name":
             found = self.name()
         elif kind == "kin":
             found = self.kin(subject)
         else:
-            found = g.noun_phrase(
-                noun := dice.pick(g.nouns_of(kind)), *self.article(), self.adjective(noun, 0.4)
+            found = noun_phrase(
+                noun := self.pick(nouns_of(kind)), *self.article(), self.adjective(noun, 0.4)
             )
         clash = found.en == subject.en or (found.person < 3 and found.person == subject.person)
         same = found.pronoun and found.row == subject.row
@@ -304,13 +321,13 @@ class Speaker:
 
     def article(self) -> tuple[str, bool]:
         """Return a determiner and a number for a human object."""
-        word = self.dice.weighted([(6, "der"), (3, "ein"), (1, "dies")])
-        return word, word != "ein" and self.dice.chance(0.25)
+        word = self.weighted([(6, "der"), (3, "ein"), (1, "dies")])
+        return word, word != "ein" and self.chance(0.25)
 
     # --- clauses -----------------------------------------------------------------------------------------------------
     def tense(self) -> tuple[str, str]:
         """Return a tense and a modal verb for a statement or a question."""
-        kind = self.dice.weighted(
+        kind = self.weighted(
             [
                 (36, "perf"),
                 (18, "habit"),
@@ -322,12 +339,12 @@ class Speaker:
             ]
         )
         if kind == "pres":
-            return "pres", self.dice.pick(list(g.MODALS))
+            return "pres", self.pick(list(g.MODALS))
         if kind == "past":
-            return "perf", self.dice.pick(["können", "müssen", "wollen", "dürfen"])
+            return "perf", self.pick(["können", "müssen", "wollen", "dürfen"])
         return kind, ""
 
-    def verb(self, tense: str, modal: str, frames: str) -> g.Verb:
+    def verb(self, tense: str, modal: str, frames: str) -> Verb:
         """Return a verb whose frame and flags suit the tense."""
         barred = {
             "state": "",
@@ -354,81 +371,77 @@ class Speaker:
         }
         found = [
             (weights[verb.frame[0]], verb)
-            for verb in g.VERBS
+            for verb in VERBS
             if verb.frame[0] in frames
             and not set(barred) & set(verb.flags)
             and (tense != "state" or "B" in verb.flags)
         ]
-        return self.dice.weighted(found)
+        return self.weighted(found)
 
-    def time(self, tense: str, modal: str, verb: g.Verb) -> g.Pair | None:
+    def time(self, tense: str, modal: str, verb: Verb) -> Pair | None:
         """Return a time adverb that agrees with tense and verb, or None."""
-        dice = self.dice
         if tense == "perf":
             kind = (
                 "past_long"
-                if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4))
+                if verb.frame in ("Y", "L") or ("E" in verb.flags and self.chance(0.4))
                 else "past"
             )
             return (
-                dice.pick(g.TIMES[dice.weighted([(4, kind), (1, "day")])])
-                if dice.chance(0.65)
+                self.pick(TIMES[self.weighted([(4, kind), (1, "day")])])
+                if self.chance(0.65)
                 else None
             )
         if tense == "fut" or modal:
             kind = (
                 "future_long"
-                if verb.frame in ("Y", "L") or ("E" in verb.flags and dice.chance(0.4))
+                if verb.frame in ("Y", "L") or ("E" in verb.flags and self.chance(0.4))
                 else "future"
             )
             return (
-                dice.pick(g.TIMES[dice.weighted([(3, kind), (1, "day")])])
-                if dice.chance(0.6)
+                self.pick(TIMES[self.weighted([(3, kind), (1, "day")])])
+                if self.chance(0.6)
                 else None
             )
-        return dice.pick(g.TIMES["now"]) if tense == "prog" else None
+        return self.pick(TIMES["now"]) if tense == "prog" else None
 
-    def timed(self, clause: g.Clause) -> g.Clause:
+    def timed(self, clause: Clause) -> Clause:
         """Give the clause the time or frequency its tense calls for, and the tense its final name."""
-        dice, tense = self.dice, clause.tense
+        tense = clause.tense
         if tense == "habit":
             clause = replace(clause, tense="pres")
-            if dice.chance(0.5):
-                return replace(clause, time=dice.pick(g.TIMES["habit"]))
-            return replace(clause, frequency=dice.pick(g.FREQUENCIES))
+            if self.chance(0.5):
+                return replace(clause, time=self.pick(TIMES["habit"]))
+            return replace(clause, frequency=self.pick(FREQUENCIES))
         time = self.time(tense, clause.modal, clause.verb)
         return replace(clause, time=time, tense="pres" if tense == "state" else tense)
 
     def clause(
         self,
-        subject: g.NounPhrase,
+        subject: NounPhrase,
         frames: str = "TCDOHINGYLU",
         fixed: str = "",
         modal: str = "",
         among: str = "",
-    ) -> g.Clause:
+    ) -> Clause:
         """Return a whole clause; `fixed` sets the tense without a time, `among` names the verbs to draw from."""
         tense = fixed
         if not fixed:
             tense, modal = self.tense()
-        verb = (
-            self.dice.pick([v for v in g.VERBS if v.infinitive in among.split()]) if among else None
-        )
+        verb = self.pick([v for v in VERBS if v.infinitive in among.split()]) if among else None
         verb = verb or self.verb(tense, modal, "TCLH" if tense == "state" else frames)
-        clause = self.filled(g.Clause(subject, verb, tense, modal))
+        clause = self.filled(Clause(subject, verb, tense, modal))
         if not fixed:
             return self.timed(clause)
         return replace(clause, tense="pres" if tense in ("state", "habit") else tense)
 
-    def filled(self, clause: g.Clause) -> g.Clause:
+    def filled(self, clause: Clause) -> Clause:
         """Add the objects the verb's frame asks for, then perhaps a place, a manner or a negation."""
-        dice = self.dice
         deniable = clause.tense not in ("habit", "prog") and clause.modal not in (
             "möchten",
             "können damit",
         )
-        negated = deniable and clause.verb.frame not in ("C", "D", "O", "U") and dice.chance(0.15)
-        frames: dict[str, Callable[[g.Clause, bool], g.Clause]] = {
+        negated = deniable and clause.verb.frame not in ("C", "D", "O", "U") and self.chance(0.15)
+        frames: dict[str, Callable[[Clause, bool], Clause]] = {
             "T": self.transitive,
             "C": self.collected,
             "D": self.ditransitive,
@@ -445,16 +458,16 @@ class Speaker:
         clause = replace(clause, negated=negated and not clause.kein)
         return clause if negated else self.decorated(clause)
 
-    def transitive(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def transitive(self, clause: Clause, negated: bool) -> Clause:
         """Add an accusative object; a denied indefinite one takes `kein`."""
-        kind = self.dice.pick(clause.verb.objects)
+        kind = self.pick(clause.verb.objects)
         if kind in ("person", "kin", "child"):
             found = self.human_object(kind, clause.subject, "acc")
             return self.with_object(clause, found, "acc")
         if (
             negated
             and "D" not in clause.verb.flags
-            and ("W" in clause.verb.flags or self.dice.chance(0.5))
+            and ("W" in clause.verb.flags or self.chance(0.5))
         ):
             return self.with_kein(clause, kind)
         found = self.thing(kind, clause.subject)
@@ -462,14 +475,14 @@ class Speaker:
             found = self.thing(kind, clause.subject)
         return self.with_object(clause, found, "acc")
 
-    def with_kein(self, clause: g.Clause, kind: str) -> g.Clause:
+    def with_kein(self, clause: Clause, kind: str) -> Clause:
         """Add an object with `kein`, which English denies at the verb."""
-        noun = self.dice.pick(g.nouns_of(kind))
-        plural = not noun.mass and self.dice.chance(0.35)
-        phrase = g.noun_phrase(noun, "kein", plural, self.adjective(noun, 0.4))
+        noun = self.pick(nouns_of(kind))
+        plural = not noun.mass and self.chance(0.35)
+        phrase = noun_phrase(noun, "kein", plural, self.adjective(noun, 0.4))
         return replace(clause, middle=phrase.de("acc"), en=phrase.en_object, kein=True)
 
-    def with_object(self, clause: g.Clause, found: g.NounPhrase, case: str) -> g.Clause:
+    def with_object(self, clause: Clause, found: NounPhrase, case: str) -> Clause:
         """Add one object; it may stand first only where its case shows."""
         if found.pronoun:
             if clause.verb.en.endswith(" up"):
@@ -479,40 +492,40 @@ class Speaker:
         shown = shown and not found.plural and not clause.subject.plural
         return replace(clause, middle=found.de(case), en=found.en_object, frontable=shown)
 
-    def collected(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def collected(self, clause: Clause, negated: bool) -> Clause:
         """Add a plural object."""
-        noun = self.dice.pick(g.nouns_of(self.dice.pick(clause.verb.objects)))
-        word = self.dice.weighted([(3, ""), (4, "der"), (1, "mein"), (1, "dein")])
+        noun = self.pick(nouns_of(self.pick(clause.verb.objects)))
+        word = self.weighted([(3, ""), (4, "der"), (1, "mein"), (1, "dein")])
         return self.with_object(
-            clause, g.noun_phrase(noun, word, True, self.adjective(noun, 0.6)), "acc"
+            clause, noun_phrase(noun, word, True, self.adjective(noun, 0.6)), "acc"
         )
 
-    def ditransitive(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def ditransitive(self, clause: Clause, negated: bool) -> Clause:
         """Add a dative and an accusative object."""
-        human = self.human_object(self.dice.pick(["person", "kin", "child"]), clause.subject, "dat")
-        what = self.thing(self.dice.pick(clause.verb.objects), clause.subject)
+        human = self.human_object(self.pick(["person", "kin", "child"]), clause.subject, "dat")
+        what = self.thing(self.pick(clause.verb.objects), clause.subject)
         while human.en.startswith(("a ", "an ")) and not what.de("acc").startswith("ein"):
             human = self.human_object("person", clause.subject, "dat")
         en = f"{human.en_object} {what.en_object}"
         if clause.verb.frame == "O":
             split = " " in clause.verb.en
             clause = replace(clause, infix=what.en_object if split else "")
-            en = g.joined("" if split else what.en_object, f"to {human.en_object}")
+            en = joined("" if split else what.en_object, f"to {human.en_object}")
         if human.pronoun:
             return replace(clause, pronoun=human.de("dat"), middle=what.de("acc"), en=en)
         return replace(clause, middle=f"{human.de('dat')} {what.de('acc')}", en=en)
 
-    def dative(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def dative(self, clause: Clause, negated: bool) -> Clause:
         """Add a dative object."""
-        kind = self.dice.pick(clause.verb.objects)
+        kind = self.pick(clause.verb.objects)
         if kind == "animal":
             return self.with_object(clause, self.thing(kind, clause.subject), "dat")
         return self.with_object(clause, self.human_object(kind, clause.subject, "dat"), "dat")
 
-    def with_preposition(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def with_preposition(self, clause: Clause, negated: bool) -> Clause:
         """Add the prepositional object of the verb."""
         german, case, english = clause.verb.frame[1:].split("/")
-        kind = self.dice.pick(clause.verb.objects)
+        kind = self.pick(clause.verb.objects)
         human = kind in ("person", "kin", "child")
         found = (
             self.human_object(kind, clause.subject, case)
@@ -520,95 +533,93 @@ class Speaker:
             else self.thing(kind, clause.subject)
         )
         return replace(
-            clause, tail=g.prepositional(german, found.de(case)), en=f"{english} {found.en_object}"
+            clause, tail=prepositional(german, found.de(case)), en=f"{english} {found.en_object}"
         )
 
-    def place(self, lemmas: str = "") -> g.Pair:
+    def place(self, lemmas: str = "") -> Pair:
         """Return where something happens."""
-        names = lemmas.split() or [name for name in g.PLACES if name not in OUTLOOK.split()]
-        noun = g.NOUN[self.dice.pick(names)]
-        at, _ = g.PLACES[noun.singular]
-        phrase = g.noun_phrase(
-            noun, self.dice.weighted([(8, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
+        names = lemmas.split() or [name for name in PLACES if name not in OUTLOOK.split()]
+        noun = NOUN[self.pick(names)]
+        at, _ = PLACES[noun.singular]
+        phrase = noun_phrase(
+            noun, self.weighted([(8, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
         )
-        return g.Pair(g.prepositional(at.de, phrase.de("dat")), f"{at.en} {phrase.en}")
+        return Pair(prepositional(at.de, phrase.de("dat")), f"{at.en} {phrase.en}")
 
-    def city(self) -> g.Pair:
+    def city(self) -> Pair:
         """Return where something happens: in a city."""
-        city = self.dice.pick(g.CITIES)
-        return g.Pair(f"in {city.de}", f"in {city.en}")
+        city = self.pick(CITIES)
+        return Pair(f"in {city.de}", f"in {city.en}")
 
-    def motion(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def motion(self, clause: Clause, negated: bool) -> Clause:
         """Add where someone goes."""
-        lemmas = {"fahren": DRIVE, "wandern": HIKE}.get(clause.verb.infinitive, " ".join(g.PLACES))
-        noun = g.NOUN[self.dice.pick(lemmas.split())]
-        _, to = g.PLACES[noun.singular]
-        phrase = g.noun_phrase(
-            noun, self.dice.weighted([(9, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
+        lemmas = {"fahren": DRIVE, "wandern": HIKE}.get(clause.verb.infinitive, " ".join(PLACES))
+        noun = NOUN[self.pick(lemmas.split())]
+        _, to = PLACES[noun.singular]
+        phrase = noun_phrase(
+            noun, self.weighted([(9, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
         )
         german = phrase.de("acc" if to.de == "in" else "dat")
-        return replace(clause, tail=g.prepositional(to.de, german), en=f"{to.en} {phrase.en}")
+        return replace(clause, tail=prepositional(to.de, german), en=f"{to.en} {phrase.en}")
 
-    def journey(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def journey(self, clause: Clause, negated: bool) -> Clause:
         """Add the city someone travels to."""
-        city = self.dice.pick(g.CITIES)
+        city = self.pick(CITIES)
         return replace(clause, tail=f"nach {city.de}", en=f"to {city.en}")
 
-    def stay(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def stay(self, clause: Clause, negated: bool) -> Clause:
         """Add where someone lives or stays."""
         lemmas = LIVE if clause.verb.infinitive == "wohnen" else STAY
-        where = self.dice.weighted([(3, "city"), (2, "place"), (2, "kin")])
+        where = self.weighted([(3, "city"), (2, "place"), (2, "kin")])
         if where == "kin":
             kin = self.kin(clause.subject)
             return replace(clause, tail=f"bei {kin.de('dat')}", en=f"with {kin.en}")
         found = self.city() if where == "city" else self.place(lemmas)
         return replace(clause, tail=found.de, en=found.en)
 
-    def laying(self, clause: g.Clause, negated: bool) -> g.Clause:
+    def laying(self, clause: Clause, negated: bool) -> Clause:
         """Add what someone lays and where to."""
         what = self.thing("portable", clause.subject)
         where = self.spot("acc")
         return replace(clause, middle=what.de("acc"), tail=where.de, en=f"{what.en} {where.en}")
 
-    def spot(self, case: str) -> g.Pair:
+    def spot(self, case: str) -> Pair:
         """Return a spot at a piece of furniture, in the dative where something is and the accusative where it goes."""
-        german = self.dice.weighted(
-            [(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")]
-        )
+        german = self.weighted([(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")])
         english, lemmas = CHAIRS[german]
-        noun = g.NOUN[self.dice.pick(lemmas.split())]
-        phrase = g.noun_phrase(
-            noun, self.dice.weighted([(5, "der"), (1, "ein")]), False, self.adjective(noun, 0.4)
+        noun = NOUN[self.pick(lemmas.split())]
+        phrase = noun_phrase(
+            noun, self.weighted([(5, "der"), (1, "ein")]), False, self.adjective(noun, 0.4)
         )
-        return g.Pair(g.prepositional(german, phrase.de(case)), f"{english} {phrase.en}")
+        return Pair(prepositional(german, phrase.de(case)), f"{english} {phrase.en}")
 
-    def decorated(self, clause: g.Clause) -> g.Clause:
+    def decorated(self, clause: Clause) -> Clause:
         """Add a place or a manner where the verb takes one."""
-        dice, verb = self.dice, clause.verb
-        if "P" in verb.flags and dice.chance(0.35):
+        verb = clause.verb
+        if "P" in verb.flags and self.chance(0.35):
             lemmas = PLACED.get(verb.infinitive, "")
             return replace(
-                clause, place=self.city() if not lemmas and dice.chance(0.3) else self.place(lemmas)
+                clause, place=self.city() if not lemmas and self.chance(0.3) else self.place(lemmas)
             )
         often = 0.6 if verb.frame == "N" else 0.2
-        if "M" in verb.flags and dice.chance(often) and not clause.tail:
-            manner = dice.pick(g.MANNERS.get(verb.infinitive, g.MANNERS[""]))
+        if "M" in verb.flags and self.chance(often) and not clause.tail:
+            manner = self.pick(g.MANNERS.get(verb.infinitive, g.MANNERS[""]))
             if (clause.modal or clause.tense == "habit") and manner.de in ("gut", "schlecht"):
                 return clause
-            return replace(clause, tail=manner.de, en=g.joined(clause.en, manner.en))
+            return replace(clause, tail=manner.de, en=joined(clause.en, manner.en))
         return clause
 
-    def state(self, subject: g.NounPhrase, tense: str, states: Sequence[str] = STATES) -> g.Clause:
+    def state(self, subject: NounPhrase, tense: str, states: Sequence[str] = STATES) -> Clause:
         """Return how someone is, as `müde sein` or `Zeit haben`."""
-        state = self.dice.pick(states)
+        state = self.pick(states)
         if state in g.HAVINGS:
             verb, en = g.HAVINGS[state]
-            having = g.PLAIN_VERBS["haben"]
+            having = PLAIN_VERBS["haben"]
             having = replace(having, en="be", en_past="was") if verb == "be" else having
-            return g.Clause(subject, having, tense, tail=state, en=en)
-        return g.Clause(subject, g.PLAIN_VERBS["sein"], tense, tail=state, en=g.STATES[state].en)
+            return Clause(subject, having, tense, tail=state, en=en)
+        return Clause(subject, PLAIN_VERBS["sein"], tense, tail=state, en=g.STATES[state].en)
 
-    def why(self, main: g.Clause, subject: g.NounPhrase, tense: str) -> g.Clause:
+    def why(self, main: Clause, subject: NounPhrase, tense: str) -> Clause:
         """Return a reason for what the main clause tells."""
         denied = main.negated or main.kein
         moving = main.verb.frame in ("G", "Y") or main.verb.infinitive in (
@@ -616,112 +627,110 @@ class Speaker:
             "abreisen",
             "einkaufen",
         )
-        if denied and self.dice.chance(0.5):
+        if denied and self.chance(0.5):
             return self.errand(subject, tense, "müssen")
-        if moving and not denied and self.dice.chance(0.75):
-            return self.errand(subject, tense, self.dice.pick(["wollen", "müssen"]), TRIP_AIMS)
+        if moving and not denied and self.chance(0.75):
+            return self.errand(subject, tense, self.pick(["wollen", "müssen"]), TRIP_AIMS)
         fitting = [
             state for state, verbs in HUNGER.items() if main.verb.infinitive in verbs.split()
         ]
         return self.state(subject, tense, affordable(WHY_NOT if denied else fitting or WHY, main))
 
-    def errand(
-        self, subject: g.NounPhrase, tense: str, modal: str, among: str = DUTIES
-    ) -> g.Clause:
+    def errand(self, subject: NounPhrase, tense: str, modal: str, among: str = DUTIES) -> Clause:
         """Return something someone has to or wants to do."""
         clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         while clause.negated or clause.kein:
             clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         return clause
 
-    def despite(self, main: g.Clause, subject: g.NounPhrase, tense: str) -> g.Clause:
+    def despite(self, main: Clause, subject: NounPhrase, tense: str) -> Clause:
         """Return what could have kept someone from it."""
-        if self.dice.chance(0.35):
+        if self.chance(0.35):
             return self.errand(subject, tense, "müssen")
         return self.state(subject, tense, affordable(DESPITE, main))
 
     # --- sentences ---------------------------------------------------------------------------------------------------
-    def front(self, clause: g.Clause) -> str:
+    def front(self, clause: Clause) -> str:
         """Return what stands first: "" for the subject."""
-        if clause.frontable and self.dice.chance(0.5):
+        if clause.frontable and self.chance(0.5):
             return "object"
         early = clause.time is not None and clause.tense in ("perf", "fut", "pres")
-        if early and self.dice.chance(0.45):
+        if early and self.chance(0.45):
             return "time"
         busy = clause.time is not None or clause.frequency is not None
-        return "place" if clause.place and not busy and self.dice.chance(0.4) else ""
+        return "place" if clause.place and not busy and self.chance(0.4) else ""
 
-    def statement(self) -> g.Pair:
+    def statement(self) -> Pair:
         """Return a simple statement."""
         clause = self.clause(self.subject())
         return self.told(clause)
 
-    def told(self, clause: g.Clause) -> g.Pair:
+    def told(self, clause: Clause) -> Pair:
         """Render a main clause with some word order."""
         front = self.front(clause)
-        return g.Pair(g.german_main(clause, front), g.english_main(clause, front))
+        return Pair(german_main(clause, front), english_main(clause, front))
 
-    def reason(self) -> g.Pair:
+    def reason(self) -> Pair:
         """Return a main clause with a weil, obwohl or wenn clause, before or after it."""
-        dice, subject = self.dice, self.anaphoric_subject()
-        kind = dice.weighted([(4, "weil"), (3, "obwohl"), (2, "wenn")])
+        subject = self.anaphoric_subject()
+        kind = self.weighted([(4, "weil"), (3, "obwohl"), (2, "wenn")])
         if kind == "wenn":
             return self.condition(subject)
-        tense = dice.pick(["perf", "perf", "perf", "habit", "prog"])
+        tense = self.pick(["perf", "perf", "perf", "habit", "prog"])
         main = self.clause(subject, fixed=tense)
-        if tense == "prog" or (tense == "perf" and dice.chance(0.3)):
+        if tense == "prog" or (tense == "perf" and self.chance(0.3)):
             main = replace(main, time=self.time(tense, "", main.verb))
         if tense == "habit":
-            main = replace(main, frequency=dice.pick(g.FREQUENCIES[:3]))
+            main = replace(main, frequency=self.pick(FREQUENCIES[:3]))
         when = "perf" if tense == "perf" else "pres"
         if kind == "weil":
             if "X" in main.verb.flags:
                 return self.reason()
-            return self.linked(main, self.why(main, subject, when), g.Pair("weil", "because"))
+            return self.linked(main, self.why(main, subject, when), Pair("weil", "because"))
         if main.negated or main.kein:
             return self.reason()
-        return self.linked(main, self.despite(main, subject, when), g.Pair("obwohl", "although"))
+        return self.linked(main, self.despite(main, subject, when), Pair("obwohl", "although"))
 
-    def condition(self, subject: g.NounPhrase) -> g.Pair:
+    def condition(self, subject: NounPhrase) -> Pair:
         """Return what will, can or may be done if someone is ready for it."""
-        tense = self.dice.pick(["fut", "pres"])
-        modal = "" if tense == "fut" else self.dice.pick(["können", "sollen", "dürfen", "wollen"])
+        tense = self.pick(["fut", "pres"])
+        modal = "" if tense == "fut" else self.pick(["können", "sollen", "dürfen", "wollen"])
         main = self.clause(subject, fixed=tense, modal=modal)
         while main.negated or main.kein:
             main = self.clause(subject, fixed=tense, modal=modal)
         return self.linked(
-            main, self.state(subject, "pres", affordable(PROVIDED, main)), g.Pair("wenn", "if")
+            main, self.state(subject, "pres", affordable(PROVIDED, main)), Pair("wenn", "if")
         )
 
-    def linked(self, main: g.Clause, sub: g.Clause, link: g.Pair) -> g.Pair:
+    def linked(self, main: Clause, sub: Clause, link: Pair) -> Pair:
         """Join a main clause and a subordinate one with the same subject; the later one has the pronoun."""
-        if self.dice.chance(0.35):
+        if self.chance(0.35):
             main = replace(main, subject=anaphor(main.subject))
-            german = f"{link.de} {g.german_last(sub)}, {g.german_main(main, '-')}"
-            return g.Pair(german, f"{link.en} {g.english_main(sub)}, {g.english_main(main)}")
+            german = f"{link.de} {german_last(sub)}, {german_main(main, '-')}"
+            return Pair(german, f"{link.en} {english_main(sub)}, {english_main(main)}")
         sub = replace(sub, subject=anaphor(sub.subject))
         comma = "," if link.en == "although" else ""
         front = self.front(main)
-        return g.Pair(
-            f"{g.german_main(main, front)}, {link.de} {g.german_last(sub)}",
-            f"{g.english_main(main, front)}{comma} {link.en} {g.english_main(sub)}",
+        return Pair(
+            f"{german_main(main, front)}, {link.de} {german_last(sub)}",
+            f"{english_main(main, front)}{comma} {link.en} {english_main(sub)}",
         )
 
-    def sequence(self) -> g.Pair:
+    def sequence(self) -> Pair:
         """Return a main clause with a bevor or sobald clause of the same subject."""
         subject = self.anaphoric_subject()
-        if self.dice.chance(0.55):
+        if self.chance(0.55):
             main = self.clause(subject, "TDHINGU", "perf")
             sub = self.clause(subject, "TNGY", "perf")
             if "S" in sub.verb.flags or (sub.tail and sub.verb.frame == "N"):
                 return self.sequence()
-            link = g.Pair("bevor", "before")
+            link = Pair("bevor", "before")
         else:
             main = self.clause(subject, "TDHIG", "fut")
             sub = self.clause(subject, fixed="pres", among=ARRIVALS)
-            if sub.tail or self.dice.chance(0.3):
+            if sub.tail or self.chance(0.3):
                 sub = self.state(subject, "pres", PROVIDED[:3])
-            link = g.Pair("sobald", "as soon as")
+            link = Pair("sobald", "as soon as")
         if (
             main.verb == sub.verb
             or sub.negated
@@ -733,7 +742,7 @@ class Speaker:
             return self.sequence()
         return self.linked(main, sub, link)
 
-    def meanwhile(self) -> g.Pair:
+    def meanwhile(self) -> Pair:
         """Return two things that two people did at the same time."""
         subject = self.other_subject(NO_PHRASE)
         main = self.clause(subject, "TDHING", "perf")
@@ -747,20 +756,20 @@ class Speaker:
             or PERSONAL & {*main.en.split(), *sub.en.split(), main.infix, sub.infix}
         ):
             return self.meanwhile()
-        if self.dice.chance(0.35):
-            return g.Pair(
-                f"während {g.german_last(sub)}, {g.german_main(main, '-')}",
-                f"while {g.english_main(sub)}, {g.english_main(main)}",
+        if self.chance(0.35):
+            return Pair(
+                f"während {german_last(sub)}, {german_main(main, '-')}",
+                f"while {english_main(sub)}, {english_main(main)}",
             )
-        return g.Pair(
-            f"{g.german_main(main)}, während {g.german_last(sub)}",
-            f"{g.english_main(main)} while {g.english_main(sub)}",
+        return Pair(
+            f"{german_main(main)}, während {german_last(sub)}",
+            f"{english_main(main)} while {english_main(sub)}",
         )
 
-    def purpose(self) -> g.Pair:
+    def purpose(self) -> Pair:
         """Return a main clause with what it lets someone else do."""
         subject = self.subject()
-        past = self.dice.chance(0.5)
+        past = self.chance(0.5)
         main = self.clause(subject, fixed="perf" if past else "fut", among=HELPFUL)
         sub = self.clause(
             self.other_subject(subject),
@@ -776,96 +785,92 @@ class Speaker:
             or (sub.frontable and main.frontable)
         ):
             return self.purpose()
-        return g.Pair(
-            f"{g.german_main(main)}, damit {g.german_last(sub)}",
-            f"{g.english_main(main)} so that {g.english_main(sub)}",
+        return Pair(
+            f"{german_main(main)}, damit {german_last(sub)}",
+            f"{english_main(main)} so that {english_main(sub)}",
         )
 
-    def reported(self) -> g.Pair:
+    def reported(self) -> Pair:
         """Return a dass clause after a verb of saying, thinking or judging."""
-        dice, subject = self.dice, self.subject()
+        subject = self.subject()
         sub = self.clause(self.other_subject(subject))
-        if sub.tense == "prog" or dice.chance(0.25):
-            sub = self.state(sub.subject, dice.pick(["perf", "pres"]))
-        if dice.chance(0.3):
-            judged = dice.pick(JUDGEMENTS)
-            return g.Pair(
-                f"es ist {judged.de}, dass {g.german_last(sub)}",
-                f"it is {judged.en} that {g.english_main(sub)}",
+        if sub.tense == "prog" or self.chance(0.25):
+            sub = self.state(sub.subject, self.pick(["perf", "pres"]))
+        if self.chance(0.3):
+            judged = self.pick(JUDGEMENTS)
+            return Pair(
+                f"es ist {judged.de}, dass {german_last(sub)}",
+                f"it is {judged.en} that {english_main(sub)}",
             )
-        verb = g.PLAIN_VERBS[dice.pick(["sagen", "glauben", "hoffen", "wissen", "vergessen"])]
+        verb = PLAIN_VERBS[self.pick(["sagen", "glauben", "hoffen", "wissen", "vergessen"])]
         tense = "perf" if verb.infinitive in ("sagen", "vergessen") else "pres"
-        main = g.Clause(subject, verb, tense)
-        return g.Pair(
-            f"{g.german_main(main)}, dass {g.german_last(sub)}",
-            f"{g.english_main(main)} that {g.english_main(sub)}",
+        main = Clause(subject, verb, tense)
+        return Pair(
+            f"{german_main(main)}, dass {german_last(sub)}",
+            f"{english_main(main)} that {english_main(sub)}",
         )
 
-    def wondered(self) -> g.Pair:
+    def wondered(self) -> Pair:
         """Return an indirect question."""
-        dice, subject = self.dice, self.subject()
+        subject = self.subject()
         sub = self.clause(self.other_subject(subject))
-        main = g.Clause(subject, g.PLAIN_VERBS["wissen"], negated=dice.chance(0.75))
+        main = Clause(subject, PLAIN_VERBS["wissen"], negated=self.chance(0.75))
         if sub.negated or sub.kein:
             main = replace(main, negated=False)
-        options = [*asking(sub), (3.0 * main.negated, g.Pair("ob", "whether"))]
-        link = dice.weighted(options)
-        return g.Pair(
-            f"{g.german_main(main)}, {link.de} {g.german_last(sub)}",
-            f"{g.english_main(main)} {link.en} {g.english_main(sub)}",
+        options = [*asking(sub), (3.0 * main.negated, Pair("ob", "whether"))]
+        link = self.weighted(options)
+        return Pair(
+            f"{german_main(main)}, {link.de} {german_last(sub)}",
+            f"{english_main(main)} {link.en} {english_main(sub)}",
         )
 
-    def yes_no(self) -> g.Pair:
+    def yes_no(self) -> Pair:
         """Return a yes/no question."""
         clause = self.clause(self.subject())
-        return g.Pair(g.german_main(clause, "-") + "?", g.english_question(clause) + "?")
+        return Pair(german_main(clause, "-") + "?", english_question(clause) + "?")
 
-    def wh_question(self) -> g.Pair:
+    def wh_question(self) -> Pair:
         """Return a question with wann, wo, warum, wer or a gap in the objects."""
-        if self.dice.chance(0.5):
+        if self.chance(0.5):
             return self.gap_question()
         clause = self.clause(self.subject())
-        word = self.dice.weighted(asking(clause))
-        return g.Pair(
-            g.german_main(clause, word.de) + "?", g.english_question(clause, word.en) + "?"
-        )
+        word = self.weighted(asking(clause))
+        return Pair(german_main(clause, word.de) + "?", english_question(clause, word.en) + "?")
 
-    def gap_question(self) -> g.Pair:
+    def gap_question(self) -> Pair:
         """Return a question for the subject, for an object or for which thing."""
-        dice = self.dice
-        if dice.chance(0.35):
+        if self.chance(0.35):
             clause = self.clause(QUESTIONED)
-            return g.Pair(g.german_main(clause) + "?", g.english_main(clause) + "?")
+            return Pair(german_main(clause) + "?", english_main(clause) + "?")
         clause, kind = self.gapped(self.subject())
         case, english = gap_case(clause.verb)
         if kind not in ("person", "kin", "child"):
-            noun = dice.pick(g.nouns_of(kind))
-            asked = g.noun_phrase(
-                noun, "welch", not noun.mass and dice.chance(0.3), self.adjective(noun, 0.4)
+            noun = self.pick(nouns_of(kind))
+            asked = noun_phrase(
+                noun, "welch", not noun.mass and self.chance(0.3), self.adjective(noun, 0.4)
             )
         else:
             asked = QUESTIONED
-        german = g.joined(clause.verb.frame[1:].split("/")[0], asked.de(case))
-        return g.Pair(
-            g.german_main(clause, german) + "?", g.english_question(clause, asked.en, english) + "?"
+        german = joined(clause.verb.frame[1:].split("/")[0], asked.de(case))
+        return Pair(
+            german_main(clause, german) + "?", english_question(clause, asked.en, english) + "?"
         )
 
-    def gapped(self, subject: g.NounPhrase) -> tuple[g.Clause, str]:
+    def gapped(self, subject: NounPhrase) -> tuple[Clause, str]:
         """Return a clause without its object, and the kind of noun that is missing."""
-        tense = self.dice.weighted([(7, "perf"), (2, "fut"), (2, "pres")])
-        modal = self.dice.pick(["können", "müssen", "wollen"]) if tense == "pres" else ""
+        tense = self.weighted([(7, "perf"), (2, "fut"), (2, "pres")])
+        modal = self.pick(["können", "müssen", "wollen"]) if tense == "pres" else ""
         verb = self.verb(tense, modal, "THI")
         while "Q" not in verb.flags:
             verb = self.verb(tense, modal, "THI")
-        clause = g.Clause(subject, verb, tense, modal)
-        timed = self.dice.chance(0.6) and not verb.en.endswith(" on")
+        clause = Clause(subject, verb, tense, modal)
+        timed = self.chance(0.6) and not verb.en.endswith(" on")
         time = self.time(tense, modal, verb) if timed else None
-        return replace(clause, time=time), self.dice.pick(verb.objects)
+        return replace(clause, time=time), self.pick(verb.objects)
 
-    def predicate(self) -> g.Pair:
+    def predicate(self) -> Pair:
         """Return a sentence with `sein`: a state, a trade, a place or an age."""
-        dice = self.dice
-        kind = dice.weighted(
+        kind = self.weighted(
             [(3, "state"), (4, "trade"), (2, "age"), (2, "where"), (2, "likeness")]
         )
         if kind == "age":
@@ -875,10 +880,10 @@ class Speaker:
         elif kind == "likeness":
             clause = self.likeness()
         elif kind == "where":
-            where = self.city() if dice.chance(0.3) else self.place()
-            clause = g.Clause(
+            where = self.city() if self.chance(0.3) else self.place()
+            clause = Clause(
                 self.subject(),
-                g.PLAIN_VERBS["sein"],
+                PLAIN_VERBS["sein"],
                 "perf",
                 tail=where.de,
                 en=where.en,
@@ -888,67 +893,64 @@ class Speaker:
             clause = replace(self.state(self.subject(), "perf"), time=self.past())
         return self.told(clause)
 
-    def age(self) -> g.Clause:
+    def age(self) -> Clause:
         """Return how old someone is."""
-        noun = g.NOUN[self.dice.pick(list(AGES))]
-        if self.dice.chance(0.5):
-            subject, years = self.name(), str(self.dice.number(13, 89))
+        noun = NOUN[self.pick(list(AGES))]
+        if self.chance(0.5):
+            subject, years = self.name(), str(self.number(13, 89))
         else:
             word, english = self.possessive(None)
-            subject = g.noun_phrase(noun, word, False, self.adjective(noun, 0.4), english)
-            years = str(self.dice.number(*AGES[noun.singular]))
-        return g.Clause(
-            subject, g.PLAIN_VERBS["sein"], tail=f"{years} Jahre alt", en=f"{years} years old"
+            subject = noun_phrase(noun, word, False, self.adjective(noun, 0.4), english)
+            years = str(self.number(*AGES[noun.singular]))
+        return Clause(
+            subject, PLAIN_VERBS["sein"], tail=f"{years} Jahre alt", en=f"{years} years old"
         )
 
-    def past(self) -> g.Pair:
+    def past(self) -> Pair:
         """Return a time in the past."""
-        return self.dice.pick(g.TIMES["past"])
+        return self.pick(TIMES["past"])
 
-    def trade(self) -> g.Clause:
+    def trade(self) -> Clause:
         """Return who somebody is: `Anna ist eine gute Ärztin`."""
-        dice, someone = self.dice, self.name()
+        someone = self.name()
         fitting = [
-            noun
-            for noun in map(g.NOUN.__getitem__, TRADES.split())
-            if noun.gender == someone.gender
+            noun for noun in map(NOUN.__getitem__, TRADES.split()) if noun.gender == someone.gender
         ]
-        noun = dice.pick(fitting)
-        phrase = g.noun_phrase(noun, dice.pick(["ein", "kein"]), False, self.adjective(noun, 1))
-        city = dice.pick(g.CITIES)
+        noun = self.pick(fitting)
+        phrase = noun_phrase(noun, self.pick(["ein", "kein"]), False, self.adjective(noun, 1))
+        city = self.pick(CITIES)
         denied = phrase.de("nom").startswith("kein")
-        return g.Clause(
+        return Clause(
             someone,
-            g.PLAIN_VERBS["sein"],
-            dice.pick(["pres", "perf"]),
+            PLAIN_VERBS["sein"],
+            self.pick(["pres", "perf"]),
             middle=phrase.de("nom"),
             tail=f"aus {city.de}",
             en=f"{phrase.en} from {city.en}",
             kein=denied,
         )
 
-    def likeness(self) -> g.Clause:
+    def likeness(self) -> Clause:
         """Return a comparison of two people with `so ... wie`."""
         subject = self.subject()
-        other = self.name() if self.dice.chance(0.5) else self.kin(None)
+        other = self.name() if self.chance(0.5) else self.kin(None)
         while other.en == subject.en:
             other = self.name()
         fit = [a for a in g.ADJECTIVES if "person" in a.groups]
-        adjective = self.dice.pick(fit)
-        denied = self.dice.chance(0.4)
-        return g.Clause(
+        adjective = self.pick(fit)
+        denied = self.chance(0.4)
+        return Clause(
             subject,
-            g.PLAIN_VERBS["sein"],
-            self.dice.pick(["pres", "perf"]),
+            PLAIN_VERBS["sein"],
+            self.pick(["pres", "perf"]),
             negated=denied,
             tail=f"so {adjective.de} wie {other.de('nom')}",
             en=f"as {adjective.en} as {other.en}",
         )
 
-    def scene(self) -> g.Pair:
+    def scene(self) -> Pair:
         """Return where something lies, what there is at a place, what something costs or whom it belongs to."""
-        dice = self.dice
-        kind = dice.weighted([(4, "there"), (3, "lies"), (2, "costs"), (2, "belongs")])
+        kind = self.weighted([(4, "there"), (3, "lies"), (2, "costs"), (2, "belongs")])
         if kind == "there":
             return self.there_is()
         what = self.thing("price" if kind == "costs" else "portable", NO_PHRASE)
@@ -956,66 +958,60 @@ class Speaker:
             what = self.thing("price" if kind == "costs" else "portable", NO_PHRASE)
         return self.told(self.about(what, kind))
 
-    def about(self, what: g.NounPhrase, kind: str) -> g.Clause:
+    def about(self, what: NounPhrase, kind: str) -> Clause:
         """Return what is the case with a thing."""
-        dice = self.dice
         if kind == "lies":
             spot = self.spot("dat")
-            clause = g.Clause(what, g.PLAIN_VERBS["liegen"], "pres", tail=spot.de, en=spot.en)
-            return (
-                replace(clause, frequency=dice.pick(g.FREQUENCIES)) if dice.chance(0.4) else clause
-            )
+            clause = Clause(what, PLAIN_VERBS["liegen"], "pres", tail=spot.de, en=spot.en)
+            return replace(clause, frequency=self.pick(FREQUENCIES)) if self.chance(0.4) else clause
         if kind == "costs":
-            price = str(dice.number(13, 98))
+            price = str(self.number(13, 98))
             where = (
                 self.city()
-                if dice.chance(0.6)
+                if self.chance(0.6)
                 else self.place("Markt Bahnhof Flughafen Museum Dorf")
             )
-            return g.Clause(
+            return Clause(
                 what,
-                g.PLAIN_VERBS["kosten"],
+                PLAIN_VERBS["kosten"],
                 place=where,
                 tail=f"{price} Euro",
                 en=f"{price} euros",
             )
-        owner = self.human_object(dice.pick(["person", "kin", "child"]), NO_PHRASE, "dat")
-        return g.Clause(
-            what, g.PLAIN_VERBS["gehören"], middle=owner.de("dat"), en=f"to {owner.en_object}"
+        owner = self.human_object(self.pick(["person", "kin", "child"]), NO_PHRASE, "dat")
+        return Clause(
+            what, PLAIN_VERBS["gehören"], middle=owner.de("dat"), en=f"to {owner.en_object}"
         )
 
-    def there_is(self) -> g.Pair:
+    def there_is(self) -> Pair:
         """Return what there is at a place, which stands first in both languages or last in English."""
-        dice = self.dice
-        outside = dice.chance(0.5)
+        outside = self.chance(0.5)
         where = self.place(
             "Garten Park Wald Dorf Strand See Fluss"
             if outside
             else f"{INSIDE} Schule Theater Museum Bibliothek Kirche"
         )
-        noun = dice.pick(
-            g.nouns_of(dice.pick(["plant", "animal"] if outside else ["furniture", "instrument"]))
+        noun = self.pick(
+            nouns_of(self.pick(["plant", "animal"] if outside else ["furniture", "instrument"]))
         )
         adjective = self.adjective(noun, 0.8)
-        if dice.chance(0.5):
-            number = dice.pick(g.NUMBERS if outside else g.NUMBERS[:3])
-            phrase = g.noun_phrase(noun, number.de, True, adjective, number.en)
+        if self.chance(0.5):
+            number = self.pick(NUMBERS if outside else NUMBERS[:3])
+            phrase = noun_phrase(noun, number.de, True, adjective, number.en)
         else:
-            phrase = g.noun_phrase(noun, "ein", False, adjective)
+            phrase = noun_phrase(noun, "ein", False, adjective)
         be = "are" if phrase.plural else "is"
-        if dice.chance(0.5):
-            return g.Pair(
+        if self.chance(0.5):
+            return Pair(
                 f"{where.de} gibt es {phrase.de('acc')}", f"{where.en} there {be} {phrase.en}"
             )
-        return g.Pair(
-            f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}"
-        )
+        return Pair(f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}")
 
-    def infinitive(self) -> g.Pair:
+    def infinitive(self) -> Pair:
         """Return a clause with um ... zu, or with a zu infinitive after versuchen or vergessen."""
-        dice, subject = self.dice, self.subject()
-        aimed = dice.chance(0.55)
-        frame = dice.pick(["G", "Y"])
+        subject = self.subject()
+        aimed = self.chance(0.55)
+        frame = self.pick(["G", "Y"])
         if aimed:
             inner = self.errand(subject, "pres", "können", AIMS if frame == "G" else TRIP_AIMS)
         else:
@@ -1027,7 +1023,7 @@ class Speaker:
             return self.infinitive()
         inner = replace(inner, modal="", place=None if aimed else inner.place)
         main = (
-            self.clause(subject, frame, dice.pick(["perf", "fut", "perf"]))
+            self.clause(subject, frame, self.pick(["perf", "fut", "perf"]))
             if aimed
             else self.attempt(subject)
         )
@@ -1038,26 +1034,26 @@ class Speaker:
             ("um " if aimed else "") + g.german_infinitive(inner),
             g.english_infinitive(inner),
         )
-        return g.Pair(
-            f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}"
+        return Pair(
+            f"{german_main(main, front)}, {german}", f"{english_main(main, front)} {english}"
         )
 
-    def attempt(self, subject: g.NounPhrase) -> g.Clause:
+    def attempt(self, subject: NounPhrase) -> Clause:
         """Return that someone tried or forgot."""
-        verb = g.PLAIN_VERBS[self.dice.pick(["versuchen", "vergessen"])]
-        main = g.Clause(
+        verb = PLAIN_VERBS[self.pick(["versuchen", "vergessen"])]
+        main = Clause(
             subject,
             verb,
-            "perf" if verb.infinitive == "vergessen" else self.dice.pick(["perf", "pres"]),
+            "perf" if verb.infinitive == "vergessen" else self.pick(["perf", "pres"]),
         )
         return replace(
-            main, time=self.past() if main.tense == "perf" and self.dice.chance(0.4) else None
+            main, time=self.past() if main.tense == "perf" and self.chance(0.4) else None
         )
 
-    def coordination(self) -> g.Pair:
+    def coordination(self) -> Pair:
         """Return two main clauses joined by `und` or `aber`."""
-        dice, subject = self.dice, self.subject()
-        tense = dice.pick(["perf", "fut", "perf"])
+        subject = self.subject()
+        tense = self.pick(["perf", "fut", "perf"])
         first = self.clause(subject, "TDHINGY", tense)
         second = self.clause(self.other_subject(subject), "THINGY", tense)
         if first.verb == second.verb or PERSONAL & {
@@ -1068,44 +1064,44 @@ class Speaker:
         }:
             return self.coordination()
         one_denied = (first.negated or first.kein) != (second.negated or second.kein)
-        link = g.Pair("aber", "but") if one_denied or dice.chance(0.2) else g.Pair("und", "and")
-        return g.Pair(
-            f"{g.german_main(first)}, {link.de} {g.german_main(second)}",
-            f"{g.english_main(first)}, {link.en} {g.english_main(second)}",
+        link = Pair("aber", "but") if one_denied or self.chance(0.2) else Pair("und", "and")
+        return Pair(
+            f"{german_main(first)}, {link.de} {german_main(second)}",
+            f"{english_main(first)}, {link.en} {english_main(second)}",
         )
 
-    def relative(self) -> g.Pair:
+    def relative(self) -> Pair:
         """Return a sentence with a relative clause at its subject or after its object."""
-        kind = self.dice.weighted([(3, self.doer), (4, self.thing_done), (3, self.someone_known)])
+        kind = self.weighted([(3, self.doer), (4, self.thing_done), (3, self.someone_known)])
         return kind()
 
-    def doer(self) -> g.Pair:
+    def doer(self) -> Pair:
         """Return a human subject with a relative clause."""
-        head = self.person(self.dice.weighted([(5, "der"), (1, "dies")]))
+        head = self.person(self.weighted([(5, "der"), (1, "dies")]))
         german, english = self.relative_clause(head)
-        if self.dice.chance(0.35):
-            main = self.state(head, self.dice.pick(["pres", "perf"]))
+        if self.chance(0.35):
+            main = self.state(head, self.pick(["pres", "perf"]))
         else:
-            main = self.clause(head, "TDHINGYL", self.dice.pick(["perf", "fut", "perf"]))
+            main = self.clause(head, "TDHINGYL", self.pick(["perf", "fut", "perf"]))
         marked = replace(main, subject=extended(head, f", {german},", f" {english}"))
-        return g.Pair(g.german_main(marked), g.english_main(marked))
+        return Pair(german_main(marked), english_main(marked))
 
-    def relative_clause(self, head: g.NounPhrase) -> tuple[str, str]:
+    def relative_clause(self, head: NounPhrase) -> tuple[str, str]:
         """Return a relative clause about a person, as its subject, object or prepositional object."""
-        if self.dice.chance(0.5):
-            pronoun = g.relative_pronoun(head, "nom")
-            who = g.NounPhrase((pronoun, "", ""), "who", "", plural=head.plural, gender=head.gender)
-            clause = self.clause(who, "TDHINGYL", self.dice.pick(["perf", "state", "perf"]))
-            return g.german_last(clause), g.english_main(clause)
+        if self.chance(0.5):
+            pronoun = relative_pronoun(head, "nom")
+            who = NounPhrase((pronoun, "", ""), "who", "", plural=head.plural, gender=head.gender)
+            clause = self.clause(who, "TDHINGYL", self.pick(["perf", "state", "perf"]))
+            return german_last(clause), english_main(clause)
         clause, _ = self.human_gap()
         while ambiguous(head, clause):
             clause, _ = self.human_gap()
         case, english = gap_case(clause.verb)
-        german = g.joined(clause.verb.frame[1:].split("/")[0], g.relative_pronoun(head, case))
+        german = joined(clause.verb.frame[1:].split("/")[0], relative_pronoun(head, case))
         whom = f"{english} whom" if english else "whom"
-        return f"{german} {g.german_last(clause)}", f"{whom} {g.english_main(clause)}"
+        return f"{german} {german_last(clause)}", f"{whom} {english_main(clause)}"
 
-    def human_gap(self) -> tuple[g.Clause, str]:
+    def human_gap(self) -> tuple[Clause, str]:
         """Return a clause that lacks a human object."""
         subject = self.other_subject(NO_PHRASE)
         clause, kind = self.gapped(subject)
@@ -1113,9 +1109,8 @@ class Speaker:
             clause, kind = self.gapped(subject)
         return clause, kind
 
-    def thing_done(self) -> g.Pair:
+    def thing_done(self) -> Pair:
         """Return a thing with a relative clause as the subject of what is said about it."""
-        dice = self.dice
         clause, kind = self.gapped(self.subject())
         while clause.verb.frame != "T" or kind not in (
             "portable",
@@ -1126,48 +1121,48 @@ class Speaker:
             "device",
         ):
             clause, kind = self.gapped(self.subject())
-        noun = dice.pick(g.nouns_of(kind))
-        head = g.noun_phrase(
+        noun = self.pick(nouns_of(kind))
+        head = noun_phrase(
             noun,
-            dice.weighted([(5, "der"), (1, "dies")]),
-            dice.chance(0.3),
+            self.weighted([(5, "der"), (1, "dies")]),
+            self.chance(0.3),
             self.adjective(noun, 0.4),
         )
-        german = f"{g.relative_pronoun(head, 'acc')} {g.german_last(clause)}"
+        german = f"{relative_pronoun(head, 'acc')} {german_last(clause)}"
         bought = clause.verb.infinitive in ("kaufen", "verkaufen")
         told = self.about(
             head,
-            dice.pick(["lies", "belongs", "costs", "costs"] if bought else ["lies", "belongs"]),
+            self.pick(["lies", "belongs", "costs", "costs"] if bought else ["lies", "belongs"]),
         )
         told = replace(
             told,
             frequency=None,
-            subject=extended(head, f", {german},", f" which {g.english_main(clause)}"),
+            subject=extended(head, f", {german},", f" which {english_main(clause)}"),
         )
-        return g.Pair(g.german_main(told), g.english_main(told))
+        return Pair(german_main(told), english_main(told))
 
-    def someone_known(self) -> g.Pair:
+    def someone_known(self) -> Pair:
         """Return a statement whose last word is a human object with a relative clause."""
-        dice, subject = self.dice, self.other_subject(NO_PHRASE)
-        head = self.person(dice.weighted([(5, "der"), (2, "ein")]))
-        tense = dice.pick(["perf", "perf", "fut", "state"])
+        subject = self.other_subject(NO_PHRASE)
+        head = self.person(self.weighted([(5, "der"), (2, "ein")]))
+        tense = self.pick(["perf", "perf", "fut", "state"])
         verb = self.verb(tense, "", "TH")
         while "person" not in verb.objects:
             verb = self.verb(tense, "", "TH")
         case, _ = gap_case(verb)
-        main = g.Clause(
+        main = Clause(
             subject, verb, "pres" if tense == "state" else tense, middle=head.de(case), en=head.en
         )
-        main = replace(main, time=self.past() if tense == "perf" and dice.chance(0.5) else None)
+        main = replace(main, time=self.past() if tense == "perf" and self.chance(0.5) else None)
         front = "time" if main.time else ""
         german, english = self.relative_clause(head)
-        return g.Pair(
-            f"{g.german_main(main, front)}, {german}", f"{g.english_main(main, front)} {english}"
+        return Pair(
+            f"{german_main(main, front)}, {german}", f"{english_main(main, front)} {english}"
         )
 
-    def sentence(self) -> g.Pair:
+    def sentence(self) -> Pair:
         """Return one sentence pair with its capital and its full stop or question mark."""
-        make = self.dice.weighted(
+        make = self.weighted(
             [
                 (24.0, self.statement),
                 (13.0, self.reason),
@@ -1186,34 +1181,34 @@ class Speaker:
             ]
         )
         pair = make()
-        return g.Pair(finished(pair.de), finished(pair.en))
+        return Pair(finished(pair.de), finished(pair.en))
 
 
-def anaphor(subject: g.NounPhrase) -> g.NounPhrase:
+def anaphor(subject: NounPhrase) -> NounPhrase:
     """Return the pronoun that takes up a subject, or NO_PHRASE where German and English genders part."""
     if subject.pronoun:
         return subject
     if subject.plural:
-        return g.PRONOUNS[6]
-    return {"m": g.PRONOUNS[2], "f": g.PRONOUNS[3]}.get(subject.gender, NO_PHRASE)
+        return PRONOUNS[6]
+    return {"m": PRONOUNS[2], "f": PRONOUNS[3]}.get(subject.gender, NO_PHRASE)
 
 
-def asking(clause: g.Clause) -> list[tuple[float, g.Pair]]:
+def asking(clause: Clause) -> list[tuple[float, Pair]]:
     """Return the weighted wh-adverbs that may ask about a clause."""
-    options = [(2.0, g.Pair("warum", "why"))]
+    options = [(2.0, Pair("warum", "why"))]
     if clause.negated or clause.kein or clause.tense not in ("perf", "fut"):
         return options
     if clause.time is None and clause.frequency is None:
-        options.append((3.0, g.Pair("wann", "when")))
+        options.append((3.0, Pair("wann", "when")))
     movable = clause.verb.frame in ("T", "N") and "S" not in clause.verb.flags
     if clause.place is None and movable and clause.tense == "perf" and not clause.tail:
-        options.append((4.0, g.Pair("wo", "where")))
+        options.append((4.0, Pair("wo", "where")))
     return options
 
 
-def ambiguous(head: g.NounPhrase, clause: g.Clause) -> bool:
+def ambiguous(head: NounPhrase, clause: Clause) -> bool:
     """Return whether a relative clause that lacks its accusative could be read as lacking its subject."""
-    shown = g.relative_pronoun(head, "acc") != g.relative_pronoun(head, "nom")
+    shown = relative_pronoun(head, "acc") != relative_pronoun(head, "nom")
     subject = clause.subject
     return (
         gap_case(clause.verb) == ("acc", "")
@@ -1222,7 +1217,7 @@ def ambiguous(head: g.NounPhrase, clause: g.Clause) -> bool:
     )
 
 
-def suits(verb: g.Verb, found: g.NounPhrase, negated: bool) -> bool:
+def suits(verb: Verb, found: NounPhrase, negated: bool) -> bool:
     """Return whether an object's determiner suits the verb, and `nicht` where the clause is negated."""
     first = found.de("acc").split()[0]
     own = first.startswith(POSSESSED)
@@ -1232,7 +1227,7 @@ def suits(verb: g.Verb, found: g.NounPhrase, negated: bool) -> bool:
     return not (("W" in verb.flags and definite) or ("F" in verb.flags and own))
 
 
-def affordable(states: Sequence[str], main: g.Clause) -> list[str]:
+def affordable(states: Sequence[str], main: Clause) -> list[str]:
     """Return the states without those about money, unless the main clause costs some."""
     return [
         state
@@ -1241,7 +1236,7 @@ def affordable(states: Sequence[str], main: g.Clause) -> list[str]:
     ]
 
 
-def gap_case(verb: g.Verb) -> tuple[str, str]:
+def gap_case(verb: Verb) -> tuple[str, str]:
     """Return the case of a verb's object and its English preposition."""
     if verb.frame[0] == "I":
         _, case, english = verb.frame[1:].split("/")
@@ -1249,7 +1244,7 @@ def gap_case(verb: g.Verb) -> tuple[str, str]:
     return ("dat" if verb.frame == "H" else "acc"), ""
 
 
-def extended(phrase: g.NounPhrase, german: str, english: str) -> g.NounPhrase:
+def extended(phrase: NounPhrase, german: str, english: str) -> NounPhrase:
     """Return the noun phrase with a relative clause after it."""
     nom, acc, dat = (case + german for case in phrase.cases)
     return replace(phrase, cases=(nom, acc, dat), en=phrase.en + english)
@@ -1260,15 +1255,15 @@ def finished(words: str) -> str:
     return words[0].upper() + words[1:] + ("" if words.endswith("?") else ".")
 
 
-def fits(pair: g.Pair) -> bool:
+def fits(pair: Pair) -> bool:
     """Return whether both sides have a length the corpus keeps."""
     lengths = (len(pair.de.split()), len(pair.en.split()))
     return min(lengths) >= SHORTEST and max(lengths) <= LONGEST
 
 
-def draw_pairs(seed: int, count: int) -> list[g.Pair]:
+def draw_pairs(seed: int, count: int) -> list[Pair]:
     """Return `count` pairs in which no sentence of either language stands twice."""
-    speaker = Speaker(Dice(seed))
+    speaker = Speaker(seed)
     german: dict[str, str] = {}
     english: dict[str, str] = {}
     while len(german) < count:
@@ -1282,7 +1277,7 @@ def draw_pairs(seed: int, count: int) -> list[g.Pair]:
         if pair.de not in german and pair.en not in english:
             german[pair.de] = pair.en
             english[pair.en] = pair.de
-    return [g.Pair(de, en) for de, en in german.items()]
+    return [Pair(de, en) for de, en in german.items()]
 
 
 def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:

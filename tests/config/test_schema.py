@@ -5,11 +5,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from mt.cli.config import register
+from mt.cli import build_app
 from mt.config import PRESETS, Config, ModelConfig, json_schema, resume_policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +40,7 @@ def test_no_key_is_required_and_no_other_key_is_allowed():
 
 
 def test_the_schema_file_is_what_mt_config_schema_prints():
-    app = typer.Typer()
-    register(app)
-    printed = CliRunner().invoke(app, ["config", "schema"]).output
+    printed = CliRunner().invoke(build_app(), ["config", "schema"]).output
     assert json.loads(printed) == SCHEMA
     assert (ROOT / "configs" / "schema.json").read_text(encoding="utf-8") == printed, (
         "run: mt config schema > configs/schema.json"

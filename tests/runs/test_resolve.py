@@ -16,8 +16,8 @@ from mt.config import Config
 from mt.errors import ConfigError, MTError, RankError
 from mt.runs import resolve
 from mt.runs.resolve import start_computing
-from mt.runtime import World
 from mt.runtime.device import NAMES, choose_compute
+from mt.runtime.world import World
 from tests.runtime.ranks import on_ranks
 
 CPU = {"device": "cpu", "model": {"preset": "tiny"}}

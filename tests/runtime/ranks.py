@@ -13,7 +13,7 @@ from typing import Any
 from survival import warm
 from torch.distributed import FileStore
 
-from mt.runtime import World
+from mt.runtime.world import World
 
 
 class RankFailedError(AssertionError):

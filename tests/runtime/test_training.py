@@ -14,8 +14,9 @@ from mt.artifacts import CheckpointManager
 from mt.config import Config, ResolvedRun, load_config
 from mt.data.prepare import prepare
 from mt.model.transformer import build_model
-from mt.runtime import World, is_sharded, unsharded
 from mt.runtime.device import Compute
+from mt.runtime.shards import is_sharded, unsharded
+from mt.runtime.world import World
 from mt.train.trainer import Trainer
 from tests.conftest import ROOT
 from tests.runtime.ranks import on_ranks
@@ -124,7 +125,7 @@ import sys
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from mt.config import ModelConfig
-from mt.runtime import World
+from mt.runtime.world import World
 from mt.model.transformer import build_model
 from mt.train.objective import TrainingLoss
 

@@ -19,7 +19,7 @@ from mt.errors import ConfigError, MTError
 from mt.model.linear import Int8Linear
 from mt.runtime.device import Compute
 from mt.runtime.sharing import SharedWork
-from mt.runtime.worker_template import MODULES, start_early, worker_template
+from mt.runtime.template import MODULES, start_early, worker_template
 from mt.runtime.workers import Workers
 from tests.conftest import ROOT
 from tests.imports import computing_imports
@@ -219,8 +219,8 @@ def test_a_template_is_started_early_only_where_several_workers_are_likely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[int] = []
-    monkeypatch.setattr("mt.runtime.worker_template.worker_template", lambda: started.append(1))
-    monkeypatch.setattr("mt.runtime.worker_template.GPUS", ())
+    monkeypatch.setattr("mt.runtime.template.worker_template", lambda: started.append(1))
+    monkeypatch.setattr("mt.runtime.template.GPUS", ())
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -237,14 +237,14 @@ def test_a_template_is_started_early_only_where_several_workers_are_likely(
     assert not starts(4, 4, "cuda:1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert not starts(None, None)
-    monkeypatch.setattr("mt.runtime.worker_template.GPUS", ("/dev/null",))
+    monkeypatch.setattr("mt.runtime.template.GPUS", ("/dev/null",))
     assert not starts(2, 2)
     assert starts(2, 2, "cpu")
 
 
 def test_starting_early_imports_no_pytorch() -> None:
     code = (
-        "import sys, mt.runtime.worker_template as t; t.start_early(2, 2, 'cpu')\n"
+        "import sys, mt.runtime.template as t; t.start_early(2, 2, 'cpu')\n"
         "print('torch' in sys.modules, t._template.is_usable())"
     )
     result = subprocess.run(
@@ -327,7 +327,7 @@ def test_workers_start_from_every_kind_of_process(
 
 SLEEPERS = """
 import sys, time
-from mt.runtime.worker_template import worker_template
+from mt.runtime.template import worker_template
 if sys.argv[1] == "importing":
     print(worker_template().pid, flush=True)
 else:

@@ -11,7 +11,7 @@ import pytest
 
 from mt.config import TrainConfig
 from mt.errors import DivergedError
-from mt.runtime import World
+from mt.runtime.world import World
 from mt.train.stopping import Abandoned, DivergenceWatch, ScoreWatch, SignalStop, limit_reached
 from tests.conftest import ROOT
 
