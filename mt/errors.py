@@ -1,5 +1,7 @@
 """What a user can fix: each error says where, what was found and what to do, and knows its exit code."""
 
+from collections.abc import Iterable
+
 
 class MTError(Exception):
     """Base of all errors shown to a user without a traceback; `exit_code` is what the command line exits with."""
@@ -61,3 +63,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code  # SIGTERM while preparing
     return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def listed(head: str, lines: Iterable[str]) -> str:
+    """A message with several reasons, one per line."""
+    return "\n".join([head, *(f"  {line}" for line in lines)])

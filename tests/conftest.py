@@ -25,9 +25,25 @@ with contextlib.suppress(ImportError):  # a machine that only runs the tests for
 
     hypothesis.settings.register_profile("mt", deadline=None)  # a busy machine is no failure
     hypothesis.settings.load_profile("mt")
-MULTI30K = next(
-    (p for p in (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k") if p.is_dir()), None
-)
+# Real corpora that the project does not hold: one folder of gzipped text each, named multi30k, enja.
+CORPORA = os.environ.get("MT_TEST_CORPORA")
+
+
+def corpus(name: str) -> Path:
+    """The folder of a real corpus; without it the test is skipped, which is said at the end."""
+    folder = Path(CORPORA or ROOT / "data") / name
+    if not folder.is_dir():
+        pytest.skip(f"no corpus {folder}: set MT_TEST_CORPORA to the folder that holds {name}/")
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly which tests had no real text."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum("MT_TEST_CORPORA" in str(report.longrepr) for report in skipped)
+    if count:
+        message = f"{count} tests on real text DID NOT RUN: set MT_TEST_CORPORA"
+        terminalreporter.write_line(message, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
-from mt.errors import ExportError
+from mt.errors import ExportError, listed
 from mt.files import atomic_dir
 from mt.model.layers import sinusoids
 
@@ -36,14 +36,7 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder")
     if reasons := refusals(loaded, format):
-        raise ExportError(
-            "\n".join(
-                [
-                    f"{loaded.folder}: cannot be a {format} model",
-                    *(f"  {reason}" for reason in reasons),
-                ]
-            )
-        )
+        raise ExportError(listed(f"{loaded.folder}: cannot be a {format} model", reasons))
     with atomic_dir(out) as temporary:
         save_file(
             _weights(loaded, format), temporary / "model.safetensors", metadata={"format": "pt"}

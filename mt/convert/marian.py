@@ -17,7 +17,7 @@ from torch import Tensor
 from mt.artifacts import ModelFolder
 from mt.config import Config
 from mt.data.tokenizer import JOINT_FILE, SRC_FILE, TABLE_FILE, TGT_FILE, Tokenizer
-from mt.errors import CheckpointError
+from mt.errors import CheckpointError, listed
 from mt.files import atomic_dir
 from mt.model.transformer import build_model
 
@@ -99,23 +99,11 @@ def read_marian(folder: Path) -> MarianFolder:
             "model.safetensors is missing"
             + (f"; {_how_to_convert(pickles[0], folder)}" if pickles else "")
         )
-    vocabularies = []
-    for name in (
-        "vocab.json",
-        *(["target_vocab.json"] if (folder / "target_vocab.json").exists() else []),
-    ):
-        try:
-            ids = _json(folder / name)
-            pieces = sorted(ids, key=ids.__getitem__)
-            if [ids[piece] for piece in pieces] != list(range(len(pieces))):
-                reasons.append(f"{name}: its ids are not 0 to {len(pieces) - 1}, each once")
-            vocabularies.append(pieces)
-        except (CheckpointError, TypeError) as error:
-            reasons.append(str(error))
+    names = ["vocab.json", "target_vocab.json"]
+    names = [name for name in names if name == names[0] or (folder / name).exists()]
+    vocabularies = [_vocabulary(folder / name, reasons) for name in names]
     if reasons:
-        raise CheckpointError(
-            "\n".join([f"{folder}: cannot be imported", *(f"  {reason}" for reason in reasons)])
-        )
+        raise CheckpointError(listed(f"{folder}: cannot be imported", reasons))
     optional = [
         _json(folder / name) if (folder / name).exists() else {}
         for name in ("generation_config.json", "tokenizer_config.json")
@@ -134,6 +122,25 @@ def read_marian(folder: Path) -> MarianFolder:
         special,
         spm,
     )
+    _check_sizes(source, folder)
+    return source
+
+
+def _vocabulary(path: Path, reasons: list[str]) -> list[str]:
+    """The pieces in the order of their ids; what is wrong with them is added to `reasons`."""
+    pieces: list[str] = []
+    try:
+        ids = _json(path)
+        pieces = sorted(ids, key=ids.__getitem__)
+        if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+            reasons.append(f"{path.name}: its ids are not 0 to {len(pieces) - 1}, each once")
+    except (CheckpointError, TypeError) as error:
+        reasons.append(str(error))
+    return pieces
+
+
+def _check_sizes(source: MarianFolder, folder: Path) -> None:
+    config = source.config
     sizes = {"vocab_size": len(source.src_pieces), "decoder_vocab_size": len(source.tgt_pieces)}
     wrong = [
         f"{key}: {config[key]}, but {size:,} pieces"
@@ -141,15 +148,7 @@ def read_marian(folder: Path) -> MarianFolder:
         if (config.get(key) or size) != size
     ]
     if wrong:
-        raise CheckpointError(
-            "\n".join(
-                [
-                    f"{folder}: its vocabulary does not fit its weights",
-                    *(f"  {line}" for line in wrong),
-                ]
-            )
-        )
-    return source
+        raise CheckpointError(listed(f"{folder}: its vocabulary does not fit its weights", wrong))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -268,8 +267,8 @@ def _weights(
     given = {name.removeprefix("model."): weight.float() for name, weight in source.weights.items()}
     shared = given.get("shared.weight")
     bias = given.get("final_logits_bias", torch.zeros(1, len(source.tgt_pieces)))[0].clone()
-    listed = source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or []
-    banned = [words[0] for words in listed if len(words) == 1 and 0 <= words[0] < len(bias)]
+    forbidden = source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or []
+    banned = [words[0] for words in forbidden if len(words) == 1 and 0 <= words[0] < len(bias)]
     bias[banned] = NEVER
     tgt_rows, src_rows = (
         torch.tensor(order),
@@ -299,12 +298,7 @@ def _weights(
             weights[name] = weight
     if reasons:
         raise CheckpointError(
-            "\n".join(
-                [
-                    f"{folder}: its weights do not fit its config.json",
-                    *(f"  {line}" for line in reasons[:8]),
-                ]
-            )
+            listed(f"{folder}: its weights do not fit its config.json", reasons[:8])
         )
     if not has_own_start:
         weights["output_bias"][2] = NEVER

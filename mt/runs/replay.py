@@ -17,7 +17,7 @@ from mt.model.kernels import packs
 from mt.runtime.device import Compute, choose_compute
 from mt.train.crash import read_crash
 from mt.train.objective import loss_sums
-from mt.train.trainer import seed_draws
+from mt.train.updates import seed_draws
 
 
 @dataclass(frozen=True)

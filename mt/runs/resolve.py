@@ -16,7 +16,7 @@ from mt.artifacts import ModelFolder, RunFolder, find_model
 from mt.config import AUTO, Config, ResolvedRun, flatten, resume_policy, with_defaults_of
 from mt.data.prepare import Prepared, prepare
 from mt.data.store import Lengths
-from mt.errors import ConfigError
+from mt.errors import ConfigError, listed
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runtime.device import NAMES, Compute, choose_compute, has_native_bf16
 from mt.runtime.world import World
@@ -54,13 +54,11 @@ def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[st
     refused = [key for key in changed if resume_policy(Config, key) == "fixed"]
     if refused:
         raise ConfigError(
-            "\n".join(
-                [
-                    f"{run}: this run was started with other settings:",
-                    *(f"  {changes[key]}" for key in refused),
-                    "put them back, choose another run_dir, or start anew with --overwrite",
-                ]
+            listed(
+                f"{run}: this run was started with other settings:",
+                [changes[key] for key in refused],
             )
+            + "\nput them back, choose another run_dir, or start anew with --overwrite"
         )
     told = [key for key in changed if key not in ("precision", "threads")]  # see `_tell_changes`
     return [changes[key] for key in told]

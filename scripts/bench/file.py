@@ -102,40 +102,30 @@ def main() -> None:
         (folder / "source").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         export_ctranslate2(load_model(Path(args.model), torch.device("cpu")), folder / "ct2")
         for engine in args.engines.split(","):
-            command = [sys.executable, *sys.argv, "--child", engine, name]
-            if engine.startswith("mt-"):
-                options = {
-                    "precision": engine.removeprefix("mt-"),
-                    "beam-size": args.beam_size,
-                    "batch-size": args.batch_size,
-                }
-                command = [
-                    sys.executable,
-                    "-m",
-                    "mt",
-                    "translate",
-                    args.model,
-                    f"{name}/source",
-                    "-o",
-                    f"{name}/{engine}",
-                ]
-                command += [f"--{key}={value}" for key, value in options.items()]
-                on_terminal = f"stty rows 30 cols 100; exec {shlex.join(command)}"
-                command = ["script", "-qec", on_terminal, str(args.log / f"{engine}.log")]
-            seconds, samples = watch(command)
+            seconds, samples = watch(command(args, engine, name))
             translated = len((folder / engine).read_text(encoding="utf-8").splitlines())
             tenth = len(samples) // 10
             early, late = max(samples[tenth : 2 * tenth]), max(samples[-tenth:])
             grew |= engine.startswith("mt-") and late > GROWTH * early
             print(
-                f"{engine}: {translated:,} lines in {seconds:,.1f} s, {translated / seconds:,.1f} lines/s; ",
-                end="",
-            )
-            print(
+                f"{engine}: {translated:,} lines in {seconds:,.1f} s, {translated / seconds:,.1f} lines/s; "
                 f"memory {early:,.0f} MiB in the second tenth, {late:,.0f} in the last, peak {max(samples):,.0f}",
                 flush=True,
             )
     sys.exit(grew)
+
+
+def command(args: argparse.Namespace, engine: str, folder: str) -> list[str]:
+    """What translates the source in the folder by an engine; ours on a terminal."""
+    if not engine.startswith("mt-"):
+        return [sys.executable, *sys.argv, "--child", engine, folder]
+    precision = engine.removeprefix("mt-")
+    text = (
+        f"{sys.executable} -m mt translate {args.model} {folder}/source -o {folder}/{engine} "
+        f"--precision={precision} --beam-size={args.beam_size} --batch-size={args.batch_size}"
+    )
+    log = str(args.log / f"{engine}.log")
+    return ["script", "-qec", f"stty rows 30 cols 100; exec {text}", log]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mt.model.attention import PaddedAttention
 from mt.model.layers import Dropout
 from mt.model.transformer import Transformer
 from mt.train import objective as loss_module
-from mt.train import trainer as trainer_module
+from mt.train import updates
 from mt.train.gradients import LossScale
 from mt.train.objective import Loss
 
@@ -54,7 +54,7 @@ def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> to
     return torch.optim.AdamW([{**group, "fused": False} for group in groups], fused=False)
 
 
-trainer_build_optimizer = trainer_module.build_optimizer
+trainer_build_optimizer = updates.build_optimizer
 PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "dropout": [
         (Dropout, "drops", lambda self, x: False)
@@ -64,8 +64,8 @@ PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     ],  # the fused kernel, not two batched products
     "loss": [(loss_module, "loss_sums", plain_loss)],  # all logits at once, not in chunks
     "optimizer": [
-        (trainer_module, "apply_gradients", plain_step),
-        (trainer_module, "build_optimizer", plain_optimizer),
+        (updates, "apply_gradients", plain_step),
+        (updates, "build_optimizer", plain_optimizer),
     ],
     "allocator": [
         (device_module, "keep_freed_memory", lambda: None)
@@ -79,5 +79,5 @@ def plain_pytorch(kinds: Iterable[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, plain in (each for kind in kinds for each in PLAIN[kind]):
             stack.enter_context(patch.object(owner, name, plain))
-        stack.enter_context(patch.object(trainer_module, "packs", lambda config, compute: False))
+        stack.enter_context(patch.object(updates, "packs", lambda config, compute: False))
         yield

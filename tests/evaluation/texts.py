@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MULTI30K, ROOT
-
-ENJA = ROOT.parent / "shared/data/enja"
+from tests.conftest import ROOT, corpus
 
 
 @dataclass(frozen=True)
@@ -33,21 +31,15 @@ def sample_text() -> list[str]:
 
 
 def multi30k(language: str = "en") -> list[str]:
-    if MULTI30K is None:
-        pytest.skip("no Multi30k in data/multi30k or ../shared/data/multi30k")
-    return (
-        gzip.decompress((MULTI30K / f"test_2016_flickr.{language}.gz").read_bytes())
-        .decode()
-        .split("\n")[:-1]
-    )
+    packed = (corpus("multi30k") / f"test_2016_flickr.{language}.gz").read_bytes()
+    return gzip.decompress(packed).decode().split("\n")[:-1]
 
 
 def enja() -> list[str]:
-    if not ENJA.is_dir():
-        pytest.skip("no ../shared/data/enja")
+    folder = corpus("enja")
     if importlib.util.find_spec("MeCab") is None:
         pytest.skip("MeCab is missing; pip install 'mt-forge[ja]'")
-    text = gzip.decompress((ENJA / "dev.ja.gz").read_bytes()).decode()
+    text = gzip.decompress((folder / "dev.ja.gz").read_bytes()).decode()
     return [line.replace(" ", "") for line in text.split("\n")[:-1]]
 
 

@@ -8,17 +8,12 @@ import pytest
 import torch
 
 from mt.config import load_config
+from mt.data.batch import empty_batch
 from mt.data.order import Position, TrainLoader
 from mt.data.prepare import prepare
 from mt.model.transformer import Transformer, build_model
-from mt.runs.plan import (
-    empty_batch,
-    micro_batch_memory,
-    parameters_by_block,
-    plan_corpus,
-    plan_memory,
-    process_memory,
-)
+from mt.runs.footprint import micro_batch_memory, plan_memory, process_memory
+from mt.runs.plan import parameters_by_block, plan_corpus
 from mt.runtime.device import Compute
 from mt.runtime.environment import SETTINGS
 from tests.conftest import ROOT, run_mt
@@ -130,7 +125,7 @@ def test_the_worst_micro_batch_is_the_one_with_the_largest_peak(
 ) -> None:
     config = load_config(small_yaml(tmp_path))
     corpus = plan_corpus(TrainLoader(prepare(config).train, config.batching, config.seed))
-    memory = plan_memory(config, (500, 500), corpus, CPU, process=0)
+    memory = plan_memory(config, (500, 500), corpus.shapes, corpus.micro_batches, CPU, process=0)
     peaks = [
         micro_batch_memory(config, (500, 500), tuple(shape), CPU, repeat=False).total()
         for shape in corpus.shapes[:8].tolist()

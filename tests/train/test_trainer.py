@@ -28,7 +28,8 @@ from mt.train.gradients import PendingStats
 from mt.train.objective import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop
-from mt.train.trainer import Trainer, seed_draws
+from mt.train.trainer import Trainer
+from mt.train.updates import seed_draws
 from mt.train.validation import sample_sizes
 from tests.conftest import ROOT, run_mt
 
@@ -388,7 +389,7 @@ def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
 def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weights_alone(
     call: int, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mt.train import trainer as trainer_module
+    from mt.train import updates as trainer_module
 
     trainer = make_trainer()
     updates = trainer.loader.updates()
