@@ -245,11 +245,6 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
                 if isinstance(child, nn.Linear):
                     delattr(module, name)
                     setattr(module, name, pack_linear(child.weight, child.bias, dtype))
-    # A step is counted in microseconds: its parts are found at once, and called without hooks.
-    for part in ready.modules():
-        for name, inner in part.named_children():
-            is_only_called = isinstance(inner, nn.LayerNorm | Activation)
-            vars(part)[name] = inner.forward if is_only_called else inner
     return ready
 
 

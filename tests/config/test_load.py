@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mt.cli.config import register
+from mt.cli import build_app
 from mt.config import (
     PRESETS,
     Config,
@@ -508,9 +507,7 @@ def test_flatten_names_every_value_by_its_dotted_key():
 
 
 def run_mt(*words: str):
-    app = typer.Typer()
-    register(app)
-    return CliRunner().invoke(app, ["config", *words])
+    return CliRunner().invoke(build_app(), ["config", *words])
 
 
 def test_config_show_prints_what_the_file_and_overrides_resolve_to(tmp_path):

@@ -19,8 +19,9 @@ from mt.artifacts import CheckpointManager, ModelFolder
 from mt.config import ResolvedRun, load_config
 from mt.data.prepare import prepare
 from mt.errors import CheckpointError, DivergedError, MTError
+from mt.runtime import shards
 from mt.runtime.device import Compute
-from mt.runtime.world import World, shards
+from mt.runtime.world import World
 from mt.train.objective import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop

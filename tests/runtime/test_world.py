@@ -11,7 +11,8 @@ import torch
 from torch.distributed import TCPStore
 
 from mt.errors import ConfigError, DataError, RankError, RankLostError
-from mt.runtime.world import World, joined, presence
+from mt.runtime import presence
+from mt.runtime.world import World, joined
 from mt.train.gradients import wait_for_gpu
 from mt.train.stopping import SignalStop
 from tests.runtime.ranks import RankFailedError, on_ranks
