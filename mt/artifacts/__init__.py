@@ -7,18 +7,3 @@ from mt.artifacts.checkpoints import CheckpointManager, TrainingState, run_check
 from mt.artifacts.manifest import MANIFEST, TRAINING, read_json, seal, verify
 from mt.artifacts.model_folder import ModelFolder, average_checkpoints
 from mt.artifacts.run_folder import RunFolder, find_model
-
-__all__ = [
-    "MANIFEST",
-    "TRAINING",
-    "CheckpointManager",
-    "ModelFolder",
-    "RunFolder",
-    "TrainingState",
-    "average_checkpoints",
-    "find_model",
-    "read_json",
-    "run_checkpoints",
-    "seal",
-    "verify",
-]

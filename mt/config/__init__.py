@@ -23,33 +23,3 @@ from mt.config.schema.model import ModelConfig
 from mt.config.schema.section import AUTO, Resume, resume_policy
 from mt.config.schema.train import OptimConfig, TrainConfig, ValidConfig
 from mt.config.write import flatten, json_schema, to_yaml
-
-__all__ = [
-    "AUTO",
-    "HEADER",
-    "LONGEST_SRC",
-    "PRESETS",
-    "BatchingConfig",
-    "Config",
-    "CorpusConfig",
-    "DataConfig",
-    "DecodeConfig",
-    "FilterConfig",
-    "ModelConfig",
-    "Normalization",
-    "OptimConfig",
-    "ResolvedRun",
-    "Resume",
-    "TokenizerConfig",
-    "TrainConfig",
-    "ValidConfig",
-    "config_from_text",
-    "default_run_dir",
-    "expanded",
-    "flatten",
-    "json_schema",
-    "load_config",
-    "resume_policy",
-    "to_yaml",
-    "with_defaults_of",
-]

@@ -5,7 +5,6 @@ Training, the command line, evaluation, reports and the Python API all come thro
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -41,7 +40,6 @@ from mt.runtime.memory import in_halves
 from mt.runtime.sharing import SharedWork
 from mt.runtime.workers import Workers
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -14,21 +14,3 @@ from mt.evaluation.metrics import (
     sentence_scores,
 )
 from mt.evaluation.significance import KINDS, Comparison, Kind, paired_tests
-
-__all__ = [
-    "DEFAULT_METRICS",
-    "KINDS",
-    "MAX_RESAMPLED",
-    "METRICS",
-    "RESAMPLES",
-    "TITLES",
-    "Comparison",
-    "Interval",
-    "Kind",
-    "Metrics",
-    "Score",
-    "build_metrics",
-    "corpus_scores",
-    "paired_tests",
-    "sentence_scores",
-]

@@ -1,6 +1,5 @@
 """`mt reproduce`: train and evaluate again what a score card says, and hold the scores against it."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from mt.evaluation import TITLES
 from mt.evaluation.evaluate import EvaluatedModel, Scoring, evaluate_model, read_tests
 from mt.evaluation.scorecard import read_scorecard
 from mt.runs.start import train
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

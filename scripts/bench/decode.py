@@ -16,6 +16,7 @@ medians, and ratios within one run: machines are noisy.
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,9 +32,10 @@ from rich.table import Table
 
 from mt import Translator
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
+from mt.convert.huggingface import TransformersEngine, export_huggingface
 from mt.data.batch import pad_rows
 from mt.data.sources import read_text
-from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mt.data.tokenizer import EOS_ID, PAD_ID
 from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 from mt.evaluation import build_metrics, corpus_scores
@@ -46,42 +48,24 @@ Engine = Callable[
 ]  # of beam and batch size: its ways to work, each with a name
 
 
-def gpu_engine(model: str, precision: str, device: str) -> Engine:
-    """Ours on a GPU, where `batch_size` alone limits a batch."""
-
-    def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        translator = Translator.load(
-            model, device=device, precision=precision, beam_size=beam_size, batch_size=batch_size,
-            max_tokens=batch_size * 512,
-        )  # fmt: skip
-        yield device, lambda sources: [hyps[0].tokens for hyps in translator.search(sources)]
-
-    return variants
-
-
 def mt_engine(model: str, precision: str, device: str) -> Engine:
-    """Ours: worker processes; for one sentence at a time this process alone."""
-    if device != "cpu":
-        return gpu_engine(model, precision, device)
+    """Ours: on a CPU worker processes, for one sentence at a time this process alone; on a GPU `batch_size` alone limits a batch."""
     threads = torch.get_num_threads()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
         ways = [(1, 1), (threads, 1)] if batch_size == 1 else [(threads, None)]
+        limits = {"beam_size": beam_size, "batch_size": batch_size}
+        if device != "cpu":
+            ways, limits = [(threads, 1)], {**limits, "max_tokens": batch_size * 512}
+            torch.cuda.reset_peak_memory_stats()
         for count, workers in ways:
             translator = Translator.load(
-                model,
-                device="cpu",
-                precision=precision,
-                threads=count,
-                workers=workers,
-                beam_size=beam_size,
-                batch_size=batch_size,
+                model, device=device, precision=precision, threads=count, workers=workers, **limits
             )
-            name = f"{translator.workers.count} x {max(1, translator.workers.threads // translator.workers.count)}"
+            number = translator.workers.count
+            name = f"{number} x {max(1, translator.workers.threads // number)}"
             yield (
-                name,
+                name if device == "cpu" else device,
                 lambda sources, translator=translator: [
                     hyps[0].tokens for hyps in translator.search(sources)
                 ],
@@ -115,29 +99,13 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
     return variants
 
 
-def hf_engine(model: str, precision: str) -> Engine:
+def hf_engine(model: str, folder: str, precision: str) -> Engine:
     """`generate` of transformers' Pegasus, whose architecture is ours with the norm before each block."""
-    from transformers import PegasusConfig, PegasusForConditionalGeneration
-
     loaded = load_model(Path(model), torch.device("cpu"))
-    config, decode = loaded.config.model, loaded.config.decode
-    assert config.norm == "pre", "Hugging Face's Pegasus has its norms before the blocks"
-    theirs = PegasusForConditionalGeneration(PegasusConfig(
-        vocab_size=loaded.tokenizer.tgt_vocab_size, d_model=config.d_model,
-        encoder_layers=config.encoder_layers, encoder_attention_heads=config.num_heads, encoder_ffn_dim=config.d_ff,
-        decoder_layers=config.decoder_layers, decoder_attention_heads=config.num_heads,
-        decoder_ffn_dim=config.d_ff, activation_function=config.activation, scale_embedding=True, max_position_embeddings=1024,
-        pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=BOS_ID, decoder_start_token_id=BOS_ID, forced_eos_token_id=None,
-    )).eval()  # fmt: skip
-    weights = {f"model.{name}": weight for name, weight in loaded.model.state_dict().items()}
-    weights |= {
-        f"model.{name}.weight": loaded.model.output_weight
-        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    }
-    missing = theirs.load_state_dict(
-        {**weights, "lm_head.weight": loaded.model.output_weight}, strict=False
-    )
-    assert not missing.unexpected_keys, missing
+    decode = loaded.config.decode
+    export_huggingface(loaded, Path(f"{folder}.hf"), "pegasus")
+    theirs = TransformersEngine(Path(f"{folder}.hf"), decode).model
+    shutil.rmtree(f"{folder}.hf")
     if precision == "bf16":
         theirs = theirs.bfloat16()
 
@@ -198,7 +166,7 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
     engine = {
         "mt": lambda: mt_engine(args.model, precision, args.device),
         "ct2": lambda: ct2_engine(args.model, folder, precision),
-        "hf": lambda: hf_engine(args.model, precision),
+        "hf": lambda: hf_engine(args.model, folder, precision),
     }[kind]()
     tokenizer = load_model(Path(args.model), torch.device("cpu")).tokenizer
     sources = tokenizer.encode_src(read_text(args.source)[: args.lines])

@@ -621,7 +621,7 @@ class Speaker(Dice):
 
     def why(self, main: Clause, subject: NounPhrase, tense: str) -> Clause:
         """Return a reason for what the main clause tells."""
-        denied = main.negated or main.kein
+        denied = main.denied
         moving = main.verb.frame in ("G", "Y") or main.verb.infinitive in (
             "aufstehen",
             "abreisen",
@@ -639,7 +639,7 @@ class Speaker(Dice):
     def errand(self, subject: NounPhrase, tense: str, modal: str, among: str = DUTIES) -> Clause:
         """Return something someone has to or wants to do."""
         clause = self.clause(subject, fixed=tense, modal=modal, among=among)
-        while clause.negated or clause.kein:
+        while clause.denied:
             clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         return clause
 
@@ -687,7 +687,7 @@ class Speaker(Dice):
             if "X" in main.verb.flags:
                 return self.reason()
             return self.linked(main, self.why(main, subject, when), Pair("weil", "because"))
-        if main.negated or main.kein:
+        if main.denied:
             return self.reason()
         return self.linked(main, self.despite(main, subject, when), Pair("obwohl", "although"))
 
@@ -696,7 +696,7 @@ class Speaker(Dice):
         tense = self.pick(["fut", "pres"])
         modal = "" if tense == "fut" else self.pick(["können", "sollen", "dürfen", "wollen"])
         main = self.clause(subject, fixed=tense, modal=modal)
-        while main.negated or main.kein:
+        while main.denied:
             main = self.clause(subject, fixed=tense, modal=modal)
         return self.linked(
             main, self.state(subject, "pres", affordable(PROVIDED, main)), Pair("wenn", "if")
@@ -747,7 +747,7 @@ class Speaker(Dice):
         subject = self.other_subject(NO_PHRASE)
         main = self.clause(subject, "TDHING", "perf")
         sub = self.clause(self.other_subject(subject), "TINI", "perf")
-        denied = sub.negated or main.negated or main.kein or sub.kein
+        denied = sub.negated or main.denied or sub.kein
         odd = {"S", "X", "E"} & {*main.verb.flags, *sub.verb.flags}
         if (
             denied
@@ -815,7 +815,7 @@ class Speaker(Dice):
         subject = self.subject()
         sub = self.clause(self.other_subject(subject))
         main = Clause(subject, PLAIN_VERBS["wissen"], negated=self.chance(0.75))
-        if sub.negated or sub.kein:
+        if sub.denied:
             main = replace(main, negated=False)
         options = [*asking(sub), (3.0 * main.negated, Pair("ob", "whether"))]
         link = self.weighted(options)
@@ -1019,7 +1019,7 @@ class Speaker(Dice):
         clumsy = (
             inner.tail and inner.verb.frame != "N"
         ) or inner.verb.infinitive in MISHAPS.split()
-        if inner.negated or inner.kein or (clumsy and not aimed):
+        if inner.denied or (clumsy and not aimed):
             return self.infinitive()
         inner = replace(inner, modal="", place=None if aimed else inner.place)
         main = (
@@ -1063,7 +1063,7 @@ class Speaker(Dice):
             second.infix,
         }:
             return self.coordination()
-        one_denied = (first.negated or first.kein) != (second.negated or second.kein)
+        one_denied = (first.denied) != (second.denied)
         link = Pair("aber", "but") if one_denied or self.chance(0.2) else Pair("und", "and")
         return Pair(
             f"{german_main(first)}, {link.de} {german_main(second)}",
@@ -1196,7 +1196,7 @@ def anaphor(subject: NounPhrase) -> NounPhrase:
 def asking(clause: Clause) -> list[tuple[float, Pair]]:
     """Return the weighted wh-adverbs that may ask about a clause."""
     options = [(2.0, Pair("warum", "why"))]
-    if clause.negated or clause.kein or clause.tense not in ("perf", "fut"):
+    if clause.denied or clause.tense not in ("perf", "fut"):
         return options
     if clause.time is None and clause.frequency is None:
         options.append((3.0, Pair("wann", "when")))

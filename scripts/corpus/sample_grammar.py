@@ -481,6 +481,11 @@ class Clause:
     frontable: bool = False
     infix: str = ""
 
+    @property
+    def denied(self) -> bool:
+        """Whether it says that something is not so."""
+        return self.negated or self.kein
+
 
 def pairs(rows: str) -> list[Pair]:
     """Read "German,English" rows; "_" stands for a blank inside a cell."""

@@ -13,7 +13,6 @@ What is not an error is counted in `CorpusStats`, but for the mark.
 """
 
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ from typing import Any, NamedTuple
 from mt.config import CorpusConfig, DataConfig
 from mt.errors import DataError
 from mt.files import BYTE_ORDER_MARK, read_lines
-
-logger = logging.getLogger(__name__)
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
