@@ -82,12 +82,10 @@ class CheckpointManager:
     ) -> None:
         self.run = RunFolder(run_dir)
         self.folder = self.run.checkpoints
-        self.keep_last, self.keep_best, self.metric, self.world = (
-            keep_last,
-            keep_best,
-            metric,
-            world,
-        )
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.metric = metric
+        self.world = world
         # What scores must have measured to count (`Validator.measured`); None: anything.
         self.measured: str | None = None
 

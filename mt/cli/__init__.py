@@ -48,6 +48,9 @@ def _global_options(
     if version:
         typer.echo(f"mt {__version__}")
         raise typer.Exit
+    from mt.log import setup_logging
+
+    setup_logging()
 
 
 def main() -> NoReturn:

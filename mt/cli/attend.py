@@ -32,8 +32,8 @@ def attend(
 ) -> None:
     """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
     from mt.cli.output import check_output, tell, write_text
-    from mt.report.attend import attend as look
-    from mt.report.attend import figures
+    from mt.report.attention import attend as look
+    from mt.report.attention import figures
     from mt.report.heatmap import as_svg
 
     check_output(output)

@@ -62,9 +62,7 @@ def compare(
         start_early(workers, threads, device)
     from mt.evaluation.compare import compare as run
     from mt.evaluation.evaluate import Scoring
-    from mt.log import setup_logging
 
-    setup_logging()
     options = {
         "beam_size": beam_size,
         "precision": precision,

@@ -35,8 +35,6 @@ def export(
     """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must be identical, all others ties."""
     from mt.cli.output import tell
     from mt.convert.export import export_and_prove
-    from mt.log import setup_logging
 
-    setup_logging()
     report = export_and_prove(model, output, to, quantization, prove, lines)
     tell("\n".join(report))

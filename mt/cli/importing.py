@@ -23,7 +23,5 @@ def importing(
     """Import a model: it then translates, evaluates, exports, and can be trained further (mt train --init-from)."""
     from mt.cli.output import tell
     from mt.convert.importing import import_and_prove
-    from mt.log import setup_logging
 
-    setup_logging()
     tell("\n".join(import_and_prove(folder, output, prove, lines)))

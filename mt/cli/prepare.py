@@ -13,10 +13,9 @@ def prepare(
     loaded = load_config(config, overrides or ())
     from mt.cli.output import tell
     from mt.data.prepare import prepare as run
-    from mt.log import say, setup_logging
+    from mt.log import say
     from mt.runs.resolve import with_initial_model
 
-    setup_logging()
     loaded, taken_over = with_initial_model(loaded)
     for line in taken_over:
         say(line)

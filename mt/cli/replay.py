@@ -16,10 +16,8 @@ def replay(
 ) -> None:
     """Run again, alone, the batch that broke a training; exits 3 where it breaks again."""
     from mt.errors import DivergedError
-    from mt.log import setup_logging
     from mt.runs.replay import replay as run_again
 
-    setup_logging()
     broken = False
     for index, found in enumerate(run_again(folder, device)):
         broken |= not found.finite

@@ -50,11 +50,9 @@ def report(
     from mt.artifacts import RunFolder
     from mt.cli.output import check_output, tell, write_text
     from mt.evaluation.evaluate import Scoring
-    from mt.log import setup_logging
     from mt.report.contents import report_data
     from mt.report.page import render
 
-    setup_logging()
     options = {"precision": precision, "device": device, "threads": threads, "workers": workers}
     scoring = Scoring(tuple(metric or Scoring.metrics), tokenizer, lang)
     path = output or RunFolder(runs[0]).report_path

@@ -17,10 +17,8 @@ def reproduce(
 ) -> None:
     """Train and evaluate again what a score card says; exits 1 where a score is not the same to two decimals."""
     from mt.errors import MTError
-    from mt.log import setup_logging
     from mt.runs.reproduce import reproduce as run
 
-    setup_logging()
     agreements, circumstances = run(card, run_dir)
     typer.echo(
         "\n".join([*map(str, agreements), *(f"not as it was: {line}" for line in circumstances)])

@@ -32,11 +32,10 @@ def score(
     from mt.config import CorpusConfig, DataConfig
     from mt.data.sources import read_parallel
     from mt.decode.translator import Translator
-    from mt.log import progress_bar, say, setup_logging
+    from mt.log import progress_bar, say
     from mt.runtime.device import NAMES
 
     check_output(None)
-    setup_logging()
     sources, targets = read_parallel([CorpusConfig(src=src, tgt=tgt)], DataConfig())
     translator = Translator.load(
         model, device=device, precision=precision, threads=threads, workers=workers

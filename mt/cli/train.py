@@ -47,10 +47,8 @@ def train(
     begin = [f"train.init_from={init_from}"] if init_from is not None else []
     loaded = load_config(config, [*(overrides or ()), *begin])
     if plan:
-        from mt.log import setup_logging
         from mt.runs.plan import plan as plan_run
 
-        setup_logging()
         typer.echo(plan_run(loaded))
         return
     if nproc is not None:

@@ -69,11 +69,9 @@ def _specification(loaded: LoadedModel) -> Any:
     spec.register_target_vocabulary(tokenizer.tgt_pieces)
     names = tokenizer.tgt_pieces
     spec.config.add_source_eos = True
-    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (
-        names[UNK_ID],
-        names[BOS_ID],
-        names[EOS_ID],
-    )
+    spec.config.unk_token = names[UNK_ID]
+    spec.config.bos_token = names[BOS_ID]
+    spec.config.eos_token = names[EOS_ID]
     spec.config.decoder_start_token = names[BOS_ID]
     return spec
 

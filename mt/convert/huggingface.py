@@ -252,10 +252,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _log_prob(self, source: list[int], tokens: list[int]) -> float:
-        src, tgt_in = (
-            torch.tensor([self._theirs_of_src([*source, EOS_ID])]),
-            torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])]),
-        )
+        src = torch.tensor([self._theirs_of_src([*source, EOS_ID])])
+        tgt_in = torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])])
         logits = self.model(input_ids=src, decoder_input_ids=tgt_in).logits[0]
         return float(
             logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum()

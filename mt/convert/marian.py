@@ -72,10 +72,8 @@ def import_marian(folder: Path, out: Path) -> TheirIds:
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another folder")
     source = read_marian(folder)
-    order, has_own_start = (
-        _order(source.tgt_pieces, source.special),
-        source.special.start != source.special.pad,
-    )
+    order = _order(source.tgt_pieces, source.special)
+    has_own_start = source.special.start != source.special.pad
     config = _config(source)
     weights = _weights(source, config, order, has_own_start, folder)
     with tempfile.TemporaryDirectory() as given, atomic_dir(out) as temporary:
@@ -270,10 +268,8 @@ def _weights(
     forbidden = source.generation.get("bad_words_ids") or source.config.get("bad_words_ids") or []
     banned = [words[0] for words in forbidden if len(words) == 1 and 0 <= words[0] < len(bias)]
     bias[banned] = NEVER
-    tgt_rows, src_rows = (
-        torch.tensor(order),
-        torch.tensor(_order(source.src_pieces, source.special)),
-    )
+    tgt_rows = torch.tensor(order)
+    src_rows = torch.tensor(_order(source.src_pieces, source.special))
     taken = {
         "encoder.embed_tokens.weight": given.get("encoder.embed_tokens.weight", shared),
         "decoder.embed_tokens.weight": given.get("decoder.embed_tokens.weight", shared),

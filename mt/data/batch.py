@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +42,10 @@ class PackedBatch:
 
 
 AnyBatch = Batch | PackedBatch
+B = TypeVar("B", bound=AnyBatch)
 
 
-def moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+def moved(batch: B, device: torch.device) -> B:
     """The batch on another device, copied while the device goes on computing; itself where it is there already."""
     if device.type == "cpu":
         return batch

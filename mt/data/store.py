@@ -137,10 +137,8 @@ class TokenCache:
                 (folder / "manifest.json").read_text(encoding="utf-8")
             )
             self._src, self._tgt = (self._open(side) for side in SIDES)
-            self.lossy, self.lengths_seen = (
-                Lossy(**self.manifest["lossy"]),
-                Lengths(**self.manifest["lengths"]),
-            )
+            self.lossy = Lossy(**self.manifest["lossy"])
+            self.lengths_seen = Lengths(**self.manifest["lengths"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder}: damaged token cache ({error}); delete this folder and start again"

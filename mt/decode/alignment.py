@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt.data.batch import Batch, collate, moved
+from mt.data.batch import collate, moved
 from mt.data.tokenizer import Tokenizer
 from mt.decode.parts import TranslatedPart, Translation
 from mt.model.attention import PaddedAttention, RecordedAttention
@@ -71,7 +71,6 @@ def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment
         collate([(part.translated.src, part.translated.tgt) for part in parts]),
         model.output_weight.device,
     )
-    assert isinstance(batch, Batch)
     layer = max(0, len(model.decoder.layers) - 2)
     weights = cross_attention(model, batch.src, batch.src_mask, batch.tgt_in, layer)
     return [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mt.data.batch import Batch, IdPair, collate, moved
+from mt.data.batch import IdPair, collate, moved
 from mt.model.transformer import Transformer
 from mt.runtime.device import Compute
 
@@ -29,7 +29,6 @@ def token_log_probs(
 ) -> list[list[float]]:
     """The log-probability of each token of each target, end of sentence included, in one batch."""
     batch = moved(collate(pairs), compute.device)
-    assert isinstance(batch, Batch)
     with compute.autocast():
         logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in))
     log_probs = logits.float().log_softmax(dim=-1).gather(2, batch.tgt_out[:, :, None])[:, :, 0]

@@ -112,10 +112,8 @@ def beam_search(
     state = model.initial_state(src, src_mask)
     sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
     tokens = torch.full((len(src), 1), BOS_ID, device=src.device)  # all beams start alike: as one
-    log_probs, history = (
-        torch.zeros(len(src), 1, device=src.device),
-        tokens.new_empty(len(src), 1, 0),
-    )
+    log_probs = torch.zeros(len(src), 1, device=src.device)
+    history = tokens.new_empty(len(src), 1, 0)
     finished = _Finished(src, int(max_lens.max()), 2 * k)
     while len(sentences):
         scores, origins, candidates = best_continuations(

@@ -2,9 +2,7 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from mt.config import Config
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.runtime.device import NAMES
+from mt.runtime.environment import num_cores
 
 FORMAT = 1
 PACKAGES = ("torch", "sentencepiece", "sacrebleu", "numpy")
@@ -81,5 +80,4 @@ def hardware() -> dict[str, Any]:
         ]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return {"system": platform.platform(), "processor": model, "cores": num_cores, "gpu": gpu}
+    return {"system": platform.platform(), "processor": model, "cores": num_cores(), "gpu": gpu}

@@ -54,9 +54,6 @@ class Dropout(nn.Module):
         )  # in place it stays uint8: a boolean result takes ten times as long
         return keep.view(x.shape).to(x.dtype)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
 
 class Activation(nn.Module):
     """The activation of the feed-forward block, then dropout."""

@@ -202,10 +202,8 @@ def process_memory(config: Config, compute: Compute) -> int:
             model, empty_batch((32, 16, 16), compute.device, packed=False), 0.1
         ).smoothed
     loss.backward()
-    scale, diverged = (
-        LossScale(compute.device, enabled=False),
-        torch.zeros((), dtype=torch.bool, device=compute.device),
-    )
+    scale = LossScale(compute.device, enabled=False)
+    diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
     apply_gradients(model, optimizer, loss.detach(), scale, config.optim.clip_norm, diverged)
     return resident_memory()
 

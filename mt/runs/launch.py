@@ -15,7 +15,7 @@ import torch
 from mt.artifacts import RunFolder
 from mt.config import Config
 from mt.errors import ConfigError
-from mt.runs.resolve import num_cores
+from mt.runtime.environment import num_cores
 
 SHUTDOWN_TIMEOUT = 150  # seconds that ranks have to finish an update and save after a signal
 SLURM = """#!/usr/bin/env bash

@@ -44,10 +44,8 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     """
     loaded = load_model(folder, torch.device("cpu"))
     micro_batches = read_crash(loaded)
-    config, sizes = (
-        loaded.config,
-        (loaded.tokenizer.src_vocab_size, loaded.tokenizer.tgt_vocab_size),
-    )
+    config = loaded.config
+    sizes = (loaded.tokenizer.src_vocab_size, loaded.tokenizer.tgt_vocab_size)
     numbers = [loaded.provenance.get(name) for name in ("step", "loss_scale", "num_tokens")]
     in_range = (
         0 <= i < size

@@ -4,8 +4,6 @@ Precision and threads are recorded in checkpoints, so that a resume continues wi
 """
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from mt.data.store import Lengths
 from mt.errors import ConfigError, listed
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runtime.device import NAMES, Compute, choose_compute, has_native_bf16
+from mt.runtime.environment import num_cores
 from mt.runtime.world import World
 
 logger = logging.getLogger(__name__)
@@ -201,10 +200,3 @@ def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name, value) != value:  # an old checkpoint does not know
             logger.info("changed since the last start: %s: %s -> %s", name, before[name], value)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,6 +1,7 @@
-"""Settings of native libraries that read them from the environment once, when they are loaded."""
+"""What is there before anything is loaded: cores, and settings that native libraries read from the environment once."""
 
 import os
+import sys
 
 SETTINGS = {
     # How often an OpenMP thread looks for work before it sleeps: some tens of microseconds. Threads
@@ -15,3 +16,10 @@ def prepare_environment() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

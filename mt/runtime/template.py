@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from mt.errors import MTError
+from mt.runtime.environment import num_cores
 from mt.runtime.presence import die_with
 
 MODULES = ("mt.decode.translator",)  # what workers do
@@ -164,7 +165,7 @@ def start_early(workers: int | None, threads: int | None, device: str) -> None:
 def _usual_threads() -> int:
     """How many threads PyTorch will take."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdigit() else num_cores()
 
 
 def main(control: str, parent: str, is_main: str, *modules: str) -> None:

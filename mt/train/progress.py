@@ -55,12 +55,10 @@ class TrainProgress:
     ) -> None:  # fmt: skip
         """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
         self._window = window or LossWindow()
-        self.config, self.metrics, self.seconds, self.precision = (
-            config,
-            metrics,
-            seconds,
-            precision,
-        )
+        self.config = config
+        self.metrics = metrics
+        self.seconds = seconds
+        self.precision = precision
         self._began, self._first_step = time.perf_counter(), step
         self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
         hidden = metrics is None or not shows_progress()

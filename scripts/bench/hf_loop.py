@@ -69,7 +69,6 @@ def trainer(config: Config, model: MarianMTModel, compute: Compute) -> Callable[
 
     def train(update: Update) -> None:
         for batch in (moved(batch, compute.device) for batch in update.micro_batches):
-            assert isinstance(batch, Batch)
             loss = loss_of(model, batch, config.train.label_smoothing, compute)
             (loss / len(update.micro_batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)

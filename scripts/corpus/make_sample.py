@@ -1030,10 +1030,8 @@ class Speaker(Dice):
         if main.negated:
             return self.infinitive()
         front = "time" if main.time else ""
-        german, english = (
-            ("um " if aimed else "") + g.german_infinitive(inner),
-            g.english_infinitive(inner),
-        )
+        german = ("um " if aimed else "") + g.german_infinitive(inner)
+        english = g.english_infinitive(inner)
         return Pair(
             f"{german_main(main, front)}, {german}", f"{english_main(main, front)} {english}"
         )

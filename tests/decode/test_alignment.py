@@ -157,7 +157,7 @@ def test_the_alignment_is_the_models_attention_to_its_own_translation(
 ) -> None:
     """Computed here from all weights of one pair; the decoder has three layers, and the second is the last but one."""
     from mt.data.tokenizer import BOS_ID
-    from mt.report.attend import attention_maps
+    from mt.report.attention import attention_maps
 
     subject = translator(model, tokenizer)
     for line in sample_lines("test", "de", 5):

@@ -9,7 +9,7 @@ from mt.decode.alignment import cross_attention
 from mt.model.attention import MultiHeadAttention, PaddedAttention, RecordedAttention
 from mt.model.layers import Dropout
 from mt.model.transformer import Transformer
-from mt.report.attend import attention_maps
+from mt.report.attention import attention_maps
 from tests.model.small import small, sources
 
 

@@ -13,7 +13,7 @@ from mt.decode.steps import EagerModel
 from mt.model.attention import MultiHeadAttention
 from mt.model.layers import Activation, Dropout
 from mt.model.transformer import DecoderLayer, EncoderLayer, Transformer, for_translating
-from mt.report.attend import attention_maps
+from mt.report.attention import attention_maps
 from tests.model.small import small, sources
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ def test_the_default_is_a_map_of_each_kind_over_the_models_own_translation(
 
 
 def test_the_numbers_are_the_percentages_of_the_weights(trained_run: Path) -> None:
-    from mt.report.attend import attend
+    from mt.report.attention import attend
 
     out = run_mt("attend", trained_run, SENTENCE, "--kind", "encoder", "--head", 2).stdout
     attended = attend(trained_run, SENTENCE)

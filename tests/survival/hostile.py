@@ -176,10 +176,8 @@ def refused(arguments: tuple[object, ...], folder: Path) -> str:
         try:
             command(*arguments, before=partial(os.chdir, folder))()
         finally:
-            took, more = (
-                time.perf_counter() - began,
-                (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024,
-            )
+            took = time.perf_counter() - began
+            more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
             (folder / "cost.json").write_text(json.dumps([took, more]))
 
     code, log = start(measured, folder / "log.txt").wait(), (folder / "log.txt").read_text()

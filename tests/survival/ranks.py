@@ -74,10 +74,8 @@ def stop(chance: random.Random, case: str, folder: Path) -> str:
 def signalled(chance: random.Random, case: str, folder: Path) -> str:
     """SIGTERM or SIGINT to one rank, both, the launcher or all: all save one update, and the run goes on from it to the same end."""
     number = int(case.split()[1])
-    kind, whom = (
-        (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2],
-        SIGNALLED[number % len(SIGNALLED)],
-    )
+    kind = (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2]
+    whom = SIGNALLED[number % len(SIGNALLED)]
     process = started(folder)
     wait_for_update(folder, chance.randrange(1, STEPS - 2))
     ranks = by_rank(process)
