@@ -20,6 +20,6 @@ from mt.config.schema.data import (
 )
 from mt.config.schema.decode import LONGEST_SRC, DecodeConfig
 from mt.config.schema.model import ModelConfig
-from mt.config.schema.section import AUTO, Resume, resume_policy
-from mt.config.schema.train import OptimConfig, TrainConfig, ValidConfig
+from mt.config.schema.section import AUTO, resume_policy
+from mt.config.schema.train import OptimConfig, TrainConfig
 from mt.config.write import flatten, json_schema, to_yaml

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import DecodeConfig
+from mt.convert.extras import import_extra
 from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
@@ -38,16 +39,8 @@ def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None 
             shutil.copyfile(model, temporary / model.name)
 
 
-def _import_ctranslate2() -> Any:
-    try:
-        import ctranslate2
-    except ImportError as error:
-        raise ExportError("this needs the package ctranslate2; install mt-forge[ct2]") from error
-    return ctranslate2
-
-
 def _specification(loaded: LoadedModel) -> Any:
-    specs = _import_ctranslate2().specs
+    specs = import_extra("ctranslate2", "ct2").specs
     model, config = loaded.model, loaded.config.model
     spec = specs.TransformerSpec.from_config(
         (config.encoder_layers, config.decoder_layers),
@@ -133,7 +126,7 @@ class CTranslate2Engine:
         threads: int,
         compute_type: str = "float32",
     ) -> None:
-        module = _import_ctranslate2()
+        module = import_extra("ctranslate2", "ct2")
         self.translator = module.Translator(
             str(folder), compute_type=compute_type, inter_threads=translators, intra_threads=threads
         )

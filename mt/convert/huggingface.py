@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mt.config import LONGEST_SRC, DecodeConfig
+from mt.convert.extras import import_extra
 from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
@@ -209,15 +210,9 @@ class TransformersEngine:
         ids: Sequence[int] | None = None,
         src_ids: Sequence[int] | None = None,
     ) -> None:
-        try:
-            from transformers import AutoModelForSeq2SeqLM
-            from transformers.utils.logging import disable_progress_bar
-        except ImportError as error:
-            raise ExportError(
-                "this needs the package transformers; install mt-forge[hf]"
-            ) from error
-        disable_progress_bar()
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+        import_extra("transformers.utils.logging", "hf").disable_progress_bar()
+        opener = import_extra("transformers", "hf").AutoModelForSeq2SeqLM
+        self.model = opener.from_pretrained(str(folder), dtype=torch.float32).eval()
         self.decode = decode
         sizes = (self.model.config.vocab_size, getattr(self.model.config, "decoder_vocab_size", 0))
         self.ids = list(range(max(sizes))) if ids is None else list(ids)

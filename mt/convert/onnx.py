@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mt.convert.extras import import_extra
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from mt.decode.loading import LoadedModel
 from mt.decode.search import max_output_len
@@ -43,8 +43,8 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
     """Write a model as a folder of two graphs in fp32. Raises `ExportError` where a package is missing or `out` exists."""
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder")
-    _import("onnx")
-    _import("onnxscript")
+    import_extra("onnx", "onnx")
+    import_extra("onnxscript", "onnx")
     decode = loaded.config.decode
     num_positions = max(
         1024,
@@ -82,15 +82,6 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
             json.dumps(described, indent=2) + "\n", encoding="utf-8"
         )
         shutil.copytree(loaded.folder.tokenizer, temporary / "tokenizer")
-
-
-def _import(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ExportError(f"this needs the package {name}; install mt-forge[onnx]") from error
 
 
 def _write(
@@ -217,7 +208,7 @@ class OnnxModel:
     """An exported folder in onnxruntime, in the place of a model in a search (`mt.decode.search.StepModel`)."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        runtime = _import("onnxruntime")
+        runtime = import_extra("onnxruntime", "onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         paths = (str(folder / name) for name in ("encoder.onnx", "decoder.onnx"))

@@ -16,7 +16,6 @@ from mt.decode.translator import Progress, Translator
 from mt.errors import MTError
 from mt.runtime.world import World
 
-CHUNK = 1024  # lines that are aligned together
 FIRST = 2048  # lines of the first window
 PAUSE = 0.05  # seconds without a further line, after which what has come is translated
 
@@ -146,12 +145,7 @@ def translated_rows(
     found = translator.translate_window(lines, on_progress)
     alignments: Iterable[Alignment | None] = itertools.repeat(None)
     if with_alignment:
-        alignments = itertools.chain.from_iterable(
-            translator.align(
-                lines[start : start + CHUNK], [best for best, *_ in found[start : start + CHUNK]]
-            )
-            for start in range(0, len(lines), CHUNK)
-        )
+        alignments = translator.align(lines, [best for best, *_ in found])
     scores: Iterator[TokenScores] | None = None
     if with_scores:
         parts = [part for translations in found for each in translations for part in each.parts]

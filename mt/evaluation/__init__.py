@@ -1,9 +1,7 @@
 """Scores of translations by sacreBLEU, and whether a difference between two of them is more than chance."""
 
 from mt.evaluation.metrics import (
-    DEFAULT_METRICS,
     MAX_RESAMPLED,
-    METRICS,
     RESAMPLES,
     TITLES,
     Interval,
@@ -13,4 +11,4 @@ from mt.evaluation.metrics import (
     corpus_scores,
     sentence_scores,
 )
-from mt.evaluation.significance import KINDS, Comparison, Kind, paired_tests
+from mt.evaluation.significance import KINDS, Comparison, paired_tests

@@ -59,7 +59,7 @@ def words(text: str) -> list[str]:
 def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[str]:
     """Those of `FLAGS` that one translation earns; what the reference does too is no fault.
 
-    `source_gain` is that of `Scorer.source_gain`, where a model is at hand.
+    `source_gain` is that of `mt.report.contents.source_gain`, where a model is at hand.
     """
     src_words, ref_words, hyp_words = words(src), words(ref), words(hyp)
     found = {

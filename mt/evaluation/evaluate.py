@@ -55,12 +55,8 @@ class Scoring:
 
     def as_dict(self) -> dict[str, Any]:
         """For the score card, without COMET, whose command is of one machine."""
-        return {
-            "metrics": list(self.metrics),
-            "tokenizer": self.tokenizer,
-            "tgt_lang": self.tgt_lang,
-            "resamples": self.resamples,
-        }
+        about = {key: value for key, value in vars(self).items() if key != "comet"}
+        return {**about, "metrics": list(self.metrics)}
 
     def build(self, config: Config | None = None) -> Metrics:
         """The metrics for a target language: its own, or that of `config`."""

@@ -151,7 +151,7 @@ def start_computing(
             compute = choose_compute(
                 place, plan["precision"], plan["threads_per_rank"],
                 deterministic=config.train.deterministic,
-            ).set_threads()  # fmt: skip
+            )  # fmt: skip
         except ConfigError as error:
             raise ConfigError(f"{error}{plan['why']}") from error
         computes.append(compute)

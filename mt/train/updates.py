@@ -35,7 +35,8 @@ class Updater:
         self, resolved: ResolvedRun, prepared: Prepared, compute: Compute, world: World = ALONE
     ) -> None:
         config, train = resolved.config, resolved.config.train
-        self.config, self.prepared, self.compute, self.world = config, prepared, compute, world
+        self.config, self.prepared, self.world = config, prepared, world
+        self.compute = compute.set_threads()
         self.model = self._build()  # on the CPU; `wrap` moves it
         initialize(self.model, config, resolved.is_new)
         self.model.recompute(train.gradient_checkpointing)

@@ -11,7 +11,6 @@ neighbour is an endless loop in Python.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -69,8 +68,8 @@ def started(args: argparse.Namespace, change: str) -> dict[str, float]:
     """`measure` in a process of its own, with one change."""
     is_variable = change.partition("=")[0].isupper()
     overrides = [*args.overrides, *([change] if change and not is_variable else [])]
-    variable = dict([change.split("=", 1)]) if is_variable else {}
     command = [
+        *(["env", change] if is_variable else []),
         sys.executable,
         __file__,
         args.config,
@@ -79,8 +78,7 @@ def started(args: argparse.Namespace, change: str) -> dict[str, float]:
         str(args.updates),
         "--one",
     ]
-    env = {**os.environ, **variable}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return rates
 

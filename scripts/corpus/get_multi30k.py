@@ -11,6 +11,8 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
+from mt.data.sources import read_text
+
 SPLITS = {
     "train": ("train", 29_000),
     "val": ("validation", 1_014),
@@ -21,13 +23,8 @@ LANGUAGES = ("de", "en")
 
 def from_folder(folder: Path, name: str, language: str) -> list[str]:
     """The lines of one file of `folder`, plain or gzipped."""
-    plain = folder / f"{name}.{language}"
-    data = (
-        plain.read_bytes()
-        if plain.exists()
-        else gzip.decompress((folder / f"{name}.{language}.gz").read_bytes())
-    )
-    return data.decode("utf-8").removesuffix("\n").split("\n")
+    path = folder / f"{name}.{language}"
+    return read_text(path if path.exists() else f"{path}.gz")
 
 
 def from_hub(name: str, language: str) -> list[str]:

@@ -163,6 +163,10 @@ class Dice:
                 return item
         return options[-1][1]
 
+    def among(self, **weights: float) -> str:
+        """Return one of the words, by their weights."""
+        return self.weighted([(weight, word) for word, weight in weights.items()])
+
     def number(self, low: int, high: int) -> int:
         """Return an integer from low to high, both included."""
         return low + int(self._random() * (high - low + 1))
@@ -204,7 +208,7 @@ class Speaker(Dice):
         if owner and owner.person < 3 and self.chance(0.7):
             word = [["mein", "dein"], ["unser", "euer"]][owner.plural][owner.person - 1]
         else:
-            word = self.weighted([(4, "mein"), (2, "dein"), (2, "unser"), (1, "euer")])
+            word = self.among(mein=4, dein=2, unser=2, euer=1)
         return word, g.EIN_WORDS[word]
 
     def kin(self, owner: NounPhrase | None) -> NounPhrase:
@@ -226,15 +230,13 @@ class Speaker(Dice):
     def person(self, word: str = "") -> NounPhrase:
         """Return a person or a child with an article."""
         noun = self.pick(nouns_of("person" if self.chance(0.85) else "child"))
-        word = word or self.weighted([(8, "der"), (1, "ein"), (1, "dies")])
+        word = word or self.among(der=8, ein=1, dies=1)
         plural = word != "ein" and self.chance(0.25)
         return noun_phrase(noun, word, plural, self.adjective(noun, 0.4))
 
     def subject(self) -> NounPhrase:
         """Return any human subject."""
-        kind = self.weighted(
-            [(26, "name"), (7, "two"), (30, "person"), (14, "kin"), (23, "pronoun")]
-        )
+        kind = self.among(name=26, two=7, person=30, kin=14, pronoun=23)
         if kind == "pronoun":
             return self.pick(PRONOUNS)
         if kind == "two":
@@ -282,9 +284,9 @@ class Speaker(Dice):
     def thing_word(self, noun: g.Noun, plural: bool) -> str:
         """Return a kind of determiner for a thing."""
         if noun.group in ("place", "nature"):
-            return self.weighted([(5, "der"), (1, "dies"), (1, "ein")])
+            return self.among(der=5, dies=1, ein=1)
         if noun.mass:
-            return self.weighted([(5, "der"), (5, "ein"), (1, "dies")])
+            return self.among(der=5, ein=5, dies=1)
         if noun.group == "door":
             return self.weighted([(6, "der"), (1, "dies"), (2 if plural else 0, "number")])
         own = 1.0 if noun.group in ("dish", "fruit", "veg", "plant") else 2.5
@@ -321,23 +323,13 @@ class Speaker(Dice):
 
     def article(self) -> tuple[str, bool]:
         """Return a determiner and a number for a human object."""
-        word = self.weighted([(6, "der"), (3, "ein"), (1, "dies")])
+        word = self.among(der=6, ein=3, dies=1)
         return word, word != "ein" and self.chance(0.25)
 
     # --- clauses -----------------------------------------------------------------------------------------------------
     def tense(self) -> tuple[str, str]:
         """Return a tense and a modal verb for a statement or a question."""
-        kind = self.weighted(
-            [
-                (36, "perf"),
-                (18, "habit"),
-                (9, "prog"),
-                (13, "fut"),
-                (9, "state"),
-                (11, "pres"),
-                (4, "past"),
-            ]
-        )
+        kind = self.among(perf=36, habit=18, prog=9, fut=13, state=9, pres=11, past=4)
         if kind == "pres":
             return "pres", self.pick(list(g.MODALS))
         if kind == "past":
@@ -541,9 +533,7 @@ class Speaker(Dice):
         names = lemmas.split() or [name for name in PLACES if name not in OUTLOOK.split()]
         noun = NOUN[self.pick(names)]
         at, _ = PLACES[noun.singular]
-        phrase = noun_phrase(
-            noun, self.weighted([(8, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
-        )
+        phrase = noun_phrase(noun, self.among(der=8, dies=1), False, self.adjective(noun, 0.2))
         return Pair(prepositional(at.de, phrase.de("dat")), f"{at.en} {phrase.en}")
 
     def city(self) -> Pair:
@@ -556,9 +546,7 @@ class Speaker(Dice):
         lemmas = {"fahren": DRIVE, "wandern": HIKE}.get(clause.verb.infinitive, " ".join(PLACES))
         noun = NOUN[self.pick(lemmas.split())]
         _, to = PLACES[noun.singular]
-        phrase = noun_phrase(
-            noun, self.weighted([(9, "der"), (1, "dies")]), False, self.adjective(noun, 0.2)
-        )
+        phrase = noun_phrase(noun, self.among(der=9, dies=1), False, self.adjective(noun, 0.2))
         german = phrase.de("acc" if to.de == "in" else "dat")
         return replace(clause, tail=prepositional(to.de, german), en=f"{to.en} {phrase.en}")
 
@@ -570,7 +558,7 @@ class Speaker(Dice):
     def stay(self, clause: Clause, negated: bool) -> Clause:
         """Add where someone lives or stays."""
         lemmas = LIVE if clause.verb.infinitive == "wohnen" else STAY
-        where = self.weighted([(3, "city"), (2, "place"), (2, "kin")])
+        where = self.among(city=3, place=2, kin=2)
         if where == "kin":
             kin = self.kin(clause.subject)
             return replace(clause, tail=f"bei {kin.de('dat')}", en=f"with {kin.en}")
@@ -588,9 +576,7 @@ class Speaker(Dice):
         german = self.weighted([(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")])
         english, lemmas = CHAIRS[german]
         noun = NOUN[self.pick(lemmas.split())]
-        phrase = noun_phrase(
-            noun, self.weighted([(5, "der"), (1, "ein")]), False, self.adjective(noun, 0.4)
-        )
+        phrase = noun_phrase(noun, self.among(der=5, ein=1), False, self.adjective(noun, 0.4))
         return Pair(prepositional(german, phrase.de(case)), f"{english} {phrase.en}")
 
     def decorated(self, clause: Clause) -> Clause:
@@ -673,7 +659,7 @@ class Speaker(Dice):
     def reason(self) -> Pair:
         """Return a main clause with a weil, obwohl or wenn clause, before or after it."""
         subject = self.anaphoric_subject()
-        kind = self.weighted([(4, "weil"), (3, "obwohl"), (2, "wenn")])
+        kind = self.among(weil=4, obwohl=3, wenn=2)
         if kind == "wenn":
             return self.condition(subject)
         tense = self.pick(["perf", "perf", "perf", "habit", "prog"])
@@ -858,7 +844,7 @@ class Speaker(Dice):
 
     def gapped(self, subject: NounPhrase) -> tuple[Clause, str]:
         """Return a clause without its object, and the kind of noun that is missing."""
-        tense = self.weighted([(7, "perf"), (2, "fut"), (2, "pres")])
+        tense = self.among(perf=7, fut=2, pres=2)
         modal = self.pick(["können", "müssen", "wollen"]) if tense == "pres" else ""
         verb = self.verb(tense, modal, "THI")
         while "Q" not in verb.flags:
@@ -870,9 +856,7 @@ class Speaker(Dice):
 
     def predicate(self) -> Pair:
         """Return a sentence with `sein`: a state, a trade, a place or an age."""
-        kind = self.weighted(
-            [(3, "state"), (4, "trade"), (2, "age"), (2, "where"), (2, "likeness")]
-        )
+        kind = self.among(state=3, trade=4, age=2, where=2, likeness=2)
         if kind == "age":
             clause = self.age()
         elif kind == "trade":
@@ -950,7 +934,7 @@ class Speaker(Dice):
 
     def scene(self) -> Pair:
         """Return where something lies, what there is at a place, what something costs or whom it belongs to."""
-        kind = self.weighted([(4, "there"), (3, "lies"), (2, "costs"), (2, "belongs")])
+        kind = self.among(there=4, lies=3, costs=2, belongs=2)
         if kind == "there":
             return self.there_is()
         what = self.thing("price" if kind == "costs" else "portable", NO_PHRASE)
@@ -1075,7 +1059,7 @@ class Speaker(Dice):
 
     def doer(self) -> Pair:
         """Return a human subject with a relative clause."""
-        head = self.person(self.weighted([(5, "der"), (1, "dies")]))
+        head = self.person(self.among(der=5, dies=1))
         german, english = self.relative_clause(head)
         if self.chance(0.35):
             main = self.state(head, self.pick(["pres", "perf"]))
@@ -1122,7 +1106,7 @@ class Speaker(Dice):
         noun = self.pick(nouns_of(kind))
         head = noun_phrase(
             noun,
-            self.weighted([(5, "der"), (1, "dies")]),
+            self.among(der=5, dies=1),
             self.chance(0.3),
             self.adjective(noun, 0.4),
         )
@@ -1142,7 +1126,7 @@ class Speaker(Dice):
     def someone_known(self) -> Pair:
         """Return a statement whose last word is a human object with a relative clause."""
         subject = self.other_subject(NO_PHRASE)
-        head = self.person(self.weighted([(5, "der"), (2, "ein")]))
+        head = self.person(self.among(der=5, ein=2))
         tense = self.pick(["perf", "perf", "fut", "state"])
         verb = self.verb(tense, "", "TH")
         while "person" not in verb.objects:
