@@ -144,7 +144,7 @@ def test_ranks_compute_as_the_first_one_whatever_their_machines(
             resolved.precision,
             NAMES[chosen.dtype],
             resolved.threads,
-            torch.get_num_threads(),
+            chosen.num_threads,
             slow,
         )
 
