@@ -30,7 +30,8 @@ def _refuse_system() -> NoReturn:
     raise ImportError(message)
 
 
-# Here, before any module imports them: the locks of `mt.files` and the peak memory of `mt.runtime.device`.
+# Here, before any module imports them: the locks of `mt.files` and the peak memory of
+# `mt.runtime.device`.
 if not (find_spec("fcntl") and find_spec("resource")):
     _refuse_system()
 

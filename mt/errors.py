@@ -1,10 +1,14 @@
-"""What a user can fix: each error says where, what was found and what to do, and knows its exit code."""
+"""What a user can fix: each error says where, what was found and what to do, and knows its exit
+code.
+"""
 
 from collections.abc import Iterable
 
 
 class MTError(Exception):
-    """Base of all errors shown to a user without a traceback; `exit_code` is what the command line exits with."""
+    """Base of all errors shown to a user without a traceback; `exit_code` is what the command line
+    exits with.
+    """
 
     exit_code = 1
     is_told = False  # whether another process has told the user
@@ -27,7 +31,9 @@ class CheckpointError(MTError):
 
 
 class ExportError(MTError):
-    """A model that a target format cannot express, or whose export does not translate as the model does."""
+    """A model that a target format cannot express, or whose export does not translate as the model
+    does.
+    """
 
 
 class DivergedError(MTError):

@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all, lines that are bytes up to a newline, fingerprints, and locks between processes."""
+"""Files that appear whole or not at all, lines that are bytes up to a newline, fingerprints, and
+locks between processes.
+"""
 
 import bz2
 import contextlib
@@ -37,7 +39,8 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 @contextlib.contextmanager
 def open_binary(path: str | Path) -> Iterator[BinaryIO]:
-    """A file opened for reading bytes; `-` is standard input. gzip, bzip2 and xz are unpacked, whatever the file is called.
+    """A file opened for reading bytes; `-` is standard input. gzip, bzip2 and xz are unpacked,
+    whatever the file is called.
 
     Raises `DataError` for a file that cannot be opened, read or unpacked.
     """
@@ -66,7 +69,8 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
-    """Lines as `wc -l` counts them, without their newline: bytes up to `\\n`, a last line without one included.
+    """Lines as `wc -l` counts them, without their newline: bytes up to `\\n`, a last line without
+    one included.
 
     Raises `DataError` for an unreadable or damaged file and for a line over 64 MiB.
     """
@@ -115,7 +119,8 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; when the block ends well its files are forced to the disk and it becomes `path`.
+    """Give a temporary folder beside `path`; when the block ends well its files are forced to the
+    disk and it becomes `path`.
 
     An existing `path` is replaced. When the block raises, nothing remains.
     """
@@ -141,7 +146,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder: it is gone from its place at once, so that a kill leaves no half of it there."""
+    """Delete a folder: it is gone from its place at once, so that a kill leaves no half of it
+    there.
+    """
     doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
@@ -149,7 +156,8 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what a killed process left half written anywhere in `folder`, or only what was to be called `name`.
+    """Delete what a killed process left half written anywhere in `folder`, or only what was to be
+    called `name`.
 
     Whoever calls this holds the lock over it.
     """
@@ -174,8 +182,8 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_text(path: str | Path) -> str:
-    """SHA-256 of a file's lines in hexadecimal: it does not change if the file is packed, gets a byte-order mark, other line ends, or a
-    newline after its last line. Raises `DataError`.
+    """SHA-256 of a file's lines in hexadecimal: it does not change if the file is packed, gets a
+    byte-order mark, other line ends, or a newline after its last line. Raises `DataError`.
     """
     digest, last = hashlib.sha256(), b"\n"
     with open_binary(path) as handle:
@@ -225,10 +233,11 @@ def try_lock(handle: BinaryIO) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the block runs; the system drops it when the process dies.
+    """Hold an exclusive lock on a file while the block runs; the system drops it when the process
+    dies.
 
-    Raises `MTError` if another process holds it, or, with `wait_for`, logs what this process waits for and waits. On a
-    file system without locks, warns and goes on without.
+    Raises `MTError` if another process holds it, or, with `wait_for`, logs what this process waits
+    for and waits. On a file system without locks, warns and goes on without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as handle:

@@ -1,4 +1,6 @@
-"""What a run tells: messages on stderr and in train.log, numbers in metrics.jsonl (and TensorBoard where it is installed)."""
+"""What a run tells: messages on stderr and in train.log, numbers in metrics.jsonl (and TensorBoard
+where it is installed).
+"""
 
 import contextlib
 import importlib.util
@@ -41,7 +43,9 @@ class _FileHandler(logging.FileHandler):
 
 
 def setup_logging(log_file: Path | None = None, *, is_first: bool = True) -> None:
-    """Send the messages of `mt` to stderr and, where given, append them to `log_file`; of several ranks only the first speaks."""
+    """Send the messages of `mt` to stderr and, where given, append them to `log_file`; of several
+    ranks only the first speaks.
+    """
     logger = logging.getLogger("mt")
     logger.setLevel(logging.INFO if is_first else logging.ERROR)
     logger.propagate = False
@@ -86,7 +90,8 @@ def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line
 def progress_bar(
     count: Callable[[], int | None], what: str, unit: str, is_shown: bool = True
 ) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where that cannot be known.
+    """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where
+    that cannot be known.
 
     Where stderr is no terminal nothing is shown, and nothing counted.
     """
@@ -113,10 +118,12 @@ def format_seconds(seconds: float) -> str:
 
 
 class MetricLogger:
-    """Appends one JSON object a line to metrics.jsonl, and mirrors numbers to TensorBoard where it is installed.
+    """Appends one JSON object a line to metrics.jsonl, and mirrors numbers to TensorBoard where it
+    is installed.
 
-    A resumed run drops the lines of updates that it is about to do again, so that each update stands once, and the report that an earlier
-    start gave of a part of its window (`partial`). What a full disk refuses is kept until there is room.
+    A resumed run drops the lines of updates that it is about to do again, so that each update
+    stands once, and the report that an earlier start gave of a part of its window (`partial`). What
+    a full disk refuses is kept until there is room.
     """
 
     def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
@@ -189,7 +196,9 @@ def _tensorboard(folder: Path, resume_step: int) -> Any:
     usual = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread dies where the disk is full, which the next call in `_mirror` is told."""
+        """TensorBoard's thread dies where the disk is full, which the next call in `_mirror` is
+        told.
+        """
         if not (
             isinstance(args.exc_value, OSError)
             and type(args.thread).__module__.startswith("tensorboard")

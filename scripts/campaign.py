@@ -1,9 +1,11 @@
-"""The survival campaign: real runs killed, signalled, raced, cut off from the disk and fed with damaged files.
+"""The survival campaign: real runs killed, signalled, raced, cut off from the disk and fed with
+damaged files.
 
 Usage: python scripts/campaign.py [PROMISE ...] [--full] [--folder DIR] [--jobs 2]
 
-Prints a table of promise, tries and kept, and exits 1 where one was not kept. Results are appended to DIR/results.jsonl as they come,
-and cases that stand there are not tried again: the same command goes on after an interruption. What a failed case left stays in DIR.
+Prints a table of promise, tries and kept, and exits 1 where one was not kept. Results are appended
+to DIR/results.jsonl as they come, and cases that stand there are not tried again: the same command
+goes on after an interruption. What a failed case left stays in DIR.
 """
 
 import argparse
@@ -123,7 +125,9 @@ def fingerprint_of_code() -> str:
 
 
 def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
-    """What stands there from an earlier start with the same code; the file is left with whole lines only."""
+    """What stands there from an earlier start with the same code; the file is left with whole lines
+    only.
+    """
     lines = (
         [line for line in path.read_text().splitlines() if line.endswith("}")]
         if path.exists()

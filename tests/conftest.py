@@ -1,4 +1,6 @@
-"""What many tests share: a small configuration over the embedded corpus, and one run trained from it."""
+"""What many tests share: a small configuration over the embedded corpus, and one run trained from
+it.
+"""
 
 import contextlib
 import fcntl
@@ -25,7 +27,8 @@ with contextlib.suppress(ImportError):  # a machine that only runs the tests for
 
     hypothesis.settings.register_profile("mt", deadline=None)  # a busy machine is no failure
     hypothesis.settings.load_profile("mt")
-# Real corpora that the project does not hold: one folder of gzipped text each, named multi30k, enja.
+# Real corpora that the project does not hold: one folder of gzipped text each, named multi30k,
+# enja.
 CORPORA = os.environ.get("MT_TEST_CORPORA")
 
 
@@ -48,7 +51,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the first lines of the embedded corpus: 400 pairs to train on, 20 for validation and test."""
+    """A folder with the first lines of the embedded corpus: 400 pairs to train on, 20 for
+    validation and test.
+    """
     folder = tmp_path_factory.mktemp("sample")
     for split, count in (("train", 400), ("valid", 20), ("test", 20)):
         for language in ("de", "en"):

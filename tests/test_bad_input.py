@@ -1,4 +1,6 @@
-"""What users get wrong: each mistake gives one clear message, its exit code, no traceback, and harms no checkpoint."""
+"""What users get wrong: each mistake gives one clear message, its exit code, no traceback, and
+harms no checkpoint.
+"""
 
 import os
 import shutil
@@ -19,7 +21,9 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 
 
 def assert_fails(code: int, says: list[str], *args: object, **options: object) -> str:
-    """Run mt; it must exit with `code`, say all of `says`, and show no traceback. Returns what it said."""
+    """Run mt; it must exit with `code`, say all of `says`, and show no traceback. Returns what it
+    said.
+    """
     result = run_mt(*args, **options)  # type: ignore[arg-type]
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
@@ -195,7 +199,8 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(
     for folder in (run, run / "checkpoints"):
         folder.chmod(0o555)
     try:
-        # Root ignores permissions; such a process first becomes nobody, in folders that nobody may read.
+        # Root ignores permissions; such a process first becomes nobody, in folders that nobody may
+        # read.
         for folder in (tmp_path, *tmp_path.parents):
             if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
                 folder.chmod(folder.stat().st_mode | 0o055)
@@ -208,7 +213,9 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(
 
 
 def train_as_nobody(config: Path, log: Path) -> int:
-    """The exit code of `mt train` in a child without root's rights, all modules loaded before it gives them up."""
+    """The exit code of `mt train` in a child without root's rights, all modules loaded before it
+    gives them up.
+    """
 
     def run() -> None:
         if os.getuid() == 0:

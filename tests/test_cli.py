@@ -1,4 +1,6 @@
-"""The command line: quick start-up, clear mistakes, and the Python call giving what the command gives."""
+"""The command line: quick start-up, clear mistakes, and the Python call giving what the command
+gives.
+"""
 
 import gzip
 import json

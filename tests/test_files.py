@@ -1,4 +1,6 @@
-"""Tests of `mt.files`: lines as `wc -l` counts them, files that appear whole or not at all, fingerprints, locks."""
+"""Tests of `mt.files`: lines as `wc -l` counts them, files that appear whole or not at all,
+fingerprints, locks.
+"""
 
 import errno
 import fcntl

@@ -1,4 +1,6 @@
-"""The house rules: imports point down and never in a circle, a module is one idea, a function fits a screen."""
+"""The house rules: imports point down and never in a circle, a module is one idea, a function fits
+a screen.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ WITH_FUNCTIONS = [
 
 
 def imported(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """(line, module, whether it is imported with this one) of every import of the project's own modules."""
+    """(line, module, whether it is imported with this one) of every import of the project's own
+    modules.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     at_once = set(map(id, _at_once(tree)))
     for node in ast.walk(tree):

@@ -1,4 +1,6 @@
-"""Numbers do not drift: 50 losses of a small training, written down once, come out again on every machine."""
+"""Numbers do not drift: 50 losses of a small training, written down once, come out again on every
+machine.
+"""
 
 import json
 import os

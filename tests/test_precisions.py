@@ -1,7 +1,8 @@
-"""What holds in one precision holds in each: training, resuming, gradients, searching, workers, exports, validation.
+"""What holds in one precision holds in each: training, resuming, gradients, searching, workers,
+exports, validation.
 
-bf16 is exercised on every machine, slowly on those without hardware for it. What training does where memory runs out is
-in tests/runs/test_start.py.
+bf16 is exercised on every machine, slowly on those without hardware for it. What training does
+where memory runs out is in tests/runs/test_start.py.
 """
 
 import json

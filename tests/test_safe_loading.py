@@ -1,4 +1,6 @@
-"""No file can make `mt` run code: nothing that unpickles or evaluates is called, by its usual name, anywhere."""
+"""No file can make `mt` run code: nothing that unpickles or evaluates is called, by its usual name,
+anywhere.
+"""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Own the tests of the sample corpus: its size, its grammar, its lexicon and how far it is from a lookup table."""
+"""Own the tests of the sample corpus: its size, its grammar, its lexicon and how far it is from a
+lookup table.
+"""
 
 from __future__ import annotations
 
@@ -309,7 +311,9 @@ def features(line: str) -> Counter[str]:
 
 
 def nearest(train: list[str], test: list[str]) -> list[int]:
-    """Return for each test sentence the index of the train sentence that shares the most n-grams with it (F1)."""
+    """Return for each test sentence the index of the train sentence that shares the most n-grams
+    with it (F1).
+    """
     postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
     sizes = np.zeros(len(train))
     for index, line in enumerate(train):

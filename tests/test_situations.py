@@ -1,4 +1,6 @@
-"""Files, places and moments as people have them: each gives what a user expects, or one message that helps."""
+"""Files, places and moments as people have them: each gives what a user expects, or one message
+that helps.
+"""
 
 import bz2
 import gzip

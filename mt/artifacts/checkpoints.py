@@ -40,7 +40,9 @@ class TrainingState:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What training/ holds: raw weights, where the model's are an average, and the optimizer's tensors."""
+        """What training/ holds: raw weights, where the model's are an average, and the optimizer's
+        tensors.
+        """
         return {**(self.weights if self.average is not None else {}), **self.optimizer}
 
     @property
@@ -59,7 +61,8 @@ class TrainingState:
         save_file(self.optimizer, model.training / "optimizer.safetensors")
 
     def load(self, model: ModelFolder) -> dict[str, Any]:
-        """Fill the tensors from a verified checkpoint, whatever number of ranks wrote it; gives its state, as JSON holds it.
+        """Fill the tensors from a verified checkpoint, whatever number of ranks wrote it; gives its
+        state, as JSON holds it.
 
         Raises `CheckpointError` for tensors of other names or shapes.
         """
@@ -75,7 +78,9 @@ class TrainingState:
 
 
 class CheckpointManager:
-    """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to go on."""
+    """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to
+    go on.
+    """
 
     def __init__(
         self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE
@@ -105,9 +110,11 @@ class CheckpointManager:
         training: TrainingState,
         provenance: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint, point the links at it, and delete those that need not be kept. All ranks must call this.
+        """Write a checkpoint, point the links at it, and delete those that need not be kept. All
+        ranks must call this.
 
-        `save_tokenizer` fills a folder. Raises `CheckpointError` where it cannot be written; those before it are as they were.
+        `save_tokenizer` fills a folder. Raises `CheckpointError` where it cannot be written; those
+        before it are as they were.
         """
         weights = self.world.gathered(training.average or training.weights)
 
@@ -144,7 +151,9 @@ class CheckpointManager:
             )
 
     def tidy(self) -> None:
-        """Point `last` at the newest and `best` at the best checkpoint, and delete those that need not be kept; a failure is a warning."""
+        """Point `last` at the newest and `best` at the best checkpoint, and delete those that need
+        not be kept; a failure is a warning.
+        """
         if not self.world.is_first:
             return
         steps, ranked = self.steps(), self.ranked()
@@ -159,7 +168,9 @@ class CheckpointManager:
             logger.warning("%s: links and old checkpoints are as they were: %s", self.folder, error)
 
     def _remove_copy(self, link: Path) -> None:
-        """Remove what stands in the place of a link after a tool that follows links has copied the run: a copy of a checkpoint."""
+        """Remove what stands in the place of a link after a tool that follows links has copied the
+        run: a copy of a checkpoint.
+        """
         if not link.is_dir() or link.is_symlink():
             return
         step = ModelFolder(link).step()
@@ -183,7 +194,8 @@ class CheckpointManager:
         )
 
     def scores(self, step: int, by_any_measure: bool = False) -> dict[str, float] | None:
-        """What validation says of a step, in the run folder; None if it has not been, or measured something else.
+        """What validation says of a step, in the run folder; None if it has not been, or measured
+        something else.
 
         A checkpoint may be older than its validation.
         """
@@ -198,7 +210,9 @@ class CheckpointManager:
         }
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Put scores into the checkpoint of a step, if it was saved before they were known; a failure is a warning."""
+        """Put scores into the checkpoint of a step, if it was saved before they were known; a
+        failure is a warning.
+        """
         if not (self.world.is_first and self.path(step).exists()):
             return
         try:
@@ -209,9 +223,11 @@ class CheckpointManager:
             )
 
     def newest(self) -> ModelFolder | None:
-        """The newest checkpoint that is whole, None where there is none at all. All ranks must call this.
+        """The newest checkpoint that is whole, None where there is none at all. All ranks must call
+        this.
 
-        A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged, now or at an earlier start.
+        A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged,
+        now or at an earlier start.
         """
         found = self.world.first(self._newest)
         return None if found is None else ModelFolder(Path(found))
@@ -238,7 +254,9 @@ class CheckpointManager:
 
 
 def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
-    """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where there are fewer."""
+    """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where
+    there are fewer.
+    """
     manager = CheckpointManager(run_dir, 1, 0, find_model(run_dir).config().train.metric)
     steps, wanted = (
         (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)

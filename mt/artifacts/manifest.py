@@ -1,6 +1,8 @@
-"""The manifest of a folder and what it guards: every file is checked by size and SHA-256 before it is read, and none can lead out of it.
+"""The manifest of a folder and what it guards: every file is checked by size and SHA-256 before it
+is read, and none can lead out of it.
 
-What a manifest lists may still have been written to do harm, so that headers and JSON are bounded before they are parsed.
+What a manifest lists may still have been written to do harm, so that headers and JSON are bounded
+before they are parsed.
 """
 
 import hashlib
@@ -40,9 +42,11 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
-    """Check every file of a folder against its manifest and give all it lists. Raises `CheckpointError` naming the first that differs.
+    """Check every file of a folder against its manifest and give all it lists. Raises
+    `CheckpointError` naming the first that differs.
 
-    The training part is checked only on demand: translating needs none of it, and a kept best checkpoint may have lost it.
+    The training part is checked only on demand: translating needs none of it, and a kept best
+    checkpoint may have lost it.
     """
     files = _files(folder, REQUIRED + TRAINING_REQUIRED if with_training else REQUIRED)
     for name in files:
@@ -66,7 +70,9 @@ def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, 
 
 
 def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Name -> size and SHA-256 of every file, from a manifest that is byte for byte what `seal` writes."""
+    """Name -> size and SHA-256 of every file, from a manifest that is byte for byte what `seal`
+    writes.
+    """
     path = folder / MANIFEST
     manifest = read_json(path)
     files = manifest.get("files")
@@ -118,7 +124,9 @@ def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Shapes by name from the header of a safetensors file, without its tensors. Raises `CheckpointError`."""
+    """Shapes by name from the header of a safetensors file, without its tensors. Raises
+    `CheckpointError`.
+    """
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

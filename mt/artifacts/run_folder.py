@@ -92,7 +92,8 @@ class RunFolder:
         return [ModelFolder(path) for path in found if not path.name.startswith(".")]
 
     def link_target(self, name: str) -> str | None:
-        """The checkpoint that `best` or `last` names: as a link, or as what tools that copy make of one.
+        """The checkpoint that `best` or `last` names: as a link, or as what tools that copy make of
+        one.
 
         A text file holds the name; a folder is a copy, and its provenance says of which update.
         """
@@ -214,7 +215,9 @@ def find_model(path: Path) -> ModelFolder:
 
 
 def _best_of(models: Sequence[ModelFolder]) -> ModelFolder:
-    """Of checkpoints, newest first, the best by the metric of their run; the newest if none was validated."""
+    """Of checkpoints, newest first, the best by the metric of their run; the newest if none was
+    validated.
+    """
     metric = models[0].config().train.metric
     scored = [
         (model, scores)

@@ -1,4 +1,6 @@
-"""The command line: one module a command, found by being there; errors become one message and an exit code."""
+"""The command line: one module a command, found by being there; errors become one message and an
+exit code.
+"""
 
 import contextlib
 import errno
@@ -54,7 +56,9 @@ def _global_options(
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3 diverged, 130 and 143 interrupted."""
+    """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3
+    diverged, 130 and 143 interrupted.
+    """
     prepare_environment()
     _prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
@@ -71,7 +75,9 @@ def main() -> NoReturn:
 
 
 class _ClosedOutput(io.TextIOBase):
-    """Standard output that was closed when the command began: whatever must be written there is an error that says so."""
+    """Standard output that was closed when the command began: whatever must be written there is an
+    error that says so.
+    """
 
     encoding = "utf-8"
 
@@ -82,7 +88,9 @@ class _ClosedOutput(io.TextIOBase):
 
 
 def _prepare_streams() -> None:
-    """Leave no standard stream closed, as the next file to be opened would take its number; and let no character fail to print."""
+    """Leave no standard stream closed, as the next file to be opened would take its number; and let
+    no character fail to print.
+    """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
@@ -143,6 +151,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError):
-        if message:  # no prefix where there is one process: a message that begins with file:line is one that editors jump to
+        # no prefix where there is one process: a message that begins with file:line is one that
+        # editors jump to
+        if message:
             sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
     sys.exit(code)

@@ -30,7 +30,9 @@ def attend(
         Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")
     ] = None,
 ) -> None:
-    """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder to the encoder."""
+    """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder
+    to the encoder.
+    """
     from mt.cli.output import check_output, tell, write_text
     from mt.report.attention import attend as look
     from mt.report.attention import figures

@@ -50,9 +50,10 @@ def compare(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Compare systems with the first one: scores, paired significance tests, the sentences that changed most, and a verdict.
+    """Compare systems with the first one: scores, paired significance tests, the sentences that
+    changed most, and a verdict.
 
-    A difference counts where paired bootstrap resampling and approximate randomization both find it significant at the 5 % level.
+    A difference counts if bootstrap resampling and approximate randomization both find it at 5 %.
     """
     from mt.cli.output import check_output
     from mt.runtime.template import start_early

@@ -1,4 +1,6 @@
-"""`mt config`: show what a configuration resolves to, and the JSON Schema that editors check YAML files with."""
+"""`mt config`: show what a configuration resolves to, and the JSON Schema that editors check YAML
+files with.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""`mt evaluate`: scores with their signatures and intervals, of a model or of translations that are there already."""
+"""`mt evaluate`: scores with their signatures and intervals, of a model or of translations that are
+there already.
+"""
 
 import json
 from pathlib import Path
@@ -64,9 +66,10 @@ def evaluate(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a model.
+    """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a
+    model.
 
-    A model's translations and a score card (scorecard.json, see `mt reproduce`) are kept in evaluations/ of its run folder.
+    A model's translations and a score card (see `mt reproduce`) are kept in its run folder.
     """
     from mt.errors import ConfigError
 

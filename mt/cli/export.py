@@ -32,7 +32,9 @@ def export(
         typer.Option(min=0, help="Lines that both engines translate for the proof; 0: no proof."),
     ] = 1000,
 ) -> None:
-    """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must be identical, all others ties."""
+    """Export a model, then translate real text with both engines: at least 995 of 1,000 lines must
+    be identical, all others ties.
+    """
     from mt.cli.output import tell
     from mt.convert.export import export_and_prove
 

@@ -20,7 +20,9 @@ def importing(
     ] = None,
     lines: Annotated[int, typer.Option(min=1, help="Lines of it.")] = 1000,
 ) -> None:
-    """Import a model: it then translates, evaluates, exports, and can be trained further (mt train --init-from)."""
+    """Import a model: it then translates, evaluates, exports, and can be trained further (mt train
+    --init-from).
+    """
     from mt.cli.output import tell
     from mt.convert.importing import import_and_prove
 

@@ -12,7 +12,9 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a folder holds and check every file against its manifest; exits 1 naming those that are damaged."""
+    """Show what a folder holds and check every file against its manifest; exits 1 naming those that
+    are damaged.
+    """
     from mt.errors import CheckpointError
     from mt.runs.inspect import as_json as to_json
     from mt.runs.inspect import as_text, broken

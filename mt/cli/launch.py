@@ -21,7 +21,9 @@ def launch(
         ),
     ] = None,
 ) -> None:
-    """Print a job script that trains on many machines and goes on by itself after preemption: `mt launch slurm FILE --nodes 4 | sbatch`."""
+    """Print a job script that trains on many machines and goes on by itself after preemption: `mt
+    launch slurm FILE --nodes 4 | sbatch`.
+    """
     from mt.config import load_config
     from mt.runs.launch import slurm_script
 

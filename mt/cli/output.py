@@ -1,4 +1,6 @@
-"""Where results are written: checked before the work, written into whatever is there, and kept as far as they are if the work fails."""
+"""Where results are written: checked before the work, written into whatever is there, and kept as
+far as they are if the work fails.
+"""
 
 import contextlib
 import gzip
@@ -20,7 +22,9 @@ OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are open 
 
 
 class Lines:
-    """Takes lines for an output and counts them; at the last flush `finished` lines ended at byte `position`."""
+    """Takes lines for an output and counts them; at the last flush `finished` lines ended at byte
+    `position`.
+    """
 
     def __init__(self, handle: BinaryIO, path: Path | None) -> None:
         self.handle, self.path, self.count = handle, path, 0
@@ -83,31 +87,38 @@ def _target(path: Path) -> Path:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a new file may take the place of `path`: not of a device, pipe or socket, nor of a name for an open file."""
+    """Whether a new file may take the place of `path`: not of a device, pipe or socket, nor of a
+    name for an open file.
+    """
     if str(path.absolute()).startswith(OPEN_FILES):
         return False
     return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 
 def tell(message: str) -> None:
-    """A line on standard output about what was done elsewhere; without standard output there is nobody to be told."""
+    """A line on standard output about what was done elsewhere; without standard output there is
+    nobody to be told.
+    """
     if hasattr(sys.stdout, "buffer"):
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text: a file appears when it is complete, a link keeps pointing at it, a device or pipe gets it."""
+    """Write a whole text: a file appears when it is complete, a link keeps pointing at it, a device
+    or pipe gets it.
+    """
     with open_output(path) as lines:
         lines.write(text)
 
 
 @contextlib.contextmanager
 def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> Iterator[Lines]:
-    """Standard output, or a file that takes its name when all is written; `.gz` packs it. A device or pipe is written directly.
+    """Standard output, or a file that takes its name when all is written; `.gz` packs it. A device
+    or pipe is written directly.
 
-    If the block raises after some lines, they stay in `<name>.part`, which a message names, with their number and `about`
-    in `<name>.part.json`.
+    If the block raises after some lines, they stay in `<name>.part`, which a message names, with
+    their number and `about` in `<name>.part.json`.
     """
     if path is None:
         lines = Lines(sys.stdout.buffer, None)
@@ -155,7 +166,9 @@ def _described(part: Path) -> Path:
 
 
 def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> None:
-    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays. A file of another process does."""
+    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays.
+    A file of another process does.
+    """
     if lines is None:
         return
     with contextlib.suppress(OSError):

@@ -7,7 +7,9 @@ def prepare(
     config: ConfigFile,
     overrides: Overrides = None,
 ) -> None:
-    """Read and check the training text, train the tokenizer, fill the token cache. `mt train` does this by itself."""
+    """Read and check the training text, train the tokenizer, fill the token cache. `mt train` does
+    this by itself.
+    """
     from mt.config import load_config
 
     loaded = load_config(config, overrides or ())

@@ -40,9 +40,10 @@ def report(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Write one self-contained HTML file: curves, scores, significance, every sentence, attention, and how the runs differ.
+    """Write one self-contained HTML file: curves, scores, significance, every sentence, attention,
+    and how the runs differ.
 
-    It opens from disk and asks the network for nothing. Translations that mt evaluate has kept are used again.
+    It opens from disk, without a network. Translations that mt evaluate has kept are used again.
     """
     from mt.runtime.template import start_early
 

@@ -15,7 +15,9 @@ def reproduce(
         typer.Option(help="Folder of the new run (default: the card's own with -reproduced)."),
     ] = None,
 ) -> None:
-    """Train and evaluate again what a score card says; exits 1 where a score is not the same to two decimals."""
+    """Train and evaluate again what a score card says; exits 1 where a score is not the same to two
+    decimals.
+    """
     from mt.errors import MTError
     from mt.runs.reproduce import reproduce as run
 

@@ -21,7 +21,8 @@ def score(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation of --src, tab-separated.
+    """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation
+    of --src, tab-separated.
 
     Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
     """

@@ -41,7 +41,9 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a model: prepare what is missing, train, validate, save. The same command again goes on where it stopped."""
+    """Train a model: prepare what is missing, train, validate, save. The same command again goes on
+    where it stopped.
+    """
     from mt.config import load_config
 
     begin = [f"train.init_from={init_from}"] if init_from is not None else []

@@ -1,4 +1,5 @@
-"""What a language code means: ISO 639-1, 639-2 and 639-3, BCP 47, FLORES and locale names, understood in one place.
+"""What a language code means: ISO 639-1, 639-2 and 639-3, BCP 47, FLORES and locale names,
+understood in one place.
 
 `de`, `de-AT`, `de_DE.UTF-8`, `deu`, `ger`, `deu_Latn` and `>>deu<<` are all German.
 """
@@ -62,7 +63,8 @@ BLEU_TOKENIZERS = {
 class Language:
     """What a code says."""
 
-    code: str  # ISO 639-1, or the code itself, in lower case, if it has none; empty if there is no code
+    # ISO 639-1, or the code itself, in lower case, if it has none; empty if there is no code
+    code: str
     script: str | None  # ISO 15924, such as `Latn`, if the code names one
 
     @property
@@ -72,7 +74,9 @@ class Language:
 
     @property
     def bleu_tokenizer(self) -> str:
-        """sacreBLEU's tokenizer for BLEU: its own choice, but single characters if spaces separate no words."""
+        """sacreBLEU's tokenizer for BLEU: its own choice, but single characters if spaces separate
+        no words.
+        """
         return BLEU_TOKENIZERS.get(self.code, "char" if self.is_unspaced else "13a")
 
 
@@ -85,6 +89,8 @@ def parse_language(code: str | None) -> Language:
 
 
 def joint_between(before: str, after: str, language: Language) -> str:
-    """What to put between two texts that become one: a space, or nothing if either side has a script without spaces."""
+    """What to put between two texts that become one: a space, or nothing if either side has a
+    script without spaces.
+    """
     ends = before[-1:] + after[:1]
     return "" if language.is_unspaced or _UNSPACED_CHARACTER.search(ends) else " "

@@ -1,7 +1,7 @@
 """Reads a run's YAML file and its `key.sub=value` overrides into a checked `Config`.
 
-Every mistake of the file and the overrides is reported in one `ConfigError`, a line each, with its line in the file. A whole number may
-be written `1e4`.
+Every mistake of the file and the overrides is reported in one `ConfigError`, a line each, with its
+line in the file. A whole number may be written `1e4`.
 """
 
 import difflib
@@ -64,8 +64,8 @@ def config_from_text(
 ) -> Config:
     """The configuration that `text` (YAML, called `where` in messages) and the overrides describe.
 
-    A file that mt wrote (`is_saved`) and that says no format is of the first one. What a file of an older format leaves
-    out has the default of its time.
+    A file that mt wrote (`is_saved`) and that says no format is of the first one. What a file of an
+    older format leaves out has the default of its time.
     """
     try:
         data, places, mistakes = read(text, lambda line: Place(line, f"{where}:{line}"))
@@ -100,7 +100,8 @@ def config_from_text(
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and environment variables in it replaced, unless there is a file of just this name.
+    """A path with `~` and environment variables in it replaced, unless there is a file of just this
+    name.
 
     `~` stays if no home folder is known. Raises `ValueError` for a variable that is not set.
     """
@@ -113,7 +114,9 @@ def expanded(path: str) -> str:
 
 
 def _expand_paths(data: dict[str, Any], places: dict[KeyPath, Place], where: str) -> list[Mistake]:
-    """Replace what `expanded` does in every path of a file; what mt has written holds them replaced."""
+    """Replace what `expanded` does in every path of a file; what mt has written holds them
+    replaced.
+    """
     mistakes: list[Mistake] = []
 
     def expand(section: Any, at: KeyPath, keys: Sequence[str]) -> None:
@@ -150,13 +153,17 @@ def with_defaults_of(config: Config, format: int) -> Config:
 
 
 def _older_defaults(format: Any) -> Iterator[tuple[tuple[str, str], Any]]:
-    """What the defaults of a format were, as far as they are others today; the oldest value of each first."""
+    """What the defaults of a format were, as far as they are others today; the oldest value of each
+    first.
+    """
     for number in range(format + 1 if isinstance(format, int) else FORMAT + 1, FORMAT + 1):
         yield from DEFAULTS_BEFORE[number].items()
 
 
 def default_run_dir(path: str | Path) -> str:
-    """Where a run of this YAML file goes unless it says otherwise; relative to the working directory."""
+    """Where a run of this YAML file goes unless it says otherwise; relative to the working
+    directory.
+    """
     return f"runs/{Path(path).stem}"
 
 
@@ -182,7 +189,9 @@ def _override(
 
 
 def _put(node: Any, path: KeyPath, value: Any) -> Any:
-    """A copy of `node` with `path` set: sections are made as needed, list items must be there (else LookupError)."""
+    """A copy of `node` with `path` set: sections are made as needed, list items must be there (else
+    LookupError).
+    """
     if not path:
         return value
     key, rest = path[0], path[1:]
@@ -198,7 +207,9 @@ def _put(node: Any, path: KeyPath, value: Any) -> Any:
 
 
 def _validate(data: dict[str, Any]) -> tuple[Config | None, Sequence[Mapping[str, Any]]]:
-    """The checked configuration or pydantic's errors; whole floats in places of ints become ints on the way."""
+    """The checked configuration or pydantic's errors; whole floats in places of ints become ints on
+    the way.
+    """
     try:
         return Config.model_validate(data), []
     except ValidationError as error:
@@ -265,8 +276,10 @@ def _translate(error: Mapping[str, Any], places: dict[KeyPath, Place], where: st
 def _blame(
     path: KeyPath, base: KeyPath, message: str, places: dict[KeyPath, Place], where: str
 ) -> Place:
-    """Where a mistake at `path` comes from, in this order: an override of it, an override of a key that `message`
-    names (in the section `base`), its own line, the line of a key named, the nearest section's, an override inside."""
+    """Where a mistake at `path` comes from, in this order: an override of it, an override of a key
+    that `message` names (in the section `base`), its own line, the line of a key named, the nearest
+    section's, an override inside.
+    """
     if path in places and not message:
         return places[path]
     words = set(re.findall(r"[a-z_.]+", message))
@@ -284,7 +297,9 @@ def _blame(
 
 
 def _right_keys(path: KeyPath) -> list[str]:
-    """What the unknown key at `path` may have meant: a longer name here, the same name elsewhere, a similar one."""
+    """What the unknown key at `path` may have meant: a longer name here, the same name elsewhere, a
+    similar one.
+    """
     word, sections = str(path[-1]), _sections(Config)
     here = sections[tuple(0 if isinstance(part, int) else part for part in path[:-1])]
     elsewhere = {dotted((*at, key)): key for at, keys in sections.items() for key in keys}

@@ -1,4 +1,6 @@
-"""Model sizes by name, as plain dicts over the `model` section; what a YAML file sets itself wins over its preset."""
+"""Model sizes by name, as plain dicts over the `model` section; what a YAML file sets itself wins
+over its preset.
+"""
 
 from typing import Any
 

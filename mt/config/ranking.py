@@ -11,7 +11,9 @@ def is_better(metric: str, value: float, best: float) -> bool:
 
 
 def rank(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
-    """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the loss."""
+    """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the
+    loss.
+    """
     names = dict.fromkeys((metric, "chrf", "loss"))
     return tuple(
         -scores[name] if name in LOWER_IS_BETTER else scores[name]

@@ -1,7 +1,8 @@
-"""YAML 1.2 as plain values that know their lines; tags, cycles, deep nesting and exploding aliases are refused before they cost much.
+"""YAML 1.2 as plain values that know their lines; tags, cycles, deep nesting and exploding aliases
+are refused before they cost much.
 
-Plain scalars follow YAML 1.2: `no`, `12:30` and `2024-01-01` are text, `3e-4` is a number, `010` is ten. As an extension `1_000` is a
-whole number. `.inf` is text: no key takes it.
+Plain scalars follow YAML 1.2: `no`, `12:30` and `2024-01-01` are text, `3e-4` is a number, `010` is
+ten. As an extension `1_000` is a whole number. `.inf` is text: no key takes it.
 """
 
 import re
@@ -20,7 +21,9 @@ _EXPLICIT = "explicit "  # a tag holds no space, so no file can write one that s
 
 
 class Place(NamedTuple):
-    """What a mistake is blamed on: a line of the file, or an override of the key `path`; sorted by `order`."""
+    """What a mistake is blamed on: a line of the file, or an override of the key `path`; sorted by
+    `order`.
+    """
 
     order: int
     text: str
@@ -38,14 +41,17 @@ class Mistake(Exception):
     def __str__(self) -> str:
         name = "" if not self.path or self.path == self.place.path else f"{dotted(self.path)}: "
         line = f"{self.place.text}: {name}{self.text}"
-        # Names and values come from the file; none may break the line, move the cursor or fail to print.
+        # Names and values come from the file; none may break the line, move the cursor or fail to
+        # print.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def read(
     text: str, place: Callable[[int], Place]
 ) -> tuple[Any, dict[KeyPath, Place], list[Mistake]]:
-    """The plain value of YAML `text`, the place of each key and list item in it, and the mistakes it goes on after."""
+    """The plain value of YAML `text`, the place of each key and list item in it, and the mistakes
+    it goes on after.
+    """
     reader = None
     try:
         reader = _Reader(text, place)
@@ -66,7 +72,9 @@ def read(
 
 
 class _Reader(yaml.SafeLoader):
-    """Composes YAML nodes and turns them into plain values itself: PyYAML's constructors are never called."""
+    """Composes YAML nodes and turns them into plain values itself: PyYAML's constructors are never
+    called.
+    """
 
     def __init__(self, text: str, place: Callable[[int], Place]) -> None:
         self.place = place
@@ -112,7 +120,9 @@ class _Reader(yaml.SafeLoader):
         }
 
     def entries(self, node: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Key -> nodes of key and value; own keys win over those `<<` merges in, earlier merges over later ones."""
+        """Key -> nodes of key and value; own keys win over those `<<` merges in, earlier merges
+        over later ones.
+        """
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         self.count(node.start_mark, len(node.value), len(path))

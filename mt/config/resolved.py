@@ -1,4 +1,6 @@
-"""A run with everything decided: made once, at its start, by `mt.runs.resolve`; nothing resolves again."""
+"""A run with everything decided: made once, at its start, by `mt.runs.resolve`; nothing resolves
+again.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,9 @@ from mt.config.schema import Config
 class ResolvedRun:
     """What a run trains with.
 
-    `config` has numbers and names in place of every `auto`: precision, threads, micro-batches, limits
-    of the search, the sizes and the tokenizer of the model that it begins with. `asked` is the same
-    before these were found out, as the run folder keeps it.
+    `config` has numbers and names in place of every `auto`: precision, threads, micro-batches,
+    limits of the search, the sizes and the tokenizer of the model that it begins with. `asked` is
+    the same before these were found out, as the run folder keeps it.
     """
 
     folder: Path

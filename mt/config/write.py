@@ -1,4 +1,6 @@
-"""A `Config` written back out: as YAML that reads back equal, as flat keys, and the JSON Schema of its files."""
+"""A `Config` written back out: as YAML that reads back equal, as flat keys, and the JSON Schema of
+its files.
+"""
 
 import re
 from collections.abc import Collection
@@ -12,7 +14,8 @@ from mt.config.schema.model import ModelConfig
 
 
 def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) -> str:
-    """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the preset do not give.
+    """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the
+    preset do not give.
 
     Sections of `without` are left out.
     """
@@ -29,7 +32,9 @@ def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) ->
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Dotted key -> value, such as `optim.lr` or `data.train[0].src`; a list of numbers is one value."""
+    """Dotted key -> value, such as `optim.lr` or `data.train[0].src`; a list of numbers is one
+    value.
+    """
     flat: dict[str, object] = {}
 
     def visit(value: Any, name: str) -> None:
@@ -57,7 +62,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def _differences(config: Config) -> dict[str, Any]:
-    """What a file must say to give `config`; a key set back to its default beside a preset is a difference too."""
+    """What a file must say to give `config`; a key set back to its default beside a preset is a
+    difference too.
+    """
     values = config.model_dump(exclude_defaults=True)
     given = {**ModelConfig().model_dump(), **PRESETS.get(config.model.preset or "", {})}
     values["model"] = {
@@ -67,7 +74,9 @@ def _differences(config: Config) -> dict[str, Any]:
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes text that any YAML, 1.1 or 1.2, could take for something else; lists of numbers stay on one line."""
+    """Quotes text that any YAML, 1.1 or 1.2, could take for something else; lists of numbers stay
+    on one line.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,1 +1,3 @@
-"""Models out to other engines, and in from them: one module a format, and the proof that a conversion translates alike."""
+"""Models out to other engines, and in from them: one module a format, and the proof that a
+conversion translates alike.
+"""

@@ -1,4 +1,6 @@
-"""Export to CTranslate2 (extra `ct2`): its own model folder with the tokenizer's models beside it, and the engine to prove it with."""
+"""Export to CTranslate2 (extra `ct2`): its own model folder with the tokenizer's models beside it,
+and the engine to prove it with.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "int16", "float16", "b
 
 
 def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
-    """Write a model as the folder that `ctranslate2.Translator` opens; weights in fp32 unless `quantization` names another type.
+    """Write a model as the folder that `ctranslate2.Translator` opens; weights in fp32 unless
+    `quantization` names another type.
 
     Raises `ExportError` where the package is missing or `out` exists.
     """
@@ -115,7 +118,9 @@ def _array(tensor: Tensor) -> Any:
 
 
 class CTranslate2Engine:
-    """An exported model at work, on ids; see `mt.convert.proof.Engine`. So many translators of so many threads each."""
+    """An exported model at work, on ids; see `mt.convert.proof.Engine`. So many translators of so
+    many threads each.
+    """
 
     def __init__(
         self,

@@ -29,8 +29,8 @@ def export_and_prove(
 ) -> list[str]:
     """Write `out` and return what is to be said about it, line by line.
 
-    The proof is that of weights in fp32; for others it is counted how many lines stay the same. Raises `ExportError` where the
-    proof fails: nothing is left then.
+    The proof is that of weights in fp32; for others it is counted how many lines stay the same.
+    Raises `ExportError` where the proof fails: nothing is left then.
     """
     if quantization is not None and to != "ctranslate2":
         raise ConfigError(
@@ -85,7 +85,9 @@ def write_export(
 
 
 def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
-    """The name and the lines of a text file, or of the first test or validation source of the configuration that is there."""
+    """The name and the lines of a text file, or of the first test or validation source of the
+    configuration that is there.
+    """
     if text is not None:
         return text, list(read_text(text))
     for corpus in itertools.chain(config.data.test, config.data.valid):
@@ -105,7 +107,9 @@ def prove_export(
     beam_size: int | None = None,
     compute_type: str = "float32",
 ) -> Parity:
-    """The original and its export on the same text, searching as the model says or with so many beams."""
+    """The original and its export on the same text, searching as the model says or with so many
+    beams.
+    """
     decode = loaded.config.decode.model_copy(
         update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})}
     )

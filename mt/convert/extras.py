@@ -7,7 +7,9 @@ from mt.errors import ExportError
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """The module of a package that the extra `extra` of mt-forge installs. Raises `ExportError` without it."""
+    """The module of a package that the extra `extra` of mt-forge installs. Raises `ExportError`
+    without it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

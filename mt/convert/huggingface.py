@@ -1,7 +1,8 @@
-"""Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus; and `transformers` (extra `hf`) to prove it with.
+"""Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus; and
+`transformers` (extra `hf`) to prove it with.
 
-Both have Marian's sinusoids and our parameter names, so that an export is nearly a copy. What a format cannot express is refused, all
-reasons at once. Writing needs nothing of `transformers`.
+Both have Marian's sinusoids and our parameter names, so that an export is nearly a copy. What a
+format cannot express is refused, all reasons at once. Writing needs nothing of `transformers`.
 """
 
 import json
@@ -31,8 +32,9 @@ CLASSES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneratio
 def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
     """Write a model as the folder that `AutoModelForSeq2SeqLM.from_pretrained` opens, in fp32.
 
-    A Marian folder has its tokenizer (`AutoTokenizer`); Pegasus has none that knows our ids, and is for token ids. Raises `ExportError`
-    for a model that the format cannot express, and where `out` exists.
+    A Marian folder has its tokenizer (`AutoTokenizer`); Pegasus has none that knows our ids, and is
+    for token ids. Raises `ExportError` for a model that the format cannot express, and where `out`
+    exists.
     """
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder")
@@ -67,7 +69,9 @@ def refusals(loaded: LoadedModel, format: Format) -> list[str]:
 
 
 def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
-    """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file, and says so."""
+    """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file,
+    and says so.
+    """
     weights = {
         name: weight.detach().float().contiguous()
         for name, weight in loaded.model.named_parameters()
@@ -142,7 +146,9 @@ def _longest(decode: DecodeConfig) -> int:
 
 
 def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
-    """Our search: a sentence is done with as many finished hypotheses as it has beams, and nothing is forced at its limit."""
+    """Our search: a sentence is done with as many finished hypotheses as it has beams, and nothing
+    is forced at its limit.
+    """
     decode = loaded.config.decode
     search = {
         "num_beams": decode.beam_size,
@@ -171,7 +177,9 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
 
 
 def _card(loaded: LoadedModel, format: Format) -> str:
-    """A model card, with what is known of languages, text and scores; the licence is the author's to say."""
+    """A model card, with what is known of languages, text and scores; the licence is the author's
+    to say.
+    """
     data, about = loaded.config.data, loaded.provenance
     languages = [lang for lang in (data.src_lang, data.tgt_lang) if lang]
     scores = ", ".join(
@@ -200,7 +208,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 class TransformersEngine:
     """A folder of theirs at work, on our ids; see `mt.convert.proof.Engine`.
 
-    `ids` has their id of each of our target ids if they differ, `src_ids` that of each source id if it is another.
+    `ids` has their id of each of our target ids if they differ, `src_ids` that of each source id if
+    it is another.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ from mt.runtime.device import choose_compute
 
 
 def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) -> list[str]:
-    """Write `out` and return what is to be said about it; of a text, translations of both engines, if `transformers` is there.
+    """Write `out` and return what is to be said about it; of a text, translations of both engines,
+    if `transformers` is there.
 
     A difference is reported, not refused: the folder's own search may have rules that ours lacks.
     """

@@ -1,7 +1,9 @@
-"""Import of Marian models as Hugging Face keeps them, such as OPUS-MT's: weights, vocabulary and search, without `transformers`.
+"""Import of Marian models as Hugging Face keeps them, such as OPUS-MT's: weights, vocabulary and
+search, without `transformers`.
 
-Special pieces move to our ids, and all others keep their order, so that a folder of our own comes back bit for bit. Marian begins a target
-with its padding; here that is a row of its own, a copy, which a bias keeps from ever being written.
+Special pieces move to our ids, and all others keep their order, so that a folder of our own comes
+back bit for bit. Marian begins a target with its padding; here that is a row of its own, a copy,
+which a bias keeps from ever being written.
 """
 
 import json
@@ -197,7 +199,8 @@ def _special(
     about: Mapping[str, Any],
     pieces: Sequence[str],
 ) -> Special:
-    """The special pieces by the ids of config.json, else of generation_config.json, else by the names of the tokenizer.
+    """The special pieces by the ids of config.json, else of generation_config.json, else by the
+    names of the tokenizer.
 
     Raises `CheckpointError` for one that is not in the vocabulary.
     """
@@ -226,7 +229,9 @@ def _special(
 
 
 def _order(pieces: Sequence[str], special: Special) -> list[int]:
-    """Their id of each of ours, specials first; a special piece that a vocabulary lacks is its padding, or its unknown piece."""
+    """Their id of each of ours, specials first; a special piece that a vocabulary lacks is its
+    padding, or its unknown piece.
+    """
     ids = {piece: i for i, piece in enumerate(pieces)}
     unk = ids.get(special.unk, 0)
     pad = ids.get(special.pad, unk)
@@ -302,7 +307,9 @@ def _weights(
 
 
 def _write_tokenizer(folder: Path, source: MarianFolder) -> None:
-    """The SentencePiece models, and the table of pieces where their ids are not those of the vocabulary."""
+    """The SentencePiece models, and the table of pieces where their ids are not those of the
+    vocabulary.
+    """
     texts = [path.read_bytes() for path in source.spm]
     if texts[0] == texts[1] and source.src_pieces == source.tgt_pieces:
         (folder / JOINT_FILE).write_bytes(texts[0])

@@ -1,9 +1,11 @@
-"""Export to ONNX (extra `onnx`): the encoder and one cached step of the decoder, to be run by onnxruntime under any search.
+"""Export to ONNX (extra `onnx`): the encoder and one cached step of the decoder, to be run by
+onnxruntime under any search.
 
-  encoder.onnx   src [sentences, src_len] and src_mask, True where a token stands -> memory_keys, memory_values
-                 [decoder_layers, sentences, num_heads, src_len, head_dim]
-  decoder.onnx   tokens [sentences, beams], keys and values [decoder_layers, sentences, beams, num_heads, length, head_dim] of the tokens
-                 before (length 0 at first), memory_keys, memory_values, src_mask -> logits [sentences, beams, vocab_size], and keys and
+  encoder.onnx   src [sentences, src_len] and src_mask, True where a token stands -> memory_keys,
+                 memory_values [decoder_layers, sentences, num_heads, src_len, head_dim]
+  decoder.onnx   tokens [sentences, beams], keys and values [decoder_layers, sentences, beams,
+                 num_heads, length, head_dim] of the tokens before (length 0 at first), memory_keys,
+                 memory_values, src_mask -> logits [sentences, beams, vocab_size], and keys and
                  values with one more length
   onnx.json      special ids, sizes, and the search that the model was made for
 Here the search is our own, with onnxruntime in the model's place.
@@ -40,7 +42,9 @@ MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (
 
 
 def export_onnx(loaded: LoadedModel, out: Path) -> None:
-    """Write a model as a folder of two graphs in fp32. Raises `ExportError` where a package is missing or `out` exists."""
+    """Write a model as a folder of two graphs in fp32. Raises `ExportError` where a package is
+    missing or `out` exists.
+    """
     if out.exists():
         raise ExportError(f"{out}: exists already; choose another folder")
     import_extra("onnx", "onnx")
@@ -146,7 +150,9 @@ class _Decoder(nn.Module):
 
 
 class _GrowingAttention:
-    """Of one more token of each hypothesis over the tokens before; what it has seen is kept, layer by layer."""
+    """Of one more token of each hypothesis over the tokens before; what it has seen is kept, layer
+    by layer.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -178,7 +184,9 @@ class _MemoryAttention:
 
 
 def _bias(mask: Tensor) -> Tensor:
-    """Of a mask [sentences, src_len]: 0 where a token stands, -inf elsewhere, for all heads and queries."""
+    """Of a mask [sentences, src_len]: 0 where a token stands, -inf elsewhere, for all heads and
+    queries.
+    """
     return torch.where(mask, 0.0, float("-inf"))[:, None, None]
 
 
@@ -205,7 +213,9 @@ class OnnxState:
 
 
 class OnnxModel:
-    """An exported folder in onnxruntime, in the place of a model in a search (`mt.decode.search.StepModel`)."""
+    """An exported folder in onnxruntime, in the place of a model in a search
+    (`mt.decode.search.StepModel`).
+    """
 
     def __init__(self, folder: Path, threads: int) -> None:
         runtime = import_extra("onnxruntime", "onnx")
@@ -233,7 +243,9 @@ class OnnxModel:
         return OnnxState(cache, cache, memory_keys, memory_values, src_mask)
 
     def step(self, tokens: Tensor, state: OnnxState) -> Tensor:
-        """Log-probabilities [sentences, beams, vocab_size] of what follows one more token [sentences, beams] of each hypothesis."""
+        """Log-probabilities [sentences, beams, vocab_size] of what follows one more token
+        [sentences, beams] of each hypothesis.
+        """
         names = ("keys", "values", "memory_keys", "memory_values", "src_mask")
         inputs: dict[str, np.ndarray] = {name: getattr(state, name).numpy() for name in names}
         logits, keys, values = (

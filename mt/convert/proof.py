@@ -1,4 +1,6 @@
-"""The proof that an exported model translates as the original does: line by line, and what differs rescored by both engines."""
+"""The proof that an exported model translates as the original does: line by line, and what differs
+rescored by both engines.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -25,7 +27,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """A line that two engines translate differently: by how much each engine holds the one above the other."""
+    """A line that two engines translate differently: by how much each engine holds the one above
+    the other.
+    """
 
     line: int
     ours: str
@@ -48,7 +52,9 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether at least 995 of 1,000 lines are identical (all but one of less than 200) and all others ties, and scores agree."""
+        """Whether at least 995 of 1,000 lines are identical (all but one of less than 200) and all
+        others ties, and scores agree.
+        """
         few = len(self.differences) <= max(1, 0.005 * self.num_lines)
         return (
             few
@@ -66,7 +72,9 @@ class Parity:
 
 
 def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Parity:
-    """Translate `lines` with both; empty ones and over-long ones, which `mt` splits, are left out. Raises `DataError` if all are."""
+    """Translate `lines` with both; empty ones and over-long ones, which `mt` splits, are left out.
+    Raises `DataError` if all are.
+    """
     encoded = enumerate(translator.tokenizer.encode_src(lines), 1)
     taken = [
         (number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.longest_src
@@ -98,7 +106,9 @@ def by_source_length(
     decode: DecodeConfig,
     translate: Callable[[Sequence[list[int]], int], Found],
 ) -> Found:
-    """Translations of `sources`, those of one length together, as other engines have one limit of output length a call."""
+    """Translations of `sources`, those of one length together, as other engines have one limit of
+    output length a call.
+    """
     found: Found = [([], 0.0)] * len(sources)
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     for length, group in itertools.groupby(order, key=lambda i: len(sources[i])):

@@ -1,4 +1,6 @@
-"""Micro-batches: cutting length-sorted pairs into token buckets, and padding or packing one bucket into tensors."""
+"""Micro-batches: cutting length-sorted pairs into token buckets, and padding or packing one bucket
+into tensors.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -46,7 +48,9 @@ B = TypeVar("B", bound=AnyBatch)
 
 
 def moved(batch: B, device: torch.device) -> B:
-    """The batch on another device, copied while the device goes on computing; itself where it is there already."""
+    """The batch on another device, copied while the device goes on computing; itself where it is
+    there already.
+    """
     if device.type == "cpu":
         return batch
     values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
@@ -148,10 +152,12 @@ def pad_rows(
 def token_buckets(
     src_lens: IntArray, tgt_lens: IntArray, max_tokens: int, tie_break: IntArray | None = None
 ) -> list[IntArray]:
-    """Cut pairs into buckets of similar length with at most `max_tokens` = rows x longest side in each (a single row may have more).
+    """Cut pairs into buckets of similar length with at most `max_tokens` = rows x longest side in
+    each (a single row may have more).
 
-    Lengths count the end of sentence. Pairs are sorted by target, then source length, then `tie_break`; a bucket holds their positions.
-    Source lengths rise within one target length and fall within the next, so that a bucket across the two does not mix short and long.
+    Lengths count the end of sentence. Pairs are sorted by target, then source length, then
+    `tie_break`; a bucket holds their positions. Source lengths rise within one target length and
+    fall within the next, so that a bucket across the two does not mix short and long.
     """
     ties = np.arange(len(src_lens)) if tie_break is None else tie_break
     order = np.lexsort((ties, np.where(tgt_lens % 2, -src_lens, src_lens), tgt_lens))

@@ -1,12 +1,17 @@
-"""Training order and prefetch: which pairs make up which update, as a function of (seed, epoch, position) alone.
+"""Training order and prefetch: which pairs make up which update, as a function of (seed, epoch,
+position) alone.
 
-  1. The corpus is cut into runs of `RUN` neighbours (of 1, where one block holds it all), and each epoch puts the runs in a random order.
-  2. `block_size` pairs of that order make a block; each block is shuffled, sorted by length and cut into token buckets, which are shuffled.
-  3. Consecutive buckets make an update: `grad_accum_steps` of them, or as many as `batch_tokens` target tokens hold; no bucket has more
-     tokens than that. An epoch's last update closes as it is.
+  1. The corpus is cut into runs of `RUN` neighbours (of 1, where one block holds it all), and each
+     epoch puts the runs in a random order.
+  2. `block_size` pairs of that order make a block; each block is shuffled, sorted by length and cut
+     into token buckets, which are shuffled.
+  3. Consecutive buckets make an update: `grad_accum_steps` of them, or as many as `batch_tokens`
+     target tokens hold; no bucket has more tokens than that. An epoch's last update closes as it
+     is.
 
-Random numbers are raw draws of Philox with (seed, epoch, block) as key and counter, sorted stably: the same in every version of every
-library. Position = (epoch, block, bucket) of the next bucket to hand out; jumping there costs one block.
+Random numbers are raw draws of Philox with (seed, epoch, block) as key and counter, sorted stably:
+the same in every version of every library. Position = (epoch, block, bucket) of the next bucket to
+hand out; jumping there costs one block.
 """
 
 import queue
@@ -35,7 +40,9 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer update: this rank's micro-batches, what the update is as a whole, and where the order goes on after it."""
+    """One optimizer update: this rank's micro-batches, what the update is as a whole, and where the
+    order goes on after it.
+    """
 
     micro_batches: Sequence[AnyBatch]  # rank, rank + size, rank + 2 size, ... of the whole update
     after: Position
@@ -49,7 +56,9 @@ class Update:
 
 
 class TrainLoader:
-    """Endless updates from a token cache; epoch follows epoch. Of `size` ranks each makes its own share of the same updates."""
+    """Endless updates from a token cache; epoch follows epoch. Of `size` ranks each makes its own
+    share of the same updates.
+    """
 
     def __init__(
         self,
@@ -73,7 +82,9 @@ class TrainLoader:
         self._num_blocks = -(-num_runs // self._runs_a_block)
 
     def state_dict(self) -> dict[str, int]:
-        """The version of the order, and the position after the last update handed out; what was only prefetched does not count."""
+        """The version of the order, and the position after the last update handed out; what was
+        only prefetched does not count.
+        """
         return {"order": self.order, **self.position._asdict()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -82,7 +93,9 @@ class TrainLoader:
         self.position = Position(state["epoch"], state["block"], state["bucket"])
 
     def updates(self) -> Iterator[Update]:
-        """Updates from the present position on, prepared by a background thread. Closing the iterator ends the thread."""
+        """Updates from the present position on, prepared by a background thread. Closing the
+        iterator ends the thread.
+        """
         prefetcher = _Prefetcher(self._updates_from(self.position), self.config.prefetch)
         try:
             for update in prefetcher:

@@ -1,7 +1,9 @@
-"""Tokenizer and token cache of a configuration: found in `cache_dir`, or made and put there for every later run.
+"""Tokenizer and token cache of a configuration: found in `cache_dir`, or made and put there for
+every later run.
 
-Both are named by fingerprints of what they were made from, so an unchanged corpus is tokenized once. Each is made under a lock of its
-own, so that two runs that start together make it once, and nobody waits for what is there.
+Both are named by fingerprints of what they were made from, so an unchanged corpus is tokenized
+once. Each is made under a lock of its own, so that two runs that start together make it once, and
+nobody waits for what is there.
 """
 
 import logging
@@ -46,8 +48,8 @@ class Prepared:
 def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None) -> Prepared:
     """Open the tokenizer and the token cache of `config`; the first rank makes what is missing.
 
-    `tokenizer` is the folder of the one to use, as a run has it that goes on. Raises `DataError` for text that is missing,
-    damaged, unequal or too little.
+    `tokenizer` is the folder of the one to use, as a run has it that goes on. Raises `DataError`
+    for text that is missing, damaged, unequal or too little.
     """
     made: list[Prepared] = []
 
@@ -110,7 +112,9 @@ def _cache_dir(config: Config) -> Path:
 
 
 def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
-    """Names what is trained on: a text by its fingerprint, its tokenizer, and what is left out or replaced."""
+    """Names what is trained on: a text by its fingerprint, its tokenizer, and what is left out or
+    replaced.
+    """
     data = config.data
     return fingerprint(
         1,
@@ -123,9 +127,11 @@ def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
 
 
 def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_text) -> str:
-    """Names the training text by its lines: moving or packing a file changes nothing, nor do other line ends; changing a line does.
+    """Names the training text by its lines: moving or packing a file changes nothing, nor do other
+    line ends; changing a line does.
 
-    `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as a pipe.
+    `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as
+    a pipe.
     """
     return fingerprint(
         [_corpus_fingerprint(corpus, config, of_file) for corpus in config.data.train]
@@ -133,7 +139,9 @@ def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_tex
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
-    """What `data_fingerprint` was in the first version of mt, which named a compressed file by its packed bytes."""
+    """What `data_fingerprint` was in the first version of mt, which named a compressed file by its
+    packed bytes.
+    """
     return data_fingerprint(text_fingerprint(config, sha256_file), tokenizer, config)
 
 
@@ -157,7 +165,9 @@ def _corpus_fingerprint(
 
 
 def check_corpus(corpus: CorpusConfig) -> None:
-    """Raise `DataError` for text that is not there, or that is not in a file but can be read only once."""
+    """Raise `DataError` for text that is not there, or that is not in a file but can be read only
+    once.
+    """
     for path in (corpus.src, corpus.tgt):
         if path is not None:
             _check_is_file(Path(path))
@@ -281,7 +291,9 @@ def _cache(config: Config, tokenizer: Tokenizer, folder: Path) -> TokenCache:
 
 
 def _check_lossy(cache: TokenCache, max_share: float) -> None:
-    """Say how many target lines the tokenizer does not give back. Raises `DataError` if they are too many."""
+    """Say how many target lines the tokenizer does not give back. Raises `DataError` if they are
+    too many.
+    """
     lossy = cache.lossy
     if not lossy.count:
         return

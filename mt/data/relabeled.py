@@ -1,4 +1,6 @@
-"""A SentencePiece model under other ids: those of a table of pieces, as Marian's vocabularies have them."""
+"""A SentencePiece model under other ids: those of a table of pieces, as Marian's vocabularies have
+them.
+"""
 
 import json
 import re
@@ -14,7 +16,8 @@ LANGUAGE_CODE = re.compile(
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """The piece of each source id and of each target id: one list for both, or `{"src": [...], "tgt": [...]}`.
+    """The piece of each source id and of each target id: one list for both, or `{"src": [...],
+    "tgt": [...]}`.
 
     Raises `CheckpointError` for anything but lists of different strings.
     """
@@ -36,7 +39,9 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
 
 
 class RelabeledModel:
-    """What `Tokenizer` uses of SentencePiece's `SentencePieceProcessor`, with the ids of `pieces`; a piece that has none is unknown."""
+    """What `Tokenizer` uses of SentencePiece's `SentencePieceProcessor`, with the ids of `pieces`;
+    a piece that has none is unknown.
+    """
 
     def __init__(self, model: Any, pieces: Sequence[str], unk_id: int) -> None:
         self.model, self.pieces, self.unk_id = model, pieces, unk_id
@@ -54,7 +59,9 @@ class RelabeledModel:
         return self.pieces[i]
 
     def encode(self, lines: list[str], return_type: str | None = None) -> list[Any]:
-        """As the model does; a language code at the beginning of a line is a piece of its own, where the table has it."""
+        """As the model does; a language code at the beginning of a line is a piece of its own,
+        where the table has it.
+        """
         codes = [
             match if (match := LANGUAGE_CODE.match(line)) and match[1] in self.ids else None
             for line in lines

@@ -1,13 +1,16 @@
 """Where a line may be cut in two: the ends of its sentences, by punctuation alone.
 
-Training counts sentences, and translating cuts lines, by the same rule: what it takes for an end that is none, it takes so in both.
+Training counts sentences, and translating cuts lines, by the same rule: what it takes for an end
+that is none, it takes so in both.
 """
 
 import re
 
-# Sentences without spaces between them: Chinese and Japanese, and stops of scripts that need no space after them.
+# Sentences without spaces between them: Chinese and Japanese, and stops of scripts that need no
+# space after them.
 _UNSPACED_END = "[。！？｡።။།](?:[」』”’）〉》】\"')\\]]*)\\s*"
-# One or more stops, closing quotes and brackets, white space; what follows must not be a small letter.
+# One or more stops, closing quotes and brackets, white space; what follows must not be a small
+# letter.
 _SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡]*(?:[-–—] ?)?[^\\W_])"
 _END = re.compile(f"{_UNSPACED_END}|{_SPACED_END}")
 _LAST_WORD = re.compile(r"[^\W_][\w.'’-]*$")

@@ -1,7 +1,8 @@
-"""SentencePiece model files, changed where the library offers no way: their normalization, and the ids of their special pieces.
+"""SentencePiece model files, changed where the library offers no way: their normalization, and the
+ids of their special pieces.
 
-A model file is one protocol buffer message, `ModelProto` of SentencePiece's sentencepiece_model.proto. Its fields are copied byte for
-byte except for those that are replaced.
+A model file is one protocol buffer message, `ModelProto` of SentencePiece's
+sentencepiece_model.proto. Its fields are copied byte for byte except for those that are replaced.
 """
 
 import io
@@ -108,7 +109,9 @@ def with_normalization(model: bytes, rule: Normalization) -> bytes:
 
 @cache
 def normalizer_spec(rule: Normalization) -> bytes:
-    """The compiled form of a normalization, taken from a model that SentencePiece trains on next to nothing."""
+    """The compiled form of a normalization, taken from a model that SentencePiece trains on next to
+    nothing.
+    """
     model = io.BytesIO()
     train = partial(
         sentencepiece.SentencePieceTrainer.train, sentence_iterator=iter(["a b"] * 4), model_writer=model, model_type="char",
@@ -142,9 +145,11 @@ def _hex(text: str) -> str:
 
 
 def nfc_rules() -> dict[str, str]:
-    """What to write for each text that NFC writes as one other character, and a space for white space of any kind.
+    """What to write for each text that NFC writes as one other character, and a space for white
+    space of any kind.
 
-    Covers each character by itself and each composed character in all its spellings, whatever the order of its marks.
+    Covers each character by itself and each composed character in all its spellings, whatever the
+    order of its marks.
     """
     rules: dict[str, str] = {}
     variants: dict[
@@ -170,7 +175,9 @@ def _code_points() -> Iterable[int]:
 
 
 def _spellings(character: str, decomposed: str) -> Iterator[str]:
-    """Other texts of the same character: its marks in any order, the first ones composed with what they follow or not."""
+    """Other texts of the same character: its marks in any order, the first ones composed with what
+    they follow or not.
+    """
     first, marks = decomposed[0], decomposed[1:]
     for order in permutations(marks):
         for count in range(len(marks) + 1):
@@ -183,10 +190,11 @@ def _spellings(character: str, decomposed: str) -> Iterator[str]:
 
 
 def with_special_ids(model: bytes, ids: Sequence[tuple[str, int]]) -> bytes:
-    """The same model with its special pieces (`pad`, `unk`, `bos`, `eos`) at these ids, all others after them in their order.
+    """The same model with its special pieces (`pad`, `unk`, `bos`, `eos`) at these ids, all others
+    after them in their order.
 
-    A special piece that the model lacks is added under SentencePiece's usual name. Raises `ValueError` if that
-    name is already that of an ordinary piece, or the bytes are no model.
+    A special piece that the model lacks is added under SentencePiece's usual name. Raises
+    `ValueError` if that name is already that of an ordinary piece, or the bytes are no model.
     """
     pieces, others = [], []
     trainer_spec = b""

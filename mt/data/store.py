@@ -1,8 +1,10 @@
-"""The token cache: a tokenized corpus on disk, read through memory maps, so that memory does not grow with the corpus.
+"""The token cache: a tokenized corpus on disk, read through memory maps, so that memory does not
+grow with the corpus.
 
-A folder holds, for each side, `<side>.tokens.bin` (uint16, or uint32 for vocabularies over 65,536) and `<side>.offsets.bin` (uint64: pair
-i is tokens[offsets[i]:offsets[i + 1]], without end of sentence), the checksums of both (`.crc`: a CRC-32 of each block of 64 KiB), and
-`manifest.json`. It appears whole or not at all. A block is compared with its checksum when it is first read.
+A folder holds, for each side, `<side>.tokens.bin` (uint16, or uint32 for vocabularies over 65,536)
+and `<side>.offsets.bin` (uint64: pair i is tokens[offsets[i]:offsets[i + 1]], without end of
+sentence), the checksums of both (`.crc`: a CRC-32 of each block of 64 KiB), and `manifest.json`. It
+appears whole or not at all. A block is compared with its checksum when it is first read.
 """
 
 import json
@@ -38,7 +40,9 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Lengths:
-    """What most training lines have at most: a share of lines, such as `0.99`, to a number; `1` to the most."""
+    """What most training lines have at most: a share of lines, such as `0.99`, to a number; `1` to
+    the most.
+    """
 
     src: dict[str, int]  # subwords, end of sentence not counted
     tgt: dict[str, int]
@@ -164,7 +168,9 @@ class TokenCache:
         return self._src[index], self._tgt[index]
 
     def expect(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Say that the pairs of these runs [start, stop) come next: one by one, those that are not in memory would take a seek each."""
+        """Say that the pairs of these runs [start, stop) come next: one by one, those that are not
+        in memory would take a seek each.
+        """
         for side in (self._src, self._tgt):
             side.expect(runs)
 
@@ -187,7 +193,9 @@ def build_cache(
     folder: Path,
     about: dict[str, Any],
 ) -> tuple[TokenCache, FilterStats]:
-    """Tokenize and filter `pairs` into `folder`; `about` goes into the manifest. Raises `DataError` where no pair is left."""
+    """Tokenize and filter `pairs` into `folder`; `about` goes into the manifest. Raises `DataError`
+    where no pair is left.
+    """
     stats, lossy = FilterStats(), Lossy(0, 0, [])
     counts: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Lengths)}
     dtype = np.dtype(

@@ -1,4 +1,4 @@
-"""SentencePiece, one model for both sides or one per side: training with reproducible bytes, ids, and the folder it travels in.
+"""SentencePiece, one model for both sides or one per side: training, ids, and its folder.
 
 Special ids are the same in every model: padding 0, unknown 1, beginning 2, end of sentence 3.
 """
@@ -34,7 +34,7 @@ TABLE_FILE = "pieces.json"  # the piece of each id, where that is not the order 
 
 
 class Tokenizer:
-    """Text to ids and back, each side by its own model (the same one where the vocabulary is joint)."""
+    """Text to ids and back, each side by its own model; a joint vocabulary has one for both."""
 
     def __init__(self, src_model: Path, tgt_model: Path, table: Path | None = None) -> None:
         self.src_model, self.tgt_model, self.table = src_model, tgt_model, table
@@ -45,7 +45,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Open a tokenizer folder. Raises `CheckpointError` where a file is missing or is no SentencePiece model."""
+        """Open a tokenizer folder. Raises `CheckpointError` for a missing or damaged file."""
         joint, table = folder / JOINT_FILE, folder / TABLE_FILE
         models = (joint, joint) if joint.exists() else (folder / SRC_FILE, folder / TGT_FILE)
         return cls(*models, table if table.exists() else None)
@@ -63,7 +63,7 @@ class Tokenizer:
 
     @property
     def is_joint(self) -> bool:
-        """Whether both sides share their ids, be it with two models, which may differ in their normalization."""
+        """Whether both sides share their ids; their models may still normalize differently."""
         return self._src is self._tgt or self.src_pieces == self.tgt_pieces
 
     @property
@@ -101,7 +101,7 @@ class Tokenizer:
         return [str(self._tgt.id_to_piece(i)) for i in range(self.tgt_vocab_size)]
 
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
-        """Source ids of each line, without an end of sentence; none for a line in which nothing is to be seen."""
+        """Source ids of each line, without an end of sentence; none for an invisible line."""
         return list(self._src.encode(_visible(lines)))
 
     def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
@@ -122,10 +122,10 @@ class Tokenizer:
         return [text.replace("\n", " ") for text in texts]  # byte pieces can spell a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
-        """Of each of the ids that `encode_src` gives, which of its line's words it is of; -1 where the line has none.
+        """The index of the word that each id of `encode_src` belongs to; -1: to none.
 
-        A word is what whitespace separates in the line as it stands, whatever normalization makes of it: a word that becomes two for the
-        model stays one, and two that become one stay two. An id of several words is of the last.
+        A word is what whitespace separates in the line, whatever normalization makes of it. An id
+        of several words is of the last.
         """
         found = self._src.encode(_visible(lines), return_type="offset_mapping")
         return [
@@ -134,7 +134,7 @@ class Tokenizer:
         ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
-        """Of each target id, which of the words of `decode_tgt(ids)` it is of; -1 for special ids and where there is no word."""
+        """The index of the word of `decode_tgt(ids)` that each target id belongs to; -1: to none."""
         found = self._tgt.decode(
             [i for i in ids if i not in SPECIAL_IDS], return_type="offset_mapping"
         )
@@ -147,7 +147,7 @@ class Tokenizer:
 
 
 def _visible(lines: Sequence[str]) -> list[str]:
-    """The lines; an empty one for each of nothing but white space, controls and characters of no width."""
+    """The lines; an empty one for each that has only white space and invisible characters."""
     return [
         line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else ""
         for line in lines
@@ -157,7 +157,7 @@ def _visible(lines: Sequence[str]) -> list[str]:
 def _word_numbers(
     text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]
 ) -> list[int]:
-    """Of pieces that stand at `offsets` of `text`, the number of the word that each ends in; a lone mark belongs to what follows it."""
+    """The index of the word that each piece ends in; a lone mark belongs to what follows it."""
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     numbers = []
     for piece, (begin, end) in zip(pieces, offsets, strict=True):
@@ -177,10 +177,10 @@ def _load_model(path: Path, pieces: list[str] | None) -> Any:
 
 
 def write_trained(config: TokenizerConfig, folder: Path) -> None:
-    """Write the models that `src_model` and `tgt_model` name into a folder that `Tokenizer.load` opens, with our special ids.
+    """Write the models that `src_model` and `tgt_model` name into a folder for `Tokenizer.load`.
 
-    A model with these ids is copied as it is. In any other, such as one of SentencePiece's own defaults, the special pieces
-    move to our ids, and all others keep their order. Raises `ConfigError`.
+    If a model has other special ids than ours, such as SentencePiece's defaults, they move to
+    ours, and all other pieces keep their order. Raises `ConfigError`.
     """
     assert config.src_model is not None
     assert config.tgt_model is not None
@@ -218,9 +218,9 @@ def train_tokenizer(
 ) -> None:
     """Train the models that `config` describes on pairs of text and write them into `folder`.
 
-    `lines` opens the text again at each call. The same text and configuration give the same bytes on every machine: the text goes in
-    through an iterator, because a model file stores the paths it was trained from, and the number of threads is part of `config`.
-    A joint vocabulary of sides with different normalizations is two models that differ in nothing else.
+    `lines` opens the text again at each call. The same text and configuration give the same bytes
+    on every machine: a model file stores the paths of its text, hence the iterator. A joint
+    vocabulary of sides with different normalizations is two models that differ in nothing else.
     Raises `DataError` for text that cannot give the vocabulary asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,11 @@
-"""Word alignments: which words of a line the words of its translation come from, by the model's own attention.
+"""Word alignments: which words of a line the words of its translation come from, by the model's own
+attention.
 
-After the search the model reads the line and writes its best translation once more. The attention of the last decoder layer but one to the
-source, the mean over its heads (Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models"), is summed over the
-subwords of each word on both sides; a target word is aligned to the source word with the most of it, the end of sentence left out.
+After the search the model reads the line and writes its best translation once more. The attention
+of the last decoder layer but one to the source, the mean over its heads (Garg et al. 2019, "Jointly
+Learning to Align and Translate with Transformer Models"), is summed over the subwords of each word
+on both sides; a target word is aligned to the source word with the most of it, the end of sentence
+left out.
 """
 
 from collections.abc import Sequence
@@ -32,7 +35,9 @@ class LinePart:
 def numbered_parts(
     tokenizer: Tokenizer, lines: Sequence[str], translations: Sequence[Translation]
 ) -> list[tuple[int, LinePart]]:
-    """The parts of all lines, each with the number of its line, words numbered through line and translation."""
+    """The parts of all lines, each with the number of its line, words numbered through line and
+    translation.
+    """
     numbered = [
         (number, part)
         for number, translation in enumerate(translations)
@@ -66,7 +71,9 @@ def _words_before(text: str, place: int) -> int:
 
 
 def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment]:
-    """The words of each part that belong together, by the attention of the last decoder layer but one."""
+    """The words of each part that belong together, by the attention of the last decoder layer but
+    one.
+    """
     batch = moved(
         collate([(part.translated.src, part.translated.tgt) for part in parts]),
         model.output_weight.device,
@@ -83,9 +90,11 @@ def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment
 def cross_attention(
     model: Transformer, src: Tensor, src_mask: Tensor, tgt_in: Tensor, layer: int
 ) -> Tensor:
-    """Weights [batch, tgt_len, src_len] of the decoder's attention to the source in `layer`, the mean over its heads.
+    """Weights [batch, tgt_len, src_len] of the decoder's attention to the source in `layer`, the
+    mean over its heads.
 
-    `src` [batch, src_len], `src_mask` of the same shape and `tgt_in` [batch, tgt_len] are those of `Transformer.forward`.
+    `src` [batch, src_len], `src_mask` of the same shape and `tgt_in` [batch, tgt_len] are those of
+    `Transformer.forward`.
     """
     assert not model.training, "a model in training drops what is to be seen"
     seen: list[Tensor] = []
@@ -99,8 +108,9 @@ def cross_attention(
 def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:
     """For each target word the source word that its subwords attend to most.
 
-    `weights` [tgt_len, src_len] has a row for each of `tgt_words`, the word of each target subword, and a column for each of `src_words`;
-    further rows and columns, such as those of the end of sentence, and subwords of word -1 are left out.
+    `weights` [tgt_len, src_len] has a row for each of `tgt_words`, the word of each target subword,
+    and a column for each of `src_words`; further rows and columns, such as those of the end of
+    sentence, and subwords of word -1 are left out.
     """
     src_kept, tgt_kept = (
         [i for i, word in enumerate(words) if word >= 0] for words in (src_words, tgt_words)

@@ -1,4 +1,6 @@
-"""Log-probabilities of given translations: how likely a model finds each token of a target, given its source."""
+"""Log-probabilities of given translations: how likely a model finds each token of a target, given
+its source.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

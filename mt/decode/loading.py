@@ -52,7 +52,9 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
 def _check_size(
     config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor], where: Path
 ) -> None:
-    """Refuse a model that the weights cannot fill before its memory is asked for: `config.yaml` may name any size."""
+    """Refuse a model that the weights cannot fill before its memory is asked for: `config.yaml` may
+    name any size.
+    """
     sizes = config.model
     num_layers = sizes.encoder_layers + sizes.decoder_layers
     per_layer = 4 * sizes.d_model**2 + 2 * sizes.d_model * sizes.d_ff

@@ -68,7 +68,8 @@ def outputs(
 
 
 def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Windows of lines, of `FIRST` at first, then each of twice as many, up to `size`: what is finished early can be kept.
+    """Windows of lines, of `FIRST` at first, then each of twice as many, up to `size`: what is
+    finished early can be kept.
 
     What was read before an error comes before the error.
     """
@@ -89,7 +90,9 @@ def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def read_live(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Windows of at most `size` lines of a pipe or terminal: what has come when the input pauses. A thread reads."""
+    """Windows of at most `size` lines of a pipe or terminal: what has come when the input pauses. A
+    thread reads.
+    """
     arrived: queue.Queue[str | BaseException | None] = queue.Queue(2 * size)
 
     def read() -> None:
@@ -162,7 +165,9 @@ def translated_rows(
 
 
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
-    """A row for `--format jsonl`; `pieces` are the target's. Of each part of a translation the last token is the end of sentence."""
+    """A row for `--format jsonl`; `pieces` are the target's. Of each part of a translation the last
+    token is the end of sentence.
+    """
     translations: list[dict[str, Any]] = [
         {"text": each.text, "score": each.score} for each in row.translations
     ]

@@ -1,4 +1,6 @@
-"""The parts of a line that are searched by themselves: one, or several of a line longer than what training saw."""
+"""The parts of a line that are searched by themselves: one, or several of a line longer than what
+training saw.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -55,7 +57,9 @@ class Splitter:
     options: DecodeConfig
 
     def split(self, lines: Sequence[str]) -> list[list[SourcePart]]:
-        """The parts of each line: itself if it is no longer than what training saw, none if it has no words."""
+        """The parts of each line: itself if it is no longer than what training saw, none if it has
+        no words.
+        """
         starts = [self._part_starts(line) for line in lines]
         texts = [
             (start, line[start:end])
@@ -84,7 +88,9 @@ class Splitter:
         return starts if len(starts) > limit or len(line) > self.options.longest_src else [0]
 
     def _packed(self, line: str, sentences: Sequence[_Encoded]) -> list[_Encoded]:
-        """Sentences of a line put together again, as many as `max_sentences` and `max_src_len` allow."""
+        """Sentences of a line put together again, as many as `max_sentences` and `max_src_len`
+        allow.
+        """
         max_sentences = int(self.options.max_sentences or 1)
         packed: list[_Encoded] = []
         group: list[_Encoded] = []
@@ -105,7 +111,9 @@ class Splitter:
         return (start, whole), self.tokenizer.encode_src([whole])[0]
 
     def _cut(self, ids: list[int], text: str, start: int) -> Iterator[SourcePart]:
-        """One part, or, of too many ids, several that end at the last word boundary that fits; none without ids."""
+        """One part, or, of too many ids, several that end at the last word boundary that fits; none
+        without ids.
+        """
         limit, begin = self.options.longest_src, 0
         while len(ids) - begin > limit:
             fits = range(begin + limit, begin + limit // 2, -1)

@@ -1,11 +1,15 @@
 """Greedy and beam search over a decoder state, following CTranslate2's rules.
 
-  - Each step looks at the 2 x beam_size best continuations of a sentence's beams, by sum of log-probabilities.
-  - An end of sentence finishes a hypothesis only among the first beam_size of them; the next best continuation takes its place.
+  - Each step looks at the 2 x beam_size best continuations of a sentence's beams, by sum of
+    log-probabilities.
+  - An end of sentence finishes a hypothesis only among the first beam_size of them; the next best
+    continuation takes its place.
   - A sentence is done with beam_size finished hypotheses, and leaves the batch.
   - At a sentence's own length limit its beams are taken as they are.
-  - Finished hypotheses compare by sum / length**length_penalty, the length counting the end of sentence.
-Each sentence follows its own rules from its own numbers, so its neighbours in the batch make no difference.
+  - Finished hypotheses compare by sum / length**length_penalty, the length counting the end of
+    sentence.
+Each sentence follows its own rules from its own numbers, so its neighbours in the batch make no
+difference.
 """
 
 import functools
@@ -55,7 +59,9 @@ class SearchConfig:
 
 
 def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tensor:
-    """Length limit [sentences], end of sentence included, from each sentence's own source length (its end of sentence included)."""
+    """Length limit [sentences], end of sentence included, from each sentence's own source length
+    (its end of sentence included).
+    """
     lengths = src_mask.sum(dim=1)
     return lengths.new_tensor(
         [max_output_len(length, max_len_a, max_len_b) for length in lengths.tolist()]
@@ -75,7 +81,9 @@ def greedy_search(
     max_lens: Tensor,
     length_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
-    """The most probable token at each step: one hypothesis for each row of `src` [sentences, src_len]."""
+    """The most probable token at each step: one hypothesis for each row of `src` [sentences,
+    src_len].
+    """
     state = model.initial_state(src, src_mask)
     sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
     tokens = torch.full_like(sentences, BOS_ID)
@@ -124,7 +132,8 @@ def beam_search(
         finishing = (ends | at_limit[:, None]) & scores.isfinite()
         finishing[:, k:] = False
 
-        # The beams go on with the k best candidates that do not end; at most k of the 2k end, one for each beam.
+        # The beams go on with the k best candidates that do not end; at most k of the 2k end, one
+        # for each beam.
         chosen = ends.int().sort(dim=1, stable=True).indices[:, :k]
         log_probs = scores.gather(1, chosen).masked_fill_(ends.gather(1, chosen), float("-inf"))
         done = at_limit | ~log_probs.isfinite().any(dim=1)
@@ -148,11 +157,13 @@ def beam_search(
 def best_continuations(
     next_log_probs: Tensor, log_probs: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best next tokens of each sentence over all its beams, best first: total log-probability, beam and token.
+    """The `count` best next tokens of each sentence over all its beams, best first: total
+    log-probability, beam and token.
 
-    Of `next_log_probs` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences, beams]; each result is
-    [sentences, count], or fewer where there are not so many. The vocabulary is looked at in blocks: the best tokens are in the
-    `count` blocks whose best token is best, and of the others only the best is looked at.
+    Of `next_log_probs` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences,
+    beams]; each result is [sentences, count], or fewer where there are not so many. The vocabulary
+    is looked at in blocks: the best tokens are in the `count` blocks whose best token is best, and
+    of the others only the best is looked at.
     """
     sentences, beams, vocab_size = next_log_probs.shape
     count = min(count, beams * vocab_size)
@@ -176,7 +187,9 @@ def best_continuations(
 
 @functools.cache
 def _block_size(vocab_size: int, count: int, beams: int) -> int:
-    """The divisor of `vocab_size` where both looks take about the same time, and that leaves `count` blocks or more."""
+    """The divisor of `vocab_size` where both looks take about the same time, and that leaves
+    `count` blocks or more.
+    """
     ideal = (
         math.sqrt(beams * vocab_size / count) / 3
     )  # measured: a token of the second look costs as much as nine of the first
@@ -194,7 +207,9 @@ def _select(history: Tensor, beams: Tensor) -> Tensor:
 
 
 def _survivors(done: Tensor) -> Tensor:
-    """The rows [kept] that are not done: the last ones in the gaps of the first, so that few change place."""
+    """The rows [kept] that are not done: the last ones in the gaps of the first, so that few change
+    place.
+    """
     active = (~done).nonzero()[:, 0]
     order = torch.arange(len(active), device=done.device)
     order[done[: len(active)]] = active[active >= len(active)]
@@ -211,7 +226,9 @@ class _Finished:
         self.count = src.new_zeros(len(src))
 
     def add(self, sentences: Tensor, finishing: Tensor, log_probs: Tensor, history: Tensor) -> None:
-        """Take those of the hypotheses `history` [rows, beams, length] of `sentences` [rows] where `finishing` [rows, beams]."""
+        """Take those of the hypotheses `history` [rows, beams, length] of `sentences` [rows] where
+        `finishing` [rows, beams].
+        """
         rows, beams = finishing.nonzero(as_tuple=True)
         taken = sentences[rows]
         place = self.count[taken] + finishing.cumsum(dim=1)[rows, beams] - 1

@@ -1,4 +1,6 @@
-"""Models as a search drives them: encode once, then a step per token; here PyTorch's, operation by operation."""
+"""Models as a search drives them: encode once, then a step per token; here PyTorch's, operation by
+operation.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from mt.model.transformer import Transformer, for_translating
 
 
 class EagerModel:
-    """The weights of a `Transformer` as they are now, packed in one precision; see `for_translating`."""
+    """The weights of a `Transformer` as they are now, packed in one precision; see
+    `for_translating`.
+    """
 
     def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
         self.model = for_translating(model, dtype)
@@ -21,7 +25,9 @@ class EagerModel:
                 vars(part)[name] = inner.forward if is_only_called else inner
 
     def initial_state(self, src: Tensor, src_mask: Tensor) -> DecoderState:
-        """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token stands."""
+        """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token
+        stands.
+        """
         attention = PaddedAttention.of(len(src), None if src_mask.all() else src_mask[:, None])
         memory = self.model.encode_flat(src, attention)
         layers = [
@@ -33,9 +39,11 @@ class EagerModel:
         return DecoderState(layers, bias, path)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Log-probabilities [sentences, beams, tgt_vocab_size] of what follows one more token [sentences, beams] of each hypothesis.
+        """Log-probabilities [sentences, beams, tgt_vocab_size] of what follows one more token
+        [sentences, beams] of each hypothesis.
 
-        `state` moves on. A search may begin with one beam: all hypotheses of a sentence begin alike.
+        `state` moves on. A search may begin with one beam: all hypotheses of a sentence begin
+        alike.
         """
         position = state.length
         own = CachedSelfAttention(state, *state.advance(tokens.shape[1]))

@@ -167,7 +167,9 @@ class Translator:
     def translate_window(
         self, lines: Sequence[str], on_progress: Progress | None = None
     ) -> list[list[Translation]]:
-        """The `nbest` translations of each of these lines, best first; lines of similar length are searched together."""
+        """The `nbest` translations of each of these lines, best first; lines of similar length are
+        searched together.
+        """
         by_line = self._splitter.split(lines)
         parts = [part for parts in by_line for part in parts]
         ends = {id(parts[-1]) for parts in by_line if parts}
@@ -186,7 +188,8 @@ class Translator:
         sources: Sequence[list[int]],
         on_batch: Callable[[Sequence[int]], object] = lambda indices: None,
     ) -> list[list[Hypothesis]]:
-        """The `nbest` hypotheses of each of `sources`, ids without end of sentence; `on_batch` hears which have just been found.
+        """The `nbest` hypotheses of each of `sources`, ids without end of sentence; `on_batch`
+        hears which have just been found.
 
         Raises `CheckpointError` where the model's scores are not finite.
         """
@@ -204,7 +207,9 @@ class Translator:
         return found
 
     def likelihood(self, pairs: Iterable[tuple[str, str]]) -> Iterator[TokenScores]:
-        """The log-probability of each token of each target given its source, of (source, target) lines, in order."""
+        """The log-probability of each token of each target given its source, of (source, target)
+        lines, in order.
+        """
         remaining = iter(pairs)
         while window := list(itertools.islice(remaining, READ_WINDOW)):
             src, tgt = zip(*window, strict=True)
@@ -241,7 +246,8 @@ class Translator:
         ids: Sequence[IdPair],
         max_tokens: int,
     ) -> list[R]:
-        """What `read` says of each item, in order; `ids` are their source and target, without end of sentence.
+        """What `read` says of each item, in order; `ids` are their source and target, without end
+        of sentence.
 
         A batch has at most `max_tokens` = rows x longest side.
         """
@@ -264,7 +270,9 @@ class Translator:
                 yield result  # type: ignore[misc]
 
     def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Sources of similar length together, longest first, within `batch_size` sentences and `max_tokens` padded tokens."""
+        """Sources of similar length together, longest first, within `batch_size` sentences and
+        `max_tokens` padded tokens.
+        """
         batch: list[int] = []
         for i in sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True):
             width = len(sources[batch[0] if batch else i]) + 1
@@ -300,7 +308,9 @@ _END = object()  # after the last result
 
 
 def search_options(own: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
-    """A model's own search options with others over them; None leaves one as it is. Raises `ConfigError`."""
+    """A model's own search options with others over them; None leaves one as it is. Raises
+    `ConfigError`.
+    """
     given = {key: value for key, value in overrides.items() if value is not None}
     try:
         return DecodeConfig.model_validate({**own.model_dump(), **given})

@@ -1,4 +1,6 @@
-"""Scores of translations by sacreBLEU, and whether a difference between two of them is more than chance."""
+"""Scores of translations by sacreBLEU, and whether a difference between two of them is more than
+chance.
+"""
 
 from mt.evaluation.metrics import (
     MAX_RESAMPLED,

@@ -14,7 +14,9 @@ from mt.evaluation.metrics import Score
 
 @dataclass(frozen=True)
 class CometCommand:
-    """A command line with `{src}`, `{hyp}` and `{ref}` for three text files, whose last line of output ends in the system's score."""
+    """A command line with `{src}`, `{hyp}` and `{ref}` for three text files, whose last line of
+    output ends in the system's score.
+    """
 
     line: str  # such as: comet-score --quiet --only_system -s {src} -t {hyp} -r {ref}
 

@@ -1,4 +1,6 @@
-"""`mt compare`: is one of these systems better, and where; each is a model, a checkpoint, or a file of translations."""
+"""`mt compare`: is one of these systems better, and where; each is a model, a checkpoint, or a file
+of translations.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -79,8 +81,9 @@ def compare(
 ) -> list[PairReport]:
     """Each system but the first beside the first, on each test set.
 
-    A model's translations that `mt evaluate` has kept are used again where weights, text and search are the same; `options` are those
-    of `Translator.load`. Raises `ConfigError` or `DataError` for systems and texts that do not go together.
+    A model's translations that `mt evaluate` has kept are used again where weights, text and search
+    are the same; `options` are those of `Translator.load`. Raises `ConfigError` or `DataError` for
+    systems and texts that do not go together.
     """
     if len(systems) < 2:
         raise ConfigError(
@@ -192,7 +195,9 @@ def _pair(
 
 
 def verdict(pair: PairReport) -> str:
-    """What the tests say, in words to act on; a metric counts where every kind of test finds its difference significant."""
+    """What the tests say, in words to act on; a metric counts where every kind of test finds its
+    difference significant.
+    """
     if pair.num_identical == pair.num_sentences:
         return f"No difference: {pair.system} and {pair.baseline} translate all {pair.num_sentences:,} sentences alike."
     by_metric = [

@@ -1,4 +1,6 @@
-"""What is wrong with a translation that can be seen without understanding it, and where scores are lost."""
+"""What is wrong with a translation that can be seen without understanding it, and where scores are
+lost.
+"""
 
 import math
 import re
@@ -18,7 +20,8 @@ RARITY_EDGES = (
 )  # how often training saw the rarest word of the reference: never, 1-9, ...
 BLOW_UP = 2.0  # a translation of more than this many times the reference's words, and 5 more
 MIN_COPIED = 4  # words in a row that stand in the source and not in the reference
-DETACHED = 1.5  # nats a token: none of 1,000 translations of Multi30k is below, 241 of 300 of letters in reverse
+# nats a token: none of 1,000 translations of Multi30k is below, 241 of 300 of letters in reverse
+DETACHED = 1.5
 MIN_REPEATS = 3  # of 1 to 4 words in a row
 WORD = re.compile(r"\w+(?:[-'’.,:]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -110,7 +113,9 @@ def _names(text: str) -> set[str]:
 
 
 def _script(text: str) -> str:
-    """The script of most letters, such as LATIN; empty where there are fewer than three. Japanese counts as Han."""
+    """The script of most letters, such as LATIN; empty where there are fewer than three. Japanese
+    counts as Han.
+    """
     scripts = Counter(unicodedata.name(char, "?").split()[0] for char in text if char.isalpha())
     scripts["CJK"] += scripts.pop("HIRAGANA", 0) + scripts.pop("KATAKANA", 0)
     return scripts.most_common(1)[0][0] if scripts.total() >= 3 else ""
@@ -123,7 +128,9 @@ def bucketed(
     refs: Sequence[Sequence[str]],
     metrics: Metrics,
 ) -> list[Bucket]:
-    """Corpus scores by the first of `metrics` of the sentences whose key is at most each edge, and above the last; empty ones left out."""
+    """Corpus scores by the first of `metrics` of the sentences whose key is at most each edge, and
+    above the last; empty ones left out.
+    """
     [name] = list(metrics)[:1]
     buckets = []
     for low, high in zip((None, *edges), (*edges, None), strict=True):

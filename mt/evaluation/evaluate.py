@@ -1,4 +1,6 @@
-"""`mt evaluate`: models on test sets, what they scored and what they wrote, kept beside them for comparisons and reports."""
+"""`mt evaluate`: models on test sets, what they scored and what they wrote, kept beside them for
+comparisons and reports.
+"""
 
 import json
 import logging
@@ -112,7 +114,9 @@ def evaluate(
     metrics: Metrics | None = None,
     resamples: int = 0,
 ) -> Evaluation:
-    """`translate` the lines of `src` and score against one or more references, line by line: see `corpus_scores`."""
+    """`translate` the lines of `src` and score against one or more references, line by line: see
+    `corpus_scores`.
+    """
     began = time.perf_counter()
     hyps = translate(src)
     seconds = time.perf_counter() - began
@@ -122,9 +126,11 @@ def evaluate(
 def read_tests(
     data: DataConfig, sources: Sequence[str] = (), references: Sequence[str] = ()
 ) -> list[TestSet]:
-    """Test sets from files, each source with a reference or several with commas between; without any, those of the configuration.
+    """Test sets from files, each source with a reference or several with commas between; without
+    any, those of the configuration.
 
-    Raises `DataError` for files that cannot be read or do not match, `ConfigError` where there is none.
+    Raises `DataError` for files that cannot be read or do not match, `ConfigError` where there is
+    none.
     """
     if len(sources) != len(references):
         raise ConfigError(
@@ -168,7 +174,8 @@ def evaluate_model(
     options: Mapping[str, Any] | None = None,
     world: World = ALONE,
 ) -> EvaluatedModel:
-    """Translate and score, and write translations and score card to `ModelFolder.evaluations`; `options` are those of `Translator.load`.
+    """Translate and score, and write translations and score card to `ModelFolder.evaluations`;
+    `options` are those of `Translator.load`.
 
     Ranks share the lines; what they found, the first writes down.
     """
@@ -201,7 +208,9 @@ def evaluate_model(
 def kept_translations(
     folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]
 ) -> list[list[str] | None]:
-    """A model's translations of each test set by its last evaluation, where they are of this search and text."""
+    """A model's translations of each test set by its last evaluation, where they are of this search
+    and text.
+    """
     decode = search_options(
         folder.config().decode,
         {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()},

@@ -1,7 +1,9 @@
-"""BLEU as papers computed it before sacreBLEU: punctuation normalised, lower case, Moses tokens, on both sides.
+"""BLEU as papers computed it before sacreBLEU: punctuation normalised, lower case, Moses tokens, on
+both sides.
 
-The numbers of Multi30k's first papers are of this kind. They are no sacreBLEU scores: another tokenization moves BLEU by more than most
-papers' improvements (Post 2018), so the name always says which is meant.
+The numbers of Multi30k's first papers are of this kind. They are no sacreBLEU scores: another
+tokenization moves BLEU by more than most papers' improvements (Post 2018), so the name always says
+which is meant.
 """
 
 from typing import Any
@@ -13,7 +15,9 @@ from mt.errors import ConfigError
 
 
 class MosesTokens:
-    """Text to the tokens of Moses' normalize-punctuation.perl, lower case, and tokenizer.perl, by sacremoses."""
+    """Text to the tokens of Moses' normalize-punctuation.perl, lower case, and tokenizer.perl, by
+    sacremoses.
+    """
 
     def __init__(self, lang: str) -> None:
         from sacremoses import MosesPunctNormalizer, MosesTokenizer
@@ -32,7 +36,9 @@ class MosesTokens:
 
 
 def legacy_bleu(language: Language) -> Any:
-    """The metric, without smoothing, like multi-bleu.perl. Raises `ConfigError` where sacremoses is missing or no language is given."""
+    """The metric, without smoothing, like multi-bleu.perl. Raises `ConfigError` where sacremoses is
+    missing or no language is given.
+    """
     lang = language.code
     if not lang:
         raise ConfigError("legacy BLEU needs the target's language: data.tgt_lang, or --lang")

@@ -1,4 +1,6 @@
-"""Scores of translations: sacreBLEU's metrics, each with the signature that makes a score comparable."""
+"""Scores of translations: sacreBLEU's metrics, each with the signature that makes a score
+comparable.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +26,8 @@ TITLES = {
 }
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
 RESAMPLES = 1000  # of a bootstrap: sacreBLEU's own default
-MAX_RESAMPLED = 20_000  # lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
+# lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
+MAX_RESAMPLED = 20_000
 Metrics = Mapping[str, Metric]
 
 METRICS: dict[
@@ -42,7 +45,9 @@ METRICS: dict[
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % confidence interval by bootstrap resampling (Koehn 2004): `mean` of the resamples, and half its width."""
+    """A 95 % confidence interval by bootstrap resampling (Koehn 2004): `mean` of the resamples, and
+    half its width.
+    """
 
     mean: float
     half_width: float
@@ -71,10 +76,12 @@ def build_metrics(
     tgt_lang: str | None = None,
     tokenizer: str | None = None,
 ) -> Metrics:
-    """Metrics by name, their tokenizers loaded; to be built before hours of work whose end they are to score.
+    """Metrics by name, their tokenizers loaded; to be built before hours of work whose end they are
+    to score.
 
-    BLEU takes `tokenizer`, one of sacreBLEU's, or the one for the target language: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
-    languages written without spaces, else `13a`. Raises `ConfigError` for an unknown metric or tokenizer, and where a package is missing.
+    BLEU takes `tokenizer`, one of sacreBLEU's, or the one for the target language: `zh`,
+    `ja-mecab`, `ko-mecab`, `char` for other languages written without spaces, else `13a`. Raises
+    `ConfigError` for an unknown metric or tokenizer, and where a package is missing.
     """
     lang = parse_language(tgt_lang)
     metrics = {}
@@ -105,11 +112,13 @@ def corpus_scores(
     metrics: Metrics | None = None,
     resamples: int = 0,
 ) -> dict[str, Score]:
-    """Corpus scores by metric name, as the `sacrebleu` command computes them; the default is `DEFAULT_METRICS`.
+    """Corpus scores by metric name, as the `sacrebleu` command computes them; the default is
+    `DEFAULT_METRICS`.
 
-    `refs` holds one or more references, each of as many lines as `hyps`. With `resamples` each score has its interval, from sacreBLEU's
-    seed (12345, or SACREBLEU_SEED), unless there is but one line, or more than `MAX_RESAMPLED`. Raises `DataError` where the numbers
-    of lines differ, there are none, or all lines of a reference are empty.
+    `refs` holds one or more references, each of as many lines as `hyps`. With `resamples` each
+    score has its interval, from sacreBLEU's seed (12345, or SACREBLEU_SEED), unless there is but
+    one line, or more than `MAX_RESAMPLED`. Raises `DataError` where the numbers of lines differ,
+    there are none, or all lines of a reference are empty.
     """
     check_lines(hyps, refs)
     scores = {}
@@ -133,7 +142,9 @@ def sentence_scores(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> list[
 
 
 def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
-    """Raise `DataError` where translations and references are not line by line, or there is nothing to compare with."""
+    """Raise `DataError` where translations and references are not line by line, or there is nothing
+    to compare with.
+    """
     for ref in refs:
         if len(hyps) != len(ref):
             raise DataError(

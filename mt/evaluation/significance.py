@@ -48,11 +48,13 @@ def paired_tests(
     kind: Kind = "bs",
     samples: int = 0,
 ) -> list[Comparison]:
-    """Each system but the first against the first, metric by metric, as `sacrebleu --paired-bs` and `--paired-ar` do.
+    """Each system but the first against the first, metric by metric, as `sacrebleu --paired-bs` and
+    `--paired-ar` do.
 
-    bs resamples the lines (Koehn 2004), ar swaps the two systems' outputs at random (Riezler and Maxwell 2005). `samples` 0 is
-    sacreBLEU's default: 1,000 and 10,000. With bs scores have intervals. Of two equal systems ar finds a difference in 1 of 20 pairs, bs,
-    whose p-values are as good as one-sided, in 2 of 20. Raises `DataError` for lines that do not match.
+    bs resamples the lines (Koehn 2004), ar swaps the two systems' outputs at random (Riezler and
+    Maxwell 2005). `samples` 0 is sacreBLEU's default: 1,000 and 10,000. With bs scores have
+    intervals. Of two equal systems ar finds a difference in 1 of 20 pairs, bs, whose p-values are
+    as good as one-sided, in 2 of 20. Raises `DataError` for lines that do not match.
     """
     for hyps in systems.values():
         check_lines(hyps, refs)

@@ -27,14 +27,17 @@ class Attention(Protocol):
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """softmax(Q K^T x scale) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads x head_dim].
+        """softmax(Q K^T x scale) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads
+        x head_dim].
 
         An attention that has keys and values of its own looks at no others.
         """
 
 
 class MultiHeadAttention(nn.Module):
-    """softmax(Q K^T / sqrt(head_dim)) V in `num_heads` subspaces (Vaswani et al. 2017, section 3.2)."""
+    """softmax(Q K^T / sqrt(head_dim)) V in `num_heads` subspaces (Vaswani et al. 2017, section
+    3.2).
+    """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -44,14 +47,15 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
-        # It shifts all scores of a query alike, which the softmax does not see: its gradient is zero
-        # but for rounding, and Adam would make steps of full length of that.
+        # It shifts all scores of a query alike, which the softmax does not see: its gradient is
+        # zero but for rounding, and Adam would make steps of full length of that.
         self.k_proj.bias.requires_grad_(False)
         self.dropout = Dropout(dropout)
         self.packed: dict[str, Linear] = {}  # projections by their letters, once they are packed
 
     def forward(self, query: Tensor, memory: Tensor | None, attention: Attention) -> Tensor:
-        """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model], or, without it, to what `attention` has.
+        """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model], or, without
+        it, to what `attention` has.
 
         Gives the shape of `query`.
         """
@@ -64,15 +68,19 @@ class MultiHeadAttention(nn.Module):
         return context
 
     def heads(self, x: Tensor, names: str) -> tuple[Tensor, ...]:
-        """The projections `names` (letters of qkv) of `x` [tokens, d_model] as one product, each [tokens, num_heads, head_dim]."""
+        """The projections `names` (letters of qkv) of `x` [tokens, d_model] as one product, each
+        [tokens, num_heads, head_dim].
+        """
         project = self.packed.get(names)
         product = F.linear(x, *self.fused(names)) if project is None else project(x)
         return product.view(-1, self.num_heads, len(names), self.head_dim).unbind(2)
 
     def fused(self, names: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of several projections as one, whose output is [..., num_heads, projections, head_dim].
+        """Weight and bias of several projections as one, whose output is [..., num_heads,
+        projections, head_dim].
 
-        The rows of the weights alternate head by head, so that each result's heads lie at one distance in memory.
+        The rows of the weights alternate head by head, so that each result's heads lie at one
+        distance in memory.
         """
         layers: list[nn.Linear] = [getattr(self, f"{name}_proj") for name in names]
         shape = (self.num_heads, self.head_dim)
@@ -81,7 +89,8 @@ class MultiHeadAttention(nn.Module):
         return weight.flatten(0, 2), bias.flatten()
 
     def pack(self, dtype: torch.dtype, names: tuple[str, ...], scale_queries: bool) -> None:
-        """Let packed projections take the place of the layers; `names` says which of them are one product.
+        """Let packed projections take the place of the layers; `names` says which of them are one
+        product.
 
         With `scale_queries` the scale of attention goes into the weights of the queries.
         """
@@ -99,7 +108,9 @@ class MultiHeadAttention(nn.Module):
 
 @dataclass(frozen=True)
 class PaddedAttention:
-    """Over sentences padded on the right to one length, time first: token i belongs to sentence i % batch."""
+    """Over sentences padded on the right to one length, time first: token i belongs to sentence i %
+    batch.
+    """
 
     batch: int
     # 0 where attention is allowed, else -inf: [batch or 1, tgt_len or 1, src_len].
@@ -107,17 +118,23 @@ class PaddedAttention:
 
     @classmethod
     def of(cls, batch: int, allowed: Tensor | None) -> "PaddedAttention":
-        """From a boolean mask, True where attention is allowed, [batch or 1, tgt_len or 1, src_len]."""
+        """From a boolean mask, True where attention is allowed, [batch or 1, tgt_len or 1,
+        src_len].
+        """
         return cls(batch, None if allowed is None else attention_bias(allowed))
 
     @classmethod
     def causal(cls, ids: Tensor) -> "PaddedAttention":
-        """Of targets `ids` [batch, length]: nobody looks ahead. As they are padded on the right, no real position sees padding."""
+        """Of targets `ids` [batch, length]: nobody looks ahead. As they are padded on the right, no
+        real position sees padding.
+        """
         steps = torch.arange(ids.shape[1], device=ids.device)
         return cls.of(len(ids), (steps <= steps[:, None])[None])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """On CPU two batched products beat PyTorch's fused kernel at sentence length: its backward pass is slow."""
+        """On CPU two batched products beat PyTorch's fused kernel at sentence length: its backward
+        pass is slow.
+        """
         if q.device.type != "cpu":
             return self._fused(q, k, v, scale, dropout)
         num_heads, head_dim = q.shape[1:]
@@ -125,7 +142,8 @@ class PaddedAttention:
             x.reshape(-1, self.batch * num_heads, head_dim).transpose(0, 1) for x in (q, k, v)
         )
         if q.dtype != torch.float32:
-            # oneDNN, which multiplies these types, would copy them in each of the products that read them.
+            # oneDNN, which multiplies these types, would copy them in each of the products that
+            # read them.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         scores = torch.bmm(q, k.transpose(1, 2))  # [batch x heads, tgt_len, src_len]
         if self.bias is None:
@@ -151,13 +169,17 @@ class PaddedAttention:
         return x.unflatten(0, (-1, self.batch)).permute(1, 2, 0, 3)
 
     def flat(self, context: Tensor) -> Tensor:
-        """What was attended to [batch, num_heads, length, head_dim] as [tokens, num_heads x head_dim]."""
+        """What was attended to [batch, num_heads, length, head_dim] as [tokens, num_heads x
+        head_dim].
+        """
         return context.permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """As `padded` has it, in the open; `watch` sees the weights [batch, num_heads, tgt_len, src_len] of each layer."""
+    """As `padded` has it, in the open; `watch` sees the weights [batch, num_heads, tgt_len,
+    src_len] of each layer.
+    """
 
     padded: PaddedAttention
     watch: Callable[[Tensor], object]
@@ -175,7 +197,9 @@ class RecordedAttention:
 
 @dataclass(frozen=True)
 class PackedAttention:
-    """Over sentences one after the other, without padding: flash attention on CUDA, which takes half precision and no attention dropout."""
+    """Over sentences one after the other, without padding: flash attention on CUDA, which takes
+    half precision and no attention dropout.
+    """
 
     tgt_offsets: Tensor  # [batch + 1] int32, where each query's sentence begins, and the end
     src_offsets: Tensor  # the same of keys and values

@@ -1,4 +1,6 @@
-"""What a GPU does differently where it can: packed batches and compiled layers; where it cannot, one warning says why."""
+"""What a GPU does differently where it can: packed batches and compiled layers; where it cannot,
+one warning says why.
+"""
 
 import importlib.util
 import logging
@@ -20,7 +22,8 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     """Whether training batches are packed for flash attention; if a GPU cannot, a warning says why.
 
     Flash attention needs half precision, an Ampere GPU or later, heads of certain sizes, and no
-    dropout of attention weights. A deterministic run pads too: `mt.runtime.device.make_deterministic`.
+    dropout of attention weights. A deterministic run pads too:
+    `mt.runtime.device.make_deterministic`.
     """
     if compute.device.type != "cuda" or compute.is_deterministic:
         return False
@@ -44,7 +47,9 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
 
 
 def compile_layers(layers: Iterable[nn.Module], compute: Compute) -> None:
-    """Compile each layer for batches of any size; without a compiler, warn and leave them as they are."""
+    """Compile each layer for batches of any size; without a compiler, warn and leave them as they
+    are.
+    """
     if compute.device.type != "cuda":
         return
     if (missing := missing_compiler()) is not None:
@@ -76,7 +81,9 @@ def varlen_reference(
     *,
     window_size: tuple[int, int],
 ) -> Tensor:
-    """`varlen_attn` for devices without its kernel, sequence by sequence: to test with, not to be fast."""
+    """`varlen_attn` for devices without its kernel, sequence by sequence: to test with, not to be
+    fast.
+    """
     tgt_lens, src_lens = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
     sequences = zip(query.split(tgt_lens), key.split(src_lens), value.split(src_lens), strict=True)
     causal = window_size == (-1, 0)

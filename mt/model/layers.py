@@ -18,8 +18,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Dropout(nn.Module):
     """Zeroes a share `p` of the values in training and scales up the rest.
 
-    On CPU the mask comes from random bytes, some twenty times faster than PyTorch's `bernoulli_` draws it; `p` is then rounded to
-    the nearest k/256, and the scale is that of the rounded value.
+    On CPU the mask comes from random bytes, some twenty times faster than PyTorch's `bernoulli_`
+    draws it; `p` is then rounded to the nearest k/256, and the scale is that of the rounded value.
     """
 
     def __init__(self, p: float) -> None:
@@ -44,11 +44,15 @@ class Dropout(nn.Module):
         return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
-        """Whether `x` is to be multiplied by a `mask`, rather than go through PyTorch's own dropout or none."""
+        """Whether `x` is to be multiplied by a `mask`, rather than go through PyTorch's own dropout
+        or none.
+        """
         return self.training and self.p > 0 and x.device.type == "cpu"
 
     def mask(self, x: Tensor) -> Tensor:
-        """A draw in the shape and type of `x`: 0 where a value is dropped, else 1; `scale` is no number that bf16 could hold."""
+        """A draw in the shape and type of `x`: 0 where a value is dropped, else 1; `scale` is no
+        number that bf16 could hold.
+        """
         keep = random_bytes(x.numel()).ge_(
             self._dropped
         )  # in place it stays uint8: a boolean result takes ten times as long
@@ -74,7 +78,9 @@ class Activation(nn.Module):
 
 
 class _DroppedReLU(torch.autograd.Function):
-    """relu(x) * mask * scale in place; where the result is above zero is where the gradient goes, so neither `x` nor the mask is kept."""
+    """relu(x) * mask * scale in place; where the result is above zero is where the gradient goes,
+    so neither `x` nor the mask is kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -107,7 +113,9 @@ class Embedding(nn.Module):
         self._sinusoids = torch.empty(0, d_model, device="cpu")
 
     def forward(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
-        """Embed ids [...] at `positions` [...] or one for all, below `length`; gives [..., d_model]."""
+        """Embed ids [...] at `positions` [...] or one for all, below `length`; gives [...,
+        d_model].
+        """
         table = self.positions(length)
         x = torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
         return self.dropout(x) if self.training else x
@@ -122,7 +130,9 @@ class Embedding(nn.Module):
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
-    """Position vectors [length, d_model] of Vaswani et al. 2017, section 3.5, in Marian's layout: all sines, then all cosines."""
+    """Position vectors [length, d_model] of Vaswani et al. 2017, section 3.5, in Marian's layout:
+    all sines, then all cosines.
+    """
     rates = torch.exp(
         torch.arange(d_model // 2, dtype=torch.float64) * (-math.log(10_000) * 2 / d_model)
     )

@@ -10,7 +10,9 @@ Linear = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """The layer x W^T + b of `weight` [out, in] and `bias` [out], computed in `dtype`: fp32, bf16, fp16, or int8."""
+    """The layer x W^T + b of `weight` [out, in] and `bias` [out], computed in `dtype`: fp32, bf16,
+    fp16, or int8.
+    """
     return Int8Linear(weight, bias) if dtype == torch.int8 else DenseLinear(weight, bias, dtype)
 
 
@@ -33,10 +35,12 @@ class DenseLinear:
 
 
 class Int8Linear:
-    """Weights of 8 bits scaled per output, inputs of 7 bits scaled per row, exact sums of their products; fp32 in and out.
+    """Weights of 8 bits scaled per output, inputs of 7 bits scaled per row, exact sums of their
+    products; fp32 in and out.
 
-    A row's scale comes from that row alone, so its neighbours make no difference. The seventh bit is the most that processors without
-    VNNI add up without overflow: on them two products share a sum of 16 bits (2 x 127 x 127 fits), and all others are to agree.
+    A row's scale comes from that row alone, so its neighbours make no difference. The seventh bit
+    is the most that processors without VNNI add up without overflow: on them two products share a
+    sum of 16 bits (2 x 127 x 127 fits), and all others are to agree.
     """
 
     LEVELS = 63  # inputs become -63 to 63, and stand as 1 to 127 around 64
@@ -60,7 +64,8 @@ class Int8Linear:
         largest = torch.maximum(
             x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)
         ).clamp_min_(TINY)
-        # The half makes cutting off decimals a rounding; PyTorch converts to signed bytes much faster than to unsigned ones.
+        # The half makes cutting off decimals a rounding; PyTorch converts to signed bytes much
+        # faster than to unsigned ones.
         rounded = (
             (x * (self.LEVELS / largest)).add_(self.LEVELS + 1.5).to(torch.int8).view(torch.uint8)
         )

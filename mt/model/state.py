@@ -1,10 +1,12 @@
 """The decoder's state between steps: what a search may do with it, and nothing else.
 
-A search holds some hypotheses (beams) of each sentence. Cross-attention keys and values and the source mask belong to sentences and are
-never copied per beam. The hypotheses of a sentence are a trie: they share their beginnings. Self-attention keys and values are those of its
-nodes, each in a cell of its sentence, written once; all that a reordering changes is the table of which hypothesis has which cells, and a
-cell that none has any more is taken anew. A sentence's hypotheses attend to all its cells together, as the positions of one query, behind a
-mask that leaves each its own. So a step costs about as much as the trie has nodes, not beams x length, and nothing is copied.
+A search holds some hypotheses (beams) of each sentence. Cross-attention keys and values and the
+source mask belong to sentences and are never copied per beam. The hypotheses of a sentence are a
+trie: they share their beginnings. Self-attention keys and values are those of its nodes, each in a
+cell of its sentence, written once; all that a reordering changes is the table of which hypothesis
+has which cells, and a cell that none has any more is taken anew. A sentence's hypotheses attend to
+all its cells together, as the positions of one query, behind a mask that leaves each its own. So a
+step costs about as much as the trie has nodes, not beams x length, and nothing is copied.
 """
 
 from dataclasses import dataclass
@@ -23,14 +25,17 @@ FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
 class LayerCache:
     """Keys and values of one decoder layer."""
 
-    keys: Tensor  # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
+    # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
+    keys: Tensor
     values: Tensor
     src_keys: Tensor  # [sentences, num_heads, src_len, head_dim], as are `src_values`
     src_values: Tensor
 
     @classmethod
     def of(cls, heads: tuple[Tensor, ...], sentences: int) -> "LayerCache":
-        """From keys and values of a memory, time first [src_len x sentences, num_heads, head_dim]; with room for those of hypotheses."""
+        """From keys and values of a memory, time first [src_len x sentences, num_heads, head_dim];
+        with room for those of hypotheses.
+        """
         src_keys, src_values = (
             x.unflatten(0, (-1, sentences)).permute(1, 2, 0, 3).contiguous() for x in heads
         )
@@ -51,10 +56,12 @@ class DecoderState:
     length: int = 0  # tokens of each hypothesis so far
 
     def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
-        """Give each of `num_beams` hypotheses a free cell for one more token; the first time there may be any number of them.
+        """Give each of `num_beams` hypotheses a free cell for one more token; the first time there
+        may be any number of them.
 
-        Returns where these cells are in the caches' first three dimensions taken as one, [sentences x num_beams x num_heads], and the
-        mask of self-attention [sentences, 1, num_beams, cells]: 0 where a cell belongs to the hypothesis, else -inf; None where all do.
+        Returns where these cells are in the caches' first three dimensions taken as one, [sentences
+        x num_beams x num_heads], and the mask of self-attention [sentences, 1, num_beams, cells]: 0
+        where a cell belongs to the hypothesis, else -inf; None where all do.
         """
         if not self.length:
             self.path = self.path.expand(-1, num_beams, -1)
@@ -79,11 +86,15 @@ class DecoderState:
         return places, attention_bias(self.path)[:, None]
 
     def reorder(self, hyp_index: Tensor) -> None:
-        """Let hypothesis i of each sentence go on from that sentence's hypothesis `hyp_index[:, i]` [sentences, beams]."""
+        """Let hypothesis i of each sentence go on from that sentence's hypothesis `hyp_index[:, i]`
+        [sentences, beams].
+        """
         self.path = self.path.gather(1, hyp_index[:, :, None].expand(-1, -1, self.path.shape[2]))
 
     def keep(self, sentence_index: Tensor) -> None:
-        """Drop all sentences but those at `sentence_index` [kept], in that order; only those that change place are copied."""
+        """Drop all sentences but those at `sentence_index` [kept], in that order; only those that
+        change place are copied.
+        """
         to = (
             sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)
         ).nonzero()[:, 0]
@@ -110,7 +121,9 @@ def _doubled(cache: Tensor) -> Tensor:
 
 
 class CachedSelfAttention:
-    """Of one more token of each hypothesis [sentences x beams], over all of its tokens so far; layer by layer."""
+    """Of one more token of each hypothesis [sentences x beams], over all of its tokens so far;
+    layer by layer.
+    """
 
     def __init__(self, state: DecoderState, places: Tensor, bias: Tensor | None) -> None:
         """`places` and `bias` are those of `DecoderState.advance`."""
@@ -128,7 +141,9 @@ class CachedSelfAttention:
 
 
 class CachedCrossAttention:
-    """Of one more token of each hypothesis [sentences x beams] to the source of its sentence; layer by layer."""
+    """Of one more token of each hypothesis [sentences x beams] to the source of its sentence; layer
+    by layer.
+    """
 
     def __init__(self, state: DecoderState) -> None:
         self.state = state
@@ -150,10 +165,11 @@ def attend_to_cache(
     scale: float,
     shape: tuple[int, int],
 ) -> Tensor:
-    """softmax(Q K^T x scale + bias) V of q [sentences x beams, num_heads, head_dim]; gives [sentences x beams, d_model].
+    """softmax(Q K^T x scale + bias) V of q [sentences x beams, num_heads, head_dim]; gives
+    [sentences x beams, d_model].
 
-    `keys` and `values` are [sentences, num_heads, length, head_dim], `bias` [sentences, 1, beams or 1, length]; `shape` is
-    (sentences, beams).
+    `keys` and `values` are [sentences, num_heads, length, head_dim], `bias` [sentences, 1, beams or
+    1, length]; `shape` is (sentences, beams).
     """
     assert scale == 1.0, "it is in the weights of the queries: see `for_translating`"
     q = q.view(*shape, *q.shape[1:]).transpose(1, 2)

@@ -1,7 +1,9 @@
-"""The encoder-decoder Transformer (Vaswani et al. 2017), with layer norm before or after each block.
+"""The encoder-decoder Transformer (Vaswani et al. 2017), with layer norm before or after each
+block.
 
-What is unusual here: parameter names are those that fairseq and Hugging Face's Marian share, so an export is nearly a copy; positions are
-Marian's sinusoids; the output projection stands apart from `forward`, so that the loss can fuse it.
+What is unusual here: parameter names are those that fairseq and Hugging Face's Marian share, so an
+export is nearly a copy; positions are Marian's sinusoids; the output projection stands apart from
+`forward`, so that the loss can fuse it.
 """
 
 import copy
@@ -21,7 +23,9 @@ from mt.model.linear import Linear, pack_linear
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention at the start, the feed-forward block at the end, dropout, norms."""
+    """What encoder and decoder layers share: self-attention at the start, the feed-forward block at
+    the end, dropout, norms.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,7 +73,9 @@ class DecoderLayer(Layer):
     def forward(
         self, x: Tensor, memory: Tensor | None, attention: Attention, cross: Attention
     ) -> Tensor:
-        """x [tokens, d_model] over `memory` [source tokens, d_model], or over what `cross` has of it."""
+        """x [tokens, d_model] over `memory` [source tokens, d_model], or over what `cross` has of
+        it.
+        """
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, attention))
         x = self.residual(
             x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn(y, memory, cross)
@@ -114,7 +120,9 @@ class Decoder(nn.Module):
         attention: Attention,
         cross: Attention,
     ) -> Tensor:
-        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`; see `DecoderLayer`."""
+        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`;
+        see `DecoderLayer`.
+        """
         x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
             x = _run(layer, self.recompute, x, memory, attention, cross)
@@ -147,7 +155,9 @@ class Transformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier for linear layers, N(0, 1/d_model) for embeddings and output (as in fairseq), zeros for biases."""
+        """Xavier for linear layers, N(0, 1/d_model) for embeddings and output (as in fairseq),
+        zeros for biases.
+        """
         for module in self.modules():
             if isinstance(module, Embedding) or module is self.output_projection:
                 nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.d_model))
@@ -158,7 +168,8 @@ class Transformer(nn.Module):
     def forward(self, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor) -> Tensor:
         """Hidden states [batch, tgt_len, d_model] that `project` turns into logits.
 
-        `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is True where a token stands.
+        `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is
+        True where a token stands.
         """
         source = PaddedAttention.of(len(src), None if src_mask is None else src_mask[:, None])
         causal = PaddedAttention.causal(tgt_in)
@@ -186,7 +197,9 @@ class Transformer(nn.Module):
         tgt_offsets: Tensor,
         max_tgt_len: int,
     ) -> Tensor:
-        """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1] int32; gives [tokens, d_model]."""
+        """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1]
+        int32; gives [tokens, d_model].
+        """
         source = PackedAttention(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
         memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
         causal = PackedAttention(tgt_offsets, tgt_offsets, max_tgt_len, max_tgt_len, causal=True)
@@ -201,7 +214,9 @@ class Transformer(nn.Module):
         return self.encode_flat(src, source).unflatten(0, src.shape[::-1]).transpose(0, 1)
 
     def recompute(self, recompute: bool) -> None:
-        """Whether training keeps only what enters each layer and computes its inside again for the gradients (Chen et al. 2016)."""
+        """Whether training keeps only what enters each layer and computes its inside again for the
+        gradients (Chen et al. 2016).
+        """
         self.encoder.recompute = self.decoder.recompute = recompute
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -226,9 +241,11 @@ class Transformer(nn.Module):
 
 
 def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The same network as it translates: its linear layers packed, in fp32, bf16, fp16 or (on a CPU) int8.
+    """The same network as it translates: its linear layers packed, in fp32, bf16, fp16 or (on a
+    CPU) int8.
 
-    The residual stream stays in fp32. Norms and embeddings are the model's own; all else is a copy of the weights as they are now.
+    The residual stream stays in fp32. Norms and embeddings are the model's own; all else is a copy
+    of the weights as they are now.
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     ready = copy.deepcopy(model, shared).eval()
@@ -249,7 +266,9 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
 
 
 def _time_first(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids [batch, length] as [length x batch], the first of each sentence first, and their positions."""
+    """Ids [batch, length] as [length x batch], the first of each sentence first, and their
+    positions.
+    """
     batch, length = ids.shape
     positions = torch.arange(length, device=ids.device)[:, None].expand(length, batch)
     return ids.t().flatten(), positions.flatten()

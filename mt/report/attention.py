@@ -1,4 +1,6 @@
-"""What a model looks at: the attention of one sentence and its translation, chosen by kind, layer and head, ready to be drawn."""
+"""What a model looks at: the attention of one sentence and its translation, chosen by kind, layer
+and head, ready to be drawn.
+"""
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +47,9 @@ class AttentionMaps:
 def attention_maps(
     model: Transformer, src_ids: Sequence[int], tgt_ids: Sequence[int]
 ) -> AttentionMaps:
-    """All weights of one pair of ids: the source with its end of sentence, the target with its beginning."""
+    """All weights of one pair of ids: the source with its end of sentence, the target with its
+    beginning.
+    """
     assert not model.training, "a model in training drops what is to be seen"
     device = model.output_weight.device
     src, tgt_in = (torch.tensor([ids], device=device) for ids in (src_ids, tgt_ids))
@@ -70,9 +74,11 @@ class Attended:
 
 
 def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
-    """The attention of a model while it translates `sentence` into `target`, or into its own best translation.
+    """The attention of a model while it translates `sentence` into `target`, or into its own best
+    translation.
 
-    Raises `CheckpointError` for a folder that is no model, and `ConfigError` for text without tokens or with too many.
+    Raises `CheckpointError` for a folder that is no model, and `ConfigError` for text without
+    tokens or with too many.
     """
     translator = Translator.load(path, device="cpu", precision="fp32")
     tokenizer = translator.tokenizer
@@ -108,7 +114,9 @@ def _ids(
 def token_names(
     tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]
 ) -> tuple[list[str], list[str], list[str]]:
-    """The pieces of a source, of what the decoder reads and of what it writes, for ids without begin and end."""
+    """The pieces of a source, of what the decoder reads and of what it writes, for ids without
+    begin and end.
+    """
     src_tokens = [tokenizer.src_pieces[i] for i in src]
     tgt_tokens = [tokenizer.tgt_pieces[i] for i in tgt]
     begin, end = tokenizer.tgt_pieces[BOS_ID], tokenizer.tgt_pieces[EOS_ID]
@@ -120,8 +128,8 @@ def figures(
 ) -> list[Figure]:
     """The maps of one kind of attention (encoder, decoder, cross) or of all, a figure each.
 
-    `layer` is a number from 1, `all`, or None for the last layer but one of each stack; `head` is a number from 1, `all` or `mean`.
-    Raises `ConfigError` for one that is not there.
+    `layer` is a number from 1, `all`, or None for the last layer but one of each stack; `head` is a
+    number from 1, `all` or `mean`. Raises `ConfigError` for one that is not there.
     """
     return [_figure(attended, each, layer, head) for each in (TITLES if kind == "all" else [kind])]
 
@@ -178,7 +186,9 @@ def _map(
 def attention_entries(
     translators: Sequence[Translator], src: Sequence[str], sentences: Mapping[str, Any], count: int
 ) -> Iterator[dict[str, Any]]:
-    """All maps of `count` sentences by each model: of those that are short enough, where the systems differ most, or one scores worst."""
+    """All maps of `count` sentences by each model: of those that are short enough, where the
+    systems differ most, or one scores worst.
+    """
     if not count:
         return
     scores, chosen = sentences["scores"], 0

@@ -1,4 +1,6 @@
-"""`mt report`: what runs learned, what they score, how they differ, and every sentence, gathered for one page."""
+"""`mt report`: what runs learned, what they score, how they differ, and every sentence, gathered
+for one page.
+"""
 
 import datetime
 import itertools
@@ -47,12 +49,14 @@ def report_data(
     options: Mapping[str, Any] | None = None,
     num_maps: int = 0,
 ) -> dict[str, Any]:
-    """What `mt.report.page.render` draws, of run or model folders; `options` are those of `Translator.load`.
+    """What `mt.report.page.render` draws, of run or model folders; `options` are those of
+    `Translator.load`.
 
     The attention of `num_maps` sentences of each test set is shown.
 
-    A run without a checkpoint, or without test sets, has its curves and settings alone. Raises `CheckpointError` for a folder that is
-    none, `ConfigError` or `DataError` for test sets that were asked for and cannot be used.
+    A run without a checkpoint, or without test sets, has its curves and settings alone. Raises
+    `CheckpointError` for a folder that is none, `ConfigError` or `DataError` for test sets that
+    were asked for and cannot be used.
     """
     names = distinct([run.name or str(run.resolve().name) for run in runs])
     models = {
@@ -166,10 +170,11 @@ def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str,
 
 
 def source_gain(translator: Translator, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
-    """By how much a token of each target is likelier, in the mean of natural logarithms, with its source than with another line's.
+    """By how much a token of each target is likelier, in the mean of natural logarithms, with its
+    source than with another line's.
 
-    The other line is the one half the text away; 0 where both are the same. What a model makes up gains little, whatever its attention
-    looks like.
+    The other line is the one half the text away; 0 where both are the same. What a model makes up
+    gains little, whatever its attention looks like.
     """
     others = [*src[len(src) // 2 :], *src[: len(src) // 2]]
     own, other = (translator.likelihood(zip(lines, tgt, strict=True)) for lines in (src, others))

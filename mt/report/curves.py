@@ -13,7 +13,9 @@ MAX_POINTS = 2000  # of a curve: more than a screen has
 
 
 def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
-    """Steps and values by kind of line, thinned evenly to `MAX_POINTS`; a value that is missing or not finite is None."""
+    """Steps and values by kind of line, thinned evenly to `MAX_POINTS`; a value that is missing or
+    not finite is None.
+    """
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CURVES}
     for entry in _entries(RunFolder(run_dir).metrics_path):
         entries[entry["kind"]].append(entry)
@@ -23,7 +25,9 @@ def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that can be read: a run that is being written, or was cut off, may end in half a line."""
+    """The lines that can be read: a run that is being written, or was cut off, may end in half a
+    line.
+    """
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):

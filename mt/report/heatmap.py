@@ -1,7 +1,9 @@
-"""Attention weights as pictures: a heat map of characters for a terminal or a log, and a standalone SVG.
+"""Attention weights as pictures: a heat map of characters for a terminal or a log, and a standalone
+SVG.
 
-In characters a column's label stands on a line of its own, above the guides to the columns before it, so that tokens of any script and
-length stay words that can be read; what is wider than the terminal goes on in a further block of columns.
+In characters a column's label stands on a line of its own, above the guides to the columns before
+it, so that tokens of any script and length stay words that can be read; what is wider than the
+terminal goes on in a further block of columns.
 """
 
 import itertools
@@ -68,7 +70,9 @@ class Figure:
 
 
 def as_text(heat_map: HeatMap, width: int, plain: bool) -> Text:
-    """The map in at most `width` columns: shades and colours relative to its largest weight, or `plain`, percent in ASCII."""
+    """The map in at most `width` columns: shades and colours relative to its largest weight, or
+    `plain`, percent in ASCII.
+    """
     longest = min(MAX_LABEL, width // 3)
     rows, columns = (
         [_clipped(label, longest, plain) for label in labels]
@@ -128,7 +132,9 @@ def _shade(weight: float, scale: float) -> Text:
 
 
 def _clipped(label: str, width: int, plain: bool) -> str:
-    """The label in at most `width` columns; in plain text SentencePiece's mark of a word's beginning is an underscore."""
+    """The label in at most `width` columns; in plain text SentencePiece's mark of a word's
+    beginning is an underscore.
+    """
     label = _printable(label.replace("\u2581", "_") if plain else label)
     if cell_len(label) <= width:
         return label
@@ -213,7 +219,9 @@ def _beside(drawings: Sequence[_Drawing], gap: float) -> _Drawing:
 
 
 def _figure(figure: Figure, scale: float) -> _Drawing:
-    """Title, note, and the maps in rows; only the first map of a row has labels at its left, only the first row at its top."""
+    """Title, note, and the maps in rows; only the first map of a row has labels at its left, only
+    the first row at its top.
+    """
     cell, font = (CELL, FONT) if len(figure.maps) == 1 else (SMALL_CELL, SMALL_FONT)
     rows = [
         _beside(
@@ -315,7 +323,9 @@ def _text(text: str, x: float, y: float, font: int, attributes: str) -> str:
 
 
 def _isolated(text: str) -> str:
-    """Escaped; right-to-left text in marks that give it its own direction, so that what it begins with is drawn at its right."""
+    """Escaped; right-to-left text in marks that give it its own direction, so that what it begins
+    with is drawn at its right.
+    """
     escaped = _escaped(text)
     return (
         f"\u2068{escaped}\u2069"

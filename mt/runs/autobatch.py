@@ -1,6 +1,8 @@
-"""`batching.max_tokens: auto`: the largest micro-batch that memory holds, found by training on the worst one there can be.
+"""`batching.max_tokens: auto`: the largest micro-batch that memory holds, found by training on the
+worst one there can be.
 
-`train.batch_tokens` fixes the size of an update, so a larger micro-batch only means fewer of them: speed and memory change, learning not.
+`train.batch_tokens` fixes the size of an update, so a larger micro-batch only means fewer of them:
+speed and memory change, learning not.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ def with_max_tokens(config: Config, max_tokens: int) -> Config:
 
 
 def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks: int = 1) -> int:
-    """The largest power of two, at most a rank's part of `train.batch_tokens`, whose worst micro-batch trains in `SHARE` of the memory.
+    """The largest power of two, at most a rank's part of `train.batch_tokens`, whose worst
+    micro-batch trains in `SHARE` of the memory.
 
     Raises `ConfigError` where not even a batch of the longest pairs fits, and where ranks share out
     the model: one cannot try alone, and one that runs out of memory leaves the others waiting.
@@ -56,7 +59,8 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks:
                 break
             found = candidate
             if compute.device.type == "cpu" and 2 * (taken - base) > SHARE * total:
-                break  # the next would not fit, and a CPU out of memory takes the whole machine with it
+                # the next would not fit, and a CPU out of memory takes the whole machine with it
+                break
     if found is None:
         raise ConfigError(
             f"batching.max_tokens: auto: {total / 2**30:.1f} GiB do not hold a batch of the longest pairs ({longest} tokens); "
@@ -88,7 +92,8 @@ def _candidates(longest: int, config: Config, compute: Compute, ranks: int) -> I
 
 
 def smaller_that_fits(trainer: Trainer) -> int | None:
-    """What to train with where memory ran out: half, a quarter, ... of `batching.max_tokens`, the largest whose worst batch trains here.
+    """What to train with where memory ran out: half, a quarter, ... of `batching.max_tokens`, the
+    largest whose worst batch trains here.
 
     The smallest is tried first: what a batch takes from the system, the next one does not get back.
     The trainer is of no use afterwards.

@@ -1,7 +1,8 @@
 """The memory that a run will take, counted, not guessed.
 
-One micro-batch of each of the worst shapes goes forward and backward through the real model and loss with tensors that have sizes and no
-content, and every storage is counted from the operation that makes it to the moment it is dropped.
+One micro-batch of each of the worst shapes goes forward and backward through the real model and
+loss with tensors that have sizes and no content, and every storage is counted from the operation
+that makes it to the moment it is dropped.
 """
 
 import contextlib
@@ -28,11 +29,12 @@ from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
 
-# Resident by live bytes of a micro-batch on a CPU, without and with gradient checkpointing. Measured, glibc 2.36, four and three
-# configurations: 1.29 to 1.44, 2.7 to 3.2. What lives on between what is freed leaves holes, and recomputing frees most.
+# Resident by live bytes of a micro-batch on a CPU, without and with gradient checkpointing.
+# Measured, glibc 2.36, four and three configurations: 1.29 to 1.44, 2.7 to 3.2. What lives on
+# between what is freed leaves holes, and recomputing frees most.
 HEAP_FACTOR = {False: 1.4, True: 3.0}
-# Resident bytes of a product that oneDNN compiled for bf16 and keeps, with what lies between two of them. Measured, two
-# processors: 2 MiB with AVX512-BF16, 4 MiB with AMX.
+# Resident bytes of a product that oneDNN compiled for bf16 and keeps, with what lies between two of
+# them. Measured, two processors: 2 MiB with AVX512-BF16, 4 MiB with AMX.
 COMPILED_PRODUCT = 3 << 20
 
 
@@ -95,7 +97,9 @@ def micro_batch_memory(
     compute: Compute,
     repeat: bool,
 ) -> Counter[str]:
-    """Bytes by kind at the peak of one micro-batch [rows, source width, target width]; with `repeat`, of one that adds to gradients."""
+    """Bytes by kind at the peak of one micro-batch [rows, source width, target width]; with
+    `repeat`, of one that adds to gradients.
+    """
     storages, hidden = LiveStorages(), 0
 
     def mark(*_: Any) -> None:
@@ -190,7 +194,9 @@ def plan_memory(
 
 
 def process_memory(config: Config, compute: Compute) -> int:
-    """Resident bytes of interpreter, torch and libraries, once an update of a very small model has loaded what loads late."""
+    """Resident bytes of interpreter, torch and libraries, once an update of a very small model has
+    loaded what loads late.
+    """
     sizes = {"d_model": 64, "d_ff": 64, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
     model = (
         build_model(config.model.model_copy(update=sizes), 512, 512, 0).to(compute.device).train()
@@ -209,7 +215,9 @@ def process_memory(config: Config, compute: Compute) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory now; where the system does not tell, the most there have been."""
+    """Bytes of this process in memory now; where the system does not tell, the most there have
+    been.
+    """
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_process_memory()

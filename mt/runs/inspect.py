@@ -1,4 +1,6 @@
-"""What a folder is: a run, a checkpoint or a model; what is in it, and whether every byte is as it was written."""
+"""What a folder is: a run, a checkpoint or a model; what is in it, and whether every byte is as it
+was written.
+"""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +47,9 @@ class RunReport:
 
 
 def inspect(path: Path) -> ModelReport | RunReport:
-    """Look into a run, checkpoint, crash or model folder. Raises `CheckpointError` for a path that is none."""
+    """Look into a run, checkpoint, crash or model folder. Raises `CheckpointError` for a path that
+    is none.
+    """
     if ModelFolder(path).exists:
         return inspect_model(ModelFolder(path))
     run = RunFolder(path)

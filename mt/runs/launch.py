@@ -1,4 +1,6 @@
-"""`mt train --nproc`: the ranks of one machine, started and watched by torchrun's own agent in this process; and job scripts for Slurm."""
+"""`mt train --nproc`: the ranks of one machine, started and watched by torchrun's own agent in this
+process; and job scripts for Slurm.
+"""
 
 import logging
 import os
@@ -46,9 +48,11 @@ exit "$code"
 
 
 def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: int) -> int:
-    """Run `mt` with these arguments as `nproc` ranks; gives the exit code that one process would have given.
+    """Run `mt` with these arguments as `nproc` ranks; gives the exit code that one process would
+    have given.
 
-    After a rank has died, all are started anew up to `max_restarts` times. Raises `ConfigError` for a number that is none.
+    After a rank has died, all are started anew up to `max_restarts` times. Raises `ConfigError` for
+    a number that is none.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -87,9 +91,11 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
 def slurm_script(
     config: Config, arguments: Sequence[str], nodes: int, nproc: int, options: Sequence[str]
 ) -> str:
-    """A job script for `sbatch` that runs `mt` with these arguments as `nproc` ranks, each with its GPU, on every node.
+    """A job script for `sbatch` that runs `mt` with these arguments as `nproc` ranks, each with its
+    GPU, on every node.
 
-    It goes on after preemption and time limits. `options` are further ones of sbatch, such as `--partition=gpu`.
+    It goes on after preemption and time limits. `options` are further ones of sbatch, such as
+    `--partition=gpu`.
     """
     run = RunFolder(Path(str(config.run_dir)).resolve())
     gpus = [] if config.device == "cpu" else [f"--gpus-per-node={nproc}"]

@@ -93,7 +93,9 @@ def parameters_by_block(model: Transformer) -> dict[str, int]:
 
 
 def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple[int, float]:
-    """(updates, target tokens a second) of real updates after a first one; the model is thrown away."""
+    """(updates, target tokens a second) of real updates after a first one; the model is thrown
+    away.
+    """
     tokens, done, began = 0, -1, 0.0
     with (
         trial(config, prepared, compute) as trainer,
@@ -113,7 +115,9 @@ def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple
 
 
 def plan(config: Config) -> str:
-    """The whole plan as text; prepares the data, writes nothing into the run folder. Raises `MTError` as training would."""
+    """The whole plan as text; prepares the data, writes nothing into the run folder. Raises
+    `MTError` as training would.
+    """
     config, _ = with_initial_model(config)
     deterministic = config.train.deterministic
     compute = choose_compute(

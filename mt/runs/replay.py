@@ -1,4 +1,6 @@
-"""A batch that broke training, run again alone: its loss and gradients, and where the first number that is not finite comes from."""
+"""A batch that broke training, run again alone: its loss and gradients, and where the first number
+that is not finite comes from.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -38,9 +40,11 @@ class Replayed:
 
 
 def replay(folder: Path, device: str = "auto") -> list[Replayed]:
-    """Run each micro-batch of a crash folder again. Raises `CheckpointError` for a folder that is something else.
+    """Run each micro-batch of a crash folder again. Raises `CheckpointError` for a folder that is
+    something else.
 
-    With the weights, ids and dropout of the update that broke, on the same device and with as many threads, the numbers are its own.
+    With the weights, ids and dropout of the update that broke, on the same device and with as many
+    threads, the numbers are its own.
     """
     loaded = load_model(folder, torch.device("cpu"))
     micro_batches = read_crash(loaded)
@@ -95,7 +99,9 @@ def _replay(loaded: LoadedModel, compute: Compute, index: int, pairs: Sequence[I
 
 @contextmanager
 def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Collects, in the order in which they end, the modules whose output is not finite while the block runs."""
+    """Collects, in the order in which they end, the modules whose output is not finite while the
+    block runs.
+    """
     found: list[str] = []
 
     def look(name: str) -> Any:

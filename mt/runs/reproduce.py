@@ -35,10 +35,12 @@ class Agreement:
 
 
 def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement], list[str]]:
-    """Train in a folder of its own (default: the card's run folder with `-reproduced`), evaluate, and compare.
+    """Train in a folder of its own (default: the card's run folder with `-reproduced`), evaluate,
+    and compare.
 
-    Gives the scores side by side, and what else is not as it was (versions, hardware). Raises `ConfigError` where the card is not of one
-    training run, or the text is no longer the same, before anything is trained.
+    Gives the scores side by side, and what else is not as it was (versions, hardware). Raises
+    `ConfigError` where the card is not of one training run, or the text is no longer the same,
+    before anything is trained.
     """
     card = read_scorecard(path)
     if "step" not in card["training"]:

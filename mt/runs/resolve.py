@@ -1,6 +1,8 @@
-"""Everything about a run that is decided once, at its start: settings, initial model, precision, threads, sizes.
+"""Everything about a run that is decided once, at its start: settings, initial model, precision,
+threads, sizes.
 
-Precision and threads are recorded in checkpoints, so that a resume continues with them; all of it is the same on every rank.
+Precision and threads are recorded in checkpoints, so that a resume continues with them; all of it
+is the same on every rank.
 """
 
 import logging
@@ -26,7 +28,8 @@ OWN = {"preset", "dropout", "attention_dropout", "activation_dropout", "embeddin
 
 
 def settle(config: Config, run: RunFolder, overwrite: bool) -> tuple[Config, list[str]]:
-    """The settings of a run that begins or continues in a folder, and what is to be said about them.
+    """The settings of a run that begins or continues in a folder, and what is to be said about
+    them.
 
     Raises `ConfigError` if the folder is no run's, or has a run with other settings.
     """
@@ -64,9 +67,11 @@ def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[st
 
 
 def with_initial_model(config: Config) -> tuple[Config, list[str]]:
-    """`config` with the sizes and the tokenizer of the model that `train.init_from` names, and what that changes.
+    """`config` with the sizes and the tokenizer of the model that `train.init_from` names, and what
+    that changes.
 
-    Of a run folder, `train.init_from` becomes the checkpoint that is meant now. Raises `CheckpointError` where there is no such model.
+    Of a run folder, `train.init_from` becomes the checkpoint that is meant now. Raises
+    `CheckpointError` where there is no such model.
     """
     if config.train.init_from is None:
         return config, []
@@ -87,7 +92,9 @@ def with_initial_model(config: Config) -> tuple[Config, list[str]]:
 
 
 def as_begun(config: Config, before: Config) -> Config:
-    """`config` with what a run took over from its initial model when it began; that model may have changed since, or be gone."""
+    """`config` with what a run took over from its initial model when it began; that model may have
+    changed since, or be gone.
+    """
     taken = {key: value for key, value in before.model.model_dump().items() if key not in OWN}
     model = config.model.model_copy(update={**taken, "preset": before.model.preset})
     train = config.train.model_copy(update={"init_from": before.train.init_from})
@@ -110,7 +117,9 @@ def resolve(
 
 
 def with_decode_limits(config: Config, seen: Lengths) -> Config:
-    """`config` with numbers for `decode.max_src_len` and `decode.max_sentences`: its own, or what training sees."""
+    """`config` with numbers for `decode.max_src_len` and `decode.max_sentences`: its own, or what
+    training sees.
+    """
     found = {"max_src_len": max(8, seen.src["0.9999"]), "max_sentences": seen.sentences["0.99"]}
     limits = {name: value for name, value in found.items() if getattr(config.decode, name) == AUTO}
     return config.model_copy(update={"decode": config.decode.model_copy(update=limits)})
@@ -123,7 +132,9 @@ def _with_batch_size(
     checkpoint: ModelFolder | None,
     world: World,
 ) -> Config:
-    """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one found by trying on the first rank."""
+    """`config` with a number for `batching.max_tokens`: its own, that of the run so far, or one
+    found by trying on the first rank.
+    """
     if config.batching.max_tokens != AUTO:
         return config
     if checkpoint is not None:
@@ -136,7 +147,8 @@ def _with_batch_size(
 def start_computing(
     config: Config, resumed: ModelFolder | None, world: World
 ) -> tuple[Config, Compute]:
-    """`config` with the precision and the threads of this run, and this rank's device, set up for it.
+    """`config` with the precision and the threads of this run, and this rank's device, set up for
+    it.
 
     What the user leaves open (`precision: auto`, no `threads`) is as in the checkpoint `resumed`;
     without one, the first rank decides. Raises `ConfigError` (on other ranks `RankError`) if the

@@ -1,4 +1,6 @@
-"""A run from its configuration: folder and lock, data, resume, training, and the status that schedulers read."""
+"""A run from its configuration: folder and lock, data, resume, training, and the status that
+schedulers read.
+"""
 
 import contextlib
 import itertools
@@ -29,7 +31,8 @@ STATES = {
 
 
 def train(config: Config, *, overwrite: bool = False) -> None:
-    """Train, or go on with, the run that `config` describes; with `overwrite`, forget what its folder holds of an earlier run.
+    """Train, or go on with, the run that `config` describes; with `overwrite`, forget what its
+    folder holds of an earlier run.
 
     Under `torchrun` all ranks call this. Raises `MTError` for all that a user can mend.
     """
@@ -38,7 +41,8 @@ def train(config: Config, *, overwrite: bool = False) -> None:
     with joined(config.train.timeout) as world, contextlib.ExitStack() as held:
         setup_logging(is_first=world.is_first)
         overwrite = overwrite and not world.attempt
-        # What is trained is what the first rank reads, and the checkpoint to begin with the one that it finds.
+        # What is trained is what the first rank reads, and the checkpoint to begin with the one
+        # that it finds.
         text = world.first(lambda: to_yaml(_claim(config, run, overwrite, world.attempt, held)))
         try:
             settled = config_from_text(text, str(run), is_saved=True)
@@ -56,7 +60,9 @@ def train(config: Config, *, overwrite: bool = False) -> None:
 def _claim(
     config: Config, run: RunFolder, overwrite: bool, attempt: int, held: contextlib.ExitStack
 ) -> Config:
-    """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be trained."""
+    """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be
+    trained.
+    """
     if config.train.patience is not None and not config.data.valid:
         raise ConfigError(
             "train.patience counts validations, and there is no data.valid; name validation text, or leave patience out"
@@ -74,7 +80,9 @@ def _claim(
 
 
 def _check_last_end(run: RunFolder, attempt: int) -> None:
-    """Raise again what ended this run before its launcher started it anew, where that was asked for or would only come again."""
+    """Raise again what ended this run before its launcher started it anew, where that was asked for
+    or would only come again.
+    """
     status = run.status()
     if status.get("exit_code") in ENDS_FOR_GOOD:
         raise Interrupted(f"not started anew: {status.get('message')}", status["exit_code"])
@@ -88,7 +96,9 @@ def _message(error: BaseException) -> str:
 
 
 def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World) -> str:
-    """Train a run whose settings are settled and whose folder is locked; gives the limit that ended it."""
+    """Train a run whose settings are settled and whose folder is locked; gives the limit that ended
+    it.
+    """
     if world.is_first:
         run.write_status(state="running", exit_code=None, message="preparing")
     train = config.train
@@ -136,7 +146,9 @@ def _introduce(trainer: Trainer, world: World) -> None:
 
 
 def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
-    """Refuse a new run in which some of `size` ranks would never have anything to do; warn where they often have not."""
+    """Refuse a new run in which some of `size` ranks would never have anything to do; warn where
+    they often have not.
+    """
     counts = [len(update) for update in itertools.islice(loader.epoch_updates(), 100)]
     busy = sum(counts) / sum(size * -(-count // size) for count in counts)
     remedy = "raise train.grad_accum_steps or train.batch_tokens, or lower batching.max_tokens"
@@ -155,7 +167,9 @@ def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
 
 
 def _train_together(trainer: Trainer, world: World) -> str:
-    """Train; where memory runs out, find out what would have fitted, and where a rank is lost, which. Raises `MTError` with it."""
+    """Train; where memory runs out, find out what would have fitted, and where a rank is lost,
+    which. Raises `MTError` with it.
+    """
     try:
         return trainer.train()
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,6 @@
-"""What is there before anything is loaded: cores, and settings that native libraries read from the environment once."""
+"""What is there before anything is loaded: cores, and settings that native libraries read from the
+environment once.
+"""
 
 import os
 import sys

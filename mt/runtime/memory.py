@@ -21,7 +21,8 @@ KEPT_PRODUCTS = 32  # of those that oneDNN compiles for bf16 on a CPU
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from giving large tensors back to the system after each use, which costs a page fault a page when they return.
+    """Stop glibc from giving large tensors back to the system after each use, which costs a page
+    fault a page when they return.
 
     Up to 1 GiB of freed memory at the end of the heap is kept. In a process of bounded memory it is
     the other way round: all large tensors are given back.
@@ -54,18 +55,21 @@ def is_bounded() -> bool:
 
 
 def keep_few_compiled_products() -> None:
-    """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of them.
+    """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of
+    them.
 
-    Each batch shape has its own, some forty. The 1,024 of the libraries take more memory than a small
-    model trains in, up to 4 MiB each in bf16, and lie between its tensors, so that freed ones do not
-    fit together any more. Has an effect if nothing was computed in bf16 or int8 before.
+    Each batch shape has its own, some forty. The 1,024 of the libraries take more memory than a
+    small model trains in, up to 4 MiB each in bf16, and lie between its tensors, so that freed ones
+    do not fit together any more. Has an effect if nothing was computed in bf16 or int8 before.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KEPT_PRODUCTS))
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a computation may take: all of a GPU that is free, or what the system and the container leave to this process."""
+    """Bytes that a computation may take: all of a GPU that is free, or what the system and the
+    container leave to this process.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -103,7 +107,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """The results of `compute(items)`, sentences; where memory runs out, those of each half by itself.
+    """The results of `compute(items)`, sentences; where memory runs out, those of each half by
+    itself.
 
     Raises `MTError` where it runs out with a single one.
     """

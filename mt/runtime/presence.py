@@ -1,4 +1,6 @@
-"""Who is there: the ranks' names, their signs of life, and the roll call when one is missed. All through PyTorch's key-value store."""
+"""Who is there: the ranks' names, their signs of life, and the roll call when one is missed. All
+through PyTorch's key-value store.
+"""
 
 import contextlib
 import ctypes
@@ -42,13 +44,17 @@ class Presence:
         self.ranks: list[dict[str, Any]] = []  # host and process of each
         self.speaks = (
             rank == 0
-        )  # whether this rank tells the user of an end: the first one does, or the first of those that are left
+            # whether this rank tells the user of an end: the first one does, or the first of those that
+            # are left
+        )
 
     def introduce(self) -> None:
-        """Say who this is, wait until all are there, and agree on a part of the store for this world alone.
+        """Say who this is, wait until all are there, and agree on a part of the store for this
+        world alone.
 
-        A launcher keeps its store when it starts anew, so all that stands in it may be of ranks that are dead: the first rank names the
-        world, and its list of those who came to that name is believed by those who find themselves in it.
+        A launcher keeps its store when it starts anew, so all that stands in it may be of ranks
+        that are dead: the first rank names the world, and its list of those who came to that name
+        is believed by those who find themselves in it.
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
@@ -76,7 +82,9 @@ class Presence:
         )
 
     def leave(self) -> None:
-        """End with the others: a launcher takes the first end for the end of all, and would disturb the last writes of the first rank."""
+        """End with the others: a launcher takes the first end for the end of all, and would disturb
+        the last writes of the first rank.
+        """
         with contextlib.suppress(RankLostError, RuntimeError):  # somebody was faster
             if self.rank == 0:
                 self.store.set("end", "")
@@ -93,7 +101,9 @@ class Presence:
 
     @contextlib.contextmanager
     def signs_of_life(self, key: str) -> Iterator[None]:
-        """Show those who wait for the answer that this process is alive, while the block works on it."""
+        """Show those who wait for the answer that this process is alive, while the block works on
+        it.
+        """
         ended = threading.Event()
 
         def beat() -> None:
@@ -112,7 +122,9 @@ class Presence:
             thread.join()
 
     def answer(self, key: str) -> dict[str, Any]:
-        """What the first rank tells, however long it takes. Raises `RankLostError` where it shows no sign of life."""
+        """What the first rank tells, however long it takes. Raises `RankLostError` where it shows
+        no sign of life.
+        """
         last, since = 0, time.monotonic()
         while not self._is_there(key, 0.5):
             beat = self.store.add(f"{key}/beat", 0)
@@ -129,7 +141,9 @@ class Presence:
         return answer
 
     def _is_there(self, key: str, seconds: float) -> bool:
-        """Whether a key comes within some time. (The store's own `wait` writes a warning to stderr whenever it has waited in vain.)"""
+        """Whether a key comes within some time. (The store's own `wait` writes a warning to stderr
+        whenever it has waited in vain.)
+        """
         end, pause = time.monotonic() + seconds, 0.001
         try:
             while not self.store.check([key]):
@@ -142,10 +156,11 @@ class Presence:
         return True
 
     def lost(self, error: BaseException) -> str | None:
-        """What to say of `error` where it comes of another rank that ended or fell silent; None where it does not.
+        """What to say of `error` where it comes of another rank that ended or fell silent; None
+        where it does not.
 
-        A silent rank is named, and killed where it is on this machine: nothing else would end a stopped process. The first of the others
-        `speaks` from here on.
+        A silent rank is named, and killed where it is on this machine: nothing else would end a
+        stopped process. The first of the others `speaks` from here on.
         """
         if (
             self.size == 1

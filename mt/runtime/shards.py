@@ -1,4 +1,6 @@
-"""Tensors that ranks share out among them, in memory by FSDP2 and on the disk as safetensors files, a shard of each rank."""
+"""Tensors that ranks share out among them, in memory by FSDP2 and on the disk as safetensors files,
+a shard of each rank.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ from mt.errors import CheckpointError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether FSDP2 has shared out a tensor: whether it is a DTensor, whose class takes a second to import."""
+    """Whether FSDP2 has shared out a tensor: whether it is a DTensor, whose class takes a second to
+    import.
+    """
     return hasattr(tensor, "full_tensor")
 
 
@@ -27,7 +31,9 @@ def own_shard(tensor: Tensor) -> Tensor:
 
 
 def save_shards(tensors: Mapping[str, Tensor], folder: Path, group: Any) -> None:
-    """Write tensors as safetensors files, to which each rank of `group` adds its share. Raises `CheckpointError` on all ranks."""
+    """Write tensors as safetensors files, to which each rank of `group` adds its share. Raises
+    `CheckpointError` on all ranks.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -40,7 +46,8 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path, group: Any) -> None
 
 
 def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill tensors, or this rank's shards of them, from the safetensors files of a folder, whatever number of ranks wrote them.
+    """Fill tensors, or this rank's shards of them, from the safetensors files of a folder, whatever
+    number of ranks wrote them.
 
     Raises `CheckpointError` for tensors of other names or shapes.
     """

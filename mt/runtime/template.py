@@ -11,8 +11,8 @@ Nothing is read from a file or the network: what is pickled goes from this proce
 that it started, over sockets that they inherit. The template ends when this process does, and its
 children end with it. For Linux.
 
-Importing this imports no PyTorch: a command starts the template of its workers first (`start_early`),
-so that both processes import it at the same time.
+Importing this imports no PyTorch: a command starts the template of its workers first
+(`start_early`), so that both processes import it at the same time.
 """
 
 import atexit

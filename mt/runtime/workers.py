@@ -72,7 +72,8 @@ class Workers:
 
     @classmethod
     def choose(cls, count: int | None, compute: Compute) -> "Workers":
-        """`count` processes that share the threads of `compute`; None: one process per thread, on a CPU.
+        """`count` processes that share the threads of `compute`; None: one process per thread, on a
+        CPU.
 
         Raises `ConfigError` for several on a GPU, or on a system other than Linux.
         """
@@ -157,7 +158,9 @@ class Workers:
 
     @contextlib.contextmanager
     def _unless_killed(self, worker: "_Worker") -> Iterator[None]:
-        """The death of a worker is the failure of its job; a worker in the middle of a message is no more use."""
+        """The death of a worker is the failure of its job; a worker in the middle of a message is
+        no more use.
+        """
         try:
             yield
         except BaseException as error:

@@ -26,7 +26,8 @@ from mt.runtime.shards import save_shards, unsharded
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
-PATIENCE = 3600.0  # seconds without an answer, where ranks translate for long before they have anything to say
+# seconds without an answer, where ranks translate for long before they have anything to say
+PATIENCE = 3600.0
 # Seconds by which NCCL, which can only abort the process, waits longer than the hosts, which can
 # say for whom. A host waits for its own GPU half as long.
 GPU_GRACE = 60.0
@@ -39,7 +40,9 @@ class World:
         self, rank: int = 0, size: int = 1, *, local_rank: int = 0, local_size: int = 1, attempt: int = 0, timeout: float = 300.0,
         store: Any = None, is_launched: bool = False,
     ) -> None:  # fmt: skip
-        """`attempt`: how many times the launcher has started anew. `timeout`: seconds without an answer after which a rank is lost."""
+        """`attempt`: how many times the launcher has started anew. `timeout`: seconds without an
+        answer after which a rank is lost.
+        """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.attempt, self.timeout = attempt, timeout
         self.is_launched = (
@@ -68,7 +71,9 @@ class World:
         return None if self.is_alone else self.timeout + GPU_GRACE / 2
 
     def place(self, device: str) -> str:
-        """`device` of a configuration for this rank: the GPU of its number on its machine, where GPUs are meant."""
+        """`device` of a configuration for this rank: the GPU of its number on its machine, where
+        GPUs are meant.
+        """
         if self.is_alone or device not in ("auto", "cuda") or not torch.cuda.is_available():
             return device
         return f"cuda:{self.local_rank}"
@@ -126,7 +131,8 @@ class World:
         return int(number)
 
     def shared(self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
-        """What `work` makes of `items`, one for one and as JSON holds it, in order and on all ranks; each works on its part.
+        """What `work` makes of `items`, one for one and as JSON holds it, in order and on all
+        ranks; each works on its part.
 
         Raises what `work` raises here, and `RankError` for what it raises elsewhere.
         """
@@ -161,7 +167,8 @@ class World:
         ]
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the first rank, as JSON holds it, on all ranks; it may take any time while that rank lives.
+        """What `work` gives on the first rank, as JSON holds it, on all ranks; it may take any time
+        while that rank lives.
 
         Raises what it raises there, and on the other ranks `RankError`.
         """
@@ -187,7 +194,9 @@ class World:
     # Checkpoints.
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the first rank; what is shared out comes to its CPU, and the other ranks get nothing."""
+        """Whole tensors on the first rank; what is shared out comes to its CPU, and the other ranks
+        get nothing.
+        """
         whole = {}
         for name, tensor in tensors.items():
             full = unsharded(tensor)
@@ -258,7 +267,8 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined(timeout: float) -> Iterator[World]:
-    """The world that the environment variables of `torchrun` describe; without them, this process alone.
+    """The world that the environment variables of `torchrun` describe; without them, this process
+    alone.
 
     Raises `ConfigError` where some of them are missing.
     """

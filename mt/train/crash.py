@@ -1,7 +1,9 @@
-"""What broke training: the batch of an update that was not finite, with the weights that it met, so that it can be run again alone.
+"""What broke training: the batch of an update that was not finite, with the weights that it met, so
+that it can be run again alone.
 
-crash/step_N in the run folder is a model folder of the raw weights with batch.jsonl besides: a pair a line, ids and text, in the order
-of the batch. Dropout is a function of (seed, update, micro-batch), so that a replay computes what training computed.
+crash/step_N in the run folder is a model folder of the raw weights with batch.jsonl besides: a pair
+a line, ids and text, in the order of the batch. Dropout is a function of (seed, update,
+micro-batch), so that a replay computes what training computed.
 """
 
 import json
@@ -59,7 +61,9 @@ def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[
 
 
 def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
-    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something else."""
+    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something
+    else.
+    """
     path = loaded.folder.batch_path
     if path.name not in loaded.files:
         raise CheckpointError(

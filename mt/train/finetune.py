@@ -1,4 +1,6 @@
-"""Training that begins with a model: its weights are taken over, and some parameters may stay as they are."""
+"""Training that begins with a model: its weights are taken over, and some parameters may stay as
+they are.
+"""
 
 import fnmatch
 import logging
@@ -14,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
-    """Give the model of a new run the weights of `train.init_from`, and freeze what `train.freeze` names.
+    """Give the model of a new run the weights of `train.init_from`, and freeze what `train.freeze`
+    names.
 
     Raises `ConfigError`, `CheckpointError`.
     """

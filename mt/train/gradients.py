@@ -1,7 +1,8 @@
-"""What stands between gradients and weights: clipping, the scale of fp16, and the guard against what is not finite.
+"""What stands between gradients and weights: clipping, the scale of fp16, and the guard against
+what is not finite.
 
-All of it is computed on the device and handed to the fused optimizer there, so a GPU never waits for the host: the host reads an
-update's numbers when the next one is under way.
+All of it is computed on the device and handed to the fused optimizer there, so a GPU never waits
+for the host: the host reads an update's numbers when the next one is under way.
 """
 
 import time
@@ -19,7 +20,9 @@ GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikeviciu
 
 
 class LossScale:
-    """The factor that keeps fp16 gradients above zero: halved after each that is not finite, doubled after `GROW_AFTER` that are."""
+    """The factor that keeps fp16 gradients above zero: halved after each that is not finite,
+    doubled after `GROW_AFTER` that are.
+    """
 
     NAMES = ("loss_scale", "loss_scale_good")  # of its state
 
@@ -53,11 +56,13 @@ def apply_gradients(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, bad_updates: Tensor,
     max_bad: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives (gradient norm, bad updates so far).
+    """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives
+    (gradient norm, bad updates so far).
 
-    Beyond `max_bad` of them, every later step is left out too: the host may hear of it late, and finds the weights that the bad batch met.
-    The optimizer divides the gradients itself, by loss scale and clipping at once, so that they are read only twice. An fp16 gradient out
-    of range is no divergence while its scale can fall.
+    Beyond `max_bad` of them, every later step is left out too: the host may hear of it late, and
+    finds the weights that the bad batch met. The optimizer divides the gradients itself, by loss
+    scale and clipping at once, so that they are read only twice. An fp16 gradient out of range is
+    no divergence while its scale can fall.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     scaled_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
@@ -118,7 +123,9 @@ class PendingStats:
             self._numbers = numbers
 
     def read(self, patience: float | None = None, bad_before: int = 0) -> UpdateStats:
-        """Wait for them (`wait_for_gpu`). Raises `DivergedError` if there are more bad updates than `bad_before`: this one was left out."""
+        """Wait for them (`wait_for_gpu`). Raises `DivergedError` if there are more bad updates than
+        `bad_before`: this one was left out.
+        """
         if self._done is not None:
             wait_for_gpu(self._done, patience)
         loss, nll, norm, bad_updates = self._numbers.tolist()

@@ -1,7 +1,9 @@
-"""Cross-entropy with label smoothing, as sums; only the train step divides, once, by the target tokens of the whole update.
+"""Cross-entropy with label smoothing, as sums; only the train step divides, once, by the target
+tokens of the whole update.
 
-What is unusual here: projection, softmax and loss are one operation that goes over the target positions in chunks, so the logits of a
-whole batch never stand in memory, and it takes its gradients on the way, so no chunk is computed twice.
+What is unusual here: projection, softmax and loss are one operation that goes over the target
+positions in chunks, so the logits of a whole batch never stand in memory, and it takes its
+gradients on the way, so no chunk is computed twice.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +33,9 @@ class Loss(NamedTuple):
 
 
 class TrainingLoss(nn.Module):
-    """A model with its loss: one module, so that what shares out a model among ranks sees every use of its parameters."""
+    """A model with its loss: one module, so that what shares out a model among ranks sees every use
+    of its parameters.
+    """
 
     def __init__(self, model: Transformer, label_smoothing: float) -> None:
         super().__init__()
@@ -43,7 +47,9 @@ class TrainingLoss(nn.Module):
 
 
 def loss_sums(model: Transformer, batch: AnyBatch, label_smoothing: float) -> Loss:
-    """Loss of one micro-batch: (1 - e) nll + e x the mean over the vocabulary (Szegedy et al. 2016), padding left out."""
+    """Loss of one micro-batch: (1 - e) nll + e x the mean over the vocabulary (Szegedy et al.
+    2016), padding left out.
+    """
     if isinstance(batch, Batch):
         hidden = model(batch.src, batch.src_mask, batch.tgt_in).flatten(0, 1)
     else:
@@ -67,9 +73,11 @@ def linear_cross_entropy(
     label_smoothing: float,
     bias: Tensor | None = None,
 ) -> Loss:
-    """Loss of the logits `hidden` [positions, d_model] x `weight` [vocab, d_model]^T + `bias` [vocab] against `targets` [positions].
+    """Loss of the logits `hidden` [positions, d_model] x `weight` [vocab, d_model]^T + `bias`
+    [vocab] against `targets` [positions].
 
-    Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the loss and its sums never below fp32.
+    Targets that are `PAD_ID` do not count. The products run in autocast's type; the softmax, the
+    loss and its sums never below fp32.
     """
     # Inside the function, PyTorch tells nothing about `torch.no_grad`.
     with_grad = torch.is_grad_enabled()
@@ -123,11 +131,12 @@ def _loss_and_gradient(
     logits: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, exact: torch.dtype,
     with_grad: bool, d_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The sums (smoothed, nll) of `logits` [positions, vocab] without `bias`, and the gradient of the first.
+    """The sums (smoothed, nll) of `logits` [positions, vocab] without `bias`, and the gradient of
+    the first.
 
-    All is computed in the type `exact`; the gradient comes in that of `logits`, in whose memory it may be.
-    Rows of padding have one too: it is the caller's to leave them out. Adds the gradient of the bias to
-    `d_bias`.
+    All is computed in the type `exact`; the gradient comes in that of `logits`, in whose memory it
+    may be. Rows of padding have one too: it is the caller's to leave them out. Adds the gradient of
+    the bias to `d_bias`.
     """
     sums, gradient = torch.zeros(2, dtype=exact, device=logits.device), logits
     is_exact = logits.dtype == exact

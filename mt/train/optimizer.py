@@ -27,7 +27,9 @@ def build_optimizer(
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Learning rate of update `step` (from 1): a linear rise, then constant or lr x sqrt(warmup / step) (Vaswani et al. 2017, 5.3)."""
+    """Learning rate of update `step` (from 1): a linear rise, then constant or lr x sqrt(warmup /
+    step) (Vaswani et al. 2017, 5.3).
+    """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
@@ -46,7 +48,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the weights after update `step`; early updates use a smaller decay, so that the start is soon forgotten."""
+        """Move towards the weights after update `step`; early updates use a smaller decay, so that
+        the start is soon forgotten.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [own_shard(average) for average in self.weights.values()]
         torch._foreach_lerp_(
@@ -55,7 +59,9 @@ class WeightAverage:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors `<what>.<parameter name>`, as a safetensors file holds it."""
+    """The optimizer's state as flat tensors `<what>.<parameter name>`, as a safetensors file holds
+    it.
+    """
     return {
         f"{what}.{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -64,7 +70,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Give a new AdamW the state that its first step would make, so that there is something to load into."""
+    """Give a new AdamW the state that its first step would make, so that there is something to load
+    into.
+    """
     for parameter in (
         p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
     ):

@@ -1,4 +1,6 @@
-"""What a person sees of a training run: the progress bar or plain lines, metrics.jsonl, and where the time went."""
+"""What a person sees of a training run: the progress bar or plain lines, metrics.jsonl, and where
+the time went.
+"""
 
 import contextlib
 import logging
@@ -18,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class LossWindow:
-    """Sums over the updates since the last report; a resume takes them over, so that the reports are those of a run without one."""
+    """Sums over the updates since the last report; a resume takes them over, so that the reports
+    are those of a run without one.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -53,7 +57,9 @@ class TrainProgress:
         self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float],
         precision: str, window: LossWindow | None = None,
     ) -> None:  # fmt: skip
-        """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that of its scores."""
+        """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that
+        of its scores.
+        """
         self._window = window or LossWindow()
         self.config = config
         self.metrics = metrics
@@ -120,7 +126,8 @@ class TrainProgress:
             "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=window.lr, grad_norm=window.grad_norm,
             tokens_per_second=rate, update_tokens=window.num_tokens / window.num_updates, seconds=self.seconds(),
             data_share=self._share("data"), save_share=self._share("save"),
-            **({"partial": True} if self._step % self.config.log_every else {}),  # the last report of this process: see `MetricLogger`
+            # the last report of this process: see `MetricLogger`
+            **({"partial": True} if self._step % self.config.log_every else {}),
         )  # fmt: skip
         line = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
         if self._bar.disable:

@@ -34,9 +34,11 @@ class Abandoned(Exception):
 
 
 class SignalStop:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours after its update; a second one ends the process at once.
+    """Turns the first SIGINT or SIGTERM into a request that the loop honours after its update; a
+    second one ends the process at once.
 
-    Of several ranks all honour what any of them got. Under a launcher a second signal counts from `SAME_REQUEST` seconds on.
+    Of several ranks all honour what any of them got. Under a launcher a second signal counts from
+    `SAME_REQUEST` seconds on.
     """
 
     def __init__(self, world: World = ALONE) -> None:
@@ -88,9 +90,11 @@ class SignalStop:
 
 
 class ScoreWatch:
-    """The best validation so far by `metric`, and how many have passed since; ties are broken by chrF, then by the loss.
+    """The best validation so far by `metric`, and how many have passed since; ties are broken by
+    chrF, then by the loss.
 
-    While the metric itself has never moved, as BLEU does not at 0.00, validations do not count against patience.
+    While the metric itself has never moved, as BLEU does not at 0.00, validations do not count
+    against patience.
     """
 
     def __init__(self, metric: str) -> None:
@@ -140,7 +144,9 @@ def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: i
 
 
 class DivergenceWatch:
-    """Compares the mean loss of each `divergence_window` updates with the best such mean (after Marian's --throw-on-divergence)."""
+    """Compares the mean loss of each `divergence_window` updates with the best such mean (after
+    Marian's --throw-on-divergence).
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.factor, self.window = config.divergence_factor, config.divergence_window
@@ -148,7 +154,9 @@ class DivergenceWatch:
         self.best: float | None = None
 
     def add(self, step: int, loss: float) -> None:
-        """Take in the loss of an update. Raises `DivergedError` where a window's mean is far above the best."""
+        """Take in the loss of an update. Raises `DivergedError` where a window's mean is far above
+        the best.
+        """
         if not math.isfinite(loss):  # an overflow of fp16, which was left out
             return
         self.total, self.count = self.total + loss, self.count + 1

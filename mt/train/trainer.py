@@ -1,4 +1,4 @@
-"""The training loop: updates from the loader, validation, checkpoints, and an end that can be gone on from, bit for bit.
+"""The training loop: updates, validation, checkpoints, and an end to continue from bit for bit.
 
 All that moves stands in `state_dict`.
 """
@@ -77,7 +77,7 @@ class Trainer(Updater):
         return time.perf_counter() - self._began
 
     def train(self) -> str:
-        """Train until a limit is reached and say which. Raises `Interrupted` after a signal, `DivergedError` for numbers gone wrong."""
+        """Train until a limit is reached and return it. Raises `Interrupted`, `DivergedError`."""
         config = self.config.train
         metrics = (
             MetricLogger(self.run.metrics_path, self.run.tensorboard, self.step)
@@ -119,7 +119,7 @@ class Trainer(Updater):
         return super().train_step(update)
 
     def report(self, *stats: PendingStats, late: int | None = None) -> None:
-        """Read and show the stats of updates, on a GPU those before the newest, so that it has work while the host reads."""
+        """Show the stats of updates, on a GPU those before the newest, so that it has work meanwhile."""
         self._unread += stats
         late = int(self.compute.device.type == "cuda") if late is None else late
         while len(self._unread) > late:
@@ -130,7 +130,7 @@ class Trainer(Updater):
                 self.watch.add(pending.step, read.loss)
 
     def _read(self, pending: PendingStats) -> UpdateStats | None:
-        """The numbers of an update; None for one that was left out. Raises `DivergedError` for one too many."""
+        """The numbers of an update; None if it was left out. Raises `DivergedError` for one too many."""
         try:
             return pending.read(self.world.gpu_patience, self.known_bad_updates)
         except DivergedError as error:
@@ -156,7 +156,7 @@ class Trainer(Updater):
             return None
 
     def validate(self) -> bool:
-        """Score the model (its average, where one is kept); whether it is the best so far. A signal abandons this, unrecorded."""
+        """Score the model, or its average; returns whether it is the best. A signal abandons this."""
         self.report(late=0)
         if self.validator is None:
             return False
@@ -176,7 +176,7 @@ class Trainer(Updater):
         return improved
 
     def score_kept_best(self) -> None:
-        """Validate the kept best checkpoint again: its scores measured something else than those to come."""
+        """Validate the kept best checkpoint again: its scores measured something else."""
         assert self.validator is not None
         kept = self.world.first(
             lambda: next(iter(self.checkpoints.ranked(by_any_measure=True)), None)
@@ -227,8 +227,8 @@ class Trainer(Updater):
         )
 
     def save(self, *, last: bool = False) -> None:
-        """Write a checkpoint of this step, if there is none yet. One that cannot be written is an error only if it is the `last`, or the
-        third in a row."""
+        """Write a checkpoint of this step, if there is none yet. One that cannot be written is an
+        error only if it is the `last`, or the third in a row."""
         self.report(late=0)
         if self.world.first(lambda: self.step in self.checkpoints.steps()):
             return

@@ -1,4 +1,5 @@
-"""Updates of the weights: micro-batches forward and backward, their gradients added up, one step of the optimizer.
+"""Updates of the weights: micro-batches forward and backward, their gradients added up, one step of
+the optimizer.
 
 Every random draw is a function of (seed, update, micro-batch), so no generator is saved.
 """
@@ -66,7 +67,9 @@ class Updater:
         return build_model(self.config.model, *sizes, self.config.seed)
 
     def train_step(self, update: Update) -> PendingStats:
-        """One update over its micro-batches; one that is not finite leaves the weights as they are, and its stats raise when read."""
+        """One update over its micro-batches; one that is not finite leaves the weights as they are,
+        and its stats raise when read.
+        """
         self.step += 1
         self.model.train()
         sums = [self.micro_batch(update, turn) for turn in range(self._turns(update))]
@@ -82,7 +85,9 @@ class Updater:
         return max(len(update.micro_batches), -(-len(update.indices) // self.world.size))
 
     def micro_batch(self, update: Update, turn: int) -> Tensor:
-        """Add the gradients of this rank's micro-batch of a turn, or zero where it has none; gives its loss sums (smoothed, nll)."""
+        """Add the gradients of this rank's micro-batch of a turn, or zero where it has none; gives
+        its loss sums (smoothed, nll).
+        """
         has_one = turn < len(update.micro_batches)
         batch = (
             update.micro_batches[turn]
@@ -127,7 +132,9 @@ class Updater:
 
     @contextlib.contextmanager
     def model_to_score(self) -> Iterator[Transformer]:
-        """A whole model with the weights' average, where one is kept: the model itself, or a copy where it is shared out."""
+        """A whole model with the weights' average, where one is kept: the model itself, or a copy
+        where it is shared out.
+        """
         scored = self.weights() if self.average is None else self.average.weights
         if self.is_sharded:
             model = self._build()

@@ -1,4 +1,6 @@
-"""Validation in training: the loss over all validation text, and BLEU and chrF of an even sample through `mt.evaluation.scoring`."""
+"""Validation in training: the loss over all validation text, and BLEU and chrF of an even sample
+through `mt.evaluation.scoring`.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +30,15 @@ logger = logging.getLogger(__name__)
 Share = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]
 
 
-LONGEST = 1024  # subwords of a side in the loss, unless training has longer ones: memory grows with the square
+# subwords of a side in the loss, unless training has longer ones: memory grows with the square
+LONGEST = 1024
 
 
 class Validator:
     """The validation text of a run and what is done with it.
 
-    `measured` names what the scores measure: text, search and metrics. Scores with another name are not comparable.
+    `measured` names what the scores measure: text, search and metrics. Scores with another name are
+    not comparable.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class Validator:
     def validate(
         self, model: Transformer, step: int, shared: Share | None = None
     ) -> dict[str, float]:
-        """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in the run folder.
+        """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in
+        the run folder.
 
-        `shared` does a work on items as `World.shared` does, which is what is called where it is not given.
+        `shared` does a work on items as `World.shared` does, which is what is called where it is
+        not given.
         """
         shared = shared or self.world.shared
         loss = self.loss(model, shared)
@@ -159,7 +165,8 @@ class Validator:
 
 
 def sample_sizes(sizes: Sequence[int], max_lines: int) -> list[int]:
-    """How many lines to take of each of several corpora: all, or so many that they are `max_lines` together, each in its share.
+    """How many lines to take of each of several corpora: all, or so many that they are `max_lines`
+    together, each in its share.
 
     Each corpus has one line at least, even if that makes them more.
     """
@@ -172,7 +179,9 @@ def sample_sizes(sizes: Sequence[int], max_lines: int) -> list[int]:
 def _pairs_for_loss(
     label: str, src: Sequence[str], ref: Sequence[str], tokenizer: Tokenizer, longest: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Pairs of ids, without those that are empty on a side, and, with a warning, those longer than `longest`."""
+    """Pairs of ids, without those that are empty on a side, and, with a warning, those longer than
+    `longest`.
+    """
     for number, pair in enumerate(
         zip(tokenizer.encode_src(src), tokenizer.encode_tgt(ref), strict=True), 1
     ):

@@ -1,9 +1,11 @@
 # ruff: noqa: E402
-"""What each change to the training step gains: target tokens/s with PyTorch's own operation in its place, one at a time.
+"""What each change to the training step gains: target tokens/s with PyTorch's own operation in its
+place, one at a time.
 
 Usage: python scripts/bench/ablate.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
 
-Every measurement is a process of its own, and each round measures every variant once, so that a slow minute of the machine falls on all.
+Every measurement is a process of its own, and each round measures every variant once, so that a
+slow minute of the machine falls on all.
 """
 
 from mt.runtime.environment import prepare_environment

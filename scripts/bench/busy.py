@@ -1,11 +1,13 @@
-"""Training speed beside a busy neighbour: target tokens/s alone, beside a busy process, and beside one at nice 19.
+"""Training speed beside a busy neighbour: target tokens/s alone, beside a busy process, and beside
+one at nice 19.
 
-Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3] [--try NAME=VALUE ...]
+Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3] [--try
+NAME=VALUE ...]
 
-The first row is `mt` as its command runs it; each --try is one more, with an environment variable (GOMP_SPINCOUNT,
-OMP_WAIT_POLICY) or a setting of the configuration (threads=1) of its own. Every measurement is a process of its own
-that meets the three situations one after the other with the same updates, so that its ratios are of one minute. The
-neighbour is an endless loop in Python.
+The first row is `mt` as its command runs it; each --try is one more, with an environment variable
+(GOMP_SPINCOUNT, OMP_WAIT_POLICY) or a setting of the configuration (threads=1) of its own. Every
+measurement is a process of its own that meets the three situations one after the other with the
+same updates, so that its ratios are of one minute. The neighbour is an endless loop in Python.
 """
 
 import argparse

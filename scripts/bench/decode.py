@@ -1,6 +1,8 @@
-"""Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its weights, in one run.
+"""Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its
+weights, in one run.
 
-Usage: python scripts/bench/decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams 1,5] [--batch-sizes 1,16,64,256]
+Usage: python scripts/bench/decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams
+1,5] [--batch-sizes 1,16,64,256]
            [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--device cpu] [--json FILE]
 
 Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package
@@ -49,7 +51,9 @@ Engine = Callable[
 
 
 def mt_engine(model: str, precision: str, device: str) -> Engine:
-    """Ours: on a CPU worker processes, for one sentence at a time this process alone; on a GPU `batch_size` alone limits a batch."""
+    """Ours: on a CPU worker processes, for one sentence at a time this process alone; on a GPU
+    `batch_size` alone limits a batch.
+    """
     threads = torch.get_num_threads()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
@@ -100,7 +104,9 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
 
 
 def hf_engine(model: str, folder: str, precision: str) -> Engine:
-    """`generate` of transformers' Pegasus, whose architecture is ours with the norm before each block."""
+    """`generate` of transformers' Pegasus, whose architecture is ours with the norm before each
+    block.
+    """
     loaded = load_model(Path(model), torch.device("cpu"))
     decode = loaded.config.decode
     export_huggingface(loaded, Path(f"{folder}.hf"), "pegasus")

@@ -1,12 +1,15 @@
-"""`mt translate` of a long file beside CTranslate2's Python call on the same lines: lines a second, and memory over time.
+"""`mt translate` of a long file beside CTranslate2's Python call on the same lines: lines a second,
+and memory over time.
 
 Usage: python scripts/bench/file.py MODEL SOURCE [--lines 100000] [--beam-size 5] [--batch-size 128]
            [--engines mt-fp32,ct2-float32,ct2-float32-default] [--log FOLDER]
 
-Each engine is a process of its own, from text to text, loading and tokenization included; SOURCE is repeated to so many lines. ct2-TYPE is
-a translator to each core, ct2-TYPE-default leaves threads to CTranslate2; both get all lines in one call. Memory is the proportional set
-size of the process and its children, once a second: its peak in the second tenth of the time, and in the last. Exits 1 where mt's grew by
-more than a tenth. `mt` draws its progress bar in --log, as it would on a terminal.
+Each engine is a process of its own, from text to text, loading and tokenization included; SOURCE is
+repeated to so many lines. ct2-TYPE is a translator to each core, ct2-TYPE-default leaves threads to
+CTranslate2; both get all lines in one call. Memory is the proportional set size of the process and
+its children, once a second: its peak in the second tenth of the time, and in the last. Exits 1
+where mt's grew by more than a tenth. `mt` draws its progress bar in --log, as it would on a
+terminal.
 """
 
 import argparse

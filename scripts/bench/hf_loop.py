@@ -1,6 +1,7 @@
 """Training speed of Hugging Face's Marian in a plain PyTorch loop, on a configuration's batches.
 
-Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3]
+Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat
+3]
            [--json FILE]
 
 The model has the sizes and dropouts of the configuration and shares its embeddings. It gets the

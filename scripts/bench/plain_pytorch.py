@@ -1,4 +1,6 @@
-"""PyTorch's own operations in the place of ours, one kind at a time: what the fast path is checked against and measured by."""
+"""PyTorch's own operations in the place of ours, one kind at a time: what the fast path is checked
+against and measured by.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator

@@ -1,11 +1,13 @@
 """What it costs to train on several ranks, and whether order and seek hold at 10^9 pairs.
 
-Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange [--preset base] [--engine ddp] [--tokens 2048]
-       torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py checkpoint [--preset base] [--engine fsdp] [--folder DIR]
-       python scripts/bench/scale.py order [--pairs 1000000000] [--folder DIR]
-       python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
+Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange [--preset base]
+[--engine ddp] [--tokens 2048]
+       torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py checkpoint [--preset base]
+       [--engine fsdp] [--folder DIR] python scripts/bench/scale.py order [--pairs 1000000000]
+       [--folder DIR] python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
 
-The first two run as well under plain python (one rank), on GPUs and on many nodes; times are medians over `--rounds`.
+The first two run as well under plain python (one rank), on GPUs and on many nodes; times are
+medians over `--rounds`.
 """
 
 import argparse
@@ -102,7 +104,9 @@ def say(world: World, text: str) -> None:
 
 
 def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """A micro-batch with and without the exchange of gradients, an optimizer step, and the small calls of an update."""
+    """A micro-batch with and without the exchange of gradients, an optimizer step, and the small
+    calls of an update.
+    """
     model, wrapped, optimizer = built(args, world, compute)
     num_parameters = sum(p.numel() for p in model.parameters())
     batch = moved(
@@ -149,7 +153,9 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
 
 
 def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """Weights and optimizer state onto the disk and back: by all ranks, or in one file where there is one."""
+    """Weights and optimizer state onto the disk and back: by all ranks, or in one file where there
+    is one.
+    """
     model, _, optimizer = built(args, world, compute)
     prepare_optimizer(optimizer)
     tensors = {
@@ -189,7 +195,9 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
 
 
 def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """As a checkpoint does, forced to the disk: by the first rank, or by all where they have shared the tensors out."""
+    """As a checkpoint does, forced to the disk: by the first rank, or by all where they have shared
+    the tensors out.
+    """
 
     def whole() -> None:
         save_file(tensors, folder / "all.safetensors")
@@ -204,7 +212,9 @@ def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def order(num_pairs: int, folder: Path) -> None:
-    """The order of an epoch and the way to any place in it, over a token cache whose offsets are real and whose tokens are all zero."""
+    """The order of an epoch and the way to any place in it, over a token cache whose offsets are
+    real and whose tokens are all zero.
+    """
     began = time.perf_counter()
     total = 0
     for side in SIDES:

@@ -1,12 +1,16 @@
 # ruff: noqa: E402
-"""Training speed of a configuration: target tokens/s, where the time goes, how much of the machine it uses, and peak memory.
+"""Training speed of a configuration: target tokens/s, where the time goes, how much of the machine
+it uses, and peak memory.
 
-Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3] [--json FILE]
+Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3]
+[--json FILE]
 
-Target tokens are counted without padding. A first pass measures speed, undisturbed; a second one times the parts of each update. Nothing
-is validated or saved. Utilisation is target tokens/s x 6 x (parameters of encoder, decoder and projection matrices), which takes one
-source token for each target token and leaves attention out, over the fastest matrix product of 4096 x n by n x n, n in 256 ... 2048, that
-this device does in the same run, in bf16 or in fp32. Quote medians, and ratios within one run: machines are noisy.
+Target tokens are counted without padding. A first pass measures speed, undisturbed; a second one
+times the parts of each update. Nothing is validated or saved. Utilisation is target tokens/s x 6 x
+(parameters of encoder, decoder and projection matrices), which takes one source token for each
+target token and leaves attention out, over the fastest matrix product of 4096 x n by n x n, n in
+256 ... 2048, that this device does in the same run, in bf16 or in fp32. Quote medians, and ratios
+within one run: machines are noisy.
 """
 
 from mt.runtime.environment import prepare_environment
@@ -73,7 +77,9 @@ def product_seconds(compute: Compute, a: torch.Tensor, b: torch.Tensor) -> float
 
 
 def matrix_parameters(model: Transformer) -> int:
-    """Parameters that a token is multiplied with: layers and output projection, embeddings as such left out."""
+    """Parameters that a token is multiplied with: layers and output projection, embeddings as such
+    left out.
+    """
     layers = sum(
         p.numel()
         for half in (model.encoder.layers, model.decoder.layers)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Whether a model's exports translate as it does: every format that can express it, greedy and with beams, all that differs shown.
+"""Whether a model's exports translate as it does: every format that can express it, greedy and with
+beams, all that differs shown.
 
 Usage: python scripts/check/exports.py MODEL SOURCE [--lines 1000] [--beams 1,5]
 Exits 1 where fewer than 995 of 1,000 lines are identical, or one that is not is no tie.

@@ -1,11 +1,15 @@
 # ruff: noqa: E402
-"""Whether training as `mt` computes it learns what a plain fp32 PyTorch learns: the loss of both, side by side, for several seeds.
+"""Whether training as `mt` computes it learns what a plain fp32 PyTorch learns: the loss of both,
+side by side, for several seeds.
 
-Usage: python scripts/check/fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3] [--json FILE]
+Usage: python scripts/check/fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3]
+[--json FILE]
 
-The reference is the same model, data and order with PyTorch's own operations throughout, in fp32: `F.dropout`, its fused attention,
-`F.cross_entropy` with label smoothing over all logits, `clip_grad_norm_` and an AdamW that is not fused. The two draw different dropout
-masks, so their losses differ as those of two seeds do: the table shows the mean difference beside the spread over seeds.
+The reference is the same model, data and order with PyTorch's own operations throughout, in fp32:
+`F.dropout`, its fused attention, `F.cross_entropy` with label smoothing over all logits,
+`clip_grad_norm_` and an AdamW that is not fused. The two draw different dropout masks, so their
+losses differ as those of two seeds do: the table shows the mean difference beside the spread over
+seeds.
 """
 
 from mt.runtime.environment import prepare_environment

@@ -1,9 +1,11 @@
-"""Whether a translation depends on its neighbours: a file at several batch sizes and shuffled, every changed line listed.
+"""Whether a translation depends on its neighbours: a file at several batch sizes and shuffled,
+every changed line listed.
 
-Usage: python scripts/check/invariance.py MODEL SOURCE [--lines 1000] [--batch-sizes 1,7,64] [--precision fp32]
+Usage: python scripts/check/invariance.py MODEL SOURCE [--lines 1000] [--batch-sizes 1,7,64]
+[--precision fp32]
 
-A line may change where two hypotheses score the same but for rounding: each changed line is shown with both scores; below 1e-4 apart it
-is a tie. Exits 1 where a line changed that is no tie.
+A line may change where two hypotheses score the same but for rounding: each changed line is shown
+with both scores; below 1e-4 apart it is a tie. Exits 1 where a line changed that is no tie.
 """
 
 import argparse

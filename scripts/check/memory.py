@@ -1,9 +1,11 @@
 # ruff: noqa: E402
-"""Whether memory stays bounded while batch shapes change: peak resident memory after the first and after the second half of a training.
+"""Whether memory stays bounded while batch shapes change: peak resident memory after the first and
+after the second half of a training.
 
 Usage: python scripts/check/memory.py CONFIG [key=value ...] [--updates 2000]
 
-Exits 1 where the peak of the whole is more than 1.02 times that of the first half. Validation and saving are left out.
+Exits 1 where the peak of the whole is more than 1.02 times that of the first half. Validation and
+saving are left out.
 """
 
 from mt.runtime.environment import prepare_environment

@@ -1,9 +1,11 @@
-"""Fills data/multi30k/ with the Multi30k corpus (Elliott et al. 2016): from the hub, or from local files.
+"""Fills data/multi30k/ with the Multi30k corpus (Elliott et al. 2016): from the hub, or from local
+files.
 
 Usage: python scripts/corpus/get_multi30k.py [--from FOLDER] [--out data/multi30k]
 
-From the hub it takes `bentrevett/multi30k`; its `test` split is test_2016_flickr. FOLDER holds {train,val,test_2016_flickr}.{de,en}, plain
-or .gz. What is written is {train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use.
+From the hub it takes `bentrevett/multi30k`; its `test` split is test_2016_flickr. FOLDER holds
+{train,val,test_2016_flickr}.{de,en}, plain or .gz. What is written is
+{train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Own the sample corpus: draw made-up German-English sentence pairs and write data/sample/{train,valid,test}.{de,en}.
+"""Own the sample corpus: draw made-up German-English sentence pairs and write
+data/sample/{train,valid,test}.{de,en}.
 
-The pairs come from the grammar in sample_grammar.py. A German sentence has one English translation, no sentence of
-either language stands twice in the three files, and the same seed gives the same bytes on every Python from 3.11 on.
+The pairs come from the grammar in sample_grammar.py. A German sentence has one English translation,
+no sentence of either language stands twice in the three files, and the same seed gives the same
+bytes on every Python from 3.11 on.
 """
 
 from __future__ import annotations
@@ -175,7 +177,8 @@ class Dice:
 class Speaker(Dice):
     """Draws noun phrases, clauses and sentences from the grammar."""
 
-    # --- noun phrases ------------------------------------------------------------------------------------------------
+    # --- noun phrases
+    # ------------------------------------------------------------------------------------------------
     def adjective(self, noun: g.Noun, probability: float) -> g.Adjective | None:
         """Return an adjective that fits the noun, or None."""
         if not self.chance(probability):
@@ -301,7 +304,9 @@ class Speaker(Dice):
         )
 
     def human_object(self, kind: str, subject: NounPhrase, case: str) -> NounPhrase:
-        """Return a human object other than the subject; `case` rules out the ambiguous accusative `sie`."""
+        """Return a human object other than the subject; `case` rules out the ambiguous accusative
+        `sie`.
+        """
         draw = self.weighted([(3, "pronoun"), (3, "name"), (6, kind)])
         if draw == "pronoun":
             found = self.pick(PRONOUNS)
@@ -326,7 +331,8 @@ class Speaker(Dice):
         word = self.among(der=6, ein=3, dies=1)
         return word, word != "ein" and self.chance(0.25)
 
-    # --- clauses -----------------------------------------------------------------------------------------------------
+    # --- clauses
+    # -----------------------------------------------------------------------------------------------------
     def tense(self) -> tuple[str, str]:
         """Return a tense and a modal verb for a statement or a question."""
         kind = self.among(perf=36, habit=18, prog=9, fut=13, state=9, pres=11, past=4)
@@ -415,7 +421,9 @@ class Speaker(Dice):
         modal: str = "",
         among: str = "",
     ) -> Clause:
-        """Return a whole clause; `fixed` sets the tense without a time, `among` names the verbs to draw from."""
+        """Return a whole clause; `fixed` sets the tense without a time, `among` names the verbs to
+        draw from.
+        """
         tense = fixed
         if not fixed:
             tense, modal = self.tense()
@@ -572,7 +580,9 @@ class Speaker(Dice):
         return replace(clause, middle=what.de("acc"), tail=where.de, en=f"{what.en} {where.en}")
 
     def spot(self, case: str) -> Pair:
-        """Return a spot at a piece of furniture, in the dative where something is and the accusative where it goes."""
+        """Return a spot at a piece of furniture, in the dative where something is and the
+        accusative where it goes.
+        """
         german = self.weighted([(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")])
         english, lemmas = CHAIRS[german]
         noun = NOUN[self.pick(lemmas.split())]
@@ -635,7 +645,8 @@ class Speaker(Dice):
             return self.errand(subject, tense, "müssen")
         return self.state(subject, tense, affordable(DESPITE, main))
 
-    # --- sentences ---------------------------------------------------------------------------------------------------
+    # --- sentences
+    # ---------------------------------------------------------------------------------------------------
     def front(self, clause: Clause) -> str:
         """Return what stands first: "" for the subject."""
         if clause.frontable and self.chance(0.5):
@@ -689,7 +700,9 @@ class Speaker(Dice):
         )
 
     def linked(self, main: Clause, sub: Clause, link: Pair) -> Pair:
-        """Join a main clause and a subordinate one with the same subject; the later one has the pronoun."""
+        """Join a main clause and a subordinate one with the same subject; the later one has the
+        pronoun.
+        """
         if self.chance(0.35):
             main = replace(main, subject=anaphor(main.subject))
             german = f"{link.de} {german_last(sub)}, {german_main(main, '-')}"
@@ -933,7 +946,9 @@ class Speaker(Dice):
         )
 
     def scene(self) -> Pair:
-        """Return where something lies, what there is at a place, what something costs or whom it belongs to."""
+        """Return where something lies, what there is at a place, what something costs or whom it
+        belongs to.
+        """
         kind = self.among(there=4, lies=3, costs=2, belongs=2)
         if kind == "there":
             return self.there_is()
@@ -1167,7 +1182,9 @@ class Speaker(Dice):
 
 
 def anaphor(subject: NounPhrase) -> NounPhrase:
-    """Return the pronoun that takes up a subject, or NO_PHRASE where German and English genders part."""
+    """Return the pronoun that takes up a subject, or NO_PHRASE where German and English genders
+    part.
+    """
     if subject.pronoun:
         return subject
     if subject.plural:
@@ -1189,7 +1206,9 @@ def asking(clause: Clause) -> list[tuple[float, Pair]]:
 
 
 def ambiguous(head: NounPhrase, clause: Clause) -> bool:
-    """Return whether a relative clause that lacks its accusative could be read as lacking its subject."""
+    """Return whether a relative clause that lacks its accusative could be read as lacking its
+    subject.
+    """
     shown = relative_pronoun(head, "acc") != relative_pronoun(head, "nom")
     subject = clause.subject
     return (
@@ -1200,7 +1219,9 @@ def ambiguous(head: NounPhrase, clause: Clause) -> bool:
 
 
 def suits(verb: Verb, found: NounPhrase, negated: bool) -> bool:
-    """Return whether an object's determiner suits the verb, and `nicht` where the clause is negated."""
+    """Return whether an object's determiner suits the verb, and `nicht` where the clause is
+    negated.
+    """
     first = found.de("acc").split()[0]
     own = first.startswith(POSSESSED)
     definite = own or first in ("der", "die", "das", "den") or first.startswith("dies")

@@ -1,4 +1,6 @@
-"""Own the small German-English lexicon and grammar behind the sample corpus: forms of words and of clauses."""
+"""Own the small German-English lexicon and grammar behind the sample corpus: forms of words and of
+clauses.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from dataclasses import dataclass
 CASES = ("nom", "acc", "dat")
 
 # --- nouns -----------------------------------------------------------------------------------------------------------
-# One noun is "singular,plural,gender,English[,English plural]"; a plural "-" marks a mass noun and a gender
-# with "w" a weak noun (n-declension).
+# One noun is "singular,plural,gender,English[,English plural]"; a plural "-" marks a mass noun and
+# a gender with "w" a weak noun (n-declension).
 NOUN_ROWS = {
     "person": """Mann,Männer,m,man,men Frau,Frauen,f,woman,women Lehrer,Lehrer,m,teacher Ärztin,Ärztinnen,f,doctor
         Bäcker,Bäcker,m,baker Köchin,Köchinnen,f,cook Richterin,Richterinnen,f,judge Sängerin,Sängerinnen,f,singer
@@ -62,7 +64,8 @@ NOUN_ROWS = {
     "nature": """Garten,Gärten,m,garden Park,Parks,m,park Wald,Wälder,m,forest Strand,Strände,m,beach,beaches
         See,Seen,m,lake Fluss,Flüsse,m,river""",
 }
-# How one is at a place and how one goes there: German preposition, English one; "in" takes the accusative to go.
+# How one is at a place and how one goes there: German preposition, English one; "in" takes the
+# accusative to go.
 PLACE_ROWS = """Garten:in,in:in,into Küche:in,in:in,into Park:in,in:in,into Dorf:in,in:in,into Stadt:in,in:in,into
     Wald:in,in:in,into Keller:in,in:in,into Zimmer:in,in:in,into Büro:in,in:in,into Museum:in,in:zu,to Hotel:in,in:zu,to
     Restaurant:in,in:in,into Kirche:in,in:in,into Theater:in,in:zu,to Bibliothek:in,in:in,into Krankenhaus:in,in:in,into
@@ -102,7 +105,8 @@ TAG_ROWS = {
     "price": "Buch Lampe Regenschirm Ring Ball Puppe Tasche Mantel Jacke Hemd Kleid Stuhl Tisch Gitarre Fahrrad "
     "Kamera Hut Schal Spiegel Teppich Koffer Roman Messer Geige Flöte Korb Handy Trommel",
 }
-# --- adjectives: "German,English:groups it fits"; a third word is the German stem where it loses a vowel. -------------
+# --- adjectives: "German,English:groups it fits"; a third word is the German stem where it loses a
+# vowel. -------------
 ADJECTIVE_ROWS = """jung,young:person
     alt,old:person,animal,text,thing,holder,door,cloth,furniture,vehicle,instrument,place,transit,Baum
     neu,new:transit,text,thing,holder,door,cloth,furniture,vehicle,instrument,Brücke,Schule,Museum,Hotel,Haus,Fabrik,Bahnhof
@@ -143,10 +147,10 @@ STATE_ROWS = """müde,tired krank,sick hungrig,hungry durstig,thirsty glücklich
 # What one has in German, with the English verb and its complement.
 HAVING_ROWS = """Zeit,have,time keine_Zeit,have,no_time Geld,have,money kein_Geld,have,no_money Angst,be,afraid
     Urlaub,be,on_vacation gute_Laune,be,in_a_good_mood"""
-# --- verbs: "infinitive[/changed stem],participle,h|s,English,English past:frame:objects:flags" -----------------------
-# A "+" parts a separable prefix; flags: S no progressive, B only a lasting state, E no habit, X not
-# done on purpose, P takes a place, M takes a manner, Q its object can be asked for; its object is F nobody's own,
-# D definite, W indefinite.
+# --- verbs: "infinitive[/changed stem],participle,h|s,English,English past:frame:objects:flags"
+# ----------------------- A "+" parts a separable prefix; flags: S no progressive, B only a lasting
+# state, E no habit, X not done on purpose, P takes a place, M takes a manner, Q its object can be
+# asked for; its object is F nobody's own, D definite, W indefinite.
 VERB_ROWS = """
 ess+en/iss,gegessen,h,eat,ate:T:dish,fruit,veg,staple:PMQ
 trink+en,getrunken,h,drink,drank:T:drink:PMQ
@@ -300,7 +304,8 @@ PRETERITE = {
     "wollen": "wollte wolltest wollte wollten wolltet wollten",
     "dürfen": "durfte durftest durfte durften durftet durften",
 }
-# German modal: English present, English past, and whether English asks and denies it by itself or with `do`.
+# German modal: English present, English past, and whether English asks and denies it by itself or
+# with `do`.
 MODALS = {
     "können": ("can", "able to", "aux"),
     "können damit": ("can", "could", "aux"),
@@ -310,7 +315,8 @@ MODALS = {
     "dürfen": ("allowed to", "allowed to", "aux"),
     "möchten": ("would like to", "", "aux"),
 }
-# --- adverbs and names -----------------------------------------------------------------------------------------------
+# --- adverbs and names
+# -----------------------------------------------------------------------------------------------
 TIME_ROWS = {
     "past": """gestern,yesterday gestern_Abend,yesterday_evening vorgestern,the_day_before_yesterday
     letzte_Woche,last_week
@@ -560,7 +566,8 @@ def nouns_of(kind: str) -> list[Noun]:
     return [noun for noun in NOUNS if noun.group == kind]
 
 
-# --- German noun phrases ---------------------------------------------------------------------------------------------
+# --- German noun phrases
+# ---------------------------------------------------------------------------------------------
 _DEFINITE = {"m": "der den dem", "f": "die die der", "n": "das das dem", "p": "die die den"}
 _EIN = {"m": "- en em", "f": "e e er", "n": "- - em", "p": "e e en"}
 _STRONG = {"m": "er en em", "f": "e e er", "n": "es es em", "p": "e e en"}
@@ -623,7 +630,9 @@ def with_article(phrase: str) -> str:
 def noun_phrase(
     noun: Noun, word: str, plural: bool, adjective: Adjective | None, english: str = ""
 ) -> NounPhrase:
-    """Build a noun phrase from a determiner lemma (or a number, or nothing); `english` replaces the determiner's."""
+    """Build a noun phrase from a determiner lemma (or a number, or nothing); `english` replaces the
+    determiner's.
+    """
     gender = "p" if plural else noun.gender
     cases = []
     for case in CASES:
@@ -670,7 +679,8 @@ def relative_pronoun(phrase: NounPhrase, case: str) -> str:
     return determiner("der", phrase.gender, case)
 
 
-# --- German verbs ----------------------------------------------------------------------------------------------------
+# --- German verbs
+# ----------------------------------------------------------------------------------------------------
 def present(verb: Verb, row: int) -> str:
     """Return the present form of a verb without its prefix."""
     irregular = IRREGULAR_PRESENT.get(verb.plain)
@@ -690,7 +700,9 @@ def present(verb: Verb, row: int) -> str:
 
 
 def verb_group(clause: Clause) -> tuple[str, list[str], str]:
-    """Return the finite form, the words that close the sentence bracket and the finite form in verb-last order."""
+    """Return the finite form, the words that close the sentence bracket and the finite form in
+    verb-last order.
+    """
     verb, row = clause.verb, clause.subject.row
     if clause.modal:
         table = PRETERITE if clause.tense == "perf" else IRREGULAR_PRESENT
@@ -727,7 +739,9 @@ def _fronted(clause: Clause, front: str) -> str:
 
 
 def german_main(clause: Clause, front: str = "") -> str:
-    """Render verb-second order; "time", "place", "object", "" (subject) or other words ("-": none) stand in `front`."""
+    """Render verb-second order; "time", "place", "object", "" (subject) or other words ("-": none)
+    stand in `front`.
+    """
     finite, end, _ = verb_group(clause)
     subject = clause.subject.de("nom")
     rest = [*_middle(clause, front), *end]
@@ -748,7 +762,8 @@ def german_infinitive(clause: Clause) -> str:
     return joined(*_middle(clause, ""), clause.verb.zu_infinitive)
 
 
-# --- English verbs ---------------------------------------------------------------------------------------------------
+# --- English verbs
+# ---------------------------------------------------------------------------------------------------
 _DOUBLED = ("get", "put", "run", "swim", "hug", "cut", "sit", "forget")
 
 
@@ -786,7 +801,9 @@ def be(row: int, past: bool) -> str:
 
 
 def english_group(clause: Clause, supported: bool) -> tuple[str, str]:
-    """Return the auxiliary and the rest of the verb; `supported` asks for an auxiliary (`do`) where there is none."""
+    """Return the auxiliary and the rest of the verb; `supported` asks for an auxiliary (`do`) where
+    there is none.
+    """
     aux, rest = _modal_group(clause, supported) if clause.modal else _plain_group(clause, supported)
     if clause.infix:
         verb, _, particle = rest.rpartition(" ")
@@ -849,7 +866,9 @@ def english_main(clause: Clause, front: str = "") -> str:
 
 
 def english_question(clause: Clause, front: str = "", stranded: str = "") -> str:
-    """Render an English question with `front` (a wh-word) before the auxiliary and `stranded` after the verb."""
+    """Render an English question with `front` (a wh-word) before the auxiliary and `stranded` after
+    the verb.
+    """
     aux, rest = english_group(clause, True)
     no = "not" if clause.negated or clause.kein else ""
     often = clause.frequency.en if clause.frequency else ""
@@ -863,7 +882,8 @@ def english_infinitive(clause: Clause) -> str:
     return joined("to", word, clause.infix, particle, *_english_rest(clause, ""))
 
 
-# --- the lexicon as a whole ------------------------------------------------------------------------------------------
+# --- the lexicon as a whole
+# ------------------------------------------------------------------------------------------
 Lexicon = dict[str, set[str]]
 _FUNCTION_WORDS = """und,and aber,but weil,because obwohl,although wenn,if dass,that ob,whether während,while
     bevor,before

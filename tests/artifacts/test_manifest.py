@@ -1,4 +1,6 @@
-"""What guards a model folder: the manifest, byte for byte, every file that is read, and nothing outside."""
+"""What guards a model folder: the manifest, byte for byte, every file that is read, and nothing
+outside.
+"""
 
 import errno
 import json

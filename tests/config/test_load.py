@@ -1,4 +1,6 @@
-"""Tests of `mt.config`'s reading and writing: YAML 1.2 values, overrides, presets, and every mistake with its place."""
+"""Tests of `mt.config`'s reading and writing: YAML 1.2 values, overrides, presets, and every
+mistake with its place.
+"""
 
 import subprocess
 import sys

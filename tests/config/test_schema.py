@@ -1,4 +1,6 @@
-"""Tests of the schema itself: every key is described, and configs/schema.json is what the code says."""
+"""Tests of the schema itself: every key is described, and configs/schema.json is what the code
+says.
+"""
 
 import json
 from pathlib import Path

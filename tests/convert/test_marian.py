@@ -49,7 +49,9 @@ def write_spm(path: Path, lang: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model like those of OPUS-MT: SiLU, biases, two models of one vocabulary in an order of its own, padding begins a target."""
+    """A random model like those of OPUS-MT: SiLU, biases, two models of one vocabulary in an order
+    of its own, padding begins a target.
+    """
     folder = tmp_path_factory.mktemp("opus")
     pieces = sorted(
         {

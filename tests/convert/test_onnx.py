@@ -49,7 +49,9 @@ def test_onnxruntime_gives_our_translations_with_our_scores(
 def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_with(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """With padding, hypotheses that change places and sentences that leave; against the whole model without a cache."""
+    """With padding, hypotheses that change places and sentences that leave; against the whole model
+    without a cache.
+    """
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_onnx(loaded, tmp_path / "out")
     model, runtime = loaded.model, OnnxModel(tmp_path / "out", 1)

@@ -1,4 +1,6 @@
-"""When two engines count as alike: identical lines, ties by both engines' own scores, and everything else."""
+"""When two engines count as alike: identical lines, ties by both engines' own scores, and
+everything else.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,6 @@
-"""What the data tests share: the sample corpus, a tokenizer trained on a part of it, and corpora written to a temporary folder."""
+"""What the data tests share: the sample corpus, a tokenizer trained on a part of it, and corpora
+written to a temporary folder.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

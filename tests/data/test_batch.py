@@ -1,4 +1,6 @@
-"""Tests of `mt.data.batch`: the layout of a padded batch, and buckets that hold every pair once within their bound."""
+"""Tests of `mt.data.batch`: the layout of a padded batch, and buckets that hold every pair once
+within their bound.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing

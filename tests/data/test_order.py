@@ -1,4 +1,6 @@
-"""Tests of `mt.data.order`: each pair once an epoch, an order that is a function of the seed, and a state that resumes exactly."""
+"""Tests of `mt.data.order`: each pair once an epoch, an order that is a function of the seed, and a
+state that resumes exactly.
+"""
 
 import threading
 import time

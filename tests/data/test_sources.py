@@ -1,4 +1,6 @@
-"""Tests of `mt.data.sources`: every odd line has a stated fate that is counted or refused with its place."""
+"""Tests of `mt.data.sources`: every odd line has a stated fate that is counted or refused with its
+place.
+"""
 
 import csv
 import json

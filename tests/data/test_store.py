@@ -1,4 +1,6 @@
-"""Tests of `mt.data.store` and `mt.data.checks`: what was tokenized reads back, and every pair is kept or counted as dropped."""
+"""Tests of `mt.data.store` and `mt.data.checks`: what was tokenized reads back, and every pair is
+kept or counted as dropped.
+"""
 
 import json
 from collections import Counter
@@ -151,7 +153,8 @@ def test_the_byte_limit_counts_bytes_of_either_side(
 @pytest.mark.parametrize(
     ("src_len", "tgt_len", "verdict"),
     [
-        (9, 9, None), (10, 9, "max_len"), (9, 10, "max_len"),  # 10 with the end of sentence is the most
+        # 10 with the end of sentence is the most
+        (9, 9, None), (10, 9, "max_len"), (9, 10, "max_len"),
         (6, 3, None), (3, 6, None), (7, 3, "max_ratio"), (3, 7, "max_ratio"), (2, 1, None), (3, 1, "max_ratio"),
         (0, 3, "no_subwords"), (3, 0, "no_subwords"), (0, 0, "no_subwords"), (50, 1, "max_len"),
     ],

@@ -1,4 +1,6 @@
-"""Tests of `mt.data.tokenizer`: reproducible models, round trips, and SentencePiece's complaints in our words."""
+"""Tests of `mt.data.tokenizer`: reproducible models, round trips, and SentencePiece's complaints in
+our words.
+"""
 
 import logging
 import re
@@ -39,7 +41,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def normalized(tokenizer: Tokenizer, text: str) -> str:
-    """The text as the model sees it: its own normalization, without the mark that it puts before the first word."""
+    """The text as the model sees it: its own normalization, without the mark that it puts before
+    the first word.
+    """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.tgt_model))
     return (
         processor.normalize(text if text.strip() else "")
@@ -263,7 +267,9 @@ WORDS = [
 def test_each_source_id_is_of_the_word_that_gives_it_alone(
     tokenizer: Tokenizer, words: list[str], spaces: list[str]
 ) -> None:
-    """Whatever stands between the words of a line, and whatever spaces normalization puts into them."""
+    """Whatever stands between the words of a line, and whatever spaces normalization puts into
+    them.
+    """
     line = "".join(space + word for space, word in zip(spaces, words, strict=False))
     expected = [number for number, ids in enumerate(tokenizer.encode_src(words)) for _ in ids]
     assert len(line.split()) == len(words)
@@ -356,7 +362,9 @@ def test_a_folder_without_a_good_model_is_refused_with_its_path(
 
 
 def own_model(path: Path, pairs: list[SentencePair], **options: Any) -> str:
-    """A model that is there already, of SentencePiece's own ids (unknown 0, beginning 1, end 2, no padding) if `options` say nothing."""
+    """A model that is there already, of SentencePiece's own ids (unknown 0, beginning 1, end 2, no
+    padding) if `options` say nothing.
+    """
     with path.open("wb") as handle:
         lines = iter([line for pair in pairs for line in pair])
         options = {"vocab_size": 200, "minloglevel": 2, **options}

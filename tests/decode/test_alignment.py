@@ -1,4 +1,6 @@
-"""Word alignments: from weights written by hand, by loops over every cell, and of whole lines whatever way they were translated."""
+"""Word alignments: from weights written by hand, by loops over every cell, and of whole lines
+whatever way they were translated.
+"""
 
 import random
 from collections.abc import Sequence
@@ -155,7 +157,9 @@ def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
 def test_the_alignment_is_the_models_attention_to_its_own_translation(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """Computed here from all weights of one pair; the decoder has three layers, and the second is the last but one."""
+    """Computed here from all weights of one pair; the decoder has three layers, and the second is
+    the last but one.
+    """
     from mt.data.tokenizer import BOS_ID
     from mt.report.attention import attention_maps
 
@@ -189,7 +193,9 @@ def test_the_words_of_a_line_in_parts_are_numbered_through(
 def test_spaces_that_normalization_adds_or_drops_do_not_count_as_words(
     model: Transformer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A line is what it is on the disk: two spaces or one, and a spacing accent (U+00B4) that becomes a space and an accent."""
+    """A line is what it is on the disk: two spaces or one, and a spacing accent (U+00B4) that
+    becomes a space and an accent.
+    """
     plain, odd = "Der Hund schläft heute .", "  Der \u00a0 Hund\tschläft   heute  . "
     for spm in ("src.spm", "tgt.spm"):
         model_file = with_normalization((tokenizer.src_model.parent / spm).read_bytes(), "nmt_nfkc")

@@ -1,4 +1,6 @@
-"""Scores of given translations against the model's own forward pass, the search's scores, and the command."""
+"""Scores of given translations against the model's own forward pass, the search's scores, and the
+command.
+"""
 
 import math
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Beam search against exhaustive search, against its rules in plain Python, and against itself in other batches."""
+"""Beam search against exhaustive search, against its rules in plain Python, and against itself in
+other batches.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -26,7 +28,9 @@ def _one_thread() -> None:
 
 
 def random_model(seed: int, vocab: int = VOCAB, sharpness: float = 2.0) -> Transformer:
-    """An untrained model whose choices are clear enough to differ between sentences, and end now and then."""
+    """An untrained model whose choices are clear enough to differ between sentences, and end now
+    and then.
+    """
     config = ModelConfig(
         d_model=16,
         d_ff=32,
@@ -82,14 +86,17 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
 
 
-# --- exhaustive search ----------------------------------------------------------------------------------------------------------
+# --- exhaustive search
+# ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def every_hypothesis(
     model: Transformer, src: Tensor, max_len: int, length_penalty: float
 ) -> list[Hypothesis]:
-    """All that may be said in `max_len` tokens, best first: what ends, and what is cut at the limit."""
+    """All that may be said in `max_len` tokens, best first: what ends, and what is cut at the
+    limit.
+    """
     prefixes = torch.tensor(list(itertools.product(range(VOCAB), repeat=max_len)))
     tgt_in = torch.cat([torch.full((len(prefixes), 1), BOS_ID), prefixes[:, :-1]], dim=1)
     memory = src.expand(len(prefixes), -1)
@@ -155,7 +162,8 @@ def test_a_wide_beam_finds_what_greedy_search_misses() -> None:
     assert missed >= 3
 
 
-# --- the rules in plain Python --------------------------------------------------------------------------------------------------
+# --- the rules in plain Python
+# --------------------------------------------------------------------------------------------------
 
 
 def plain_beam_search(
@@ -165,7 +173,9 @@ def plain_beam_search(
     length_penalty: float,
     nbest: int,
 ) -> list[Hypothesis]:
-    """The rules of `mt.decode.search` for one sentence, with lists; `next_log_probs` gives the next token's after a prefix."""
+    """The rules of `mt.decode.search` for one sentence, with lists; `next_log_probs` gives the next
+    token's after a prefix.
+    """
     live: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: list[Hypothesis] = []
     while True:
@@ -222,7 +232,9 @@ def test_beam_search_follows_its_rules_in_plain_python(
 
 
 class Table:
-    """A model that is a table of probabilities by prefix, and a state that is the prefixes themselves."""
+    """A model that is a table of probabilities by prefix, and a state that is the prefixes
+    themselves.
+    """
 
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], vocab: int) -> None:
         self.table, self.vocab, self.prefixes = table, vocab, list[list[tuple[int, ...]]]()
@@ -266,7 +278,9 @@ def search_table(
 
 
 def test_an_end_outside_the_first_beams_is_passed_over() -> None:
-    """The end comes third of four candidates, so it finishes nothing, though it beats what follows later."""
+    """The end comes third of four candidates, so it finishes nothing, though it beats what follows
+    later.
+    """
     table = {
         (): {A: 0.4, B: 0.35, EOS_ID: 0.25},
         (A,): {EOS_ID: 0.6, A: 0.4},
@@ -303,7 +317,8 @@ def test_at_the_limit_a_hypothesis_is_taken_as_it_is() -> None:
     assert first.score == pytest.approx(first.log_prob / 3)
 
 
-# --- greedy search --------------------------------------------------------------------------------------------------------------
+# --- greedy search
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -332,7 +347,8 @@ def test_greedy_search_takes_the_most_probable_token_each_time(seed: int) -> Non
         assert hyp.tokens == [token for token in tokens if token != EOS_ID]
 
 
-# --- batches, scores, limits ----------------------------------------------------------------------------------------------------
+# --- batches, scores, limits
+# ----------------------------------------------------------------------------------------------------
 
 
 def searches() -> list[Callable[[Transformer, Tensor, Tensor, Tensor], list[list[Hypothesis]]]]:

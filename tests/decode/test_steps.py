@@ -1,4 +1,6 @@
-"""The model as it translates, one cached step at a time, against the full forward of the model that was trained."""
+"""The model as it translates, one cached step at a time, against the full forward of the model that
+was trained.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ def _one_thread() -> None:
 
 
 def last_log_probs(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
-    """By the full forward, after all of `tgt` [sentences, beams, length]: [sentences, beams, vocab_size]."""
+    """By the full forward, after all of `tgt` [sentences, beams, length]: [sentences, beams,
+    vocab_size].
+    """
     beams = tgt.shape[1]
     hidden = model(
         src.repeat_interleave(beams, 0), src_mask.repeat_interleave(beams, 0), tgt.flatten(0, 1)
@@ -64,8 +68,10 @@ def test_memory_equals_that_of_the_full_forward() -> None:
 @pytest.mark.parametrize(("beams", "steps"), [(1, 12), (3, 12), (4, FIRST_CAPACITY)])
 @torch.no_grad()
 def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, steps: int) -> None:
-    """A first step of one beam, random moves between the beams of each sentence, and sentences that leave and change place;
-    `prefix` says what each hypothesis should have become. The last case outgrows the first cells."""
+    """A first step of one beam, random moves between the beams of each sentence, and sentences that
+    leave and change place; `prefix` says what each hypothesis should have become. The last case
+    outgrows the first cells.
+    """
     model = small()
     ready = EagerModel(model)
     draw = torch.Generator().manual_seed(11)
@@ -101,7 +107,9 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
 
 @torch.no_grad()
 def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
-    """Two beams that always go on from the first: its own tokens and the last one's alternative need a cell each."""
+    """Two beams that always go on from the first: its own tokens and the last one's alternative
+    need a cell each.
+    """
     ready = EagerModel(small())
     state = ready.initial_state(*sources(4, 3))
     for _ in range(20):

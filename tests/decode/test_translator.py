@@ -1,4 +1,6 @@
-"""Text in, text out: order, batches, empty and over-long lines, streaming, options. The model is untrained, with firm choices."""
+"""Text in, text out: order, batches, empty and over-long lines, streaming, options. The model is
+untrained, with firm choices.
+"""
 
 import random
 from collections.abc import Iterator
@@ -130,7 +132,8 @@ def test_an_empty_line_stays_empty_and_is_not_searched_for(
     assert subject.translate([]) == []
 
 
-# --- over-long lines ------------------------------------------------------------------------------------------------------------
+# --- over-long lines
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(
@@ -195,7 +198,8 @@ def test_only_a_line_above_the_limit_is_split(
     assert (len(found.parts) > 1) == extra
 
 
-# --- streaming, n-best, options -------------------------------------------------------------------------------------------------
+# --- streaming, n-best, options
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_is_read_a_window_ahead_and_no_further(
@@ -307,7 +311,8 @@ def test_another_error_than_out_of_memory_is_no_reason_for_halves(
     assert len(tried) == 1
 
 
-# --- lines of several sentences -------------------------------------------------------------------------------------------------
+# --- lines of several sentences
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_sentences", [1, 2, 3])

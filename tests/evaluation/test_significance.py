@@ -69,10 +69,12 @@ def test_a_clear_difference_is_found_and_lower_is_better_for_ter() -> None:
 
 
 def test_of_200_pairs_without_a_difference_about_one_in_twenty_is_found_different() -> None:
-    """Two systems' outputs swapped at random are two equal systems: the 5 % level is wrong in 3 to 18 of 200 (99 % of the time).
+    """Two systems' outputs swapped at random are two equal systems: the 5 % level is wrong in 3 to
+    18 of 200 (99 % of the time).
 
-    So it is for randomization, and for both tests together. sacreBLEU's bootstrap alone is wrong about twice as often: it subtracts the
-    mean from the resampled differences after taking their absolute values, which makes it as good as one-sided.
+    So it is for randomization, and for both tests together. sacreBLEU's bootstrap alone is wrong
+    about twice as often: it subtracts the mean from the resampled differences after taking their
+    absolute values, which makes it as good as one-sided.
     """
     refs = sample_text()
     first, second = noisy(refs), noisy(refs, seed=4)

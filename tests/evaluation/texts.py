@@ -51,7 +51,9 @@ CORPORA = [
 
 
 def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
-    """Words (characters, where there are no spaces) dropped, swapped and replaced; one line left empty, one as it was."""
+    """Words (characters, where there are no spaces) dropped, swapped and replaced; one line left
+    empty, one as it was.
+    """
     rng, out = random.Random(seed), []
     for line in lines:
         space = " " if " " in line else ""
@@ -78,7 +80,8 @@ def sacrebleu(
     for kind, texts in names.items():
         for file, lines in zip(files[kind], texts, strict=True):
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"  # its JSON of --paired-bs fails on float32
+    # its JSON of --paired-bs fails on float32
+    main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"
     main += "from sacrebleu.sacrebleu import main; main()"
     command = [
         sys.executable,

@@ -12,7 +12,9 @@ PAD, VOCAB = 0, 17
 def small(
     norm: str = "pre", tie: str = "all", activation: str = "relu", seed: int = 1
 ) -> Transformer:
-    """A small model in evaluation whose norms and biases are no ones and zeros, so that a mixed-up one shows."""
+    """A small model in evaluation whose norms and biases are no ones and zeros, so that a mixed-up
+    one shows.
+    """
     config = ModelConfig(
         d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
     )  # fmt: skip

@@ -44,7 +44,9 @@ def attend(
 def written_out(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor
 ) -> Tensor:
-    """The formula for every row, position and head in Python numbers; `allowed` [batch, tgt_len, src_len]."""
+    """The formula for every row, position and head in Python numbers; `allowed` [batch, tgt_len,
+    src_len].
+    """
     out = torch.empty_like(query)
     for b in range(len(query)):
         q, k, v = (

@@ -128,7 +128,9 @@ def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
 
 
 def test_random_bytes_are_uniform_in_each_of_the_eight_places_of_a_draw() -> None:
-    """Chi-square of 256 bins, in mean 255 with a standard deviation of 22.6; the bounds are six of these away."""
+    """Chi-square of 256 bins, in mean 255 with a standard deviation of 22.6; the bounds are six of
+    these away.
+    """
     lanes = random_bytes(8 * 100_000).view(-1, 8)
     for lane in lanes.T:
         counts = torch.bincount(lane.int(), minlength=256).double()
@@ -252,7 +254,9 @@ def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(
 
 @pytest.mark.parametrize("p", [0.1, 0.3])
 def test_dropout_in_bf16_keeps_the_expectation(p: float) -> None:
-    """The scale itself has no exact bf16 (256 / 230 would become 1.1094), so values near 1 must be scaled before they are rounded."""
+    """The scale itself has no exact bf16 (256 / 230 would become 1.1094), so values near 1 must be
+    scaled before they are rounded.
+    """
     n = 1 << 20
     x = torch.linspace(0.5, 2, n).bfloat16()
     drop, bound = Dropout(p).train(), 6 * 1.4 * math.sqrt(p / (1 - p) / n)

@@ -1,4 +1,6 @@
-"""Weights of attention: PyTorch's own from the same inputs and weights, of a model that runs as it always does."""
+"""Weights of attention: PyTorch's own from the same inputs and weights, of a model that runs as it
+always does.
+"""
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ def _one_thread() -> None:
 def pytorchs_weights(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, causal: bool
 ) -> Tensor:
-    """[num_heads, tgt_len, src_len] of `query` [tgt_len, d_model] and `memory` [src_len, d_model] by PyTorch."""
+    """[num_heads, tgt_len, src_len] of `query` [tgt_len, d_model] and `memory` [src_len, d_model]
+    by PyTorch.
+    """
     layers = (block.q_proj, block.k_proj, block.v_proj)
     in_weight, in_bias = (
         torch.cat([layer.weight for layer in layers]),

@@ -1,4 +1,6 @@
-"""There is one Transformer: training, translating, attention maps and the exported graph run the same layers."""
+"""There is one Transformer: training, translating, attention maps and the exported graph run the
+same layers.
+"""
 
 import ast
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Attention does what it is for: a small Transformer learns to reverse strings of digits that it has never seen."""
+"""Attention does what it is for: a small Transformer learns to reverse strings of digits that it
+has never seen.
+"""
 
 import random
 from collections.abc import Iterator

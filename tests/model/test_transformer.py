@@ -1,4 +1,6 @@
-"""The whole model against PyTorch's own Transformer, the paper's sizes, and itself one cached step at a time."""
+"""The whole model against PyTorch's own Transformer, the paper's sizes, and itself one cached step
+at a time.
+"""
 
 import math
 import re
@@ -18,12 +20,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# --- sizes, names, ties ---------------------------------------------------------------------------------------------------------
+# --- sizes, names, ties
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("preset", "count"), [("base", 63_082_496), ("big", 214_245_376)])
 def test_presets_have_the_papers_number_of_parameters(preset: str, count: int) -> None:
-    """Table 3 of Vaswani et al. 2017 (65M and 213M), with a joint vocabulary of 37,000; and the sum from the sizes themselves."""
+    """Table 3 of Vaswani et al. 2017 (65M and 213M), with a joint vocabulary of 37,000; and the sum
+    from the sizes themselves.
+    """
     with torch.device("meta"):
         model = Transformer(ModelConfig(**PRESETS[preset]), 37_000, 37_000)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -132,7 +137,8 @@ def test_initial_weights_have_the_published_spread(tie: str) -> None:
     assert not layer.fc1.bias.any()
 
 
-# --- PyTorch's own layers as the reference --------------------------------------------------------------------------------------
+# --- PyTorch's own layers as the reference
+# --------------------------------------------------------------------------------------
 
 
 def attention_weights(prefix: str, block: nn.Module) -> dict[str, Tensor]:
@@ -227,7 +233,8 @@ def test_the_model_equals_pytorchs_own_transformer(norm: str, activation: str, t
     )
 
 
-# --- padding and causality ------------------------------------------------------------------------------------------------------
+# --- padding and causality
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -254,7 +261,8 @@ def test_a_position_sees_its_past_and_not_its_future() -> None:
     assert ((before - after)[0, 3:].abs().amax(dim=1) > 1e-3).all()
 
 
-# --- packed sentences -----------------------------------------------------------------------------------------------------------
+# --- packed sentences
+# -----------------------------------------------------------------------------------------------------------
 
 
 def offsets(mask: Tensor) -> Tensor:
@@ -302,7 +310,8 @@ def test_packed_hidden_states_and_gradients_are_the_padded_ones(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
 
 
-# --- recomputing activations ----------------------------------------------------------------------------------------------------
+# --- recomputing activations
+# ----------------------------------------------------------------------------------------------------
 
 
 def dropping(activation: str) -> Transformer:
@@ -343,7 +352,8 @@ def test_a_layer_runs_twice_where_it_is_recomputed_and_once_without_gradients() 
     runs: list[str] = []
     for stack in ("encoder", "decoder"):
         for i, layer in enumerate(getattr(model, stack).layers):
-            # After the layer's first block, since a recomputation ends as soon as it has all it needs.
+            # After the layer's first block, since a recomputation ends as soon as it has all it
+            # needs.
             layer.self_attn.register_forward_hook(lambda *_, name=f"{stack}.{i}": runs.append(name))
     names = ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
     loss_and_gradients(model, seed=5)

@@ -1,4 +1,6 @@
-"""Attention of heads, padded and packed: against PyTorch's own sentence by sentence, and against each other, gradients included."""
+"""Attention of heads, padded and packed: against PyTorch's own sentence by sentence, and against
+each other, gradients included.
+"""
 
 import pytest
 import torch
@@ -135,7 +137,9 @@ def packed_mask(tgt_lens: list[int], src_lens: list[int], causal: bool) -> Packe
 
 
 def time_first(packed: Tensor, lens: list[int]) -> Tensor:
-    """Packed [tokens, ...] as padded [longest x batch, ...], with a number in the padding that would show."""
+    """Packed [tokens, ...] as padded [longest x batch, ...], with a number in the padding that
+    would show.
+    """
     padded = torch.full((len(lens), max(lens), *packed.shape[1:]), 100.0, dtype=packed.dtype)
     padded[standing(lens)] = packed
     return padded.transpose(0, 1).flatten(0, 1)
@@ -193,7 +197,8 @@ def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
     torch.testing.assert_close(out, names)
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+# --- on a GPU
+# -------------------------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -208,7 +213,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_flash_attention_of_packed_sentences_is_the_reference(
     kind: str, tgt_lens: list[int], src_lens: list[int], dtype: torch.dtype
 ) -> None:
-    """The same half-precision numbers in float64: what is left is the rounding of weights and results, some 2^-8 of numbers around 1."""
+    """The same half-precision numbers in float64: what is left is the rounding of weights and
+    results, some 2^-8 of numbers around 1.
+    """
     cuda = torch.device("cuda")
     tokens = sum(tgt_lens), sum(src_lens), sum(src_lens)
     half = [

@@ -93,7 +93,9 @@ class Browser:
         )
 
     def column(self, row: int) -> list[str]:
-        """One row of text of every sentence that is shown: 0 the source, 1 the reference, 2 the first system."""
+        """One row of text of every sentence that is shown: 0 the source, 1 the reference, 2 the
+        first system.
+        """
         return [texts[row] for texts in self.js(
             "return [...document.querySelectorAll('.sentence')].map((s) => [...s.querySelectorAll('.text')].map((t) => t.textContent))"
         )]  # fmt: skip

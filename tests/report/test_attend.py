@@ -1,4 +1,6 @@
-"""`mt attend` shows what the model looks at: the maps that were asked for, on a terminal, in a log, as an SVG."""
+"""`mt attend` shows what the model looks at: the maps that were asked for, on a terminal, in a log,
+as an SVG.
+"""
 
 import os
 import re

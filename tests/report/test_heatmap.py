@@ -1,4 +1,6 @@
-"""Heat maps read back: numbers and labels from characters, squares, tooltips and places from the SVG as a parser sees it."""
+"""Heat maps read back: numbers and labels from characters, squares, tooltips and places from the
+SVG as a parser sees it.
+"""
 
 import itertools
 import re
@@ -53,7 +55,9 @@ def test_a_small_weight_is_a_dot_and_a_whole_one_is_100() -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_each_column_has_its_label_over_it(plain: bool) -> None:
-    """The shade of a row that looks at one column only stands right below where that column's label begins."""
+    """The shade of a row that looks at one column only stands right below where that column's label
+    begins.
+    """
     size = len(TOKENS)
     one_hot = [[float(i == j) for j in range(size)] for i in range(size)]
     lines = as_text(HeatMap("", list("abcdefg"), TOKENS, one_hot), 80, plain).plain.split("\n")

@@ -1,4 +1,6 @@
-"""Tests of `mt.report.page`: what a sentence cannot do to the page, and what a person can do with it in a real browser."""
+"""Tests of `mt.report.page`: what a sentence cannot do to the page, and what a person can do with
+it in a real browser.
+"""
 
 import base64
 import itertools

@@ -1,4 +1,6 @@
-"""Real launchers: `mt train --nproc` keeps the exit codes of one process, and a job script for Slurm goes on after its signal."""
+"""Real launchers: `mt train --nproc` keeps the exit codes of one process, and a job script for
+Slurm goes on after its signal.
+"""
 
 import json
 import os

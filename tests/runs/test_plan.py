@@ -1,4 +1,6 @@
-"""The plan is what training then does: parameters add up, kept activations are those that autograd keeps, the peak is the real one."""
+"""The plan is what training then does: parameters add up, kept activations are those that autograd
+keeps, the peak is the real one.
+"""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""A batch that broke training is written down, and breaks again when it is run alone, in the same place."""
+"""A batch that broke training is written down, and breaks again when it is run alone, in the same
+place.
+"""
 
 import json
 import shutil
@@ -25,7 +27,9 @@ def test_the_pairs_of_a_batch_are_those_that_it_was_made_of(make: Callable[..., 
 
 @pytest.fixture
 def crashed(trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> Path:
-    """The configuration of a run whose last checkpoint has a weight of 10^38, which some batch soon meets."""
+    """The configuration of a run whose last checkpoint has a weight of 10^38, which some batch soon
+    meets.
+    """
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     config = small_yaml(tmp_path)
     text = (

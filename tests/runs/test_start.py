@@ -1,4 +1,6 @@
-"""A run and its folder: nothing of an earlier run is overwritten unasked, a full disk or too little memory loses nothing."""
+"""A run and its folder: nothing of an earlier run is overwritten unasked, a full disk or too little
+memory loses nothing.
+"""
 
 import json
 import shutil
@@ -229,7 +231,9 @@ def test_out_of_memory_in_training_names_what_fits(
 
 
 def test_a_signal_does_not_wait_for_the_tokenizer(tmp_path: Path) -> None:
-    """SentencePiece trains in one call, here for some seconds, with millions of lines for many minutes."""
+    """SentencePiece trains in one call, here for some seconds, with millions of lines for many
+    minutes.
+    """
     options = (
         f"run_dir={tmp_path}/run",
         f"cache_dir={tmp_path}/cache",

@@ -1,4 +1,6 @@
-"""Ranks as children of a warm process: a world of two costs tenths of a second, not two imports of PyTorch."""
+"""Ranks as children of a warm process: a world of two costs tenths of a second, not two imports of
+PyTorch.
+"""
 
 import contextlib
 import os

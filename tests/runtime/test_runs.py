@@ -1,4 +1,6 @@
-"""Whole runs of the command on two ranks: the same scores and pairs as on one, whatever happens in between, and one voice."""
+"""Whole runs of the command on two ranks: the same scores and pairs as on one, whatever happens in
+between, and one voice.
+"""
 
 import json
 import os
@@ -65,7 +67,9 @@ def test_a_run_on_two_ranks_scores_as_one_and_speaks_with_one_voice(
 
 
 def trained_pairs(trainer: Trainer, steps: int) -> list[list[tuple[int, int]]]:
-    """(micro-batch of the update, pair) of this rank's share of each update, checked against what the batch holds."""
+    """(micro-batch of the update, pair) of this rank's share of each update, checked against what
+    the batch holds.
+    """
     seen = []
     updates = trainer.loader.updates()
     for update in (next(updates) for _ in range(steps)):
@@ -81,7 +85,9 @@ def trained_pairs(trainer: Trainer, steps: int) -> list[list[tuple[int, int]]]:
 def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Two ranks, one, three that share the model out, two, ...; the same batches and weights as one process in one go."""
+    """Two ranks, one, three that share the model out, two, ...; the same batches and weights as one
+    process in one go.
+    """
     path, run_dir, legs = small_yaml(tmp_path), tmp_path / "legs", 8
     run_dir.mkdir()
 

@@ -1,4 +1,6 @@
-"""Two ranks train as one process does: the same updates, losses and weights, whichever way the model is shared out."""
+"""Two ranks train as one process does: the same updates, losses and weights, whichever way the
+model is shared out.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""What ranks tell each other, what they do once for all, and what they say when one of them fails, dies or falls silent."""
+"""What ranks tell each other, what they do once for all, and what they say when one of them fails,
+dies or falls silent.
+"""
 
 import os
 import signal

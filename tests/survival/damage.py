@@ -1,4 +1,6 @@
-"""Files of a checkpoint cut short, with a bit turned, with zeros, or gone: caught before use, and the checkpoint before is taken."""
+"""Files of a checkpoint cut short, with a bit turned, with zeros, or gone: caught before use, and
+the checkpoint before is taken.
+"""
 
 import contextlib
 import logging

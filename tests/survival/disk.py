@@ -1,4 +1,6 @@
-"""A disk that is full or fails: the checkpoint before stays, three failed saves end the run, and with room it goes on."""
+"""A disk that is full or fails: the checkpoint before stays, three failed saves end the run, and
+with room it goes on.
+"""
 
 import contextlib
 import errno
@@ -23,7 +25,9 @@ SOME, EVER = 6, 10_000  # events that fail
 
 
 def cases(full: bool) -> list[str]:
-    """A small disk of its own and a limit on the size of files, both real; errors at what is done to the disk, for a while or for ever."""
+    """A small disk of its own and a limit on the size of files, both real; errors at what is done
+    to the disk, for a while or for ever.
+    """
     kinds = ("disk" if can_mount() else "limit", "ENOSPC-ever", "EIO-some", "limit")
     return [f"{kinds[i % 4]} {i}" for i in range(20 if full else 4)]
 

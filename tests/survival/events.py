@@ -1,4 +1,6 @@
-"""What a process does to the disk, event by event: each write, fsync, rename and deletion, where a test may kill it or make it fail."""
+"""What a process does to the disk, event by event: each write, fsync, rename and deletion, where a
+test may kill it or make it fail.
+"""
 
 import os
 from collections.abc import Callable
@@ -14,7 +16,9 @@ CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir")
 
 
 def watch(happen: Callable[[str], None]) -> None:
-    """From now on call `happen` with a name before and after each call that changes the disk, and in the middle of each file written."""
+    """From now on call `happen` with a name before and after each call that changes the disk, and
+    in the middle of each file written.
+    """
     for name in CALLS:
         _wrap(os, name, happen)
 

@@ -41,7 +41,9 @@ decode: {{max_len_b: 5, max_sentences: 1}}
 
 
 def write_config(folder: Path, *, cache: Path | None = None) -> Path:
-    """The configuration of a small run in `folder`; the text and the cache are shared by all beside it."""
+    """The configuration of a small run in `folder`; the text and the cache are shared by all beside
+    it.
+    """
     shared = folder.parent / "shared"
     text = once(shared / "text", _write_text)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,9 @@ def reference(folder: Path, name: str, *overrides: str) -> Path:
 
 
 def learned(run: Path, step: int = STEPS) -> dict[str, str]:
-    """SHA-256 of all that a run has learned, by file and tensor; the order of a file's header is the library's, and random."""
+    """SHA-256 of all that a run has learned, by file and tensor; the order of a file's header is
+    the library's, and random.
+    """
     files = (run / f"checkpoints/step_{step:08d}").rglob("*.safetensors")
     tensors = (
         (path.name, name, tensor) for path in files for name, tensor in load_file(path).items()
@@ -158,7 +162,9 @@ def same_end(run: Path, straight: Path, step: int = STEPS) -> str:
 
 
 def left(run: Path) -> dict[str, str]:
-    """Checkpoints and links that a run leaves, and the scores of its validations; nothing half written may be among them."""
+    """Checkpoints and links that a run leaves, and the scores of its validations; nothing half
+    written may be among them.
+    """
     found = {
         path.name: str(path.readlink()) if path.is_symlink() else ""
         for path in (run / "checkpoints").iterdir()

@@ -1,4 +1,6 @@
-"""Files made to do harm, in model folders whose manifest is in order: refused at once, in little memory, nothing executed."""
+"""Files made to do harm, in model folders whose manifest is in order: refused at once, in little
+memory, nothing executed.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""NaN and infinity in the loss, in a gradient or out of a weight: none reaches the weights, and a batch at fault breaks alone too."""
+"""NaN and infinity in the loss, in a gradient or out of a weight: none reaches the weights, and a
+batch at fault breaks alone too.
+"""
 
 from pathlib import Path
 from unittest.mock import patch

@@ -1,4 +1,6 @@
-"""Two processes for one run folder: exactly one trains, to the weights that it has alone, and the other says so."""
+"""Two processes for one run folder: exactly one trains, to the weights that it has alone, and the
+other says so.
+"""
 
 from functools import partial
 from pathlib import Path

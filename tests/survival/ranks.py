@@ -1,4 +1,6 @@
-"""Two ranks under `mt train --nproc 2`: killed and started anew, stopped and named, signalled and gone on from, at random updates."""
+"""Two ranks under `mt train --nproc 2`: killed and started anew, stopped and named, signalled and
+gone on from, at random updates.
+"""
 
 import json
 import os
@@ -72,7 +74,9 @@ def stop(chance: random.Random, case: str, folder: Path) -> str:
 
 
 def signalled(chance: random.Random, case: str, folder: Path) -> str:
-    """SIGTERM or SIGINT to one rank, both, the launcher or all: all save one update, and the run goes on from it to the same end."""
+    """SIGTERM or SIGINT to one rank, both, the launcher or all: all save one update, and the run
+    goes on from it to the same end.
+    """
     number = int(case.split()[1])
     kind = (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2]
     whom = SIGNALLED[number % len(SIGNALLED)]

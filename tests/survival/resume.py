@@ -1,4 +1,6 @@
-"""Going on from each of 50 updates: every later loss, gradient norm and weight is that of the run that never stopped."""
+"""Going on from each of 50 updates: every later loss, gradient norm and weight is that of the run
+that never stopped.
+"""
 
 import os
 from pathlib import Path

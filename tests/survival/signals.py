@@ -1,4 +1,6 @@
-"""SIGTERM while tokenizing, training, validating or saving: exit 143 within an update, a save and 5 s, and the same bytes afterwards."""
+"""SIGTERM while tokenizing, training, validating or saving: exit 143 within an update, a save and 5
+s, and the same bytes afterwards.
+"""
 
 import json
 import os
@@ -72,7 +74,9 @@ def run(case: str, folder: Path) -> str:
 
 
 def signal_in(owner: Any, name: str, call: int, delay: float, sent: Path) -> None:
-    """Send this process a SIGTERM `delay` seconds after the `call`-th call of a function has begun; `sent` tells when."""
+    """Send this process a SIGTERM `delay` seconds after the `call`-th call of a function has begun;
+    `sent` tells when.
+    """
     real: Callable[..., Any] = getattr(owner, name)
     left, inside = call, False
 

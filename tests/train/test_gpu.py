@@ -1,4 +1,6 @@
-"""What a GPU does differently: when batches are packed, which layers are compiled, and that neither changes what is computed."""
+"""What a GPU does differently: when batches are packed, which layers are compiled, and that neither
+changes what is computed.
+"""
 
 import copy
 import subprocess
@@ -66,7 +68,8 @@ def tiny(**options: Any) -> ModelConfig:
     )
 
 
-# --- packing --------------------------------------------------------------------------------------------------------------------
+# --- packing
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("capability")
@@ -132,7 +135,8 @@ def test_a_cpu_pads_and_says_nothing(dtype: torch.dtype, said: list[str]) -> Non
     assert said == []
 
 
-# --- compiling ------------------------------------------------------------------------------------------------------------------
+# --- compiling
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def machine(
@@ -222,7 +226,8 @@ def test_every_layer_is_compiled_and_its_weights_keep_their_names(
     assert said == []
 
 
-# --- what is compiled computes the same -----------------------------------------------------------------------------------------
+# --- what is compiled computes the same
+# -----------------------------------------------------------------------------------------
 
 
 def sentences(count: int, longest: int, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -249,7 +254,9 @@ Tracer = Callable[[str], CompileCounterWithBackend]
 
 @pytest.fixture
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
-    """Makes `module.compile` trace without generating code, and gather the graphs; `aot_eager` traces gradients too, and takes long."""
+    """Makes `module.compile` trace without generating code, and gather the graphs; `aot_eager`
+    traces gradients too, and takes long.
+    """
     real = nn.Module.compile
 
     def trace_with(backend: str) -> CompileCounterWithBackend:
@@ -288,9 +295,11 @@ def test_traced_layers_give_the_same_loss_and_gradients(
     tracer: Tracer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the attention of a GPU; and neither more layers nor batches of other sizes are traced again.
+    """With the attention of a GPU; and neither more layers nor batches of other sizes are traced
+    again.
 
-    One graph for encoder layers and one for decoder layers: PyTorch gives up after eight of one function.
+    One graph for encoder layers and one for decoder layers: PyTorch gives up after eight of one
+    function.
     """
     monkeypatch.setattr(PaddedAttention, "attend", PaddedAttention._fused)
     config = tiny(norm=norm, activation=activation, encoder_layers=5, decoder_layers=5)
@@ -308,7 +317,8 @@ def test_traced_layers_give_the_same_loss_and_gradients(
         assert len([graph for graph in counter.graphs if len(graph.graph.nodes)]) == stacks
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+# --- on a GPU
+# -------------------------------------------------------------------------------------------------------------------
 
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -333,7 +343,9 @@ def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("make", [collate, pack])
 def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyBatch]) -> None:
-    """Packed and padded: some dozen roundings to 8 bits lie between, and no mistake of a mask, which would change whole numbers."""
+    """Packed and padded: some dozen roundings to 8 bits lie between, and no mistake of a mask,
+    which would change whole numbers.
+    """
     exact = build_model(
         tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1
     ).train()
@@ -356,7 +368,9 @@ def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyB
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.no_grad()
 def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
-    """Layer norm leaves hidden states around 1, where bf16 rounds by 2^-8; a few such roundings apart, and by far fewer on average."""
+    """Layer norm leaves hidden states around 1, where bf16 rounds by 2^-8; a few such roundings
+    apart, and by far fewer on average.
+    """
     model = (
         build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1)
         .to(CUDA)

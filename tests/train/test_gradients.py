@@ -1,4 +1,6 @@
-"""From gradients to weights: the step against PyTorch's clipping and AdamW, the guard that leaves weights alone, the scale of fp16."""
+"""From gradients to weights: the step against PyTorch's clipping and AdamW, the guard that leaves
+weights alone, the scale of fp16.
+"""
 
 import time
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradi
 from mt.train.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
-# With an epsilon of the size of the gradients a step depends on their scale, which Adam would otherwise divide out.
+# With an epsilon of the size of the gradients a step depends on their scale, which Adam would
+# otherwise divide out.
 CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
 NOT_YET = torch.tensor(False)  # diverged
@@ -35,7 +38,9 @@ def network() -> nn.Sequential:
 
 
 def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
-    """A loss whose gradients are tenfold of one another from update to update, so that some are clipped and some are not."""
+    """A loss whose gradients are tenfold of one another from update to update, so that some are
+    clipped and some are not.
+    """
     draw = torch.Generator().manual_seed(step)
     return (
         model(torch.randn(7, 5, generator=draw)).square().mean() * 10.0 ** (step % 3 - 1) * factor
@@ -95,7 +100,8 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-# --- the step -------------------------------------------------------------------------------------------------------------------
+# --- the step
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -162,7 +168,8 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert torch.equal(model[3].weight, before)
 
 
-# --- what is not finite ---------------------------------------------------------------------------------------------------------
+# --- what is not finite
+# ---------------------------------------------------------------------------------------------------------
 
 
 def spoil_gradient(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
@@ -210,7 +217,8 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
     assert_equal(everything(model, optimizer), everything(untouched, other))
 
 
-# --- the scale of fp16 ----------------------------------------------------------------------------------------------------------
+# --- the scale of fp16
+# ----------------------------------------------------------------------------------------------------------
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 
@@ -327,7 +335,8 @@ def test_once_diverged_no_later_update_moves_the_weights() -> None:
     )
 
 
-# --- the numbers of an update ---------------------------------------------------------------------------------------------------
+# --- the numbers of an update
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_stats_of_a_good_update_are_its_numbers() -> None:
@@ -375,7 +384,8 @@ def test_an_overflow_that_lowers_the_scale_can_be_read() -> None:
     assert stats.grad_norm == float("inf")
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+# --- on a GPU
+# -------------------------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

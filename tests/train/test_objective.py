@@ -1,4 +1,6 @@
-"""The loss against PyTorch's own cross-entropy with label smoothing, and its sums over parts of a batch."""
+"""The loss against PyTorch's own cross-entropy with label smoothing, and its sums over parts of a
+batch.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -122,7 +124,8 @@ def test_a_model_of_equal_logits_costs_the_logarithm_of_the_vocabulary_a_token()
         torch.testing.assert_close(loss.smoothed.detach(), uniform)
 
 
-# --- the fused operation by itself ----------------------------------------------------------------------------------------------
+# --- the fused operation by itself
+# ----------------------------------------------------------------------------------------------
 
 D_MODEL, POSITIONS = 8, 23
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -164,7 +167,9 @@ def cut_into(rows: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_the_length_of_a_chunk_changes_neither_loss_nor_gradients(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of 0 rows, where one position has more logits than a chunk should; 5, 11 and 22 leave a shorter one at the end."""
+    """Also of 0 rows, where one position has more logits than a chunk should; 5, 11 and 22 leave a
+    shorter one at the end.
+    """
     count = cut_into(rows, monkeypatch)
     hidden, weight, targets = inputs()
     ours, theirs = (
@@ -216,7 +221,9 @@ def test_a_bias_of_the_outputs_has_its_loss_and_gradients(
 
 
 def test_gradients_scale_with_that_of_the_loss_as_often_as_it_is_asked() -> None:
-    """They are taken in the forward pass, when nothing is known of what the loss will be multiplied by."""
+    """They are taken in the forward pass, when nothing is known of what the loss will be multiplied
+    by.
+    """
     hidden, weight, targets = inputs()
     ours, theirs = (
         linear_cross_entropy(hidden, weight, targets, 0.1).smoothed,
@@ -342,7 +349,8 @@ def test_a_certain_model_is_charged_almost_nothing() -> None:
     assert 0 <= float(loss.nll) < 1e-4
 
 
-# --- in half precision ----------------------------------------------------------------------------------------------------------
+# --- in half precision
+# ----------------------------------------------------------------------------------------------------------
 
 
 def relative_error(ours: Tensor, exact: Tensor) -> float:
@@ -350,7 +358,9 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 def test_under_autocast_the_products_alone_are_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracle rounds what goes into the product and what comes out, and computes the rest in float64."""
+    """The oracle rounds what goes into the product and what comes out, and computes the rest in
+    float64.
+    """
     cut_into(5, monkeypatch)
     hidden, weight, targets = inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -375,7 +385,9 @@ def test_under_autocast_the_products_alone_are_in_bf16(monkeypatch: pytest.Monke
 
 
 def test_under_autocast_the_loss_of_the_model_is_near_that_of_fp32(model: Transformer) -> None:
-    """bf16 keeps 8 bits, so a rounding is off by 2^-9; the bounds leave room for a few dozen of them, and not for a wrong term."""
+    """bf16 keeps 8 bits, so a rounding is off by 2^-9; the bounds leave room for a few dozen of
+    them, and not for a wrong term.
+    """
     model, batch = model.float(), collate(PAIRS)
     exact = loss_sums(model, batch, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -402,7 +414,8 @@ def test_a_long_batch_is_summed_in_fp32_under_autocast() -> None:
     torch.testing.assert_close(loss.smoothed, loss.nll)
 
 
-# --- packed batches -------------------------------------------------------------------------------------------------------------
+# --- packed batches
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(
@@ -417,7 +430,8 @@ def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------------------
+# --- on a GPU
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

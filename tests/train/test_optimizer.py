@@ -1,4 +1,6 @@
-"""The schedule against its formula, the moving average against a loop, and an optimizer that goes on where it was saved."""
+"""The schedule against its formula, the moving average against a loop, and an optimizer that goes
+on where it was saved.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""What a person sees: token-weighted means, rates without validation time, one plain line where there is no terminal."""
+"""What a person sees: token-weighted means, rates without validation time, one plain line where
+there is no terminal.
+"""
 
 import json
 import time

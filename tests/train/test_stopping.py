@@ -109,14 +109,18 @@ def watched(losses: list[float], **options: object) -> int | None:
 @pytest.mark.parametrize(
     ("losses", "options", "step"),
     [
-        ([9.0] * 4 + [4.0] * 4 + [6.1] * 4, {}, 12),                       # one and a half times the best
+        # one and a half times the best
+        ([9.0] * 4 + [4.0] * 4 + [6.1] * 4, {}, 12),
         ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # not quite
-        ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),        # one update that throws the mean of its window over
+        # one update that throws the mean of its window over
+        ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),
         ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # too few updates to say
-        ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),                     # small numbers count as one
+        # small numbers count as one
+        ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),
         ([9.0] * 4 + [0.1] * 4 + [1.6] * 8, {}, 12),
         ([1.0] * 4 + [90.0] * 40, {"divergence_factor": None}, None),      # turned off
-        ([9.0] * 3 + [float("nan"), 9.0] + [4.0] * 4 + [7.0] * 4, {}, 13),  # an overflow of fp16 counts for nothing
+        # an overflow of fp16 counts for nothing
+        ([9.0] * 3 + [float("nan"), 9.0] + [4.0] * 4 + [7.0] * 4, {}, 13),
         ([9.0] * 4 + [4.0] * 4 + [float("inf")] + [4.0] * 8, {}, None),
         ([9.0 - 0.1 * i for i in range(80)], {}, None),
     ],

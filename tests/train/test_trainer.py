@@ -1,4 +1,6 @@
-"""The loop: killed or stopped at any point it goes on to the same weights; what is not finite never reaches them."""
+"""The loop: killed or stopped at any point it goes on to the same weights; what is not finite never
+reaches them.
+"""
 
 import json
 import os

@@ -1,6 +1,8 @@
-"""Every option of `mt`, typed, with its unit, its default and where the default comes from. Imports no torch.
+"""Every option of `mt`, typed, with its unit, its default and where the default comes from. Imports
+no torch.
 
-The file format, overrides, presets and error messages are `load.py`'s; these modules only say what is allowed.
+The file format, overrides, presets and error messages are `load.py`'s; these modules only say what
+is allowed.
 """
 
 from typing import Literal

@@ -10,7 +10,9 @@ Normalization = Literal["none", "nfc", "nfkc", "nmt_nfkc"]
 
 
 class CorpusConfig(Section):
-    """One parallel corpus: two text files (`src`, `tgt`), or a `dataset` for `datasets.load_dataset`."""
+    """One parallel corpus: two text files (`src`, `tgt`), or a `dataset` for
+    `datasets.load_dataset`.
+    """
 
     name: str | None = option(
         None, "Name in tables and reports (default: the file or dataset name)."
@@ -52,7 +54,9 @@ class CorpusConfig(Section):
 
 
 class FilterConfig(Section):
-    """Training pairs left out, each kind counted and shown. Validation and test text is never filtered."""
+    """Training pairs left out, each kind counted and shown. Validation and test text is never
+    filtered.
+    """
 
     max_bytes: int = option(
         16_384, "Drop a pair with a side of more bytes than this (UTF-8).", ge=1
@@ -161,7 +165,9 @@ class TokenizerConfig(Section):
 
     @property
     def shares_vocabulary(self) -> bool:
-        """Whether both sides use the same ids; of trained models that is known when they are opened (`mt.data.prepare`)."""
+        """Whether both sides use the same ids; of trained models that is known when they are opened
+        (`mt.data.prepare`).
+        """
         return self.src_model is not None or self.joint
 
 

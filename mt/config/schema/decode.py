@@ -8,7 +8,9 @@ LONGEST_SRC = 512  # subwords of a source that is translated whole, if what trai
 
 
 class DecodeConfig(Section):
-    """The search and its limits; the defaults of `mt translate` and `mt evaluate`, carried in the model folder."""
+    """The search and its limits; the defaults of `mt translate` and `mt evaluate`, carried in the
+    model folder.
+    """
 
     beam_size: int = option(5, "Hypotheses kept a sentence; 1 is greedy search.", ge=1, le=1000)
     nbest: int = option(1, "Translations a line; at most `beam_size`.", ge=1)

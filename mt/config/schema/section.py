@@ -27,7 +27,9 @@ IntOrAuto = Annotated[
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and values of another type are mistakes; nothing changes later."""
+    """A part of the configuration: unknown keys and values of another type are mistakes; nothing
+    changes later.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -37,9 +39,10 @@ def option(
 ) -> Any:
     """A field with its default, what it is, and its limits (`ge`, `lt`, ...).
 
-    `resume` says what happens if a run continues with another value: `may_change` allows it, `fixed` refuses it, and
-    `same_data` allows it as long as the training text stays the same. A section's policy holds for the fields in it that have
-    none of their own; without any it is `fixed`.
+    `resume` says what happens if a run continues with another value: `may_change` allows it,
+    `fixed` refuses it, and `same_data` allows it as long as the training text stays the same. A
+    section's policy holds for the fields in it that have none of their own; without any it is
+    `fixed`.
     """
     return Field(
         default=default, description=description, json_schema_extra=_extra(resume), **limits

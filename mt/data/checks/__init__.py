@@ -1,4 +1,6 @@
-"""Which training pairs are left out: named filters over a pair's text and over its subwords, each counting what it drops."""
+"""Which training pairs are left out: named filters over a pair's text and over its subwords, each
+counting what it drops.
+"""
 
 from collections import Counter
 from collections.abc import Sequence

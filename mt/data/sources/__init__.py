@@ -1,10 +1,13 @@
-"""Parallel text as it stands in files and datasets: one `SentencePair` a line, every odd line counted or refused.
+"""Parallel text as it stands in files and datasets: one `SentencePair` a line, every odd line
+counted or refused.
 
-A line is bytes up to `\\n` with one `\\r` before it dropped; U+2028 and its kind stand inside lines. What can be wrong and its fate:
+A line is bytes up to `\\n` with one `\\r` before it dropped; U+2028 and its kind stand inside
+lines. What can be wrong and its fate:
   - the sides differ in their number of lines    error with both counts
   - UTF-16, binary, or lines that end in `\\r`     error with the command that converts the file
   - a byte-order mark at the beginning           dropped
-  - bytes that are not UTF-8                     `on_invalid_utf8`: error, replaced, or the pair skipped
+  - bytes that are not UTF-8                     `on_invalid_utf8`: error, replaced, or the pair
+    skipped
   - empty on one side only                       `on_one_sided_empty`: error, or the pair skipped
   - empty on both sides                          skipped
   - `\\r`, NUL, line separators inside            kept as they are
@@ -56,7 +59,9 @@ class InvalidUtf8(Exception):
 def open_corpus(
     corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
 ) -> Iterator[SentencePair]:
-    """Training pairs of one corpus in their order, `stats` filled on the way. Raises `DataError` as the module says."""
+    """Training pairs of one corpus in their order, `stats` filled on the way. Raises `DataError` as
+    the module says.
+    """
     for number, pair in _decoded(corpus, data, stats):
         stats["pairs"] += 1
         if pair is None:
@@ -78,7 +83,9 @@ def open_corpus(
 
 
 def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[list[str], list[str]]:
-    """Source and target lines of validation or test corpora, nothing left out: line N of one translates line N of the other."""
+    """Source and target lines of validation or test corpora, nothing left out: line N of one
+    translates line N of the other.
+    """
     sides: tuple[list[str], list[str]] = ([], [])
     for corpus in corpora:
         for number, pair in _decoded(corpus, data, CorpusStats()):
@@ -94,7 +101,9 @@ def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[li
 
 
 def read_text(path: str | Path) -> list[str]:
-    """All lines of one UTF-8 text file, as `open_corpus` reads them. Raises `DataError` with file and line."""
+    """All lines of one UTF-8 text file, as `open_corpus` reads them. Raises `DataError` with file
+    and line.
+    """
     return [
         decode_line(line, f"{path}:{number}", "error", CorpusStats())
         for number, line in enumerate(text_lines(path), 1)
@@ -104,7 +113,8 @@ def read_text(path: str | Path) -> list[str]:
 def text_lines(path: str | Path) -> Iterator[bytes]:
     """The lines of a text file, without a byte-order mark before the first.
 
-    Raises `DataError` for UTF-16, for bytes that are no text, and for lines that end in `\\r` alone.
+    Raises `DataError` for UTF-16, for bytes that are no text, and for lines that end in `\\r`
+    alone.
     """
     name = "standard input" if str(path) == "-" else path
     lines = read_lines(path)
