@@ -4,6 +4,7 @@ it.
 
 import contextlib
 import fcntl
+import logging
 import os
 import pty
 import struct
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if count:
         message = f"{count} tests on real text DID NOT RUN: set MT_TEST_CORPORA"
         terminalreporter.write_line(message, red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sets up logging for good; other tests are not to see it."""
+    logger = logging.getLogger("mt")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.level, logger.propagate, logger.handlers[:] = before
+    logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
