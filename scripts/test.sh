@@ -9,8 +9,8 @@ make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 .venv/bin/ruff check .
 .venv/bin/mypy
 essentials=(
-  tests/config tests/artifacts tests/data tests/model/test_{attention,inference,layers,linear,masks,transformer}.py
-  tests/decode/test_{search,translator}.py tests/train/test_{gradients,objective,optimizer,stopping}.py
+  tests/config tests/artifacts tests/data tests/model/test_{attention,layers,linear,one_transformer,transformer,ways_to_attend}.py
+  tests/decode/test_{search,steps,translator}.py tests/train/test_{gradients,objective,optimizer,stopping}.py
   tests/evaluation/test_metrics.py tests/test_{files,layering,log,readme,numerics,safe_loading}.py
 )
 if [ "${1:-}" = --fast ]; then
