@@ -1,1 +1,1 @@
-"""What calls several rooms: looking into what is on the disk, and running again what went wrong."""
+"""Runs: settings resolved, started, planned, launched, looked into, replayed, reproduced."""
