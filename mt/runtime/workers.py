@@ -48,7 +48,7 @@ class _Job:
 class _Failure:
     """In place of a result."""
 
-    error: Exception
+    error: BaseException
 
 
 class Workers:
@@ -158,23 +158,25 @@ class Workers:
 
     @contextlib.contextmanager
     def _unless_killed(self, worker: "_Worker") -> Iterator[None]:
-        """The death of a worker is the failure of its job; a worker in the middle of a message is
-        no more use.
+        """What goes wrong with a message is the failure of its job, whoever waits for that.
+
+        A worker in the middle of a message is no more use.
         """
         try:
             yield
         except BaseException as error:
-            job = worker.job
+            assert worker.job is not None
+            failure = error
+            if isinstance(error, EOFError | OSError) or not isinstance(error, Exception):
+                failure = MTError(
+                    "a worker process was killed "
+                    "(was memory short? use fewer --workers, or a smaller --batch-size)"
+                )
+                failure.__cause__ = error
+            self._results[worker.job.number] = _Failure(failure)
             self._remove(worker)
-            if not isinstance(error, EOFError | OSError):
+            if not isinstance(error, Exception):
                 raise
-            assert job is not None
-            killed = MTError(
-                "a worker process was killed "
-                "(was memory short? use fewer --workers, or a smaller --batch-size)"
-            )
-            killed.__cause__ = error
-            self._results[job.number] = _Failure(killed)
 
     def _forget(self, numbers: set[int], work: SharedWork[Any, Any] | None) -> None:
         """Drop these jobs, done or not, and a work that nobody uses again."""
