@@ -28,9 +28,6 @@ from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = (
-    "checkpoints", "metrics.jsonl", "tensorboard", "valid", "evaluations", "crash", "report.html",
-)  # fmt: skip
 LINKS = ("last", "best")
 
 
@@ -42,6 +39,11 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def config_path(self) -> Path:
+        """The file of the settings."""
+        return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
@@ -113,26 +115,40 @@ class RunFolder:
         """Hold the run for this process. Raises `MTError` if another one has it."""
         return locked(self.path / "lock")
 
+    def _settings_text(self) -> str | None:
+        """What config.yaml holds; None if no run of mt wrote it."""
+        if not self.config_path.exists():
+            return None
+        text = self.config_path.read_text(encoding="utf-8", errors="replace")
+        return text if text.startswith(HEADER) else None
+
     def settings(self) -> Config | None:
         """The settings so far; None if there is no run of mt. Raises `ConfigError`."""
-        path = self.path / "config.yaml"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return config_from_text(text, str(path), is_saved=True) if text.startswith(HEADER) else None
+        text = self._settings_text()
+        if text is None:
+            return None
+        return config_from_text(text, str(self.config_path), is_saved=True)
 
     def write_settings(self, config: Config) -> None:
         """Put the settings in their place."""
-        atomic_write(self.path / "config.yaml", HEADER + to_yaml(config))
+        atomic_write(self.config_path, HEADER + to_yaml(config))
+
+    def _outputs(self) -> tuple[Path, ...]:
+        """What a run leaves besides its settings, its log and its status."""
+        folders = (self.path / name for name in ("valid", "evaluations", "crash"))
+        files = self.metrics_path, self.tensorboard, self.report_path
+        return (self.checkpoints, *files, *folders)
 
     def check_is_ours(self, overwrite: bool) -> None:
         """Refuse a config.yaml that no run wrote, and outputs to delete that may be no run's."""
-        path = self.path / "config.yaml"
-        if path.exists() and self.settings() is None:
+        exists = self.config_path.exists()
+        if exists and self._settings_text() is None:
             raise ConfigError(
-                f"{path}: not written by a run of mt, and would be overwritten; "
+                f"{self.config_path}: not written by a run of mt, and would be overwritten; "
                 "choose another run_dir"
             )
-        there = [name for name in OUTPUTS if (self.path / name).exists()]
-        if overwrite and not path.exists() and there:
+        there = [path.name for path in self._outputs() if path.exists()]
+        if overwrite and not exists and there:
             raise ConfigError(
                 f"{self}: {', '.join(there)} without the config.yaml of a run of mt; "
                 "--overwrite deletes nothing of yours"
@@ -140,7 +156,7 @@ class RunFolder:
 
     def forget(self) -> None:
         """Delete what an earlier run left, and nothing else; its log stays."""
-        for path in (self.path / name for name in OUTPUTS):
+        for path in self._outputs():
             if path.is_dir() and not path.is_symlink():
                 remove_folder(path)
             else:

@@ -98,7 +98,7 @@ def cross_attention(
     """
     assert not model.training, "a model in training drops what is to be seen"
     seen: list[Tensor] = []
-    source = PaddedAttention.of(len(src), src_mask[:, None])
+    source = PaddedAttention.over(src, src_mask)
     causal = PaddedAttention.causal(tgt_in)
     cross = RecordedAttention(source, lambda weights: seen.append(weights.mean(dim=1)))
     model.attending(src, tgt_in, source, causal, cross)

@@ -28,7 +28,7 @@ class EagerModel:
         """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token
         stands.
         """
-        attention = PaddedAttention.of(len(src), None if src_mask.all() else src_mask[:, None])
+        attention = PaddedAttention.over(src, None if src_mask.all() else src_mask)
         memory = self.model.encode_flat(src, attention)
         layers = [
             LayerCache.of(layer.encoder_attn.heads(memory, "kv"), len(src))  # type: ignore[operator, union-attr]

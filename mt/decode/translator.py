@@ -21,7 +21,7 @@ from mt.data.batch import IdPair, pad_rows, token_buckets
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.alignment import Alignment, align_batch, numbered_parts
 from mt.decode.likelihood import TokenScores, token_log_probs
-from mt.decode.loading import LoadedModel, load_model
+from mt.decode.loading import load_model
 from mt.decode.parts import SourcePart, Splitter, TranslatedPart, Translation
 from mt.decode.search import (
     Hypothesis,
@@ -92,11 +92,11 @@ class Translator:
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute,
         workers: Workers | None = None, tgt_lang: str | None = None, *,
-        step_model: StepModel[Any] | None = None, opened: LoadedModel | None = None,
+        step_model: StepModel[Any] | None = None,
     ) -> None:  # fmt: skip
-        """`step_model` searches in place of `model`; `opened` is the folder that they come from."""
+        """`step_model` searches in place of `model`."""
         self.model, self.tokenizer, self.decode, self.compute = model, tokenizer, decode, compute
-        self.workers, self.opened = workers or Workers(), opened
+        self.workers = workers or Workers()
         self.language = parse_language(tgt_lang)
         self._splitter = Splitter(tokenizer, decode)
         self._step_model = step_model
@@ -125,9 +125,7 @@ class Translator:
         opened = load_model(Path(path), compute.device)
         options = search_options(opened.config.decode, decode)
         language = opened.config.data.tgt_lang
-        return cls(
-            opened.model, opened.tokenizer, options, compute, shared, language, opened=opened
-        )
+        return cls(opened.model, opened.tokenizer, options, compute, shared, language)
 
     def __enter__(self) -> "Translator":
         return self

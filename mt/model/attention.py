@@ -124,6 +124,11 @@ class PaddedAttention:
         return cls(batch, None if allowed is None else attention_bias(allowed))
 
     @classmethod
+    def over(cls, src: Tensor, src_mask: Tensor | None) -> "PaddedAttention":
+        """To sources [batch, src_len], where `src_mask` of the same shape is True."""
+        return cls.of(len(src), None if src_mask is None else src_mask[:, None])
+
+    @classmethod
     def causal(cls, ids: Tensor) -> "PaddedAttention":
         """Of targets `ids` [batch, length]: nobody looks ahead. As they are padded on the right, no
         real position sees padding.

@@ -171,7 +171,7 @@ class Transformer(nn.Module):
         `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is
         True where a token stands.
         """
-        source = PaddedAttention.of(len(src), None if src_mask is None else src_mask[:, None])
+        source = PaddedAttention.over(src, src_mask)
         causal = PaddedAttention.causal(tgt_in)
         return self.attending(src, tgt_in, source, causal, source)
 
@@ -210,7 +210,7 @@ class Transformer(nn.Module):
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
         """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
-        source = PaddedAttention.of(len(src), None if src_mask is None else src_mask[:, None])
+        source = PaddedAttention.over(src, src_mask)
         return self.encode_flat(src, source).unflatten(0, src.shape[::-1]).transpose(0, 1)
 
     def recompute(self, recompute: bool) -> None:

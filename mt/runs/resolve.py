@@ -76,29 +76,29 @@ def with_initial_model(config: Config) -> tuple[Config, list[str]]:
     if config.train.init_from is None:
         return config, []
     folder = find_model(Path(config.train.init_from))
-    theirs = folder.config()
+    taken = _taking_over(config, folder.config(), str(folder))
     ours = config.model.model_dump()
-    taken = {key: value for key, value in theirs.model.model_dump().items() if key not in OWN}
     changes = [
         f"model.{key}: {value}, as in {folder} (not {ours[key]})"
-        for key, value in taken.items()
-        if ours[key] != value
+        for key, value in taken.model.model_dump().items()
+        if key not in OWN and ours[key] != value
     ]
-    model = config.model.model_copy(update={**taken, "preset": theirs.model.preset})
-    train = config.train.model_copy(update={"init_from": str(folder)})
-    return config.model_copy(
-        update={"model": model, "tokenizer": theirs.tokenizer, "train": train}
-    ), changes
+    return taken, changes
 
 
 def as_begun(config: Config, before: Config) -> Config:
     """`config` with what a run took over from its initial model when it began; that model may have
     changed since, or be gone.
     """
-    taken = {key: value for key, value in before.model.model_dump().items() if key not in OWN}
-    model = config.model.model_copy(update={**taken, "preset": before.model.preset})
-    train = config.train.model_copy(update={"init_from": before.train.init_from})
-    return config.model_copy(update={"model": model, "tokenizer": before.tokenizer, "train": train})
+    return _taking_over(config, before, before.train.init_from)
+
+
+def _taking_over(config: Config, theirs: Config, init_from: str | None) -> Config:
+    """`config` with the sizes and the tokenizer of `theirs`."""
+    taken = {key: value for key, value in theirs.model.model_dump().items() if key not in OWN}
+    model = config.model.model_copy(update={**taken, "preset": theirs.model.preset})
+    train = config.train.model_copy(update={"init_from": init_from})
+    return config.model_copy(update={"model": model, "tokenizer": theirs.tokenizer, "train": train})
 
 
 def resolve(

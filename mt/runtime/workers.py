@@ -155,6 +155,7 @@ class Workers:
             with self._unless_killed(worker := by_pipe[ready]):
                 if (answer := worker.take()) is not None:
                     self._results.update([answer])
+                    worker.job = None
 
     @contextlib.contextmanager
     def _unless_killed(self, worker: "_Worker") -> Iterator[None]:
@@ -165,7 +166,6 @@ class Workers:
         try:
             yield
         except BaseException as error:
-            assert worker.job is not None
             failure = error
             if isinstance(error, EOFError | OSError) or not isinstance(error, Exception):
                 failure = MTError(
@@ -173,7 +173,8 @@ class Workers:
                     "(was memory short? use fewer --workers, or a smaller --batch-size)"
                 )
                 failure.__cause__ = error
-            self._results[worker.job.number] = _Failure(failure)
+            if worker.job:
+                self._results[worker.job.number] = _Failure(failure)
             self._remove(worker)
             if not isinstance(error, Exception):
                 raise
@@ -225,7 +226,6 @@ class _Worker:
             if (logger := logging.getLogger(result.name)).isEnabledFor(result.levelno):
                 logger.handle(result)
             return None
-        self.job = None
         return number, result
 
     def forget(self, work: SharedWork[Any, Any]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mt.artifacts import CheckpointManager, ModelFolder, RunFolder, TrainingState
+from mt.artifacts import CheckpointManager, ModelFolder, TrainingState
 from mt.config import Config, ResolvedRun
 from mt.data.order import Update
 from mt.data.prepare import Prepared
@@ -52,7 +52,7 @@ class Trainer(Updater):
     ) -> None:  # fmt: skip
         super().__init__(resolved, prepared, compute, world)
         config, train = resolved.config, resolved.config.train
-        self.run, self.checkpoints = RunFolder(resolved.folder), checkpoints
+        self.checkpoints = checkpoints
         self.validator = (
             Validator(config, prepared.tokenizer, compute, self.run, world)
             if config.data.valid

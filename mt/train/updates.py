@@ -7,12 +7,12 @@ Every random draw is a function of (seed, update, micro-batch), so no generator 
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from mt.artifacts import RunFolder
 from mt.config import ResolvedRun
 from mt.data.batch import AnyBatch, empty_batch, moved
 from mt.data.order import TrainLoader, Update
@@ -37,6 +37,7 @@ class Updater:
     ) -> None:
         config, train = resolved.config, resolved.config.train
         self.config, self.prepared, self.world = config, prepared, world
+        self.run = RunFolder(resolved.folder)
         self.compute = compute.set_threads()
         self.model = self._build()  # on the CPU; `wrap` moves it
         initialize(self.model, config, resolved.is_new)
@@ -139,17 +140,17 @@ class Updater:
         if self.is_sharded:
             model = self._build()
             whole = {name: unsharded(weight) for name, weight in scored.items()}
-            load_weights(model, whole, Path(self.config.run_dir or ""))
+            load_weights(model, whole, self.run.path)
             yield model.to(self.compute.device)
         elif self.average is None:
             yield self.model
         else:
             raw = {name: weight.clone() for name, weight in self.weights().items()}
-            load_weights(self.model, scored, Path(self.config.run_dir or ""))
+            load_weights(self.model, scored, self.run.path)
             try:
                 yield self.model
             finally:
-                load_weights(self.model, raw, Path(self.config.run_dir or ""))
+                load_weights(self.model, raw, self.run.path)
 
 
 def seed_draws(seed: int, step: int, micro_batch: int) -> None:

@@ -45,6 +45,18 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(
     assert steps[0] == 2
 
 
+def test_overwrite_takes_the_place_of_a_run_whose_settings_cannot_be_read(
+    run: Path, small_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text() + "no_such_section: {a: 1}\n")
+    config = small_yaml(tmp_path)
+    assert run_mt("train", config).returncode == 2
+    anew = run_mt("train", config, "seed=2", "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert "no_such_section" not in settings.read_text()
+
+
 def test_a_run_without_a_checkpoint_keeps_its_settings_too(
     small_yaml: Callable[..., Path], run: Path, tmp_path: Path
 ) -> None:

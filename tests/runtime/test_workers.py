@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,26 @@ def test_an_error_tells_where_in_the_worker_it_came_from() -> None:
 def test_work_that_cannot_be_received_is_an_error_that_says_why() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
         list(Workers(2, 1).map(jobs.NotWithoutModule(), range(2)))
+
+
+def test_an_item_that_cannot_be_sent_is_the_error_of_its_own_call() -> None:
+    """Whoever's thread sends it: another call's thread may hand out this one's items."""
+    workers = Workers(2, 1)
+
+    def unsendable(_: int) -> None:
+        with pytest.raises((TypeError, AttributeError), match="pickle"):
+            list(workers.map(jobs.item_and_process, [threading.Lock(), 1]))  # type: ignore[list-item]
+
+    def sendable(count: int) -> list[int]:
+        return [item for item, _ in workers.map(jobs.item_and_process, range(count))]
+
+    with ThreadPoolExecutor(4) as pool:
+        refused = pool.map(unsendable, range(4), timeout=60)
+        assert list(pool.map(sendable, range(2, 10), timeout=60)) == [
+            list(range(n)) for n in range(2, 10)
+        ]
+        list(refused)
+    workers.close()
 
 
 def test_what_the_work_raises_arrives_and_no_process_is_left() -> None:
