@@ -116,7 +116,7 @@ class CheckpointManager:
         `save_tokenizer` fills a folder. Raises `CheckpointError` where it cannot be written; those
         before it are as they were.
         """
-        weights = self.world.gathered(training.average or training.weights)
+        weights = self.world.gather_to_rank0(training.average or training.weights)
 
         def begin() -> str:
             self._check_space(training)
@@ -131,10 +131,10 @@ class CheckpointManager:
 
         try:
             with contextlib.ExitStack() as stack:
-                model = ModelFolder(Path(self.world.first(begin)))
+                model = ModelFolder(Path(self.world.broadcast_from_rank0(begin)))
                 if training.is_sharded:
-                    self.world.save(training.tensors, model.training)
-                self.world.first(end)
+                    self.world.save_shards(training.tensors, model.training)
+                self.world.broadcast_from_rank0(end)
         except (OSError, SafetensorError, RankError) as error:
             raise CheckpointError(f"{self.path(step)}: could not be written: {error}") from error
         self.tidy()
@@ -154,7 +154,7 @@ class CheckpointManager:
         """Point `last` at the newest and `best` at the best checkpoint, and delete those that need
         not be kept; a failure is a warning.
         """
-        if not self.world.is_first:
+        if not self.world.is_rank0:
             return
         steps, ranked = self.steps(), self.ranked()
         try:
@@ -213,7 +213,7 @@ class CheckpointManager:
         """Put scores into the checkpoint of a step, if it was saved before they were known; a
         failure is a warning.
         """
-        if not (self.world.is_first and self.path(step).exists()):
+        if not (self.world.is_rank0 and self.path(step).exists()):
             return
         try:
             self.run.checkpoint(step).write_scores(scores)
@@ -229,7 +229,7 @@ class CheckpointManager:
         A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged,
         now or at an earlier start.
         """
-        found = self.world.first(self._newest)
+        found = self.world.broadcast_from_rank0(self._newest)
         return None if found is None else ModelFolder(Path(found))
 
     def _newest(self) -> str | None:

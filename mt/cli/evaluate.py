@@ -149,13 +149,13 @@ def _score_model(
     from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
-        setup_logging(is_first=world.is_first)
+        setup_logging(is_first=world.is_rank0)
         place = {
-            "device": world.place(options["device"]),
-            "threads": world.threads(options["threads"]),
+            "device": world.device_for_rank(options["device"]),
+            "threads": world.threads_per_rank(options["threads"]),
         }
         found = evaluate_model(model, scoring, sources, references, {**options, **place}, world)
-        if not world.is_first:
+        if not world.is_rank0:
             return []
         if output is not None:
             write_text(output, "".join(f"{line}\n" for line in found.results[0].hyps))

@@ -93,17 +93,17 @@ def translate(
     from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
-        setup_logging(is_first=world.is_first)
+        setup_logging(is_first=world.is_rank0)
         translator = Translator.load(
-            model, device=world.place(device), precision=precision, threads=world.threads(threads), workers=workers, beam_size=beam_size,
-            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
+            model, device=world.device_for_rank(device), precision=precision,
+            threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size, length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
             max_tokens=max_tokens,
         )  # fmt: skip
         names = files or ["-"]
         read = read_ahead if all(Path(name).is_file() for name in names) else read_live
         windows = read(_lines(names, on_invalid_utf8), WINDOW * world.size)
         rows = partial(outputs, world, translator, windows, format, alignment is not None)
-        if not world.is_first:
+        if not world.is_rank0:
             for _ in rows():
                 pass
             return

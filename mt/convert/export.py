@@ -16,7 +16,7 @@ from mt.data.sources import read_text
 from mt.decode.loading import LoadedModel, load_model
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, ExportError
-from mt.runtime.device import choose_compute
+from mt.runtime.device import set_up_compute
 
 Target = Literal["ctranslate2", "marian", "pegasus", "onnx"]
 TITLES: dict[Target, str] = {
@@ -113,7 +113,7 @@ def prove_export(
     decode = loaded.config.decode.model_copy(
         update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})}
     )
-    compute = choose_compute("cpu", "fp32", None)
+    compute = set_up_compute("cpu", "fp32", None)
     translator = Translator(loaded.model, loaded.tokenizer, decode, compute)
     if to == "ctranslate2":
         return compare(

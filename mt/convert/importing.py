@@ -11,7 +11,7 @@ from mt.convert.proof import compare
 from mt.data.sources import read_text
 from mt.decode.loading import load_model
 from mt.decode.translator import Translator
-from mt.runtime.device import choose_compute
+from mt.runtime.device import set_up_compute
 
 
 def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) -> list[str]:
@@ -31,7 +31,7 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
         return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
     translator = Translator(
-        loaded.model, loaded.tokenizer, decode, choose_compute("cpu", "fp32", None)
+        loaded.model, loaded.tokenizer, decode, set_up_compute("cpu", "fp32", None)
     )
     return [
         head,

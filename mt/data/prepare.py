@@ -63,7 +63,7 @@ def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None)
         ]
         return models, str(cache.folder), made[0].data_fingerprint
 
-    models, tokens, fingerprint = world.first(make)
+    models, tokens, fingerprint = world.broadcast_from_rank0(make)
     if made:
         return made[0]
     try:

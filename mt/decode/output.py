@@ -61,8 +61,10 @@ def outputs(
         ]
 
     number = 1
-    while window := world.first(lambda: next(windows, [])):  # only the first rank reads
-        written = world.shared(of, list(enumerate(window, number)))
+    while window := world.broadcast_from_rank0(
+        lambda: next(windows, [])
+    ):  # only the first rank reads
+        written = world.map_sharded(of, list(enumerate(window, number)))
         yield [Written(*each) for each in written]
         number += len(window)
 

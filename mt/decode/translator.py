@@ -34,7 +34,7 @@ from mt.decode.search import (
 from mt.decode.steps import EagerModel
 from mt.errors import CheckpointError, ConfigError
 from mt.model.transformer import Transformer
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import in_halves
 from mt.runtime.sharing import SharedWork
 from mt.runtime.workers import Workers
@@ -120,7 +120,7 @@ class Translator:
         `DecodeConfig`). The weights stay in their file: do not write into it meanwhile.
         Raises `CheckpointError` for a folder that is missing, damaged or something else.
         """
-        compute = choose_compute(device, precision, threads)
+        compute = set_up_compute(device, precision, threads)
         shared = Workers.choose(workers, compute)
         opened = load_model(Path(path), compute.device)
         options = search_options(opened.config.decode, decode)

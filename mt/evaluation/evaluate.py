@@ -21,7 +21,7 @@ from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics, corpus_score
 from mt.evaluation.comet import CometCommand
 from mt.evaluation.scorecard import read_scorecard, scorecard
 from mt.files import atomic_write, fingerprint
-from mt.runtime.device import NAMES, choose_compute
+from mt.runtime.device import NAMES, set_up_compute
 from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def evaluate_model(
 
     Ranks share the lines; what they found, the first writes down.
     """
-    folder = ModelFolder(Path(world.first(lambda: str(find_model(model)))))
+    folder = ModelFolder(Path(world.broadcast_from_rank0(lambda: str(find_model(model)))))
     config = folder.config()
     tests = read_tests(
         config.data, sources, references
@@ -187,11 +187,11 @@ def evaluate_model(
     metrics = scoring.build(config)
     results = []
     with Translator.load(folder.path, **(options or {})) as translator:
-        translate = partial(world.shared, translator.translate)
+        translate = partial(world.map_sharded, translator.translate)
         for test in tests:
             found = evaluate(translate, test.src, test.refs, metrics, scoring.resamples)
             scores = found.scores
-            if scoring.comet and world.is_first:
+            if scoring.comet and world.is_rank0:
                 scores = {**scores, **scoring.comet.score(test.src, found.hyps, test.refs[0])}
             results.append(Result(test.name, found.hyps, scores, found.seconds))
     names = list(file_names([test.name for test in tests]))
@@ -200,7 +200,7 @@ def evaluate_model(
         for test, result, name in zip(tests, results, names, strict=True)
     ]
     card = scorecard(folder, config, translator, scoring.as_dict(), described)
-    if world.is_first:
+    if world.is_rank0:
         _keep(folder.evaluations, card, dict(zip(names, results, strict=True)))
     return EvaluatedModel(folder, results, card)
 
@@ -231,7 +231,7 @@ def translate_tests(
 
 def precision_of(options: Mapping[str, Any]) -> str:
     """The precision that these options of `Translator.load` translate in."""
-    compute = choose_compute(
+    compute = set_up_compute(
         options.get("device", "auto"), options.get("precision", "auto"), options.get("threads")
     )
     return NAMES[compute.dtype]

@@ -16,7 +16,7 @@ from mt.model.transformer import Transformer
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runs.footprint import MemoryPlan, plan_memory, process_memory, resident_memory
 from mt.runs.resolve import with_initial_model
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import available_memory
 from mt.train.trainer import trial
 
@@ -120,7 +120,7 @@ def plan(config: Config) -> str:
     """
     config, _ = with_initial_model(config)
     deterministic = config.train.deterministic
-    compute = choose_compute(
+    compute = set_up_compute(
         config.device,
         config.precision,
         config.threads,

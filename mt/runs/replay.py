@@ -16,7 +16,7 @@ from mt.data.batch import IdPair, collate, moved, pack
 from mt.decode.loading import LoadedModel, load_model
 from mt.errors import CheckpointError
 from mt.model.kernels import packs
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 from mt.train.crash import read_crash
 from mt.train.objective import loss_sums
 from mt.train.updates import seed_draws
@@ -66,7 +66,7 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
         )
     place = device if device != "auto" else config.device
     deterministic = config.train.deterministic
-    compute = choose_compute(
+    compute = set_up_compute(
         place, config.precision, config.threads, for_training=True, deterministic=deterministic
     ).set_threads()
     loaded.model.to(compute.device).train()

@@ -18,7 +18,7 @@ from mt.data.prepare import Prepared, prepare
 from mt.data.store import Lengths
 from mt.errors import ConfigError, listed
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
-from mt.runtime.device import NAMES, Compute, choose_compute, has_native_bf16
+from mt.runtime.device import NAMES, Compute, has_native_bf16, set_up_compute
 from mt.runtime.environment import num_cores
 from mt.runtime.world import World
 
@@ -140,7 +140,8 @@ def _with_batch_size(
     if checkpoint is not None:
         return with_max_tokens(config, checkpoint.training_state()["max_tokens"])
     return with_max_tokens(
-        config, world.first(lambda: find_max_tokens(config, prepared, compute, world.size))
+        config,
+        world.broadcast_from_rank0(lambda: find_max_tokens(config, prepared, compute, world.size)),
     )
 
 
@@ -154,13 +155,13 @@ def start_computing(
     without one, the first rank decides. Raises `ConfigError` (on other ranks `RankError`) if the
     device of a rank cannot compute in this precision.
     """
-    plan = world.first(lambda: _decide(config, resumed, world))
+    plan = world.broadcast_from_rank0(lambda: _decide(config, resumed, world))
     computes: list[Compute] = []
 
     def start(ranks: Sequence[int]) -> list[bool]:
-        place = world.place(config.device)
+        place = world.device_for_rank(config.device)
         try:
-            compute = choose_compute(
+            compute = set_up_compute(
                 place, plan["precision"], plan["threads_per_rank"],
                 deterministic=config.train.deterministic,
             )  # fmt: skip
@@ -169,7 +170,7 @@ def start_computing(
         computes.append(compute)
         return [compute.dtype != torch.bfloat16 or has_native_bf16(compute.device) for _ in ranks]
 
-    is_fast = world.shared(start, range(world.size))
+    is_fast = world.map_sharded(start, range(world.size))
     slow = [str(rank) for rank, fast in enumerate(is_fast) if not fast]
     if slow and is_fast[0]:  # of itself, the first rank has already said so
         logger.warning(
@@ -192,7 +193,9 @@ def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[s
             f"\nthis run has computed in {precision} so far; name another precision to change that"
         )
     if precision == AUTO:
-        compute = choose_compute(world.place(config.device), precision, None, for_training=True)
+        compute = set_up_compute(
+            world.device_for_rank(config.device), precision, None, for_training=True
+        )
         precision = NAMES[compute.dtype]
     threads = config.threads or before.get("threads") or torch.get_num_threads() * world.local_size
     _tell_changes(before, {"precision": precision, "threads": threads})
@@ -203,7 +206,7 @@ def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[s
             threads, num_cores(), num_cores(),
         )  # fmt: skip
     return {
-        "precision": precision, "threads": threads, "threads_per_rank": world.threads(threads),
+        "precision": precision, "threads": threads, "threads_per_rank": world.threads_per_rank(threads),
         "why": why,
     }  # fmt: skip
 

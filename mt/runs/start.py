@@ -39,11 +39,13 @@ def train(config: Config, *, overwrite: bool = False) -> None:
     assert config.run_dir is not None
     run = RunFolder(Path(config.run_dir))
     with joined(config.train.timeout) as world, contextlib.ExitStack() as held:
-        setup_logging(is_first=world.is_first)
+        setup_logging(is_first=world.is_rank0)
         overwrite = overwrite and not world.attempt
         # What is trained is what the first rank reads, and the checkpoint to begin with the one
         # that it finds.
-        text = world.first(lambda: to_yaml(_claim(config, run, overwrite, world.attempt, held)))
+        text = world.broadcast_from_rank0(
+            lambda: to_yaml(_claim(config, run, overwrite, world.attempt, held))
+        )
         try:
             settled = config_from_text(text, str(run), is_saved=True)
             limit = _train_claimed(settled, run, overwrite, world)
@@ -53,7 +55,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
                 state = STATES.get(code, "failed")
                 run.write_status(state=state, exit_code=code, message=_message(error))
             raise
-        if world.is_first:
+        if world.is_rank0:
             run.write_status(state="done", exit_code=0, message=limit)
 
 
@@ -99,20 +101,22 @@ def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World
     """Train a run whose settings are settled and whose folder is locked; gives the limit that ended
     it.
     """
-    if world.is_first:
+    if world.is_rank0:
         run.write_status(state="running", exit_code=None, message="preparing")
     train = config.train
     checkpoints = CheckpointManager(run.path, train.keep_last, train.keep_best, train.metric, world)
     checkpoint = None if overwrite else checkpoints.newest()
     resolved, prepared, compute = resolve(config, run, checkpoint, world)
     if overwrite:
-        world.first(run.forget)
+        world.broadcast_from_rank0(run.forget)
     trainer = Trainer(resolved, prepared, compute, checkpoints, world)
     if not world.is_alone:
-        world.first(lambda: _check_shares(trainer.loader, world.size, is_new=resolved.is_new))
+        world.broadcast_from_rank0(
+            lambda: _check_shares(trainer.loader, world.size, is_new=resolved.is_new)
+        )
     if checkpoint is not None:
         _resume(trainer, prepared, checkpoint)
-    if world.is_first:
+    if world.is_rank0:
         run.write_settings(config)
     _introduce(trainer, world)
     if (limit := trainer.limit_reached()) is not None and trainer.is_validated():
@@ -122,7 +126,7 @@ def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World
             run, trainer.step, limit, setting,
         )  # fmt: skip
         return limit
-    if world.is_first:
+    if world.is_rank0:
         run.write_status(state="running", exit_code=None, message="training")
     limit = _train_together(trainer, world)
     took = format_seconds(trainer.seconds())

@@ -75,7 +75,7 @@ class Compute:
         return f"{name}, {NAMES[self.dtype]}{', deterministic' if self.is_deterministic else ''}"
 
 
-def choose_compute(
+def set_up_compute(
     device: str, precision: str, threads: int | None, *, for_training: bool = False,
     deterministic: bool = False,
 ) -> Compute:  # fmt: skip

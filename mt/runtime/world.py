@@ -61,7 +61,7 @@ class World:
         return self.size == 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
@@ -70,7 +70,7 @@ class World:
         """Seconds to wait for this rank's GPU, which may wait for others; None: without end."""
         return None if self.is_alone else self.timeout + GPU_GRACE / 2
 
-    def place(self, device: str) -> str:
+    def device_for_rank(self, device: str) -> str:
         """`device` of a configuration for this rank: the GPU of its number on its machine, where
         GPUs are meant.
         """
@@ -78,7 +78,7 @@ class World:
             return device
         return f"cuda:{self.local_rank}"
 
-    def threads(self, threads: int | None) -> int | None:
+    def threads_per_rank(self, threads: int | None) -> int | None:
         """This rank's part of a machine's CPU `threads`."""
         return threads if threads is None else max(1, threads // self.local_size)
 
@@ -109,12 +109,12 @@ class World:
             fully_shard(block, mesh=mesh)
         return module
 
-    def accumulating(self, module: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
+    def gradient_sync(self, module: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch: DDP exchanges gradients in the last of an update only."""
         no_sync = getattr(module, "no_sync", None)
         return nullcontext() if no_sync is None or is_last else no_sync()
 
-    def add_up(self, numbers: Tensor) -> Tensor:
+    def all_reduce_sum(self, numbers: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, in its place."""
         if not self.is_alone:
             torch.distributed.all_reduce(numbers)
@@ -122,7 +122,7 @@ class World:
 
     # What the hosts tell each other.
 
-    def highest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The highest `value` of all ranks."""
         if self.is_alone:
             return value
@@ -130,7 +130,9 @@ class World:
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._hosts)
         return int(number)
 
-    def shared(self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
+    def map_sharded(
+        self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]
+    ) -> list[T]:
         """What `work` makes of `items`, one for one and as JSON holds it, in order and on all
         ranks; each works on its part.
 
@@ -166,7 +168,7 @@ class World:
             for text, length in zip(texts, lengths, strict=True)
         ]
 
-    def first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first rank, as JSON holds it, on all ranks; it may take any time
         while that rank lives.
 
@@ -176,7 +178,7 @@ class World:
             return work()
         self._calls += 1
         key = f"first/{self._calls}"
-        if not self.is_first:
+        if not self.is_rank0:
             answer = self.presence.answer(key)
             _raise_told(answer)
             value: T = answer["value"]
@@ -193,18 +195,18 @@ class World:
 
     # Checkpoints.
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_to_rank0(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the first rank; what is shared out comes to its CPU, and the other ranks
         get nothing.
         """
         whole = {}
         for name, tensor in tensors.items():
             full = unsharded(tensor)
-            if self.is_first:
+            if self.is_rank0:
                 whole[name] = full if full is tensor else full.cpu()
         return whole
 
-    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    def save_shards(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """`save_shards` of all ranks."""
         try:
             save_shards(tensors, folder, self._hosts)

@@ -69,9 +69,9 @@ class SignalStop:
         finally:
             self._interruptible = False
 
-    def agree(self) -> None:
+    def share_signal(self) -> None:
         """Tell the other ranks of a signal that came here, and hear of theirs; a collective."""
-        if not self.world.is_alone and (number := self.world.highest(self._own or 0)):
+        if not self.world.is_alone and (number := self.world.all_reduce_max(self._own or 0)):
             self.signal = signal.Signals(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -81,7 +81,7 @@ class Trainer(Updater):
         config = self.config.train
         metrics = (
             MetricLogger(self.run.metrics_path, self.run.tensorboard, self.step)
-            if self.world.is_first
+            if self.world.is_rank0
             else None
         )
         self.progress = TrainProgress(
@@ -101,7 +101,7 @@ class Trainer(Updater):
                         update = next(updates)
                     stats = self.train_step(update)
                     # Before anything waits for the GPU: hosts can tell who is missing.
-                    self.stop.agree()
+                    self.stop.share_signal()
                     self.report(stats)
                     if self._due(config.save_every):
                         self.save()  # before validation, which may need more memory
@@ -135,9 +135,9 @@ class Trainer(Updater):
             return pending.read(self.world.gpu_patience, self.known_bad_updates)
         except DivergedError as error:
             self.known_bad_updates += 1
-            weights = self.world.gathered(self.weights())
+            weights = self.world.gather_to_rank0(self.weights())
             where = ""
-            if self.world.is_first:
+            if self.world.is_rank0:
                 batches = self.loader.whole(pending.update)
                 where = write_crash(
                     self.run, self.config, self.prepared.tokenizer, weights, batches, pending
@@ -166,7 +166,7 @@ class Trainer(Updater):
         except (Abandoned, RankError) as error:
             if isinstance(error, RankError) and error.kind != Abandoned.__name__:
                 raise
-            self.stop.agree()
+            self.stop.share_signal()
             return False
         self.scores = scores
         improved = self.score_watch.add(scores)
@@ -178,7 +178,7 @@ class Trainer(Updater):
     def score_kept_best(self) -> None:
         """Validate the kept best checkpoint again: its scores measured something else."""
         assert self.validator is not None
-        kept = self.world.first(
+        kept = self.world.broadcast_from_rank0(
             lambda: next(iter(self.checkpoints.ranked(by_any_measure=True)), None)
         )
         if kept is None:
@@ -209,7 +209,7 @@ class Trainer(Updater):
             with self.stop.interruptible():
                 return work(part)
 
-        return self.world.shared(own_part, items)
+        return self.world.map_sharded(own_part, items)
 
     def limit_reached(self) -> str | None:
         """The limit that ends this run, or None."""
@@ -222,7 +222,7 @@ class Trainer(Updater):
 
     def is_validated(self) -> bool:
         """Whether this step's scores are written down, or there is nothing to validate."""
-        return self.validator is None or self.world.first(
+        return self.validator is None or self.world.broadcast_from_rank0(
             lambda: self.step in self.checkpoints.ranked()
         )
 
@@ -230,7 +230,7 @@ class Trainer(Updater):
         """Write a checkpoint of this step, if there is none yet. One that cannot be written is an
         error only if it is the `last`, or the third in a row."""
         self.report(late=0)
-        if self.world.first(lambda: self.step in self.checkpoints.steps()):
+        if self.world.broadcast_from_rank0(lambda: self.step in self.checkpoints.steps()):
             return
         try:
             with self.progress.saving():
@@ -307,7 +307,9 @@ class Trainer(Updater):
             return
         self.score_watch.load_state_dict(state["score_watch"])
         found = (
-            None if self.scores else self.world.first(lambda: self.checkpoints.scores(self.step))
+            None
+            if self.scores
+            else self.world.broadcast_from_rank0(lambda: self.checkpoints.scores(self.step))
         )
         if found:  # it was validated after it was saved
             self.scores = found

@@ -74,7 +74,7 @@ class Updater:
         self.step += 1
         self.model.train()
         sums = [self.micro_batch(update, turn) for turn in range(self._turns(update))]
-        means = self.world.add_up(torch.stack(sums).sum(dim=0)) / update.num_tokens
+        means = self.world.all_reduce_sum(torch.stack(sums).sum(dim=0)) / update.num_tokens
         lr, scale = learning_rate(self.step, self.config.optim), self.loss_scale.scale
         norm = self.optimize(means[0], lr)
         return PendingStats(
@@ -96,7 +96,7 @@ class Updater:
             else empty_batch((1, 1, 1), torch.device("cpu"), packed=self.loader.packed)
         )
         seed_draws(self.config.seed, self.step, turn * self.world.size + self.world.rank)
-        with self.world.accumulating(self.criterion, is_last=turn == self._turns(update) - 1):
+        with self.world.gradient_sync(self.criterion, is_last=turn == self._turns(update) - 1):
             loss = self.forward(moved(batch, self.compute.device))
             # The gradients' mean over the ranks is taken later, hence the factor.
             self.backward(

@@ -96,7 +96,7 @@ class Validator:
         `shared` does a work on items as `World.shared` does, which is what is called where it is
         not given.
         """
-        shared = shared or self.world.shared
+        shared = shared or self.world.map_sharded
         loss = self.loss(model, shared)
         translator = Translator(
             model, self.tokenizer, self.decode, self.compute, tgt_lang=self.config.data.tgt_lang
@@ -110,7 +110,7 @@ class Validator:
             "signatures": {name: score.signature for name, score in result.scores.items()},
             "measured": self.measured,
         }  # fmt: skip
-        if not self.world.is_first:
+        if not self.world.is_rank0:
             return scores
         if len(self.parts) > 1:
             by_corpus = {
@@ -150,7 +150,7 @@ class Validator:
         """Negative log-likelihood in nats a target token, without dropout and label smoothing."""
         model.eval()
         groups = list(self.loader)
-        shared = shared or self.world.shared
+        shared = shared or self.world.map_sharded
         nlls = shared(
             lambda part: [
                 sum(in_halves(lambda pairs: [self._nll(model, pairs)], group)) for group in part

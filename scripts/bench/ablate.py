@@ -37,7 +37,7 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
     """Target tokens/s of a few updates."""
     config = load_config(config_path, overrides)
     with plain_pytorch(kinds):
-        compute = device_module.choose_compute(
+        compute = device_module.set_up_compute(
             config.device, config.precision, config.threads, for_training=True
         )
         with (

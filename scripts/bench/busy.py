@@ -48,12 +48,12 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
 
     from mt.config import load_config
     from mt.data.prepare import prepare
-    from mt.runtime.device import choose_compute
+    from mt.runtime.device import set_up_compute
     from mt.train.trainer import trial
 
     logging.getLogger("mt").setLevel(logging.WARNING)
     config = load_config(config_path, overrides)
-    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
+    compute = set_up_compute(config.device, config.precision, config.threads, for_training=True)
     with trial(config, prepare(config), compute) as trainer:
         with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
             drawn = [next(updates) for _ in range(num_updates)]

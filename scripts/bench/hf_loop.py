@@ -32,7 +32,7 @@ from mt.data.batch import Batch, moved
 from mt.data.order import TrainLoader, Update
 from mt.data.prepare import prepare
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 
 
 def marian(config: Config, vocab_size: int) -> MarianMTModel:
@@ -93,7 +93,7 @@ def speed(train: Callable[[Update], None], updates: Iterator[Update], compute: C
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     config = load_config(args.config, args.overrides)
-    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
+    compute = set_up_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     torch.manual_seed(config.seed)
     model = marian(config, prepared.tokenizer.tgt_vocab_size).to(compute.device).train()

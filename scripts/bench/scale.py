@@ -31,7 +31,7 @@ from mt.data.order import TrainLoader
 from mt.data.store import SIDES, TokenCache
 from mt.files import fsync_folder, sha256_file
 from mt.model.transformer import Transformer, build_model
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import peak_process_memory
 from mt.runtime.shards import is_sharded, load_shards, own_shard
 from mt.runtime.world import World, joined
@@ -65,7 +65,9 @@ def main() -> None:
             cache(args.folders)
         else:
             with joined(600.0) as world:
-                compute = choose_compute(world.place("auto"), "auto", None, for_training=True)
+                compute = set_up_compute(
+                    world.device_for_rank("auto"), "auto", None, for_training=True
+                )
                 {"exchange": exchange, "checkpoint": checkpoint}[args.what](
                     args, world, compute, Path(folder)
                 )
@@ -93,13 +95,13 @@ def timed(work: Callable[[], object], compute: Compute) -> float:
 
 def agree(world: World, compute: Compute) -> None:
     """The small calls of an update: its numbers, and signals."""
-    world.add_up(torch.zeros(2, device=compute.device))
-    world.highest(0)
+    world.all_reduce_sum(torch.zeros(2, device=compute.device))
+    world.all_reduce_max(0)
 
 
 def say(world: World, text: str) -> None:
     """Print on the first rank."""
-    if world.is_first:
+    if world.is_rank0:
         print(text, flush=True)
 
 
@@ -114,7 +116,7 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
     )
 
     def micro_batch(is_last: bool) -> None:
-        with world.accumulating(wrapped, is_last), compute.autocast():
+        with world.gradient_sync(wrapped, is_last), compute.autocast():
             wrapped(batch).smoothed.backward()
 
     def step() -> None:
@@ -165,20 +167,22 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
     times: dict[str, list[float]] = {"save": [], "hash": [], "load": []}
     size = 0
     for number in range(args.rounds):
-        place = Path(world.first(lambda: str(folder))) / str(number)
-        world.first(lambda: place.mkdir())  # noqa: B023
+        place = Path(world.broadcast_from_rank0(lambda: str(folder))) / str(number)
+        world.broadcast_from_rank0(lambda: place.mkdir())  # noqa: B023
         times["save"].append(timed(lambda: save(world, tensors, place), compute))  # noqa: B023
         files = sorted(place.iterdir())
         size = sum(path.stat().st_size for path in files)
         times["hash"].append(
             timed(
-                lambda: world.first(lambda: [sha256_file(path) for path in files] and None),  # noqa: B023
+                lambda: world.broadcast_from_rank0(
+                    lambda: [sha256_file(path) for path in files] and None  # noqa: B023
+                ),
                 compute,
             )
         )
         times["load"].append(timed(lambda: load_shards(tensors, place), compute))  # noqa: B023
-        world.add_up(torch.zeros(1, device=compute.device))  # all have read it
-        world.first(lambda: shutil.rmtree(place))  # noqa: B023
+        world.all_reduce_sum(torch.zeros(1, device=compute.device))  # all have read it
+        world.broadcast_from_rank0(lambda: shutil.rmtree(place))  # noqa: B023
     seconds = {name: statistics.median(values) for name, values in times.items()}
     held = sum(own_shard(tensor).nbytes for tensor in tensors.values())
     what = f"{size / MIB:,.0f} MiB in {len(files)} files, medians of {args.rounds}"
@@ -206,9 +210,9 @@ def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         fsync_folder(folder)
 
     if any(map(is_sharded, tensors.values())):
-        world.save(tensors, folder)
+        world.save_shards(tensors, folder)
     else:
-        world.first(whole)
+        world.broadcast_from_rank0(whole)
 
 
 def order(num_pairs: int, folder: Path) -> None:

@@ -36,7 +36,7 @@ from mt.data.batch import Batch
 from mt.data.order import Update
 from mt.data.prepare import prepare
 from mt.model.transformer import Transformer
-from mt.runtime.device import Compute, choose_compute
+from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import peak_process_memory
 from mt.train.trainer import Trainer, trial
 
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     config = load_config(args.config, args.overrides)
     deterministic = config.train.deterministic
-    compute = choose_compute(
+    compute = set_up_compute(
         config.device,
         config.precision,
         config.threads,

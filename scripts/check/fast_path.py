@@ -33,7 +33,7 @@ from rich.table import Table
 
 from mt.config import Config, load_config
 from mt.data.prepare import Prepared, prepare
-from mt.runtime.device import choose_compute
+from mt.runtime.device import set_up_compute
 from mt.train.trainer import trial
 
 WINDOW = 50  # updates that make one point of the curve
@@ -44,7 +44,7 @@ def curve(
     config: Config, prepared: Prepared, updates: int, plain: bool
 ) -> tuple[list[float], float]:
     """(mean nll of each window of updates, target tokens/s) of one training."""
-    compute = choose_compute(
+    compute = set_up_compute(
         config.device, "fp32" if plain else config.precision, config.threads, for_training=True
     )
     with (

@@ -21,7 +21,7 @@ import time
 from mt.config import load_config
 from mt.data.batch import Batch
 from mt.data.prepare import prepare
-from mt.runtime.device import choose_compute
+from mt.runtime.device import set_up_compute
 from mt.runtime.memory import peak_process_memory
 from mt.train.trainer import trial
 
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("mt").setLevel(logging.WARNING)
     config = load_config(args.config, args.overrides)
-    compute = choose_compute(config.device, config.precision, config.threads, for_training=True)
+    compute = set_up_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     peaks, shapes, waited, began = [], set(), 0.0, time.perf_counter()
     with (

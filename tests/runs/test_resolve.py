@@ -16,7 +16,7 @@ from mt.config import Config
 from mt.errors import ConfigError, MTError, RankError
 from mt.runs import resolve
 from mt.runs.resolve import start_computing
-from mt.runtime.device import NAMES, choose_compute
+from mt.runtime.device import NAMES, set_up_compute
 from mt.runtime.world import World
 from tests.runtime.ranks import on_ranks
 
@@ -158,10 +158,10 @@ def test_a_rank_that_cannot_compute_so_is_named_on_all() -> None:
         def here(*args: Any, **options: Any) -> Any:
             if world.rank == 1 and args[1] == "bf16":
                 raise ConfigError("precision: bf16 is not for this device")
-            return choose_compute(*args, **options)
+            return set_up_compute(*args, **options)
 
         config = Config.model_validate({**CPU, "precision": "bf16", "threads": 1})
-        with patch.object(resolve, "choose_compute", here), pytest.raises(MTError) as error:
+        with patch.object(resolve, "set_up_compute", here), pytest.raises(MTError) as error:
             start_computing(config, None, world)
         return type(error.value), str(error.value), error.value.exit_code
 

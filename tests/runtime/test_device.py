@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mt.errors import ConfigError
-from mt.runtime.device import choose_compute, has_native_bf16
+from mt.runtime.device import has_native_bf16, set_up_compute
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -20,9 +20,9 @@ def test_auto_is_bf16_only_for_training_and_with_hardware_for_it(
 ) -> None:
     monkeypatch.setenv("MT_NATIVE_BF16", native)
     assert has_native_bf16(CPU) == (native == "1")
-    assert choose_compute("cpu", "auto", None, for_training=True).dtype == expected
-    assert choose_compute("cpu", "auto", None).dtype == torch.float32
-    assert choose_compute("cpu", "fp32", None, for_training=True).dtype == torch.float32
+    assert set_up_compute("cpu", "auto", None, for_training=True).dtype == expected
+    assert set_up_compute("cpu", "auto", None).dtype == torch.float32
+    assert set_up_compute("cpu", "fp32", None, for_training=True).dtype == torch.float32
 
 
 def test_a_forced_answer_that_is_neither_yes_nor_no_is_refused(
@@ -30,7 +30,7 @@ def test_a_forced_answer_that_is_neither_yes_nor_no_is_refused(
 ) -> None:
     monkeypatch.setenv("MT_NATIVE_BF16", "yes")
     with pytest.raises(ConfigError, match="'yes' in the environment; use 0 or 1"):
-        choose_compute("cpu", "auto", None)
+        set_up_compute("cpu", "auto", None)
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
@@ -57,7 +57,7 @@ def test_bf16_without_hardware_for_it_is_kept_with_a_warning(
     monkeypatch.setattr(
         "mt.runtime.device.logger.warning", lambda message, *args: said.append(message % args)
     )
-    compute = choose_compute("cpu", "bf16", None)
+    compute = set_up_compute("cpu", "bf16", None)
     assert compute.dtype == torch.bfloat16
     assert "no hardware support on this cpu" in said[0]
     with compute.autocast():
@@ -67,19 +67,19 @@ def test_bf16_without_hardware_for_it_is_kept_with_a_warning(
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "cpu:x", "mps", "cuda:01"])
 def test_a_device_that_is_not_there_is_a_config_error(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
-        choose_compute(device, "fp32", None)
+        set_up_compute(device, "fp32", None)
 
 
 def test_fp16_on_a_cpu_is_refused_and_the_error_says_what_to_use() -> None:
     with pytest.raises(ConfigError, match="precision: fp16 is for GPUs") as error:
-        choose_compute("cpu", "fp16", None)
+        set_up_compute("cpu", "fp16", None)
     assert "fp32" in str(error.value)
     assert "bf16" in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: str) -> None:
-    compute = choose_compute("cpu", precision, None, for_training=True)
+    compute = set_up_compute("cpu", precision, None, for_training=True)
     assert (
         compute.dtype
         in {
@@ -94,8 +94,8 @@ def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: 
 
 def test_threads_are_set_while_a_block_runs_and_for_good_if_that_is_asked_for() -> None:
     code = (
-        "import torch; from mt.runtime.device import choose_compute; torch.set_num_threads(3)\n"
-        "compute, n = choose_compute('cpu', 'fp32', 2), torch.get_num_threads\n"
+        "import torch; from mt.runtime.device import set_up_compute; torch.set_num_threads(3)\n"
+        "compute, n = set_up_compute('cpu', 'fp32', 2), torch.get_num_threads\n"
         "with compute.limited_threads(): inside = n()\n"
         "print(compute, inside, n()); compute.set_threads(); print(n())"
     )
@@ -111,8 +111,8 @@ def test_threads_are_set_while_a_block_runs_and_for_good_if_that_is_asked_for() 
 
 
 def test_deterministic_changes_nothing_on_a_cpu() -> None:
-    compute = choose_compute("cpu", "fp32", None, deterministic=True)
-    assert compute == choose_compute("cpu", "fp32", None)
+    compute = set_up_compute("cpu", "fp32", None, deterministic=True)
+    assert compute == set_up_compute("cpu", "fp32", None)
     assert not torch.are_deterministic_algorithms_enabled()
     assert "deterministic" not in str(compute)
 
@@ -126,9 +126,9 @@ def test_deterministic_on_a_gpu_is_set_up_before_anything_is_computed(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr("mt.runtime.device.make_deterministic", lambda: made.append(True))
-    assert str(choose_compute("cuda", "bf16", None)) == "a GPU, bf16"
+    assert str(set_up_compute("cuda", "bf16", None)) == "a GPU, bf16"
     assert made == []
-    compute = choose_compute("cuda", "bf16", None, deterministic=True)
+    compute = set_up_compute("cuda", "bf16", None, deterministic=True)
     assert str(compute) == "a GPU, bf16, deterministic"
     assert made == [True]
 
@@ -164,7 +164,7 @@ def test_a_loss_and_its_gradients_are_computed_on_the_gpu(precision: str) -> Non
     from mt.model.transformer import build_model
     from mt.train.objective import loss_sums
 
-    compute = choose_compute("cuda", precision, None)
+    compute = set_up_compute("cuda", precision, None)
     model = build_model(ModelConfig(preset="tiny", d_model=32, num_heads=2), 50, 50, seed=1).to(
         compute.device
     )

@@ -313,11 +313,11 @@ def test_a_signal_to_one_rank_is_known_to_all_at_once() -> None:
     def work(world: World) -> list[int]:
         stop, known = SignalStop(world), []
         with stop.installed():
-            stop.agree()
+            stop.share_signal()
             if world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             for _ in range(3):
-                stop.agree()
+                stop.share_signal()
                 known.append(int(stop.signal or 0))
             if world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what this rank has had

@@ -29,8 +29,8 @@ class NeverDone:
 
 def test_sums_and_signals_are_those_of_all_ranks() -> None:
     def work(world: World) -> Any:
-        highest = world.highest(15 * (world.rank == 1))
-        return world.add_up(torch.tensor([1.0, world.rank])).tolist(), highest
+        highest = world.all_reduce_max(15 * (world.rank == 1))
+        return world.all_reduce_sum(torch.tensor([1.0, world.rank])).tolist(), highest
 
     assert on_ranks(3, work) == [([3.0, 3.0], 15)] * 3
     assert work(World()) == ([1.0, 0.0], 0)
@@ -39,7 +39,7 @@ def test_sums_and_signals_are_those_of_all_ranks() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_shared_work_comes_back_in_order_on_every_rank(count: int) -> None:
     def work(world: World) -> Any:
-        return world.shared(
+        return world.map_sharded(
             lambda items: [[item * item, world.rank] for item in items], range(count)
         )
 
@@ -55,7 +55,7 @@ def test_an_error_in_shared_work_ends_it_everywhere_and_says_where_it_was() -> N
             return items
 
         try:
-            world.shared(fails_on_one, range(4))
+            world.map_sharded(fails_on_one, range(4))
         except (DataError, RankError) as error:
             return type(error).__name__, str(error), error.exit_code, getattr(error, "kind", "")
 
@@ -65,9 +65,12 @@ def test_an_error_in_shared_work_ends_it_everywhere_and_says_where_it_was() -> N
 
 def test_what_is_done_once_the_others_get_and_an_error_too() -> None:
     def work(world: World) -> Any:
-        values = [world.first(lambda: {"pid": os.getpid(), "text": "ä\u2028"}) for _ in range(3)]
+        values = [
+            world.broadcast_from_rank0(lambda: {"pid": os.getpid(), "text": "ä\u2028"})
+            for _ in range(3)
+        ]
         try:
-            world.first(lambda: [].pop())
+            world.broadcast_from_rank0(lambda: [].pop())
         except (IndexError, RankError) as error:
             return values, type(error).__name__, str(error)
 
@@ -83,7 +86,7 @@ def test_work_of_the_first_rank_may_take_longer_than_the_timeout() -> None:
             time.sleep(2.5)
             return 7
 
-        return world.first(slow)
+        return world.broadcast_from_rank0(slow)
 
     assert on_ranks(2, work, timeout=1.0) == [7, 7]
 
@@ -91,7 +94,7 @@ def test_work_of_the_first_rank_may_take_longer_than_the_timeout() -> None:
 @pytest.mark.parametrize(("where", "silent"), [("first", 0), ("sum", 0), ("sum", 2)])
 def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) -> None:
     def work(world: World) -> None:
-        world.add_up(torch.ones(1))
+        world.all_reduce_sum(torch.ones(1))
 
         def stop() -> None:
             if world.rank == silent:
@@ -99,10 +102,10 @@ def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) ->
 
         try:
             if where == "first":
-                world.first(stop)
+                world.broadcast_from_rank0(stop)
             else:
                 stop()
-                world.add_up(torch.ones(1))
+                world.all_reduce_sum(torch.ones(1))
         except RuntimeError as error:
             raise RankLostError(str(world.presence.lost(error))) from error
 
@@ -122,12 +125,12 @@ def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
 
     def work(world: World) -> None:
         stop = SignalStop(world)
-        stop.agree()
+        stop.share_signal()
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         try:
             if where == "agree":
-                stop.agree()
+                stop.share_signal()
             wait_for_gpu(NeverDone(), patience=2.5)  # type: ignore[arg-type]
         except RuntimeError as error:
             lost = f"{world.presence.lost(error)}; missed by the {'GPU' * ('GPU' in str(error))}"
@@ -150,11 +153,11 @@ def test_a_gpu_is_waited_for_longer_than_hosts_and_shorter_than_nccl_waits() -> 
 
 def test_a_rank_that_dies_ends_the_others_at_once() -> None:
     def work(world: World) -> None:
-        world.add_up(torch.ones(1))
+        world.all_reduce_sum(torch.ones(1))
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            world.add_up(torch.ones(1))
+            world.all_reduce_sum(torch.ones(1))
         except RuntimeError as error:
             raise RankLostError(str(world.presence.lost(error))) from error
 
@@ -173,7 +176,7 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
         return TCPStore("127.0.0.1", port, is_master=False)
 
     def dies(world: World) -> None:
-        world.first(lambda: "of the dead")
+        world.broadcast_from_rank0(lambda: "of the dead")
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RankFailedError):
@@ -181,7 +184,7 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
     for number in range(3):
         values = on_ranks(
             2,
-            lambda world: (world.first(lambda: number), len(world.presence.ranks)),  # noqa: B023
+            lambda world: (world.broadcast_from_rank0(lambda: number), len(world.presence.ranks)),  # noqa: B023
             store=client,
         )
         assert values == [(number, 2)] * 2
@@ -204,14 +207,14 @@ def test_each_rank_takes_the_gpu_of_its_number_and_its_part_of_the_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     third = World(11, 16, local_rank=3, local_size=8)
-    assert [third.threads(count) for count in (16, 4, None)] == [2, 1, None]
+    assert [third.threads_per_rank(count) for count in (16, 4, None)] == [2, 1, None]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert third.place("auto") == "auto"
+    assert third.device_for_rank("auto") == "auto"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [third.place(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
+    assert [third.device_for_rank(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == [
         "cuda:3",
         "cuda:3",
         "cuda:1",
         "cpu",
     ]
-    assert World().place("auto") == "auto"
+    assert World().device_for_rank("auto") == "auto"

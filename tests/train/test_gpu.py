@@ -449,7 +449,7 @@ import torch
 from mt.config import ModelConfig, OptimConfig
 from mt.data.batch import collate, moved
 from mt.decode.search import SearchConfig, beam_search
-from mt.runtime.device import choose_compute
+from mt.runtime.device import set_up_compute
 from mt.decode.steps import EagerModel
 from mt.model.transformer import build_model
 from mt.model.kernels import compile_layers, missing_compiler, packs
@@ -458,7 +458,7 @@ from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
 
 device, precision, wants_compiled = sys.argv[1], sys.argv[2], sys.argv[3] == "compiled"
-compute = choose_compute(device, precision, 1, deterministic=True)
+compute = set_up_compute(device, precision, 1, deterministic=True)
 sizes = dict(d_model=256, d_ff=512, num_heads=4, encoder_layers=2, decoder_layers=2)
 config = ModelConfig(**sizes, dropout=0.1, activation_dropout=0.1, embedding_dropout=0.1)
 assert not packs(config, compute)
