@@ -96,7 +96,8 @@ def translate(
         setup_logging(is_first=world.is_rank0)
         translator = Translator.load(
             model, device=world.device_for_rank(device), precision=precision,
-            threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size, length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
+            threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size,
+            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
             max_tokens=max_tokens,
         )  # fmt: skip
         names = files or ["-"]
