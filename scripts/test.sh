@@ -10,7 +10,7 @@ make_environment "[dev,ct2,hf,ja,legacy,onnx]"
 .venv/bin/mypy
 essentials=(
   tests/config tests/artifacts tests/data tests/model/test_{attention,layers,linear,one_transformer,transformer,ways_to_attend}.py
-  tests/decode/test_{search,steps,translator}.py tests/train/test_{gradients,objective,optimizer,stopping}.py
+  tests/decode/test_{search,steps,translator}.py tests/train/test_{cross_entropy,gradients,objective,optimizer,stopping}.py
   tests/evaluation/test_metrics.py tests/test_{files,layering,log,readme,numerics,safe_loading}.py
 )
 if [ "${1:-}" = --fast ]; then

@@ -23,9 +23,10 @@ from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute
 from mt.runtime.shards import unsharded
 from mt.runtime.world import ALONE, World
+from mt.train.cross_entropy import Loss
 from mt.train.finetune import initialize
 from mt.train.gradients import LossScale, PendingStats, apply_gradients
-from mt.train.objective import Loss, TrainingLoss
+from mt.train.objective import TrainingLoss
 from mt.train.optimizer import WeightAverage, build_optimizer, learning_rate
 
 

@@ -19,8 +19,8 @@ from mt.model.layers import Dropout
 from mt.model.transformer import Transformer
 from mt.train import objective as loss_module
 from mt.train import updates
+from mt.train.cross_entropy import Loss
 from mt.train.gradients import LossScale
-from mt.train.objective import Loss
 
 
 def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss:

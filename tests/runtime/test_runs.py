@@ -24,7 +24,7 @@ from mt.errors import CheckpointError, DivergedError, MTError
 from mt.runtime import shards
 from mt.runtime.device import Compute
 from mt.runtime.world import World
-from mt.train.objective import Loss
+from mt.train.cross_entropy import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop
 from mt.train.trainer import Trainer, trial

@@ -13,7 +13,7 @@ from mt.data.prepare import prepare
 from mt.errors import DivergedError
 from mt.runs.replay import replay
 from mt.runtime.device import Compute
-from mt.train.objective import Loss
+from mt.train.cross_entropy import Loss
 from mt.train.trainer import Trainer, trial
 from survival.harness import start, write_config
 

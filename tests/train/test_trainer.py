@@ -26,8 +26,8 @@ from mt.data.prepare import prepare
 from mt.errors import DivergedError
 from mt.log import MetricLogger
 from mt.runtime.device import Compute
+from mt.train.cross_entropy import Loss
 from mt.train.gradients import PendingStats
-from mt.train.objective import Loss
 from mt.train.progress import TrainProgress
 from mt.train.stopping import SignalStop
 from mt.train.trainer import Trainer
