@@ -1,6 +1,7 @@
-"""Run folders and model folders: every file name and format on disk is said here, and only here.
+"""Run folders and model folders: every file name and file format on disk is defined here.
 
-They are written whole or not at all, verified by size and SHA-256 before use, and never unpickled.
+Folders are written completely or not at all, and their files are verified by size and SHA-256
+before use. Nothing is ever unpickled.
 """
 
 from mt.artifacts.checkpoints import CheckpointManager, TrainingState, run_checkpoints

@@ -1,9 +1,9 @@
-"""The checkpoints of a run: saving, the links `last` and `best`, which to keep, and where to go on."""
+"""The checkpoints of a run: save, rank, link and delete them, and find the one to resume from."""
 
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mt.artifacts.manifest import tensor_shapes, verify, write_json
 from mt.artifacts.model_folder import ModelFolder
 from mt.artifacts.run_folder import RunFolder, find_model
 from mt.config import Config
-from mt.config.ranking import rank
+from mt.config.ranking import ranking_key
 from mt.errors import CheckpointError, RankError
 from mt.files import atomic_dir, remove_folder, replace_link
 from mt.runtime.shards import is_sharded, load_shards
@@ -24,34 +24,35 @@ from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
-SPARE = (
-    1 << 20
-)  # bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand
+# Bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand.
+SPARE = 1 << 20
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint holds besides the model: all that moves in training."""
+    """Everything in a checkpoint that training changes: weights, optimizer, counters and scores."""
 
-    weights: dict[str, Tensor]  # as the optimizer left them
-    average: dict[str, Tensor] | None  # their moving average, where one is kept
+    weights: dict[str, Tensor]  # as the last update left them
+    average: dict[str, Tensor] | None  # moving average of the weights, if the run keeps one
     optimizer: dict[str, Tensor]
-    state: dict[str, Any]  # what JSON can hold
+    state: dict[str, Any]  # everything else, as JSON values
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What training/ holds: raw weights, where the model's are an average, and the optimizer's
-        tensors.
+        """The tensors to store in training/.
+
+        These are the tensors of the optimizer. If the model of the checkpoint is the average, they
+        also include the raw weights.
         """
         return {**(self.weights if self.average is not None else {}), **self.optimizer}
 
     @property
     def is_sharded(self) -> bool:
-        """Whether ranks have shared it out, and each must write its part."""
+        """Whether the tensors are sharded, so that each rank must write its own shards."""
         return any(is_sharded(tensor) for tensor in self.weights.values())
 
     def write(self, model: ModelFolder) -> None:
-        """Fill training/ of a checkpoint, but for tensors that ranks have shared out."""
+        """Write training/ of a checkpoint, except for sharded tensors."""
         model.training.mkdir()
         write_json(model.training / "state.json", self.state)
         if self.is_sharded:
@@ -61,45 +62,40 @@ class TrainingState:
         save_file(self.optimizer, model.training / "optimizer.safetensors")
 
     def load(self, model: ModelFolder) -> dict[str, Any]:
-        """Fill the tensors from a verified checkpoint, whatever number of ranks wrote it; gives its
-        state, as JSON holds it.
+        """Fill the tensors in place from a verified checkpoint, and return its `state`.
 
-        Raises `CheckpointError` for tensors of other names or shapes.
+        The checkpoint may have been written by any number of ranks. Raises `CheckpointError` if
+        names or shapes of tensors differ.
         """
-        places = (
+        for folder, tensors in (
             (model.path, self.average or self.weights),
             (model.training, self.tensors),
-        )
-        for folder, tensors in places:
-            for path in sorted(folder.glob("*.safetensors")):
-                tensor_shapes(path)  # bounds the header
+        ):
+            for path in folder.glob("*.safetensors"):
+                tensor_shapes(path)  # refuses oversized headers
             load_shards(tensors, folder)
         return model.training_state()
 
 
 class CheckpointManager:
-    """The checkpoints of one run: saving, the links `last` and `best`, which to keep, and where to
-    go on.
-    """
+    """Saves, ranks, deletes and finds the checkpoints of one run."""
 
     def __init__(
         self, run_dir: Path, keep_last: int, keep_best: int, metric: str, world: World = ALONE
     ) -> None:
         self.run = RunFolder(run_dir)
         self.folder = self.run.checkpoints
-        self.keep_last = keep_last
-        self.keep_best = keep_best
-        self.metric = metric
-        self.world = world
-        # What scores must have measured to count (`Validator.measured`); None: anything.
-        self.measured: str | None = None
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.metric, self.world = metric, world
+        # Only scores with this fingerprint (`Validator.fingerprint`) count. None: all scores count.
+        self.valid_fingerprint: str | None = None
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending."""
+        """Return the steps that have a checkpoint, in ascending order."""
         return self.run.steps()
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step stands."""
+        """Return the folder of the checkpoint of a step."""
         return self.run.checkpoint(step).path
 
     def save(
@@ -110,35 +106,43 @@ class CheckpointManager:
         training: TrainingState,
         provenance: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint, point the links at it, and delete those that need not be kept. All
-        ranks must call this.
+        """Write a checkpoint, update the links to it, and delete checkpoints that are not kept.
 
-        `save_tokenizer` fills a folder. Raises `CheckpointError` where it cannot be written; those
-        before it are as they were.
+        All ranks must call this. `save_tokenizer` writes the tokenizer into a folder. Raises
+        `CheckpointError` if writing fails; older checkpoints then stay as they are.
         """
         weights = self.world.gather_to_rank0(training.average or training.weights)
-
-        def begin() -> str:
-            self._check_space(training)
-            model = ModelFolder(stack.enter_context(atomic_dir(self.path(step))))
-            model.write(config, weights, save_tokenizer, {"step": step, **provenance})
-            training.write(model)
-            return str(model)
-
-        def end() -> None:
-            model.seal()
-            stack.close()  # into place
-
         try:
-            with contextlib.ExitStack() as stack:
-                model = ModelFolder(Path(self.world.broadcast_from_rank0(begin)))
+            with self._temporary_folder(step, training) as model:
+
+                def write() -> None:
+                    model.write(config, weights, save_tokenizer, {"step": step, **provenance})
+                    training.write(model)
+
+                self.world.broadcast_from_rank0(write)
                 if training.is_sharded:
                     self.world.save_shards(training.tensors, model.training)
-                self.world.broadcast_from_rank0(end)
+                self.world.broadcast_from_rank0(model.seal)
         except (OSError, SafetensorError, RankError) as error:
             raise CheckpointError(f"{self.path(step)}: could not be written: {error}") from error
         self.tidy()
         return self.path(step)
+
+    @contextlib.contextmanager
+    def _temporary_folder(self, step: int, training: TrainingState) -> Iterator[ModelFolder]:
+        """Give all ranks the same temporary folder, which rank 0 creates.
+
+        When the block ends, rank 0 moves the folder to the place of the checkpoint of `step`. If
+        the block fails, rank 0 deletes the folder.
+        """
+
+        def create() -> str:
+            self._check_space(training)
+            return str(stack.enter_context(atomic_dir(self.path(step))))
+
+        with contextlib.ExitStack() as stack:
+            yield ModelFolder(Path(self.world.broadcast_from_rank0(create)))
+            self.world.broadcast_from_rank0(stack.close)
 
     def _check_space(self, training: TrainingState) -> None:
         parts = (training.weights, training.average or {}, training.optimizer)
@@ -147,29 +151,35 @@ class CheckpointManager:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise CheckpointError(
-                f"{self.folder}: a checkpoint takes {needed >> 20:,} MiB and {free >> 20:,} MiB are free"
+                f"{self.folder}: a checkpoint needs {needed >> 20:,} MiB, "
+                f"but only {free >> 20:,} MiB are free"
             )
 
     def tidy(self) -> None:
-        """Point `last` at the newest and `best` at the best checkpoint, and delete those that need
-        not be kept; a failure is a warning.
+        """Update the links `last` and `best`, and delete checkpoints that are not kept.
+
+        Only rank 0 does anything. A failure is logged as a warning.
         """
         if not self.world.is_rank0:
             return
         steps, ranked = self.steps(), self.ranked()
         try:
-            for name, in_order in (("last", steps[::-1]), ("best", ranked)):
-                if in_order:
+            for name, best_first in (("last", steps[::-1]), ("best", ranked)):
+                if best_first:
                     self._remove_copy(self.folder / name)
-                    replace_link(self.folder / name, self.path(in_order[0]).name)
+                    replace_link(self.folder / name, self.path(best_first[0]).name)
             for step in set(steps) - {*steps[-self.keep_last :], *ranked[: self.keep_best]}:
                 remove_folder(self.path(step))
         except (OSError, CheckpointError) as error:
-            logger.warning("%s: links and old checkpoints are as they were: %s", self.folder, error)
+            logger.warning(
+                "%s: could not update links or delete old checkpoints: %s", self.folder, error
+            )
 
     def _remove_copy(self, link: Path) -> None:
-        """Remove what stands in the place of a link after a tool that follows links has copied the
-        run: a copy of a checkpoint.
+        """Make room for a link if a folder has taken its place.
+
+        Some tools follow links when they copy a run, so the link becomes a copy of a checkpoint.
+        Delete the copy if the original exists, otherwise rename the copy.
         """
         if not link.is_dir() or link.is_symlink():
             return
@@ -179,29 +189,30 @@ class CheckpointManager:
         else:
             link.rename(self.folder / f"copied_{link.name}")
 
-    def ranked(self, by_any_measure: bool = False) -> list[int]:
-        """Validated steps, best first by `rank`; of equals the earlier.
+    def ranked(self, comparable_only: bool = True) -> list[int]:
+        """Return the validated steps that have a checkpoint, best first.
 
-        `by_any_measure` counts scores that measured something else too.
+        Of steps with equal scores, the earlier comes first. By default, steps that were validated
+        on other text or with other settings are left out.
         """
         scored = {
             step: scores
             for step in self.steps()
-            if (scores := self.scores(step, by_any_measure)) and self.metric in scores
+            if (scores := self.scores(step, comparable_only)) and self.metric in scores
         }
         return sorted(
-            scored, key=lambda step: (*(-value for value in rank(self.metric, scored[step])), step)
+            scored,
+            key=lambda step: (*(-value for value in ranking_key(self.metric, scored[step])), step),
         )
 
-    def scores(self, step: int, by_any_measure: bool = False) -> dict[str, float] | None:
-        """What validation says of a step, in the run folder; None if it has not been, or measured
-        something else.
+    def scores(self, step: int, comparable_only: bool = True) -> dict[str, float] | None:
+        """Return the scores of the validation after a step, from the run folder.
 
-        A checkpoint may be older than its validation.
+        Return {} if the step was not validated, and None if it was validated on other text
+        or with other settings.
         """
         details = self.run.validation(step)
-        is_comparable = by_any_measure or self.measured in (None, details.get("measured"))
-        if not is_comparable:
+        if comparable_only and self.valid_fingerprint not in (None, details.get("measured")):
             return None
         return {
             name: float(details[name])
@@ -210,59 +221,60 @@ class CheckpointManager:
         }
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Put scores into the checkpoint of a step, if it was saved before they were known; a
-        failure is a warning.
+        """Add scores to the checkpoint of a step, if it was saved before its validation.
+
+        Only rank 0 does anything. A failure is logged as a warning.
         """
         if not (self.world.is_rank0 and self.path(step).exists()):
             return
         try:
             self.run.checkpoint(step).write_scores(scores)
         except OSError as error:
-            logger.warning(
-                "%s: its scores could not be written into it: %s", self.path(step), error
-            )
+            logger.warning("%s: could not write its scores: %s", self.path(step), error)
 
     def newest(self) -> ModelFolder | None:
-        """The newest checkpoint that is whole, None where there is none at all. All ranks must call
-        this.
+        """Return the newest undamaged checkpoint, or None if the run has no checkpoints.
 
-        A damaged one is moved aside with a warning. Raises `CheckpointError` where all are damaged,
-        now or at an earlier start.
+        All ranks must call this. Damaged checkpoints are renamed to damaged_*, with a warning.
+        Raises `CheckpointError` if only damaged checkpoints exist, from now or from earlier.
         """
-        found = self.world.broadcast_from_rank0(self._newest)
-        return None if found is None else ModelFolder(Path(found))
+        path = self.world.broadcast_from_rank0(self._newest)
+        return None if path is None else ModelFolder(Path(path))
 
     def _newest(self) -> str | None:
-        steps = self.steps()
-        for step in reversed(steps):
+        for step in reversed(self.steps()):
+            path = self.path(step)
             try:
-                verify(self.path(step), with_training=True)
-                self.tidy()  # a kill may have come between a save and this
-                return str(self.path(step))
+                verify(path, with_training=True)
+                self.tidy()  # the process may have been killed between a save and this
+                return str(path)
             except CheckpointError as error:
-                aside = self.folder / f"damaged_{self.path(step).name}"
+                aside = self.folder / f"damaged_{path.name}"
                 shutil.rmtree(aside, ignore_errors=True)
-                self.path(step).rename(aside)
+                path.rename(aside)
                 logger.warning(
-                    "%s\nmoved aside to %s; falling back to the checkpoint before it", error, aside
+                    "%s\nmoved to %s; falling back to the previous checkpoint", error, aside
                 )
         if damaged := len(list(self.folder.glob("damaged_*"))):
             raise CheckpointError(
-                f"{self.folder}: all {damaged} checkpoints are damaged; restore one, choose another run_dir, or start anew with --overwrite"
+                f"{self.folder}: all {damaged} checkpoints are damaged; restore one, "
+                "choose another run_dir, or start again with --overwrite"
             )
         return None
 
 
 def run_checkpoints(run_dir: Path, last: int | None, best: int | None) -> list[Path]:
-    """The newest `last`, or the best `best`, checkpoints of a run. Raises `CheckpointError` where
-    there are fewer.
+    """Return the newest `last` or the best `best` checkpoints of a run.
+
+    Raises `CheckpointError` if the run has fewer.
     """
     manager = CheckpointManager(run_dir, 1, 0, find_model(run_dir).config().train.metric)
-    steps, wanted = (
+    steps, count = (
         (manager.ranked(), best) if best is not None else (manager.steps()[::-1], last or 1)
     )
-    if len(steps) < wanted:
+    if len(steps) < count:
         raise CheckpointError(
-            f"{run_dir}: {wanted} checkpoints asked for, {len(steps)} are there (train.keep_last, train.keep_best)"
+            f"{run_dir}: {count} checkpoints requested, but only {len(steps)} exist "
+            "(see train.keep_last, train.keep_best)"
         )
-    return [manager.path(step) for step in steps[:wanted]]
+    return [manager.path(step) for step in steps[:count]]

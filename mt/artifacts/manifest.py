@@ -1,8 +1,8 @@
-"""The manifest of a folder and what it guards: every file is checked by size and SHA-256 before it
-is read, and none can lead out of it.
+"""The manifest of a model folder, and reading the files that it lists.
 
-What a manifest lists may still have been written to do harm, so that headers and JSON are bounded
-before they are parsed.
+Every file is checked by size and SHA-256 before it is read, and links that lead out of the folder
+are refused. A folder with a valid manifest may still be malicious, so the sizes of JSON files and
+safetensors headers are limited before they are parsed.
 """
 
 import hashlib
@@ -22,14 +22,15 @@ FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
 TRAINING = "training"
 REQUIRED = ("config.yaml", "model.safetensors", "generation.json", "provenance.json", "tokenizer")
-TRAINING_REQUIRED = (f"{TRAINING}/state.json",)  # and tensors: one file, or a shard of each rank
+# The tensors in training/ are not listed: they may be one file, or one file per rank.
+TRAINING_REQUIRED = (f"{TRAINING}/state.json",)
 MAX_JSON = 4 << 20  # bytes of a JSON file
-MAX_HEADER = 1 << 20  # bytes of a safetensors header: some ten thousand tensors
-DAMAGED = "the file is damaged (copy it again, or use another checkpoint)"
+MAX_HEADER = 1 << 20  # bytes of a safetensors header, enough for about ten thousand tensors
+DAMAGED = "the folder is damaged (copy it again, or use another checkpoint)"
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest over all files of a folder; without it a folder is no model folder."""
+    """Write the manifest of all files in a folder, which makes it a valid model folder."""
     files = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
@@ -42,22 +43,21 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
-    """Check every file of a folder against its manifest and give all it lists. Raises
-    `CheckpointError` naming the first that differs.
+    """Check every file of a folder against its manifest, and return the size and SHA-256 by name.
 
-    The training part is checked only on demand: translating needs none of it, and a kept best
-    checkpoint may have lost it.
+    Files in training/ are checked only `with_training`, because translating does not need them and
+    a user may have deleted them. Raises `CheckpointError` for the first file that differs.
     """
     files = _files(folder, REQUIRED + TRAINING_REQUIRED if with_training else REQUIRED)
     for name in files:
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise CheckpointError(f"{folder / MANIFEST}: {name!r} points out of the folder")
+            raise CheckpointError(f"{folder / MANIFEST}: {name!r} is outside of the folder")
     try:
         for part in ("tokenizer", TRAINING) if with_training else ("tokenizer",):
             for path in (folder / part).iterdir():
                 if f"{part}/{path.name}" not in files:
                     raise CheckpointError(
-                        f"{path}: not in {MANIFEST}; take it away, or use another checkpoint"
+                        f"{path}: not in {MANIFEST}; remove it, or use another checkpoint"
                     )
         for name, expected in files.items():
             if with_training or not name.startswith(f"{TRAINING}/"):
@@ -70,8 +70,10 @@ def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, 
 
 
 def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Name -> size and SHA-256 of every file, from a manifest that is byte for byte what `seal`
-    writes.
+    """Read the manifest, and return the size and SHA-256 of every file by name.
+
+    Raises `CheckpointError` unless the manifest is byte for byte what `seal` writes for the same
+    files, and lists all `required` files and folders.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -79,28 +81,34 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
     entries = files.values() if isinstance(files, dict) else []
     if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder}: format {manifest['format']}, this version of mt reads {FORMAT_VERSION}"
+            f"{folder}: format {manifest['format']}, "
+            f"but this version of mt reads only format {FORMAT_VERSION}"
         )
     if not entries or not all(
         isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries
     ):
-        raise CheckpointError(f"{path}: not a manifest of mt; the folder is damaged or not a model")
+        raise CheckpointError(
+            f"{path}: not a manifest of mt; the folder is damaged or not a model folder"
+        )
     assert isinstance(files, dict)
     if path.read_text(encoding="utf-8") != _as_json(_manifest(files)):
-        raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
+        raise CheckpointError(f"{path}: the content has changed; {DAMAGED}")
     if missing := [
         name
         for name in required
         if name not in files and not any(file.startswith(f"{name}/") for file in files)
     ]:
         raise CheckpointError(
-            f"{path}: names no {missing[0]}; the folder is damaged or not a model"
+            f"{path}: does not list {missing[0]}; the folder is damaged or not a model folder"
         )
     return files
 
 
 def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of these files; it vouches for itself too, as not every file is read each time."""
+    """Return the manifest of these files, with a hash of the list itself.
+
+    The hash detects damage to entries whose files are not checked every time.
+    """
     return {
         "format": FORMAT_VERSION,
         "sha256": hashlib.sha256(_as_json(files).encode()).hexdigest(),
@@ -111,33 +119,32 @@ def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
 def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
     path = folder / name
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: missing; the model folder is damaged (copy it again, or use another checkpoint)"
-        )
+        raise CheckpointError(f"{path}: missing; {DAMAGED}")
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path}: a link out of the folder; put the file itself there")
+        raise CheckpointError(f"{path}: a link out of the folder; replace it with the file itself")
     size = path.stat().st_size
     if size != expected.get("size"):
-        raise CheckpointError(f"{path}: {size:,} bytes, not as written; {DAMAGED}")
+        raise CheckpointError(f"{path}: the size has changed to {size:,} bytes; {DAMAGED}")
     if sha256_file(path) != expected.get("sha256"):
-        raise CheckpointError(f"{path}: not the bytes that were written; {DAMAGED}")
+        raise CheckpointError(f"{path}: the content has changed; {DAMAGED}")
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Shapes by name from the header of a safetensors file, without its tensors. Raises
-    `CheckpointError`.
+    """Return the shapes of the tensors in a safetensors file by name, without reading the tensors.
+
+    Raises `CheckpointError` for a damaged or oversized header.
     """
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > MAX_HEADER:
                 raise CheckpointError(
-                    f"{path}: a header of {size:,} bytes; no model of mt has one over {MAX_HEADER:,}"
+                    f"{path}: a header of {size:,} bytes; the limit is {MAX_HEADER:,}"
                 )
             header = json.loads(file.read(size))
         return {
-            name: [int(n) for n in about["shape"]]
-            for name, about in header.items()
+            name: [int(n) for n in entry["shape"]]
+            for name, entry in header.items()
             if name != "__metadata__"
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -145,8 +152,8 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `CheckpointError`."""
-    tensor_shapes(path)  # bounds the header
+    """Read the tensors of a safetensors file. Raises `CheckpointError`."""
+    tensor_shapes(path)  # refuses an oversized header
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -154,20 +161,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object."""
+    """Write a JSON object to a file."""
     path.write_text(_as_json(value), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `CheckpointError`."""
+    """Read a JSON object from a file. Raises `CheckpointError`."""
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not what mt writes")
+            raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not written by mt")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not what mt writes")
+        raise CheckpointError(f"{path}: not a JSON object; not written by mt")
     return value
 
 

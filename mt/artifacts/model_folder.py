@@ -1,14 +1,15 @@
-"""A model folder: a model with all that translating needs, and nothing outside it.
+"""A model folder: a model with everything that is needed to translate.
 
-  config.yaml         every setting of its run, but for the search
-  generation.json     how to search
-  model.safetensors   weights
-  tokenizer/          SentencePiece models
-  provenance.json     where the model comes from
-  MANIFEST.json       size and SHA-256 of all of these
-A checkpoint is a model folder with training/ besides: state.json, the optimizer's tensors, and raw
-weights if the model's are an average. If it was saved before it was validated, scores.json has its
-scores, outside the manifest. A crash folder has batch.jsonl besides.
+  config.yaml         every setting of the run, except those of the search
+  generation.json     the settings of the search
+  model.safetensors   the weights
+  tokenizer/          the SentencePiece models
+  provenance.json     how the model was made
+  MANIFEST.json       size and SHA-256 of all other files
+
+A checkpoint also contains training/ with state.json, the tensors of the optimizer and, if the model
+is an average, the raw weights. If a checkpoint was saved before its validation, its scores are in
+scores.json, which is not in the manifest. A crash folder also contains batch.jsonl.
 """
 
 import json
@@ -45,7 +46,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of a model folder, checkpoint or crash folder at `path`."""
+    """The model folder, checkpoint or crash folder at `path`."""
 
     path: Path
 
@@ -54,32 +55,36 @@ class ModelFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a model: without a manifest a folder is none."""
+        """Whether the folder is a model folder, which means that it has a manifest."""
         return (self.path / MANIFEST).exists()
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer."""
+        """The folder with the files of the tokenizer."""
         return self.path / "tokenizer"
 
     @property
     def weights_path(self) -> Path:
-        """The file of the weights."""
+        """The file with the weights."""
         return self.path / "model.safetensors"
 
     @property
     def training(self) -> Path:
-        """The folder with all that only training needs."""
+        """The folder with the files that are needed only to resume training."""
         return self.path / TRAINING
 
     @property
     def batch_path(self) -> Path:
-        """The file of a crash folder with what broke training."""
+        """The file of a crash folder with the batch that stopped training."""
         return self.path / "batch.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """Where evaluations are kept: in the run, or beside a model folder, whose files are sealed."""
+        """The folder for evaluations of this model.
+
+        It is in the run folder of a checkpoint, and next to any other model folder, because a
+        model folder must not change once it has a manifest.
+        """
         if self.path.parent.name == "checkpoints":
             return self.path.parent.parent / "evaluations" / self.path.name
         return self.path.parent / f"{self.path.name}.evaluations"
@@ -91,7 +96,10 @@ class ModelFolder:
         save_tokenizer: Callable[[Path], object],
         provenance: Mapping[str, Any],
     ) -> None:
-        """Fill the empty folder with a model; `seal` must follow. `save_tokenizer` fills a folder."""
+        """Write the files of a model into the empty folder. Call `seal` afterwards.
+
+        `save_tokenizer` writes the tokenizer into the folder that it is given.
+        """
         settings = to_yaml(config, without=("decode",))
         (self.path / "config.yaml").write_text(settings, encoding="utf-8")
         tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
@@ -103,87 +111,86 @@ class ModelFolder:
         write_json(self.path / "provenance.json", {**about, **provenance})
 
     def seal(self) -> None:
-        """Write the manifest over all files."""
+        """Write the manifest of all files in the folder."""
         seal(self.path)
 
     def verify(self, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
-        """Check every file against the manifest and return what it lists. Raises `CheckpointError`."""
+        """Check the files against the manifest and return its entries; see `manifest.verify`."""
         return verify(self.path, with_training=with_training)
 
     def config(self) -> Config:
-        """The settings, those of the search included. Raises `CheckpointError`."""
+        """Read the settings, including those of the search. Raises `CheckpointError`."""
         path = self.path / "config.yaml"
         try:
             if path.stat().st_size > MAX_JSON:
-                raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not what mt writes")
+                raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not written by mt")
             config = config_from_text(path.read_text(encoding="utf-8"), str(path), is_saved=True)
             decode = DecodeConfig.model_validate(read_json(self.path / "generation.json"))
             return config.model_copy(update={"decode": decode})
         except (OSError, ValueError, ConfigError) as error:
-            raise CheckpointError(f"{self}: its configuration cannot be read: {error}") from error
+            raise CheckpointError(f"{self}: cannot read the configuration: {error}") from error
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors by the names of the model's parameters. Raises `CheckpointError`."""
+        """Read the weights, by parameter name. Raises `CheckpointError`."""
         return read_tensors(self.weights_path)
 
     def num_parameters(self) -> int:
-        """The numbers in all tensors. Raises `CheckpointError`."""
+        """Return the number of parameters of the model. Raises `CheckpointError`."""
         return sum(math.prod(shape) for shape in tensor_shapes(self.weights_path).values())
 
     def weights_hash(self) -> str:
-        """SHA-256 of the weights, as the manifest has it."""
+        """Return the SHA-256 of the weights from the manifest."""
         return str(read_json(self.path / MANIFEST)["files"]["model.safetensors"]["sha256"])
 
     def provenance(self) -> dict[str, Any]:
-        """Where the model comes from; with the scores that it got after it was saved, if it did.
-
-        Raises `CheckpointError`.
-        """
-        about = read_json(self.path / "provenance.json")
+        """Read how the model was made, and its validation scores. Raises `CheckpointError`."""
+        provenance = read_json(self.path / "provenance.json")
         scores = self.path / SCORES
-        return {**about, "scores": read_json(scores)} if scores.exists() else about
+        return {**provenance, "scores": read_json(scores)} if scores.exists() else provenance
 
     def step(self) -> int | None:
-        """The update after which the model was saved; None if it is no checkpoint."""
+        """Return the update after which the model was saved, or None if it is not a checkpoint."""
         step = read_json(self.path / "provenance.json").get("step")
         return step if isinstance(step, int) else None
 
     def write_scores(self, scores: Mapping[str, float]) -> None:
-        """Put scores into a checkpoint that was saved before they were known."""
+        """Add validation scores to a checkpoint that was saved before its validation."""
         atomic_write(self.path / SCORES, json.dumps(dict(scores), indent=2) + "\n")
 
     def training_state(self) -> dict[str, Any]:
-        """What training goes on with, but for tensors. Raises `CheckpointError`."""
+        """Read the state of training, except for tensors. Raises `CheckpointError`."""
         return read_json(self.training / "state.json")
 
 
 def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
-    """Write the mean of several models' weights as a model folder with the settings of the first.
+    """Write a model folder with the mean weights of several models, and the settings of the first.
 
-    Raises `CheckpointError` for a damaged or different model, and if `out` exists.
+    Raises `CheckpointError` if a model is damaged, if the models or tokenizers differ, or if `out`
+    exists.
     """
     if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another folder")
+        raise CheckpointError(f"{out}: already exists; choose another folder")
     models = [ModelFolder(folder) for folder in folders]
     files = [model.verify() for model in models]
     configs = [model.config() for model in models]
     for model, other_files, config in zip(models, files, configs, strict=True):
         if config.model != configs[0].model or _tokenizer(other_files) != _tokenizer(files[0]):
             raise CheckpointError(
-                f"{model}: another model or tokenizer than {models[0]}; average checkpoints of one run"
+                f"{model}: model or tokenizer differs from {models[0]}; "
+                "average checkpoints of the same run"
             )
     weights = [model.weights() for model in models]
     means = {
-        name: torch.stack([each[name] for each in weights]).double().mean(dim=0).float()
+        name: torch.stack([tensors[name] for tensors in weights]).double().mean(dim=0).float()
         for name in weights[0]
     }
     with atomic_dir(out) as temporary:
-        about = {"average_of": [model.path.name for model in models]}
+        provenance = {"average_of": [model.path.name for model in models]}
         save_tokenizer = partial(shutil.copytree, models[0].tokenizer)
-        ModelFolder(temporary).write(configs[0], means, save_tokenizer, about)
+        ModelFolder(temporary).write(configs[0], means, save_tokenizer, provenance)
         seal(temporary)
 
 
 def _tokenizer(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The SHA-256 of each file of a model's tokenizer."""
+    """Return the SHA-256 of each file of the tokenizer, from the entries of a manifest."""
     return {name: file["sha256"] for name, file in files.items() if name.startswith("tokenizer/")}

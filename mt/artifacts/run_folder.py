@@ -1,13 +1,15 @@
-"""A run folder: all that a run leaves.
+"""A run folder: everything that a training run writes.
 
-config.yaml          the settings that it was started with
-lock  status.json    that it runs, and what became of it
-train.log  metrics.jsonl  tensorboard/
-checkpoints/         step_N, the links `last` and `best`, damaged_step_N
+config.yaml          the settings of the latest start
+lock                 locked while a process trains
+status.json          whether the run is in progress, and how it ended
+train.log            the log
+metrics.jsonl        losses, speeds and scores; the same numbers are in tensorboard/
+checkpoints/         step_N, the links `last` and `best`, and damaged_step_N
 valid/step_N/        translations and scores of the validation after update N
-evaluations/step_N/  what `mt evaluate` found
-crash/step_N/        a batch that broke training
-report.html          `mt report`
+evaluations/step_N/  results of `mt evaluate`
+crash/step_N/        a batch that stopped training, and the weights at that time
+report.html          the output of `mt report`
 """
 
 import json
@@ -22,7 +24,7 @@ from typing import Any
 from mt.artifacts.manifest import read_json
 from mt.artifacts.model_folder import SCORES, ModelFolder
 from mt.config import HEADER, Config, config_from_text, to_yaml
-from mt.config.ranking import rank
+from mt.config.ranking import ranking_key
 from mt.errors import CheckpointError, ConfigError
 from mt.files import atomic_write, locked, remove_folder, remove_leftovers
 
@@ -33,7 +35,7 @@ LINKS = ("last", "best")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run at `path`."""
+    """The run folder at `path`."""
 
     path: Path
 
@@ -42,62 +44,62 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """The file of the settings."""
+        """The file with the settings."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """The folder with the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def log_path(self) -> Path:
-        """The file of the log."""
+        """The log file."""
         return self.path / "train.log"
 
     @property
     def metrics_path(self) -> Path:
-        """The file of the numbers, one JSON object per line."""
+        """The file with losses, speeds and scores, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """The folder of the numbers for TensorBoard."""
+        """The folder with the files for TensorBoard."""
         return self.path / "tensorboard"
 
     @property
     def status_path(self) -> Path:
-        """The file that schedulers read."""
+        """The file with the state of the run, for schedulers and other programs."""
         return self.path / "status.json"
 
     @property
     def report_path(self) -> Path:
-        """The file of the report."""
+        """The report, a web page."""
         return self.path / "report.html"
 
     def checkpoint(self, step: int) -> ModelFolder:
-        """The checkpoint of an update, whether it is there or not."""
+        """Return the checkpoint folder of an update, which need not exist."""
         return ModelFolder(self.checkpoints / f"step_{step:08d}")
 
     def crash(self, step: int) -> ModelFolder:
-        """The crash folder of an update, whether it is there or not."""
+        """Return the crash folder of an update, which need not exist."""
         return ModelFolder(self.path / "crash" / f"step_{step:08d}")
 
     def steps(self) -> list[int]:
-        """Updates with a checkpoint, ascending."""
+        """Return the updates that have a checkpoint, in ascending order."""
         names = [path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def all_checkpoints(self) -> list[ModelFolder]:
-        """Every checkpoint, damaged ones included."""
-        found = sorted(self.checkpoints.glob("*step_*"))
-        return [ModelFolder(path) for path in found if not path.name.startswith(".")]
+        """Return every checkpoint, including damaged ones."""
+        paths = sorted(self.checkpoints.glob("*step_*"))
+        return [ModelFolder(path) for path in paths if not path.name.startswith(".")]
 
     def link_target(self, name: str) -> str | None:
-        """The checkpoint that `best` or `last` names: as a link, or as what tools that copy make of
-        one.
+        """Return the name of the checkpoint that the link `best` or `last` points to, or None.
 
-        A text file holds the name; a folder is a copy, and its provenance says of which update.
+        Copying a run may have replaced the link: by a text file with the name of the checkpoint,
+        or by a copy of the checkpoint, whose provenance contains the update.
         """
         link = self.checkpoints / name
         with suppress(OSError, ValueError, CheckpointError):
@@ -112,50 +114,57 @@ class RunFolder:
         return None
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the run for this process. Raises `MTError` if another one has it."""
+        """Lock the folder for this process. Raises `MTError` if another process has locked it."""
         return locked(self.path / "lock")
 
     def _settings_text(self) -> str | None:
-        """What config.yaml holds; None if no run of mt wrote it."""
+        """Return the text of config.yaml, or None if it does not exist or mt did not write it."""
         if not self.config_path.exists():
             return None
         text = self.config_path.read_text(encoding="utf-8", errors="replace")
         return text if text.startswith(HEADER) else None
 
     def settings(self) -> Config | None:
-        """The settings so far; None if there is no run of mt. Raises `ConfigError`."""
+        """Read the settings; None if the folder has no config.yaml written by mt.
+
+        Raises `ConfigError`.
+        """
         text = self._settings_text()
         if text is None:
             return None
         return config_from_text(text, str(self.config_path), is_saved=True)
 
     def write_settings(self, config: Config) -> None:
-        """Put the settings in their place."""
+        """Write config.yaml."""
         atomic_write(self.config_path, HEADER + to_yaml(config))
 
     def _outputs(self) -> tuple[Path, ...]:
-        """What a run leaves besides its settings, its log and its status."""
+        """The files and folders that a run writes, except for settings, log and status."""
         folders = (self.path / name for name in ("valid", "evaluations", "crash"))
         files = self.metrics_path, self.tensorboard, self.report_path
         return (self.checkpoints, *files, *folders)
 
-    def check_is_ours(self, overwrite: bool) -> None:
-        """Refuse a config.yaml that no run wrote, and outputs to delete that may be no run's."""
+    def check_written_by_mt(self, overwrite: bool) -> None:
+        """Raise `ConfigError` if this run would replace files that mt may not have written.
+
+        That is a config.yaml without the header of mt or, with `overwrite`, outputs without a
+        config.yaml.
+        """
         exists = self.config_path.exists()
         if exists and self._settings_text() is None:
             raise ConfigError(
-                f"{self.config_path}: not written by a run of mt, and would be overwritten; "
+                f"{self.config_path}: not written by mt, and would be overwritten; "
                 "choose another run_dir"
             )
-        there = [path.name for path in self._outputs() if path.exists()]
-        if overwrite and not exists and there:
+        names = [path.name for path in self._outputs() if path.exists()]
+        if overwrite and not exists and names:
             raise ConfigError(
-                f"{self}: {', '.join(there)} without the config.yaml of a run of mt; "
-                "--overwrite deletes nothing of yours"
+                f"{self}: {', '.join(names)} without the config.yaml of a run; "
+                "--overwrite deletes only what mt has written"
             )
 
-    def forget(self) -> None:
-        """Delete what an earlier run left, and nothing else; its log stays."""
+    def delete_outputs(self) -> None:
+        """Delete what earlier starts of the run wrote, except settings, log and status."""
         for path in self._outputs():
             if path.is_dir() and not path.is_symlink():
                 remove_folder(path)
@@ -163,32 +172,32 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Delete the unfinished files of a process that was killed."""
+        """Delete unfinished files of killed processes."""
         remove_leftovers(self.path)
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; nothing if there is none."""
+        """Read status.json; {} if the file cannot be read."""
         try:
             return read_json(self.status_path)
         except CheckpointError:
             return {}
 
     def write_status(self, **status: Any) -> None:
-        """Write status.json; a failure is a warning."""
+        """Write status.json. A failure is logged as a warning."""
         try:
             atomic_write(self.status_path, json.dumps(status) + "\n")
         except OSError as error:
             logger.warning("%s: could not be written: %s", self.status_path, error)
 
     def validation(self, step: int) -> dict[str, Any]:
-        """What the validation after an update found; nothing if there was none."""
+        """Read the scores and details of the validation after an update; {} if there are none."""
         try:
             return read_json(self._validation(step) / SCORES)
         except CheckpointError:
             return {}
 
     def write_validation(self, step: int, hyps: Sequence[str], details: Mapping[str, Any]) -> None:
-        """Keep what a validation found. Raises `OSError`."""
+        """Write the translations, scores and details of a validation. Raises `OSError`."""
         folder = self._validation(step)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / "hyp.txt", "".join(f"{hyp}\n" for hyp in hyps))
@@ -199,40 +208,42 @@ class RunFolder:
 
 
 def find_model(path: Path) -> ModelFolder:
-    """The model that a user means: a model folder, or the best, else the last checkpoint of a run.
+    """Return the model at a path: the model folder itself, or the best checkpoint of a run folder.
 
-    A run folder may have been copied by a tool that follows links, drops them, or makes text files
-    of them. Raises `CheckpointError`.
+    If no best checkpoint is known, return the last. This also works for a copy of a run folder in
+    which the links `best` and `last` are missing, or have become folders or text files. Raises
+    `CheckpointError` if `path` is neither a model folder nor a run folder with checkpoints.
     """
     if ModelFolder(path).exists:
         return ModelFolder(path)
     run = RunFolder(path)
     for name in ("best", "last"):
-        # Followed now: a run that continues may point the link elsewhere while the model is read.
+        # Resolve the link once: training may change it while the model is being read.
         target = run.link_target(name)
         if target is not None and not re.fullmatch(r"step_\d+", target):
             raise CheckpointError(
-                f"{run.checkpoints / name}: leads to {target}, which is no checkpoint of this run"
+                f"{run.checkpoints / name}: points to {target}, "
+                "which is not a checkpoint of this run"
             )
         if target is not None and (model := ModelFolder(run.checkpoints / target)).exists:
             return model
     models = [run.checkpoint(step) for step in reversed(run.steps())]
-    if there := [model for model in models if model.exists]:
-        return _best_of(there)
+    if existing := [model for model in models if model.exists]:
+        return _best_of(existing)
     for name in ("best", "last"):
         if (model := ModelFolder(run.checkpoints / name)).exists:
             return model
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder or a run folder")
     raise CheckpointError(
-        f"{path}: neither a model folder (MANIFEST.json is missing) nor a run folder with "
-        "checkpoints"
+        f"{path}: neither a model folder (no MANIFEST.json) nor a run folder with checkpoints"
     )
 
 
 def _best_of(models: Sequence[ModelFolder]) -> ModelFolder:
-    """Of checkpoints, newest first, the best by the metric of their run; the newest if none was
-    validated.
+    """Return the best of a run's checkpoints, given newest first, by the metric of the run.
+
+    Return the newest if no checkpoint has scores.
     """
     metric = models[0].config().train.metric
     scored = [
@@ -240,5 +251,6 @@ def _best_of(models: Sequence[ModelFolder]) -> ModelFolder:
         for model in models
         if isinstance(scores := model.provenance().get("scores"), dict) and metric in scores
     ]
-    best = max(reversed(scored), key=lambda each: rank(metric, each[1]), default=(models[0], {}))
-    return best[0]
+    return max(
+        reversed(scored), key=lambda item: ranking_key(metric, item[1]), default=(models[0], {})
+    )[0]

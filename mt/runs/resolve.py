@@ -41,7 +41,7 @@ def settle(config: Config, run: RunFolder, overwrite: bool) -> tuple[Config, lis
         config = as_begun(config, before)
     else:
         config, messages = with_initial_model(config)
-    run.check_is_ours(overwrite)
+    run.check_written_by_mt(overwrite)
     if before is not None:
         changes = _changed_settings(config, before, run)
         messages += [f"changed since the last start: {change}" for change in changes]
@@ -113,7 +113,7 @@ def resolve(
     resolved = _with_batch_size(resolved, prepared, compute, checkpoint, world)
     resolved = with_decode_limits(resolved, prepared.train.lengths_seen)
     place = None if checkpoint is None else checkpoint.path
-    return ResolvedRun(run.path, resolved, config, place), prepared, compute
+    return ResolvedRun(run.path, resolved, place), prepared, compute
 
 
 def with_decode_limits(config: Config, seen: Lengths) -> Config:

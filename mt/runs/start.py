@@ -108,7 +108,7 @@ def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World
     checkpoint = None if overwrite else checkpoints.newest()
     resolved, prepared, compute = resolve(config, run, checkpoint, world)
     if overwrite:
-        world.broadcast_from_rank0(run.forget)
+        world.broadcast_from_rank0(run.delete_outputs)
     trainer = Trainer(resolved, prepared, compute, checkpoints, world)
     if not world.is_alone:
         world.broadcast_from_rank0(

@@ -1,1 +1,1 @@
-"""Learning: loss, optimizer and schedule, and the loop."""
+"""Training: the loss, the optimizer with its schedule, and the training loop."""

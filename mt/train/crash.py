@@ -1,9 +1,9 @@
-"""What broke training: the batch of an update that was not finite, with the weights that it met, so
-that it can be run again alone.
+"""Crash folders: the batch of an update whose loss or gradient was not finite, and the weights at
+that time, so that `mt replay` can run the update again.
 
-crash/step_N in the run folder is a model folder of the raw weights with batch.jsonl besides: a pair
-a line, ids and text, in the order of the batch. Dropout is a function of (seed, update,
-micro-batch), so that a replay computes what training computed.
+crash/step_N in the run folder is a model folder with the raw weights and with batch.jsonl, which
+has one sentence pair per line, as ids and text, in the order of the batch. Dropout depends only on
+the seed, the update and the micro-batch, so a replay computes exactly what training computed.
 """
 
 import json
@@ -31,9 +31,12 @@ def write_crash(
     micro_batches: Sequence[AnyBatch],
     stats: PendingStats,
 ) -> str:
-    """Write down the batch of an update and the weights it met; says where, or why it could not."""
+    """Write the crash folder of an update, and return a message that says where it is.
+
+    If the folder cannot be written, the message gives the reason.
+    """
     folder = run.crash(stats.step)
-    about = {
+    provenance = {
         "step": stats.step,
         "loss_scale": float(stats.loss_scale),
         "num_tokens": stats.update.num_tokens,
@@ -41,16 +44,16 @@ def write_crash(
     try:
         with atomic_dir(folder.path) as temporary:
             crash = ModelFolder(temporary)
-            crash.write(config, weights, tokenizer.save, about)
+            crash.write(config, weights, tokenizer.save, provenance)
             lines = (
                 json.dumps(line, ensure_ascii=False) + "\n"
                 for line in _lines(micro_batches, tokenizer)
             )
             crash.batch_path.write_text("".join(lines), encoding="utf-8")
             crash.seal()
-    except Exception as error:  # what it is about matters more
+    except Exception as error:  # the error that stopped training matters more to the user
         return f"its batch could not be written to {folder}: {error}"
-    return f"its batch is in {folder}; run it again alone: mt replay {folder}"
+    return f"its batch is in {folder}; to run it again: mt replay {folder}"
 
 
 def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
@@ -61,18 +64,19 @@ def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[
 
 
 def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
-    """The pairs of ids of each micro-batch. Raises `CheckpointError` for a folder that is something
-    else.
+    """Read the id pairs (src, tgt) of each micro-batch from an opened crash folder.
+
+    Raises `CheckpointError` if the folder is not a crash folder.
     """
     path = loaded.folder.batch_path
     if path.name not in loaded.files:
         raise CheckpointError(
             f"{loaded.folder}: not a crash folder ({path.name} is missing); "
-            "they are in crash/ of a run folder"
+            "crash folders are in crash/ of a run folder"
         )
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        pairs = [
+        numbered_pairs = [
             (
                 line["micro_batch"],
                 ([int(i) for i in line["src_ids"]], [int(i) for i in line["tgt_ids"]]),
@@ -80,7 +84,6 @@ def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not what mt writes: {error}") from error
-    return [
-        [pair for _, pair in group] for _, group in groupby(pairs, key=lambda numbered: numbered[0])
-    ]
+        raise CheckpointError(f"{path}: not written by mt: {error}") from error
+    groups = groupby(numbered_pairs, key=lambda numbered: numbered[0])
+    return [[pair for _, pair in group] for _, group in groups]

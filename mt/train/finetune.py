@@ -1,6 +1,4 @@
-"""Training that begins with a model: its weights are taken over, and some parameters may stay as
-they are.
-"""
+"""Fine-tuning: training that starts from the weights of a model, with some parameters frozen."""
 
 import fnmatch
 import logging
@@ -16,27 +14,29 @@ logger = logging.getLogger(__name__)
 
 
 def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
-    """Give the model of a new run the weights of `train.init_from`, and freeze what `train.freeze`
-    names.
+    """Load the weights of `train.init_from` if the run is new, and freeze the parameters that match
+    `train.freeze`.
 
-    Raises `ConfigError`, `CheckpointError`.
+    Raises `ConfigError` if a pattern matches no parameter or no parameter is left to train, and
+    `CheckpointError` if the weights cannot be loaded.
     """
     if is_new and config.train.init_from is not None:
         folder = ModelFolder(Path(config.train.init_from))
         folder.verify()
         load_weights(model, folder.weights(), folder.weights_path)
     parameters = dict(model.named_parameters())
-    trained = [p for p in parameters.values() if p.requires_grad]
+    trainable = [p for p in parameters.values() if p.requires_grad]
     for pattern in config.train.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
             raise ConfigError(
-                f"train.freeze: {pattern!r} matches no parameter; they are named such as {', '.join(list(parameters)[:3])}"
+                f"train.freeze: {pattern!r} matches no parameter; names of parameters "
+                f"are, for example, {', '.join(list(parameters)[:3])}"
             )
         for name in matched:
             parameters[name].requires_grad_(False)
-    frozen = sum(p.numel() for p in trained if not p.requires_grad)
-    if frozen == sum(p.numel() for p in trained):
-        raise ConfigError("train.freeze: nothing is left to be trained")
+    frozen = sum(p.numel() for p in trainable if not p.requires_grad)
+    if frozen == sum(p.numel() for p in trainable):
+        raise ConfigError("train.freeze: no parameter is left to train")
     if frozen:
         logger.info("frozen: %s parameters", f"{frozen:,}")

@@ -1,8 +1,8 @@
-"""What stands between gradients and weights: clipping, the scale of fp16, and the guard against
-what is not finite.
+"""From gradients to new weights: clipping, loss scaling for fp16, and skipping updates that are not
+finite.
 
-All of it is computed on the device and handed to the fused optimizer there, so a GPU never waits
-for the host: the host reads an update's numbers when the next one is under way.
+All of this is computed on the device and passed to the fused optimizer, so a GPU never waits for
+the host. The host reads the numbers of an update while the GPU computes the next one.
 """
 
 import time
@@ -15,24 +15,26 @@ from mt.data.order import Update
 from mt.errors import DivergedError
 from mt.runtime.shards import unsharded
 
-POLL = 0.0005  # seconds between two looks at a GPU; it has the next update to work on
-GROW_AFTER = 2000  # finite updates until the scale of fp16 doubles (Micikevicius et al. 2018)
+POLL = 0.0005  # seconds between checks whether the GPU is done
+GROW_AFTER = 2000  # finite updates before the loss scale doubles (Micikevicius et al. 2018)
 
 
 class LossScale:
-    """The factor that keeps fp16 gradients above zero: halved after each that is not finite,
-    doubled after `GROW_AFTER` that are.
+    """The factor of the loss that keeps small fp16 gradients from becoming zero.
+
+    It is halved when gradients are not finite, and doubled after `GROW_AFTER` updates with finite
+    gradients in a row.
     """
 
-    NAMES = ("loss_scale", "loss_scale_good")  # of its state
+    NAMES = ("loss_scale", "loss_scale_good")  # of the tensors in a checkpoint
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.enabled = enabled
         self.scale = torch.tensor(2.0**16 if enabled else 1.0, device=device)
-        self.good = torch.zeros((), device=device)
+        self.good = torch.zeros((), device=device)  # finite updates since the scale changed
 
     def update(self, finite: Tensor) -> None:
-        """Take in whether an update's gradients were `finite`."""
+        """Adjust the scale after an update, whose gradients were `finite` or not."""
         if not self.enabled:
             return
         good = torch.where(finite, self.good + 1, 0)
@@ -43,56 +45,61 @@ class LossScale:
         self.good = torch.where(grow, 0, good)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resume needs."""
+        """Return the tensors that a checkpoint stores; none if loss scaling is disabled."""
         return dict(zip(self.NAMES, (self.scale, self.good), strict=True)) if self.enabled else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
         if self.enabled and state:
             self.scale, self.good = (state[name].to(self.scale.device) for name in self.NAMES)
 
 
 def apply_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, scale: LossScale, clip_norm: float, bad_updates: Tensor,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    scale: LossScale,
+    clip_norm: float,
+    bad_updates: Tensor,
     max_bad: int = 0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One step of a fused optimizer, left out where `loss` or a gradient is not finite; gives
-    (gradient norm, bad updates so far).
+) -> tuple[Tensor, Tensor]:
+    """Run a step of a fused optimizer, and return the gradient norm and the number of bad updates.
 
-    Beyond `max_bad` of them, every later step is left out too: the host may hear of it late, and
-    finds the weights that the bad batch met. The optimizer divides the gradients itself, by loss
-    scale and clipping at once, so that they are read only twice. An fp16 gradient out of range is
-    no divergence while its scale can fall.
+    The step is skipped if `loss` or a gradient is not finite. After more than `max_bad` bad
+    updates, all steps are skipped, so that the weights are still those of the bad update when the
+    host notices it. In fp16, an overflow is not a bad update as long as the scale can be halved.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     scaled_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
     norm = scaled_norm / scale.scale
     finite = norm.isfinite() & loss.isfinite()
     excess = (norm / clip_norm).clamp(min=1.0) if clip_norm else torch.ones_like(norm)
+    # The optimizer divides the gradients by `grad_scale` itself, which saves a pass over them.
     optimizer.grad_scale = scale.scale * excess  # type: ignore[attr-defined]
     optimizer.found_inf = (~finite | (bad_updates > max_bad)).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    hopeless = ~finite & (scale.scale <= 1) if scale.enabled else ~finite
+    is_bad = ~finite & (scale.scale <= 1) if scale.enabled else ~finite
     scale.update(finite)
-    return norm, bad_updates + hopeless
+    return norm, bad_updates + is_bad
 
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one update did; means are over its target tokens."""
+    """The numbers of an update. Losses are means over its target tokens."""
 
-    loss: float  # smoothed
-    nll: float  # nats a token, without smoothing
+    loss: float  # with label smoothing
+    nll: float  # negative log-likelihood in nats per token, without label smoothing
     grad_norm: float  # before clipping
     lr: float
     num_tokens: int
 
 
 def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
-    """Wait until a GPU has come to `event`, at most `patience` seconds; None: as long as it takes.
+    """Wait until a GPU has reached `event`, for at most `patience` seconds (None: no limit).
 
-    A GPU can wait for another rank without end. Raises a `RuntimeError` that `Presence.lost` knows.
+    The limit is needed because a GPU can wait forever for a rank that has stopped responding. The
+    `RuntimeError` raised after it has a message that is recognized as a lost rank.
     """
     if patience is None:
         event.synchronize()
@@ -105,12 +112,12 @@ def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
 
 
 class PendingStats:
-    """The numbers of an update that a GPU may still be computing."""
+    """The numbers of an update, which a GPU may not have computed yet."""
 
     def __init__(
         self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor
     ) -> None:
-        """`numbers`: loss, nll, gradient norm, bad updates up to this one."""
+        """`numbers` holds the loss, the nll, the gradient norm and the bad updates so far."""
         self.step, self.lr, self.update, self.loss_scale = step, lr, update, loss_scale
         self._done = None
         if numbers.device.type == "cuda":
@@ -123,14 +130,17 @@ class PendingStats:
             self._numbers = numbers
 
     def read(self, patience: float | None = None, bad_before: int = 0) -> UpdateStats:
-        """Wait for them (`wait_for_gpu`). Raises `DivergedError` if there are more bad updates than
-        `bad_before`: this one was left out.
+        """Wait for the numbers and return them; see `wait_for_gpu` for `patience`.
+
+        Raises `DivergedError` if this update was bad, which means that the number of bad updates
+        is now more than `bad_before`.
         """
         if self._done is not None:
             wait_for_gpu(self._done, patience)
         loss, nll, norm, bad_updates = self._numbers.tolist()
         if bad_updates > bad_before:
             raise DivergedError(
-                f"update {self.step}: loss {loss}, gradient norm {norm}; the weights are as before this update"
+                f"update {self.step}: loss {loss}, gradient norm {norm}; "
+                "this update was not applied to the weights"
             )
         return UpdateStats(loss, nll, norm, self.lr, self.update.num_tokens)

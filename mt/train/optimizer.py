@@ -10,7 +10,7 @@ from mt.runtime.shards import own_shard
 def build_optimizer(
     model: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), fused; weight decay on matrices only."""
+    """Build AdamW (Loshchilov and Hutter 2019), fused, with weight decay only on matrices."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -27,8 +27,10 @@ def build_optimizer(
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Learning rate of update `step` (from 1): a linear rise, then constant or lr x sqrt(warmup /
-    step) (Vaswani et al. 2017, 5.3).
+    """Return the learning rate of update `step`, which counts from 1.
+
+    It rises linearly during warmup. After that, it is constant, or falls as lr x sqrt(warmup /
+    step) (Vaswani et al. 2017, section 5.3).
     """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
@@ -38,7 +40,7 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of the weights (Polyak averaging), taken after each update."""
+    """Exponential moving average of the weights (Polyak averaging), updated after each update."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -48,8 +50,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the weights after update `step`; early updates use a smaller decay, so that
-        the start is soon forgotten.
+        """Move the average towards the weights after update `step`.
+
+        Early updates use a smaller decay, so that the initial weights soon have no influence.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [own_shard(average) for average in self.weights.values()]
@@ -59,19 +62,20 @@ class WeightAverage:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors `<what>.<parameter name>`, as a safetensors file holds
-    it.
+    """Return the optimizer's state as tensors named `exp_avg.<parameter name>` and so on.
+
+    This is the form in which a safetensors file stores the state.
     """
     return {
-        f"{what}.{name}": torch.as_tensor(value)
+        f"{key}.{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
-        for what, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state[parameter].items()
     }
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Give a new AdamW the state that its first step would make, so that there is something to load
-    into.
+    """Create the state that AdamW would create in its first step, so that saved tensors can be
+    loaded into it.
     """
     for parameter in (
         p for group in optimizer.param_groups for p in group["params"] if p.requires_grad

@@ -1,6 +1,4 @@
-"""What a person sees of a training run: the progress bar or plain lines, metrics.jsonl, and where
-the time went.
-"""
+"""Reports on a training run: a progress bar or log lines, metrics.jsonl, and how time is spent."""
 
 import contextlib
 import logging
@@ -20,21 +18,22 @@ logger = logging.getLogger(__name__)
 
 
 class LossWindow:
-    """Sums over the updates since the last report; a resume takes them over, so that the reports
-    are those of a run without one.
+    """Sums over the updates since the last report.
+
+    They are part of a checkpoint, so a resumed run writes the same reports as an uninterrupted run.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
-        self.loss = self.nll = 0.0  # times target tokens
+        """Reset all sums."""
+        self.loss = self.nll = 0.0  # sums over target tokens
         self.num_tokens = self.num_updates = 0
         self.lr = self.grad_norm = 0.0  # of the last update
 
     def add(self, stats: UpdateStats) -> None:
-        """Take in an update."""
+        """Add the numbers of an update."""
         self.loss += stats.loss * stats.num_tokens
         self.nll += stats.nll * stats.num_tokens
         self.num_tokens += stats.num_tokens
@@ -42,69 +41,65 @@ class LossWindow:
         self.lr, self.grad_norm = stats.lr, stats.grad_norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the sums that a checkpoint stores, as JSON values."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the sums from `state_dict`."""
         vars(self).update({name: state[name] for name in vars(self)})
 
 
 class TrainProgress:
-    """Adds up updates and times; reports every `log_every` updates."""
+    """Reports the loss and speed every `log_every` updates, and the scores of each validation."""
 
     def __init__(
-        self, config: TrainConfig, metrics: MetricLogger | None, step: int, seconds: Callable[[], float],
-        precision: str, window: LossWindow | None = None,
-    ) -> None:  # fmt: skip
-        """Without `metrics`, nothing is written or shown: the first rank does. `precision` is that
-        of its scores.
+        self,
+        config: TrainConfig,
+        metrics: MetricLogger | None,
+        step: int,
+        seconds: Callable[[], float],
+        precision: str,
+        window: LossWindow | None = None,
+    ) -> None:
+        """`metrics` is None on all ranks except rank 0, and nothing is reported there.
+
+        `seconds` returns the time that the run has taken; `precision` is reported with scores.
         """
         self._window = window or LossWindow()
-        self.config = config
-        self.metrics = metrics
-        self.seconds = seconds
-        self.precision = precision
-        self._began, self._first_step = time.perf_counter(), step
-        self._shares = {"data": 0.0, "valid": 0.0, "save": 0.0}
-        hidden = metrics is None or not shows_progress()
+        self.config, self.metrics = config, metrics
+        self.seconds, self.precision = seconds, precision
+        self._start, self._first_step = time.perf_counter(), step
+        self._spent = {"data": 0.0, "valid": 0.0, "save": 0.0}  # seconds per activity
         self._bar = tqdm(
-            total=config.max_steps, initial=step, unit="update", disable=hidden, dynamic_ncols=True
+            total=config.max_steps,
+            initial=step,
+            unit="update",
+            disable=metrics is None or not shows_progress(),
+            dynamic_ncols=True,
         )
         self._step, self._epoch = step, 0
-        self._time_window()
+        self._start_clock()
 
-    def _time_window(self) -> None:
-        self._timed_tokens = 0  # in the window, of this process
-        self._window_began, self._window_aside = time.perf_counter(), 0.0
+    def _start_clock(self) -> None:
+        """Start to measure the speed of the updates up to the next report."""
+        self._timed_tokens = 0
+        self._window_start, self._paused = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
+    def timed(self, activity: str) -> Iterator[None]:
+        """Count the time of the block as spent on "data" (waiting for it), "valid" or "save"."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            took = time.perf_counter() - began
-            self._shares[what] += took
-            if (
-                what != "data"
-            ):  # waiting for data slows training down; validating and saving stand beside it
-                self._window_aside += took
-
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Counts a block as waiting for data."""
-        return self._timed("data")
-
-    def validating(self) -> contextlib.AbstractContextManager[None]:
-        """Counts a block as validation."""
-        return self._timed("valid")
-
-    def saving(self) -> contextlib.AbstractContextManager[None]:
-        """Counts a block as saving."""
-        return self._timed("save")
+            seconds = time.perf_counter() - start
+            self._spent[activity] += seconds
+            # Waiting for data lowers the reported training speed; validating and saving do not.
+            if activity != "data":
+                self._paused += seconds
 
     def add(self, step: int, epoch: int, stats: UpdateStats) -> None:
-        """Take in one update, and report where a report is due."""
+        """Add the numbers of an update, and report if a report is due."""
         self._step, self._epoch = step, epoch
         self._window.add(stats)
         self._timed_tokens += stats.num_tokens
@@ -114,85 +109,85 @@ class TrainProgress:
 
     def flush(self) -> None:
         """Report the updates since the last report."""
-        window = self._window
-        if not window.num_updates or self.metrics is None:
-            window.clear()
-            self._time_window()
-            return
-        seconds = max(time.perf_counter() - self._window_began - self._window_aside, 1e-9)
+        if self._window.num_updates and self.metrics is not None:
+            self._report(self._window, self.metrics)
+        self._window.clear()
+        self._start_clock()
+
+    def _report(self, window: LossWindow, metrics: MetricLogger) -> None:
+        seconds = max(time.perf_counter() - self._window_start - self._paused, 1e-9)
         loss, nll = window.loss / window.num_tokens, window.nll / window.num_tokens
         rate, ppl = self._timed_tokens / seconds, math.exp(min(nll, 50))
-        self.metrics.write(
-            "train", self._step, epoch=self._epoch, loss=loss, nll=nll, ppl=ppl, lr=window.lr, grad_norm=window.grad_norm,
-            tokens_per_second=rate, update_tokens=window.num_tokens / window.num_updates, seconds=self.seconds(),
-            data_share=self._share("data"), save_share=self._share("save"),
-            # the last report of this process: see `MetricLogger`
-            **({"partial": True} if self._step % self.config.log_every else {}),
-        )  # fmt: skip
-        line = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
-        if self._bar.disable:
-            target = f"/{self.config.max_steps}" if self.config.max_steps else ""
-            epoch, eta = self._epoch + 1, self._eta()
-            logger.info(
-                "update %d%s, epoch %d, %s, lr %.2e, ETA %s",
-                self._step,
-                target,
-                epoch,
-                line,
-                window.lr,
-                eta,
-            )
-        else:
-            self._bar.set_postfix_str(line)
-        window.clear()
-        self._time_window()
+        # Marks the last report of a process that stopped between two reports; see `MetricLogger`.
+        partial = {"partial": True} if self._step % self.config.log_every else {}
+        metrics.write(
+            "train",
+            self._step,
+            epoch=self._epoch,
+            loss=loss,
+            nll=nll,
+            ppl=ppl,
+            lr=window.lr,
+            grad_norm=window.grad_norm,
+            tokens_per_second=rate,
+            update_tokens=window.num_tokens / window.num_updates,
+            seconds=self.seconds(),
+            data_share=self._share("data"),
+            save_share=self._share("save"),
+            **partial,
+        )
+        text = f"loss {loss:.3f}, ppl {ppl:.2f}, {rate:,.0f} tgt tokens/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text)
+            return
+        total = f"/{self.config.max_steps}" if self.config.max_steps else ""
+        logger.info(
+            f"update {self._step}{total}, epoch {self._epoch + 1}, {text}, "
+            f"lr {window.lr:.2e}, ETA {self._eta()}"
+        )
 
-    def validated(
+    def report_validation(
         self, step: int, scores: dict[str, float], improved: bool, bad_validations: int
     ) -> None:
-        """Report a validation."""
+        """Report the scores of a validation."""
         if self.metrics is None:
             return
+        share = self._share("valid")
         self.metrics.write(
-            "valid", step, **scores, precision=self.precision, improved=improved, seconds=self.seconds(),
-            valid_share=self._share("valid"),
-        )  # fmt: skip
-        text = ", ".join(
+            "valid",
+            step,
+            **scores,
+            precision=self.precision,
+            improved=improved,
+            seconds=self.seconds(),
+            valid_share=share,
+        )
+        values = ", ".join(
             f"{TITLES[name]} {value:.{3 if name == 'loss' else 2}f}"
             for name, value in scores.items()
         )
         verdict = (
             "best so far"
             if improved
-            else f"no better {TITLES[self.config.metric]} for {bad_validations}"
+            else f"no better {TITLES[self.config.metric]} for {bad_validations} validations"
         )
-        share = f"validation took {self._share('valid'):.0%} of the time"
-        took = format_seconds(self.seconds())
         logger.info(
-            "valid update %d: %s in %s (%s) after %s; %s",
-            step,
-            text,
-            self.precision,
-            verdict,
-            took,
-            share,
+            f"valid update {step}: {values} in {self.precision} ({verdict}) after "
+            f"{format_seconds(self.seconds())}; validation took {share:.0%} of the time"
         )
 
-    def _share(self, what: str) -> float:
-        return self._shares[what] / max(time.perf_counter() - self._began, 1e-9)
+    def _share(self, activity: str) -> float:
+        return self._spent[activity] / max(time.perf_counter() - self._start, 1e-9)
 
     def _eta(self) -> str:
         if self.config.max_steps is None:
             return "unknown"
-        done = self._step - self._first_step
-        return format_seconds(
-            (self.config.max_steps - self._step)
-            * (time.perf_counter() - self._began)
-            / max(done, 1)
-        )
+        num_done = self._step - self._first_step
+        elapsed = time.perf_counter() - self._start
+        return format_seconds((self.config.max_steps - self._step) * elapsed / max(num_done, 1))
 
     def close(self) -> None:
-        """Report what is left, remove the bar and close `metrics`."""
+        """Report the last updates, remove the progress bar and close `metrics`."""
         self.flush()
         self._bar.close()
         if self.metrics is not None:

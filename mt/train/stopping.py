@@ -1,4 +1,4 @@
-"""Why a run stops: a signal from outside, its own limits, or a loss that has left its course."""
+"""Why a run stops: a signal, a limit in its configuration, or a loss that diverges."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mt.config import TrainConfig
-from mt.config.ranking import rank
+from mt.config.ranking import ranking_key
 from mt.errors import DivergedError
 from mt.evaluation import TITLES
 from mt.runtime.world import ALONE, World
@@ -19,38 +19,38 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 REMEDIES = (
-    "Give the same command with a lower optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm, which goes on from the last "
-    "checkpoint; or start again with model.norm: pre"
+    "Run the same command with a lower optim.lr, more optim.warmup_steps or a smaller "
+    "optim.clip_norm to resume from the last checkpoint; or start again with model.norm: pre"
 )
-SAME_REQUEST = (
-    3.0  # seconds within which a launcher may pass on a signal that a rank has had already
-)
-SUSPICIOUS = 3  # validations with the very same value of the metric
-LEAST_BEST = 1.0  # nats a token; below it a loss may well double without harm
+# Seconds in which a repeated signal counts as the same one: launchers pass on signals to their
+# ranks, which may have received them already.
+SAME_SIGNAL = 3.0
+CONSTANT_SCORES = 3  # equal values of the metric before a warning
+# Nats per token. A lower best loss counts as this, because a very small loss can double harmlessly.
+MIN_LOSS = 1.0
 
 
 class Abandoned(Exception):
-    """Raised inside an interruptible block when a signal arrives."""
+    """A signal arrived during an `interruptible` block, which must end at once."""
 
 
 class SignalStop:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours after its update; a
-    second one ends the process at once.
+    """Lets the training loop finish its update and save when SIGINT or SIGTERM arrives.
 
-    Of several ranks all honour what any of them got. Under a launcher a second signal counts from
-    `SAME_REQUEST` seconds on.
+    A second signal ends the process at once; under a launcher, only if it arrives more than
+    `SAME_SIGNAL` seconds after the first. If any rank receives a signal, all ranks stop.
     """
 
     def __init__(self, world: World = ALONE) -> None:
         self.world = world
-        self.signal: signal.Signals | None = None  # as all ranks know it
-        self._own: signal.Signals | None = None
-        self._own_at = 0.0
+        self.signal: signal.Signals | None = None  # known to all ranks
+        self._received: signal.Signals | None = None  # by this rank
+        self._received_at = 0.0
         self._interruptible = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Listen for signals while the block runs."""
+        """Handle signals while the block runs."""
         previous = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
         try:
             yield
@@ -60,29 +60,30 @@ class SignalStop:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal abandons at once with `Abandoned`."""
+        """Raise `Abandoned` inside the block as soon as a signal arrives."""
         self._interruptible = True
         try:
-            if self._own is not None:
+            if self._received is not None:
                 raise Abandoned
             yield
         finally:
             self._interruptible = False
 
     def share_signal(self) -> None:
-        """Tell the other ranks of a signal that came here, and hear of theirs; a collective."""
-        if not self.world.is_alone and (number := self.world.all_reduce_max(self._own or 0)):
+        """Make a signal that any rank has received known to all ranks. A collective."""
+        number = self.world.all_reduce_max(self._received or 0)
+        if number:
             self.signal = signal.Signals(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._own is None:
-            self._own, self._own_at = signal.Signals(number), time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number), time.monotonic()
         if self.world.is_alone:
-            self.signal = self._own
+            self.signal = self._received
         if not self.world.is_launched:
-            for each in EXIT_CODES:
-                signal.signal(each, signal.SIG_DFL)
-        elif time.monotonic() - self._own_at > SAME_REQUEST:
+            for handled in EXIT_CODES:
+                signal.signal(handled, signal.SIG_DFL)
+        elif time.monotonic() - self._received_at > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if self._interruptible:
@@ -90,50 +91,53 @@ class SignalStop:
 
 
 class ScoreWatch:
-    """The best validation so far by `metric`, and how many have passed since; ties are broken by
-    chrF, then by the loss.
+    """Tracks the best validation by `metric`, and how many validations came after it.
 
-    While the metric itself has never moved, as BLEU does not at 0.00, validations do not count
-    against patience.
+    Ties are broken by chrF, then by the loss. Validations do not count against `train.patience` as
+    long as the metric has had the same value every time, such as a BLEU of 0.00.
     """
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self.best: dict[str, float] | None = None
         self.bad_validations = 0
-        self.count = 0  # validations
-        self.first: float | None = None  # value of the metric
+        self.count = 0  # all validations
+        self.first: float | None = None  # the value of the metric in the first validation
         self.has_moved = False
 
     def add(self, scores: dict[str, float]) -> bool:
-        """Take in a validation; whether it is the best so far."""
+        """Add the scores of a validation, and return whether they are the best so far."""
         if self.first is None:
             self.first = scores[self.metric]
         self.count += 1
         self.has_moved = self.has_moved or scores[self.metric] != self.first
-        if self.count == SUSPICIOUS and not self.has_moved:
+        if self.count == CONSTANT_SCORES and not self.has_moved:
             logger.warning(
-                "%s has been %.2f at every validation so far and tells nothing: chrF and the loss decide which checkpoint is the best, and "
-                "train.patience does not count; is data.tgt_lang right? train.metric: chrf is the metric for most languages",
-                TITLES[self.metric], self.first,
-            )  # fmt: skip
-        if self.best is None or rank(self.metric, scores) > rank(self.metric, self.best):
+                "%s was %.2f in every validation so far: chrF and the loss decide which checkpoint "
+                "is the best, and train.patience is ignored.\nCheck data.tgt_lang, or set "
+                "train.metric: chrf, which suits most languages",
+                TITLES[self.metric],
+                self.first,
+            )
+        if self.best is None or ranking_key(self.metric, scores) > ranking_key(
+            self.metric, self.best
+        ):
             self.best, self.bad_validations = scores, 0
             return True
         self.bad_validations += self.has_moved
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the state that a checkpoint stores, as JSON values."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
         vars(self).update({name: state[name] for name in vars(self) if name != "metric"})
 
 
 def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: int) -> str | None:
-    """The option whose limit a run has reached, in words, or None."""
+    """Return the option whose limit the run has reached, with its value, or None."""
     if config.max_steps is not None and step >= config.max_steps:
         return f"train.max_steps: {config.max_steps}"
     if config.max_epochs is not None and epoch >= config.max_epochs:
@@ -144,8 +148,9 @@ def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: i
 
 
 class DivergenceWatch:
-    """Compares the mean loss of each `divergence_window` updates with the best such mean (after
-    Marian's --throw-on-divergence).
+    """Detects a diverging loss, similar to Marian's --throw-on-divergence.
+
+    It compares the mean loss of each `train.divergence_window` updates with the lowest such mean.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -154,10 +159,12 @@ class DivergenceWatch:
         self.best: float | None = None
 
     def add(self, step: int, loss: float) -> None:
-        """Take in the loss of an update. Raises `DivergedError` where a window's mean is far above
-        the best.
+        """Add the loss of an update.
+
+        Raises `DivergedError` if the mean of a window is more than `train.divergence_factor` times
+        the lowest mean.
         """
-        if not math.isfinite(loss):  # an overflow of fp16, which was left out
+        if not math.isfinite(loss):  # an overflow in fp16, whose update was skipped
             return
         self.total, self.count = self.total + loss, self.count + 1
         if self.count < self.window:
@@ -168,17 +175,17 @@ class DivergenceWatch:
         if (
             self.factor is not None
             and best is not None
-            and mean > self.factor * max(best, LEAST_BEST)
+            and mean > self.factor * max(best, MIN_LOSS)
         ):
             raise DivergedError(
-                f"update {step}: the loss of the last {self.window} updates is {mean:.3f} on average, its best was {best:.3f} "
-                f"(train.divergence_factor: {self.factor}). {REMEDIES}"
+                f"update {step}: the mean loss of the last {self.window} updates is {mean:.3f}, "
+                f"its best was {best:.3f} (train.divergence_factor: {self.factor}). {REMEDIES}"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the state that a checkpoint stores, as JSON values."""
         return {"total": self.total, "count": self.count, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
         self.total, self.count, self.best = state["total"], state["count"], state["best"]

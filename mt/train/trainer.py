@@ -58,7 +58,8 @@ class Trainer(Updater):
             if config.data.valid
             else None
         )
-        checkpoints.measured = None if self.validator is None else self.validator.measured
+        if self.validator is not None:
+            checkpoints.valid_fingerprint = self.validator.fingerprint
         self.stop = SignalStop(world)
         self.watch = DivergenceWatch(train)
         self.known_bad_updates = 0  # of these, as the host has read them
@@ -97,7 +98,7 @@ class Trainer(Updater):
                 ):  # a signal had abandoned it
                     self.validate()
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
-                    with self.progress.waiting():
+                    with self.progress.timed("data"):
                         update = next(updates)
                     stats = self.train_step(update)
                     # Before anything waits for the GPU: hosts can tell who is missing.
@@ -161,7 +162,7 @@ class Trainer(Updater):
         if self.validator is None:
             return False
         try:
-            with self.progress.validating(), self.model_to_score() as model:
+            with self.progress.timed("valid"), self.model_to_score() as model:
                 scores = self.validator.validate(model, self.step, self._shared)
         except (Abandoned, RankError) as error:
             if isinstance(error, RankError) and error.kind != Abandoned.__name__:
@@ -170,7 +171,7 @@ class Trainer(Updater):
             return False
         self.scores = scores
         improved = self.score_watch.add(scores)
-        self.progress.validated(self.step, scores, improved, self.score_watch.bad_validations)
+        self.progress.report_validation(self.step, scores, improved, self.score_watch.bad_validations)
         self.checkpoints.add_scores(self.step, scores)
         self.checkpoints.tidy()
         return improved
@@ -179,7 +180,7 @@ class Trainer(Updater):
         """Validate the kept best checkpoint again: its scores measured something else."""
         assert self.validator is not None
         kept = self.world.broadcast_from_rank0(
-            lambda: next(iter(self.checkpoints.ranked(by_any_measure=True)), None)
+            lambda: next(iter(self.checkpoints.ranked(comparable_only=False)), None)
         )
         if kept is None:
             return
@@ -190,14 +191,14 @@ class Trainer(Updater):
         model, best = self._build(), self.run.checkpoint(kept)
         load_weights(model, best.weights(), best.weights_path)
         try:
-            with self.progress.validating():
+            with self.progress.timed("valid"):
                 scores = self.validator.validate(model.to(self.compute.device), kept, self._shared)
         except Abandoned:
             return
         self._is_comparable = True
         self.score_watch.add(scores)
         self.scores = scores if kept == self.step else self.scores
-        self.progress.validated(kept, scores, improved=True, bad_validations=0)
+        self.progress.report_validation(kept, scores, improved=True, bad_validations=0)
         self.checkpoints.tidy()
 
     def _shared(
@@ -233,7 +234,7 @@ class Trainer(Updater):
         if self.world.broadcast_from_rank0(lambda: self.step in self.checkpoints.steps()):
             return
         try:
-            with self.progress.saving():
+            with self.progress.timed("save"):
                 self.checkpoints.save(
                     self.step,
                     self.config,
@@ -272,7 +273,7 @@ class Trainer(Updater):
         """Position and scores, as JSON holds them."""
         return {
             "format": STATE_FORMAT, "step": self.step, "loader": self.loader.state_dict(), "score_watch": self.score_watch.state_dict(),
-            "metric": self.config.train.metric, "measured": None if self.validator is None else self.validator.measured,
+            "metric": self.config.train.metric, "measured": self.checkpoints.valid_fingerprint,
             "window": self.window.state_dict(), "bad_updates": self.known_bad_updates,
             "scores": self.scores, "divergence": self.watch.state_dict(), "seconds": self.seconds(),
             "max_tokens": self.config.batching.max_tokens,
@@ -299,7 +300,7 @@ class Trainer(Updater):
         if self.validator is None:
             return
         self._is_comparable = (
-            state.get("measured") == self.validator.measured
+            state.get("measured") == self.validator.fingerprint
             and state.get("metric") == self.config.train.metric
         )
         if not self._is_comparable:
@@ -341,6 +342,6 @@ def trial(config: Config, prepared: Prepared, compute: Compute) -> Iterator[Trai
     """A trainer to measure with: it validates nothing, and its folder is gone afterwards."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"valid": []})})
     with tempfile.TemporaryDirectory() as folder:
-        resolved = ResolvedRun(Path(folder), config, config)
+        resolved = ResolvedRun(Path(folder), config)
         checkpoints = CheckpointManager(resolved.folder, 1, 1, config.train.metric)
         yield Trainer(resolved, prepared, compute, checkpoints)

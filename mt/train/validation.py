@@ -83,7 +83,7 @@ class Validator:
             getattr(metric, "tokenizer_signature", name) for name, metric in self.metrics.items()
         ]
         search = self.decode.model_dump(exclude={"batch_size", "max_tokens"})
-        self.measured = fingerprint(
+        self.fingerprint = fingerprint(
             [corpus[1:] for corpus in corpora], self.src, search, signatures
         )
 
@@ -108,7 +108,7 @@ class Validator:
         details = {
             **scores, "precision": NAMES[self.compute.dtype], "sentences": len(self.src),
             "signatures": {name: score.signature for name, score in result.scores.items()},
-            "measured": self.measured,
+            "measured": self.fingerprint,
         }  # fmt: skip
         if not self.world.is_rank0:
             return scores

@@ -49,13 +49,13 @@ def turn_a_digit(folder: Path) -> None:
 
 
 HARMS = {
-    "a space at the end": (append(" "), "not the bytes that were written"),
-    "a line too many": (append("\n"), "not the bytes that were written"),
+    "a space at the end": (append(" "), "the content has changed"),
+    "a line too many": (append("\n"), "the content has changed"),
     "its last byte gone": (
         lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:-1]),
-        "not the bytes that were written",
+        "the content has changed",
     ),
-    "a digit of what is not read": (turn_a_digit, "not the bytes that were written"),
+    "a digit of what is not read": (turn_a_digit, "the content has changed"),
     "another size": (rewrite(lambda files: files["config.yaml"].update(size=1)), "config.yaml"),
     "a size that is text": (
         rewrite(lambda files: files["config.yaml"].update(size="1")),

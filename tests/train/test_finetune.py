@@ -95,7 +95,7 @@ def test_what_cannot_be_begun_with_or_frozen_is_told(trained_run: Path, tmp_path
     loaded = load_model(trained_run, torch.device("cpu"))
     for freeze, says in (
         (["nothing.*"], "matches no parameter"),
-        (["*"], "nothing is left to be trained"),
+        (["*"], "no parameter is left to train"),
     ):
         train = loaded.config.train.model_copy(update={"freeze": freeze, "init_from": None})
         with pytest.raises(ConfigError, match=says):

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
-    ("options", "step", "epoch", "bad", "says"),
+    ("options", "step", "epoch", "bad", "reason"),
     [
         ({"max_steps": 10}, 9, 99, 99, None),
         ({"max_steps": 10}, 10, 0, 0, "train.max_steps: 10"),
@@ -33,20 +33,20 @@ from tests.conftest import ROOT
         ),
     ],
 )
-def test_a_limit_ends_a_run_when_it_is_reached(
-    options: dict[str, object], step: int, epoch: int, bad: int, says: str | None
+def test_a_limit_ends_the_run_when_it_is_reached(
+    options: dict[str, object], step: int, epoch: int, bad: int, reason: str | None
 ) -> None:
-    assert limit_reached(TrainConfig.model_validate(options), step, epoch, bad) == says
+    assert limit_reached(TrainConfig.model_validate(options), step, epoch, bad) == reason
 
 
 def interrupt_a_block(stop: SignalStop) -> None:
-    """A block that would take long, and gets a signal."""
+    """Start a block that takes long, and send this process a signal."""
     with stop.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
 
-def test_a_signal_is_a_request_and_an_interruptible_block_ends_at_once() -> None:
+def test_a_signal_is_remembered_and_ends_an_interruptible_block_at_once() -> None:
     stop = SignalStop()
     before = signal.getsignal(signal.SIGTERM)
     with stop.installed():
@@ -58,12 +58,39 @@ def test_a_signal_is_a_request_and_an_interruptible_block_ends_at_once() -> None
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_that_a_launcher_passes_on_is_the_same_request() -> None:
+def test_a_signal_repeated_by_a_launcher_does_not_end_the_process() -> None:
     stop = SignalStop(World(is_launched=True))
     with stop.installed():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
     assert stop.signal == signal.SIGTERM
+
+
+class WorldOfReceivers(World):
+    """The ranks of a run whose other ranks have received `signals`; 0 stands for none."""
+
+    def __init__(self, signals: list[int]) -> None:
+        super().__init__(size=1 + len(signals), is_launched=True)
+        self.signals = signals
+
+    def all_reduce_max(self, value: int) -> int:
+        return max([value, *self.signals])
+
+
+@pytest.mark.parametrize("received", [0, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "others", [[], [0], [signal.SIGINT], [0, signal.SIGTERM, signal.SIGINT], [0, 0]]
+)
+def test_after_sharing_every_rank_knows_the_highest_signal_of_all(
+    received: int, others: list[int]
+) -> None:
+    stop = SignalStop(WorldOfReceivers(others))
+    with stop.installed():
+        if received:
+            os.kill(os.getpid(), received)
+        assert stop.signal == (None if others or not received else received)
+        stop.share_signal()
+    assert (stop.signal or 0) == max([received, *others])
 
 
 def test_a_second_signal_ends_the_process() -> None:
@@ -85,47 +112,41 @@ def test_a_second_signal_ends_the_process() -> None:
 
 
 def watched(losses: list[float], **options: object) -> int | None:
-    """The update at which a watch raises, or None."""
-    watch = DivergenceWatch(
-        TrainConfig.model_validate({"divergence_window": 4, "divergence_factor": 1.5, **options})
+    """Return the update at which a watch raises, or None; the watch is saved and loaded each time."""
+    config = TrainConfig.model_validate(
+        {"divergence_window": 4, "divergence_factor": 1.5, **options}
     )
+    watch = DivergenceWatch(config)
     for step, loss in enumerate(losses, 1):
         try:
             watch.add(step, loss)
         except DivergedError as error:
             return step if f"update {step}" in str(error) and "optim.lr" in str(error) else -1
-        watch_again = DivergenceWatch(
-            TrainConfig.model_validate(
-                {"divergence_window": 4, "divergence_factor": 1.5, **options}
-            )
-        )
-        watch_again.load_state_dict(
-            json.loads(json.dumps(watch.state_dict()))
-        )  # as a resume after every update would
-        watch = watch_again
+        saved, watch = json.dumps(watch.state_dict()), DivergenceWatch(config)
+        watch.load_state_dict(json.loads(saved))  # as if the run resumed after every update
     return None
 
 
 @pytest.mark.parametrize(
     ("losses", "options", "step"),
     [
-        # one and a half times the best
+        # more than one and a half times the best
         ([9.0] * 4 + [4.0] * 4 + [6.1] * 4, {}, 12),
-        ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # not quite
-        # one update that throws the mean of its window over
+        ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # slightly less
+        # a single update that raises the mean of its window
         ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),
-        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # too few updates to say
-        # small numbers count as one
+        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # the window is not complete
+        # a best loss below 1 counts as 1
         ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),
         ([9.0] * 4 + [0.1] * 4 + [1.6] * 8, {}, 12),
         ([1.0] * 4 + [90.0] * 40, {"divergence_factor": None}, None),      # turned off
-        # an overflow of fp16 counts for nothing
+        # an overflow in fp16 is ignored
         ([9.0] * 3 + [float("nan"), 9.0] + [4.0] * 4 + [7.0] * 4, {}, 13),
         ([9.0] * 4 + [4.0] * 4 + [float("inf")] + [4.0] * 8, {}, None),
         ([9.0 - 0.1 * i for i in range(80)], {}, None),
     ],
 )  # fmt: skip
-def test_a_loss_far_above_its_best_is_seen_after_a_window(
+def test_a_loss_far_above_its_best_raises_at_the_end_of_its_window(
     losses: list[float], options: dict[str, object], step: int | None
 ) -> None:
     assert watched(losses, **options) == step
@@ -135,19 +156,19 @@ def scores(bleu: float, chrf: float = 1.0, loss: float = 1.0) -> dict[str, float
     return {"bleu": bleu, "chrf": chrf, "loss": loss}
 
 
-def test_a_metric_that_never_moves_ends_no_run_warns_once_and_leaves_the_choice_to_chrf(
+def test_a_metric_that_never_changes_warns_once_and_lets_chrf_decide(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     watch = ScoreWatch("bleu")
     with caplog.at_level("WARNING", logger="mt"):
-        found = [watch.add(scores(0.0, chrf)) for chrf in (1.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0)]
-    assert found == [True, True, True, False, False, False, False]
+        improved = [watch.add(scores(0.0, chrf)) for chrf in (1.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0)]
+    assert improved == [True, True, True, False, False, False, False]
     assert watch.bad_validations == 0
     assert watch.best == scores(0.0, 3.0)
-    assert [message.count("tells nothing") for message in caplog.messages] == [1]
+    assert [message.count("in every validation so far") for message in caplog.messages] == [1]
 
 
-def test_a_metric_that_moves_counts_and_a_resume_goes_on_counting() -> None:
+def test_a_resumed_watch_continues_to_count_bad_validations() -> None:
     watch = ScoreWatch("bleu")
     for value in (1.0, 2.0, 1.5):
         watch.add(scores(value))

@@ -45,20 +45,22 @@ def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..
     def make(*overrides: str) -> Trainer:
         config: Config = load_config(small_yaml(tmp_path), overrides)
         manager = CheckpointManager(tmp_path, 2, 1, "bleu")
-        return Trainer(ResolvedRun(tmp_path, config, config), prepare(config), CPU, manager)
+        return Trainer(ResolvedRun(tmp_path, config), prepare(config), CPU, manager)
 
     return make
 
 
-def test_ranks_agree_before_any_waits_for_its_gpu(
+def test_ranks_share_signals_before_they_wait_for_the_gpu(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, calls = make_trainer("train.max_steps=3"), []
-    agree, read = SignalStop.agree, PendingStats.read
-    monkeypatch.setattr(SignalStop, "agree", lambda stop: calls.append("agree") or agree(stop))
+    share, read = SignalStop.share_signal, PendingStats.read
+    monkeypatch.setattr(
+        SignalStop, "share_signal", lambda stop: calls.append("share") or share(stop)
+    )
     monkeypatch.setattr(PendingStats, "read", lambda stats, *_: calls.append("read") or read(stats))
     trainer.train()
-    assert calls == ["agree", "read"] * 3
+    assert calls == ["share", "read"] * 3
 
 
 def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
