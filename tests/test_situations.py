@@ -152,7 +152,7 @@ def test_home_and_variables_are_expanded_in_every_path(
     assert unset.returncode == 0
     del env["TEXT"]
     missing = run_mt("train", config, env=env)
-    assert (missing.returncode, "no variable $TEXT" in missing.stderr) == (2, True)
+    assert (missing.returncode, "variable $TEXT is not set" in missing.stderr) == (2, True)
 
 
 def test_without_a_home_the_cache_folder_is_asked_for(

@@ -3,7 +3,7 @@
 from mt.config.load import (
     config_from_text,
     default_run_dir,
-    expanded,
+    expand_path,
     load_config,
     with_defaults_of,
 )
@@ -18,7 +18,7 @@ from mt.config.schema.data import (
     Normalization,
     TokenizerConfig,
 )
-from mt.config.schema.decode import LONGEST_SRC, DecodeConfig
+from mt.config.schema.decode import DEFAULT_MAX_SRC_LEN, DecodeConfig
 from mt.config.schema.model import ModelConfig
 from mt.config.schema.section import AUTO, resume_policy
 from mt.config.schema.train import OptimConfig, TrainConfig

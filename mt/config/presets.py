@@ -1,11 +1,11 @@
-"""Model sizes by name, as plain dicts over the `model` section; what a YAML file sets itself wins
-over its preset.
+"""Named model sizes: values for options of the `model` section. Options set by the user override
+them.
 """
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # For trying things: trains on a laptop within minutes.
+    # For quick experiments: trains on a laptop in minutes.
     "tiny": {
         "d_model": 128,
         "d_ff": 512,
@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm": "pre",
         "dropout": 0.1,
     },
-    # For corpora of 20,000 to 200,000 pairs on a CPU or one GPU.
+    # For corpora of 20,000 to 200,000 pairs, on a CPU or one GPU.
     "small": {
         "d_model": 256,
         "d_ff": 1024,
@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm": "pre",
         "dropout": 0.3,
     },
-    # The two models of Vaswani et al. 2017, table 3.
+    # The base and big models of Vaswani et al. 2017, table 3.
     "base": {
         "d_model": 512,
         "d_ff": 2048,

@@ -1,4 +1,4 @@
-"""Which way each metric is better, and what orders validations by one."""
+"""Whether a higher or a lower value of a metric is better, and how validations are ranked."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ LOWER_IS_BETTER = {"loss", "ter"}
 
 
 def is_better(metric: str, value: float, best: float) -> bool:
-    """Whether `value` beats `best`: higher for BLEU and chrF, lower for loss and TER."""
+    """Whether `value` beats `best`: lower is better for the loss and TER, higher for the others."""
     return value < best if metric in LOWER_IS_BETTER else value > best
 
 
-def rank(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
-    """What orders validations by `metric`, the best highest: ties are broken by chrF, then by the
+def ranking_key(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
+    """Return a sort key for validations: larger is better by `metric`, then by chrF, then by the
     loss.
     """
     names = dict.fromkeys((metric, "chrf", "loss"))

@@ -1,6 +1,4 @@
-"""A run with everything decided: made once, at its start, by `mt.runs.resolve`; nothing resolves
-again.
-"""
+"""The settings of a run after `mt.runs.resolve` has decided, once, all that was left open."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +8,17 @@ from mt.config.schema import Config
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What a run trains with.
+    """The folder and the final settings of a run.
 
-    `config` has numbers and names in place of every `auto`: precision, threads, micro-batches,
-    limits of the search, the sizes and the tokenizer of the model that it begins with. `asked` is
-    the same before these were found out, as the run folder keeps it.
+    In `config` every `auto` has been replaced by a value (precision, threads, micro-batch size,
+    search limits), and the sizes and the tokenizer are those of the initial model, if any.
     """
 
     folder: Path
     config: Config
-    asked: Config
-    checkpoint: Path | None = None  # to continue from
+    checkpoint: Path | None = None  # the one to resume from
 
     @property
     def is_new(self) -> bool:
-        """Whether the run begins here."""
+        """Whether the run starts from scratch instead of resuming from a checkpoint."""
         return self.checkpoint is None

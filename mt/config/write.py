@@ -1,6 +1,4 @@
-"""A `Config` written back out: as YAML that reads back equal, as flat keys, and the JSON Schema of
-its files.
-"""
+"""Write a `Config` as YAML or as a flat dict, and its JSON Schema for editors."""
 
 import re
 from collections.abc import Collection
@@ -14,10 +12,10 @@ from mt.config.schema.model import ModelConfig
 
 
 def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) -> str:
-    """`config` as YAML that reads back equal: every key, or (not `full`) what defaults and the
-    preset do not give.
+    """Return `config` as YAML text that reads back equal.
 
-    Sections of `without` are left out.
+    With `full` it contains every key, otherwise only those that differ from the defaults and the
+    preset. The top-level keys in `without` are omitted.
     """
     values = config.model_dump() if full else _differences(config)
     values = {key: value for key, value in values.items() if key not in without}
@@ -32,8 +30,9 @@ def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) ->
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Dotted key -> value, such as `optim.lr` or `data.train[0].src`; a list of numbers is one
-    value.
+    """Return a dict from dotted keys, such as `optim.lr` or `data.train[0].src`, to values.
+
+    A list is split into its items only if these are sections; a list of numbers is one value.
     """
     flat: dict[str, object] = {}
 
@@ -52,18 +51,18 @@ def flatten(config: Config) -> dict[str, object]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a YAML file, with which editors complete and check it."""
-    schema = Config.model_json_schema()
+    """Return the JSON Schema with which editors complete and check a configuration file."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
+        **Config.model_json_schema(),
         "title": "mt configuration",
     }
 
 
 def _differences(config: Config) -> dict[str, Any]:
-    """What a file must say to give `config`; a key set back to its default beside a preset is a
-    difference too.
+    """Return the values that a file must contain to read back as `config`.
+
+    A model option is included if it differs from its preset, even if it has the default value.
     """
     values = config.model_dump(exclude_defaults=True)
     given = {**ModelConfig().model_dump(), **PRESETS.get(config.model.preset or "", {})}
@@ -74,37 +73,28 @@ def _differences(config: Config) -> dict[str, Any]:
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes text that any YAML, 1.1 or 1.2, could take for something else; lists of numbers stay
-    on one line.
+    """Quotes any text that a YAML 1.1 or 1.2 parser could read as another type, and writes lists
+    of plain values on one line.
     """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-# Letters first, so never a number or a date; the rest is harmless in every context.
+# Starts with a letter, so it cannot be a number or a date, and has no character special to YAML.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
-_WORDS = {
-    "y",
-    "n",
-    "yes",
-    "no",
-    "on",
-    "off",
-    "true",
-    "false",
-    "null",
-}  # YAML 1.1's booleans, and null
+# The booleans of YAML 1.1, and null.
+_RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def _write_text(writer: yaml.SafeDumper, text: str) -> yaml.Node:
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
-    return writer.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _RESERVED
+    return writer.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
 
 
 def _write_list(writer: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    in_a_line = not any(isinstance(item, dict) for item in items)
-    return writer.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=in_a_line)
+    is_plain = not any(isinstance(item, dict) for item in items)
+    return writer.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=is_plain)
 
 
 _Writer.add_representer(str, _write_text)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mt.config import LONGEST_SRC, DecodeConfig
+from mt.config import DEFAULT_MAX_SRC_LEN, DecodeConfig
 from mt.convert.extras import import_extra
 from mt.convert.proof import by_source_length
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
@@ -172,7 +172,7 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "MarianTokenizer", "source_lang": data.src_lang, "target_lang": data.tgt_lang, "separate_vocabs": not is_joint,
         "unk_token": names[UNK_ID], "pad_token": names[PAD_ID], "eos_token": names[EOS_ID],
-        "model_max_length": max(LONGEST_SRC, loaded.config.decode.longest_src) + 1,
+        "model_max_length": max(DEFAULT_MAX_SRC_LEN, loaded.config.decode.longest_src) + 1,
     })  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from mt.config import Config, CorpusConfig, expanded
+from mt.config import Config, CorpusConfig, expand_path
 from mt.data.sources import CorpusStats, SentencePair, open_corpus
 from mt.data.store import FORMAT_VERSION, TokenCache, build_cache
 from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
@@ -95,7 +95,7 @@ def _make(config: Config, own: Path | None) -> Prepared:
 
 def _cache_dir(config: Config) -> Path:
     try:
-        path = expanded(config.cache_dir)
+        path = expand_path(config.cache_dir)
     except ValueError as error:
         raise ConfigError(f"cache_dir: {config.cache_dir}: {error}") from error
     if path.startswith("~"):

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from mt.config import DecodeConfig
-from mt.config.languages import joint_between, parse_language
+from mt.config.languages import parse_language, separator_between
 from mt.data.batch import IdPair, pad_rows, token_buckets
 from mt.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from mt.decode.alignment import Alignment, align_batch, numbered_parts
@@ -294,7 +294,7 @@ class Translator:
             for (source, _), hyp in zip(parts, ranked, strict=True):
                 text = self.tokenizer.decode_tgt(hyp.tokens)
                 if whole and text:
-                    whole += joint_between(whole, text, self.language)
+                    whole += separator_between(whole, text, self.language)
                 translated.append(TranslatedPart(source, hyp.tokens, len(whole)))
                 whole += text
             score = sum(hyp.score for hyp in ranked) / len(ranked)

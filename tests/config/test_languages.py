@@ -2,7 +2,7 @@
 
 import pytest
 
-from mt.config.languages import CODES, Language, joint_between, parse_language
+from mt.config.languages import CODES, Language, parse_language, separator_between
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_the_table_holds_every_two_letter_code_once_for_each_three_letter_code()
 def test_parts_are_joined_by_a_space_only_where_words_are(
     before: str, after: str, lang: str | None, joint: str
 ) -> None:
-    assert joint_between(before, after, parse_language(lang)) == joint
+    assert separator_between(before, after, parse_language(lang)) == joint

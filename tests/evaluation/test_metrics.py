@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mt.config.ranking import is_better, rank
+from mt.config.ranking import is_better, ranking_key
 from mt.errors import ConfigError, DataError
 from mt.evaluation import (
     MAX_RESAMPLED,
@@ -206,7 +206,7 @@ def test_a_score_prints_its_title_and_two_decimals() -> None:
 def test_ties_of_a_metric_are_broken_by_chrf_then_by_the_loss(
     metric: str, better: dict[str, float], worse: dict[str, float]
 ) -> None:
-    assert rank(metric, better) > rank(metric, worse)
+    assert ranking_key(metric, better) > ranking_key(metric, worse)
 
 
 @pytest.mark.parametrize(("lang", "tokenizer"), [

@@ -97,7 +97,7 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
         config = load_config(path, [f"train.parallel={engine}", "train.grad_accum_steps=6"])
         manager = CheckpointManager(run_dir, 2, 0, "bleu", world)
         trainer = Trainer(
-            ResolvedRun(run_dir, config, config), prepare(config, world), CPU, manager, world
+            ResolvedRun(run_dir, config), prepare(config, world), CPU, manager, world
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_shards_gives_every_tensor_back_bit_for_bit(
         config = load_config(path, ["train.parallel=fsdp"])
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
         trainer = Trainer(
-            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+            ResolvedRun(tmp_path, config), prepare(config, world), CPU, manager, world
         )
         trained_pairs(trainer, 3)
         manager.save(
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_their_weights_as_t
         config = load_config(path)
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
         trainer = Trainer(
-            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+            ResolvedRun(tmp_path, config), prepare(config, world), CPU, manager, world
         )
         before = {name: weight.clone() for name, weight in trainer.weights().items()}
         update = next(trainer.loader.updates())
@@ -209,7 +209,7 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_nothing(
         config = load_config(path, ["train.parallel=fsdp"])
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
         trainer = Trainer(
-            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+            ResolvedRun(tmp_path, config), prepare(config, world), CPU, manager, world
         )
         trained_pairs(trainer, 1)
 
@@ -336,7 +336,7 @@ def test_a_validation_that_one_rank_leaves_is_left_by_all(
         config = load_config(path)
         manager = CheckpointManager(tmp_path, 2, 0, "bleu", world)
         trainer = Trainer(
-            ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+            ResolvedRun(tmp_path, config), prepare(config, world), CPU, manager, world
         )
         trainer.progress = TrainProgress(config.train, None, 0, trainer.seconds, "fp32")
         assert trainer.validator is not None

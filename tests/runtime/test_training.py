@@ -47,7 +47,7 @@ def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict
     """Losses, norms, order and weights of the first updates."""
     run_dir.mkdir(exist_ok=True)
     manager = CheckpointManager(run_dir, 3, 1, "bleu", world)
-    resolved = ResolvedRun(run_dir, config, config)
+    resolved = ResolvedRun(run_dir, config)
     trainer = Trainer(resolved, prepare(config, world), CPU, manager, world)
     updates = trainer.loader.updates()
     stats, seen = [], []
@@ -107,7 +107,7 @@ def test_a_model_that_is_shared_out_has_the_weights_of_its_seed_and_is_never_mov
         ):
             manager = CheckpointManager(tmp_path, 3, 1, "bleu", world)
             trainer = Trainer(
-                ResolvedRun(tmp_path, config, config), prepare(config, world), CPU, manager, world
+                ResolvedRun(tmp_path, config), prepare(config, world), CPU, manager, world
             )
         assert all(is_sharded(weight) for weight in trainer.weights().values())
         return {name: unsharded(weight) for name, weight in trainer.weights().items()}, moved

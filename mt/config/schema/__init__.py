@@ -1,8 +1,7 @@
-"""Every option of `mt`, typed, with its unit, its default and where the default comes from. Imports
-no torch.
+"""The configuration schema: every option with its type, unit, default and limits. No torch here.
 
-The file format, overrides, presets and error messages are `load.py`'s; these modules only say what
-is allowed.
+These modules only define what is allowed. `mt.config.load` reads files, overrides and presets, and
+words the error messages.
 """
 
 from typing import Literal
@@ -15,17 +14,17 @@ from mt.config.schema.model import ModelConfig
 from mt.config.schema.section import AUTO, Section, option, section
 from mt.config.schema.train import OptimConfig, TrainConfig, ValidConfig
 
-FORMAT = 2  # of these settings; `load.DEFAULTS_BEFORE` has the defaults of older ones
-HEADER = "# Written by mt: every setting of this run.\n"  # of config.yaml in a run folder
+FORMAT = 2  # version of the settings; `load.DEFAULTS_BEFORE` has the defaults of older versions
+HEADER = "# Written by mt: every setting of this run.\n"  # first line of a run folder's config.yaml
 
 
 class Config(Section):
-    """A whole run. A YAML file holds only what differs from these defaults."""
+    """A complete configuration. A YAML file needs only the keys that differ from the defaults."""
 
     format: int = option(
         FORMAT,
-        "Version of these settings, as mt writes it: what a file of an older version leaves out "
-        "has the default of its time.",
+        "Version of the settings, written by mt. Keys missing from a file of an older version "
+        "take the defaults of that version.",
         ge=1,
         le=FORMAT,
     )
@@ -34,26 +33,29 @@ class Config(Section):
     )
     cache_dir: str = option(
         "~/.cache/mt",
-        "Trained tokenizers and tokenized corpora, shared by all runs.",
+        "Folder for trained tokenizers and tokenized corpora, shared by all runs.",
         resume="may_change",
     )
-    seed: int = option(1, "Of initial weights, order and dropout.", ge=0, lt=2**31)
+    seed: int = option(
+        1, "Random seed of the initial weights, the training order and dropout.", ge=0, lt=2**31
+    )
     device: str = option(
         "auto",
-        "auto: the GPU where there is one.",
+        "Where to compute: cpu, cuda or cuda:N; auto uses a GPU if there is one.",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         resume="may_change",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
-        "Of matrix products; auto: as the run began, else bf16 if the hardware has it; fp16 is "
-        "for GPUs without it. Weights and optimizer stay in fp32.",
+        "Number format of matrix products; weights and optimizer state stay in fp32. fp16 is for "
+        "GPUs without bf16. auto: bf16 if the hardware supports it, otherwise fp32; a resumed run "
+        "keeps its precision.",
         resume="may_change",
     )
     threads: int | None = option(
         None,
-        "CPU threads of a machine, shared by its ranks (default: as many as the run began with, "
-        "else OMP_NUM_THREADS or one per core).",
+        "CPU threads per machine, shared by its ranks (default: OMP_NUM_THREADS or one per core; "
+        "a resumed run keeps its number).",
         ge=1,
         resume="may_change",
     )
@@ -70,17 +72,19 @@ class Config(Section):
     def _sections_fit(self) -> "Config":
         if self.model.tie_embeddings == "all" and not self.tokenizer.shares_vocabulary:
             raise ValueError(
-                "model.tie_embeddings: `all` needs a joint vocabulary; use `decoder`, or tokenizer.joint, "
-                "or one model as tokenizer.src_model and tokenizer.tgt_model"
+                "model.tie_embeddings: `all` needs a joint vocabulary: use `decoder`, "
+                "set tokenizer.joint, or give tokenizer.src_model and tokenizer.tgt_model one file"
             )
-        if self.batching.max_tokens == AUTO:
+        max_tokens, max_len = self.batching.max_tokens, self.data.filters.max_len
+        if max_tokens == AUTO:
             if self.train.batch_tokens is None:
                 raise ValueError(
-                    "batching.max_tokens: auto needs train.batch_tokens, so that an update is the same size on every machine"
+                    "batching.max_tokens: auto needs train.batch_tokens, "
+                    "so that an update has the same size on every machine"
                 )
-        elif self.data.filters.max_len > self.batching.max_tokens:
+        elif max_len > max_tokens:
             raise ValueError(
-                f"batching.max_tokens: {self.batching.max_tokens} is below "
-                f"data.filters.max_len {self.data.filters.max_len}: one sentence may not fit a batch"
+                f"batching.max_tokens: {max_tokens} is below data.filters.max_len {max_len}: "
+                "the longest sentences would not fit in a micro-batch"
             )
         return self

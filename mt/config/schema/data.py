@@ -1,4 +1,4 @@
-"""Options of the text: corpora, filters, the tokenizer, batches."""
+"""Options of the text: corpora, filters, the tokenizer and batching."""
 
 from typing import Literal
 
@@ -15,27 +15,31 @@ class CorpusConfig(Section):
     """
 
     name: str | None = option(
-        None, "Name in tables and reports (default: the file or dataset name)."
+        None, "Name in tables and reports (default: the name of the file or dataset)."
     )
     src: str | None = option(
-        None, "Source text, one sentence per line. Relative to the working directory."
+        None, "Path of the source text, one sentence per line; relative to the working directory."
     )
-    tgt: str | None = option(None, "Target text; line N translates line N of `src`.")
+    tgt: str | None = option(
+        None, "Path of the target text; line N is the translation of line N of `src`."
+    )
     dataset: str | None = option(
-        None, "Hub name or local folder, as `datasets.load_dataset` takes it."
+        None, "Name on the Hugging Face Hub, or a local folder, for `datasets.load_dataset`."
     )
-    subset: str | None = option(None, "Configuration name of the dataset.")
+    subset: str | None = option(None, "Name of the dataset's configuration, if it has several.")
     split: str = option("train", "Split of the dataset.")
     src_column: str | None = option(
-        None, "Column with the source text; `translation.de` reaches into a column of dictionaries."
+        None,
+        "Column with the source text; `translation.de` is the entry `de` of the dictionaries in "
+        "column `translation`.",
     )
-    tgt_column: str | None = option(None, "Column with the target text.")
+    tgt_column: str | None = option(None, "Column with the target text; see `src_column`.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "CorpusConfig":
         if self.dataset is None and (self.src is None or self.tgt is None):
             raise ValueError(
-                "a corpus needs `src` and `tgt` (two text files) or `dataset`, `src_column` and `tgt_column`"
+                "needs `src` and `tgt` (text files) or `dataset`, `src_column` and `tgt_column`"
             )
         if self.dataset is not None and (self.src is not None or self.tgt is not None):
             raise ValueError(
@@ -47,111 +51,130 @@ class CorpusConfig(Section):
 
     @property
     def label(self) -> str:
-        """What messages and tables call this corpus."""
+        """The name of this corpus in messages and tables."""
         if self.name is not None:
             return self.name
         return f"{self.dataset}:{self.split}" if self.dataset is not None else f"{self.src}"
 
 
 class FilterConfig(Section):
-    """Training pairs left out, each kind counted and shown. Validation and test text is never
-    filtered.
+    """Which training pairs to drop. Each filter reports how many pairs it dropped. Validation and
+    test text is never filtered.
     """
 
     max_bytes: int = option(
-        16_384, "Drop a pair with a side of more bytes than this (UTF-8).", ge=1
+        16_384, "Drop a pair if either side has more bytes than this (UTF-8).", ge=1
     )
     max_len: int = option(
-        256, "Drop a pair with a side of more subwords than this, end of sentence included.", ge=1
+        256,
+        "Drop a pair if either side has more subwords than this, end of sentence included.",
+        ge=1,
     )
     max_ratio: float | None = option(
         None,
-        "Drop a pair whose longer side has more than this many times the subwords of the other "
-        "(1.5 in fairseq's IWSLT14 recipe; null: keep all).",
+        "Drop a pair if one side has more than this many times the subwords of the other (1.5 in "
+        "fairseq's IWSLT14 recipe); null: keep all.",
         ge=1,
     )
 
 
 class DataConfig(Section):
-    """Where the text is and what happens to text that is not as it should be."""
+    """The corpora, and what to do with lines that are invalid or empty."""
 
-    src_lang: str | None = option(None, "Source language code; carried into the model folder.")
-    tgt_lang: str | None = option(None, "Target language code.")
-    train: list[CorpusConfig] = option([], "Training corpora, one after the other.")
+    src_lang: str | None = option(
+        None, "Source language code, such as `de`; stored in the model folder."
+    )
+    tgt_lang: str | None = option(
+        None, "Target language code, such as `en`; stored in the model folder."
+    )
+    train: list[CorpusConfig] = option([], "Training corpora, used together as one.")
     valid: list[CorpusConfig] = option([], "Validation corpora, scored together.")
-    test: list[CorpusConfig] = option([], "Test sets of `mt evaluate`, scored one by one.")
+    test: list[CorpusConfig] = option([], "Test sets of `mt evaluate`, each scored separately.")
     on_invalid_utf8: Literal["error", "replace", "skip"] = option(
         "error",
-        "A line that is not UTF-8: stop, put U+FFFD in its place, or skip the pair; counted.",
+        "What to do with a line that is not valid UTF-8: `error`: stop; `replace`: put U+FFFD in "
+        "place of the invalid bytes; `skip`: drop the pair. Such lines are counted.",
     )
     on_one_sided_empty: Literal["error", "skip"] = option(
         "error",
-        "A training line empty on one side only: stop, or skip the pair; counted. Pairs empty on "
-        "both sides are always skipped and counted.",
+        "What to do with a training pair of which one side is empty: `error`: stop; `skip`: drop "
+        "and count it. Pairs with two empty sides are always dropped and counted.",
     )
     filters: FilterConfig = section(FilterConfig, resume="fixed")
 
 
 class TokenizerConfig(Section):
-    """SentencePiece, trained in the run unless `src_model` and `tgt_model` name trained ones."""
+    """The SentencePiece tokenizer, trained by the run unless `src_model` and `tgt_model` are set."""
 
     model_type: Literal["unigram", "bpe"] = option(
         "unigram", "Subword algorithm (Kudo 2018; Sennrich et al. 2016)."
     )
     vocab_size: int = option(
-        8000, "Pieces, special ones included; per side where `joint` is false.", ge=8
+        8000,
+        "Number of subwords in the vocabulary, special tokens included; per language if `joint` "
+        "is false.",
+        ge=8,
     )
-    joint: bool = option(True, "One model for both languages.")
-    src_model: str | None = option(None, "A trained SentencePiece model for the source.")
+    joint: bool = option(True, "Whether both languages share one tokenizer and vocabulary.")
+    src_model: str | None = option(
+        None, "Path of a trained SentencePiece model for the source language."
+    )
     tgt_model: str | None = option(
-        None, "One for the target; the same file as `src_model` makes the vocabulary joint."
+        None,
+        "Path of a trained SentencePiece model for the target language; the same path as "
+        "`src_model` makes the vocabulary joint.",
     )
     character_coverage: float = option(
         1.0,
-        "Share of characters that get pieces of their own; 0.9995 for Chinese or Japanese "
-        "(SentencePiece's advice).",
+        "Share of the characters in the training text that the vocabulary covers; SentencePiece "
+        "recommends 0.9995 for Chinese and Japanese.",
         gt=0.9,
         le=1.0,
     )
     byte_fallback: bool = option(
-        True, "Spell characters without a piece in bytes, so that nothing is unknown."
+        True,
+        "Whether to encode characters outside the vocabulary as bytes, so that no text becomes "
+        "the unknown token.",
     )
     src_normalization: Normalization = option(
         "nfc",
-        "What is done to the characters of source text: `none`; `nfc`: one spelling for each "
-        "composed character, and a plain space for white space of any kind; `nfkc`: also "
-        "full-width and superscript characters as plain ones; `nmt_nfkc` (SentencePiece's "
-        "default): also a space for no-break spaces and joiners.",
+        "Unicode normalization of the source text: `none`; `nfc`: composed characters, and a plain "
+        "space for any kind of white space; `nfkc`: also plain characters for full-width and "
+        "superscript ones; `nmt_nfkc` (SentencePiece's default): also a space for no-break spaces "
+        "and joiners.",
     )
     tgt_normalization: Normalization = option(
-        "none", "The same for target text. All but `none` change what the model learns to write."
+        "none",
+        "Unicode normalization of the target text, as in `src_normalization`. Any value but `none` "
+        "changes the text that the model learns to write.",
     )
     user_defined_symbols: list[str] = option(
-        [], "Texts that are always one piece each, such as placeholders and tags."
+        [], "Strings that are always one subword each, such as placeholders and tags."
     )
     max_lossy_share: float = option(
         0.1,
-        "Stop if more than this share of the target lines does not come back from the tokenizer "
-        "as it was, runs of spaces apart.",
+        "Stop if the tokenizer changes more than this share of the target lines when it encodes "
+        "and decodes them; differences in runs of spaces do not count.",
         ge=0,
         le=1,
         resume="may_change",
     )
     max_line_bytes: int = option(
         4192,
-        "Lines of more bytes are left out of the tokenizer's training, and counted "
-        "(SentencePiece's own default).",
+        "Lines with more bytes are not used to train the tokenizer, and are counted (the default "
+        "is SentencePiece's).",
         ge=16,
     )
     max_lines: int = option(
         2_000_000,
-        "Lines a side that the tokenizer is trained on, spread evenly over the corpora.",
+        "Maximum number of lines per language to train the tokenizer on, spread evenly over the "
+        "corpora.",
         ge=1,
     )
     num_threads: int = option(
         4,
-        "Threads of SentencePiece's trainer. Part of the result: another number gives another "
-        "model.",
+        "Number of threads that train the tokenizer. A different number gives a different "
+        "tokenizer.",
         ge=1,
     )
 
@@ -159,32 +182,37 @@ class TokenizerConfig(Section):
     def _both_models(self) -> "TokenizerConfig":
         if (self.src_model is None) != (self.tgt_model is None):
             raise ValueError(
-                "`src_model` and `tgt_model` go together (the same file twice for a joint vocabulary)"
+                "set both `src_model` and `tgt_model` (to one file for a joint vocabulary)"
             )
         return self
 
     @property
     def shares_vocabulary(self) -> bool:
-        """Whether both sides use the same ids; of trained models that is known when they are opened
-        (`mt.data.prepare`).
+        """Whether both sides use the same ids, as far as the configuration can say.
+
+        `mt.data.prepare` compares the pieces of `src_model` and `tgt_model` when it opens them.
         """
         return self.src_model is not None or self.joint
 
 
 class BatchingConfig(Section):
-    """How pairs become micro-batches: token buckets of similar length."""
+    """How sentence pairs of similar length are grouped into micro-batches."""
 
     max_tokens: IntOrAuto = option(
         4096,
-        "Rows x longest side (end of sentence included) of a micro-batch; padding counts. auto: "
-        "as many as memory holds, up to `train.batch_tokens` (which it needs), found by trying, "
-        "and kept when the run goes on.",
+        "Maximum size of a micro-batch in tokens: pairs x longest side, with end of sentence and "
+        "padding. auto: the most that fits in memory, at most `train.batch_tokens` (which must be "
+        "set), found by trial; a resumed run keeps it.",
     )
     block_size: int = option(
         131_072,
-        "Pairs shuffled and sorted by length together; bounds memory and the cost of a resume.",
+        "Number of pairs that are shuffled and sorted by length together. Larger blocks need more "
+        "memory and make resuming slower.",
         ge=1,
     )
     prefetch: int = option(
-        4, "Updates prepared ahead by a background thread.", ge=1, resume="may_change"
+        4,
+        "Number of updates that a background thread prepares in advance.",
+        ge=1,
+        resume="may_change",
     )

@@ -8,39 +8,49 @@ from mt.config.schema.section import Section, option
 
 
 class ModelConfig(Section):
-    """The Transformer (Vaswani et al. 2017). Defaults are the paper's base model."""
+    """The Transformer (Vaswani et al. 2017). The defaults are the paper's base model."""
 
     preset: Literal["tiny", "small", "base", "big"] | None = option(
-        None, "Sizes to start from; keys set beside it win."
+        None, "Named model size; any model option given as well overrides the preset's value."
     )
-    d_model: int = option(512, "Width of embeddings and layers.", ge=2)
-    d_ff: int = option(2048, "Inner width of the feed-forward blocks.", ge=1)
-    num_heads: int = option(8, "Attention heads; divides d_model.", ge=1)
-    encoder_layers: int = option(6, "Layers of the encoder.", ge=1)
-    decoder_layers: int = option(6, "Layers of the decoder.", ge=1)
+    d_model: int = option(
+        512, "Width of the embeddings and of every layer's output; must be even.", ge=2
+    )
+    d_ff: int = option(2048, "Width of the hidden layer in the feed-forward blocks.", ge=1)
+    num_heads: int = option(8, "Number of attention heads per layer; must divide d_model.", ge=1)
+    encoder_layers: int = option(6, "Number of encoder layers.", ge=1)
+    decoder_layers: int = option(6, "Number of decoder layers.", ge=1)
     norm: Literal["pre", "post"] = option(
-        "post", "Layer norm before each block (Xiong et al. 2020) or after the sum (paper)."
+        "post",
+        "Where to apply layer normalization: `pre`: before each block (Xiong et al. 2020); "
+        "`post`: after each residual sum (Vaswani et al. 2017).",
     )
-    activation: Literal["relu", "gelu", "silu"] = option("relu", "Of the feed-forward blocks.")
+    activation: Literal["relu", "gelu", "silu"] = option(
+        "relu", "Activation function of the feed-forward blocks."
+    )
     dropout: float = option(
-        0.1, "On the output of each block, before the residual sum.", ge=0, lt=1
+        0.1, "Dropout rate on the output of each block, before the residual sum.", ge=0, lt=1
     )
-    attention_dropout: float = option(0.0, "On attention weights.", ge=0, lt=1)
+    attention_dropout: float = option(0.0, "Dropout rate on the attention weights.", ge=0, lt=1)
     activation_dropout: float = option(
-        0.0, "After the activation of the feed-forward blocks.", ge=0, lt=1
+        0.0, "Dropout rate after the activation of the feed-forward blocks.", ge=0, lt=1
     )
     embedding_dropout: float | None = option(
         None,
-        "On the sum of embeddings and positions (default: as `dropout`, as in the paper).",
+        "Dropout rate on the sum of embeddings and positions; null: the same as `dropout`, as in "
+        "Vaswani et al. 2017.",
         ge=0,
         lt=1,
     )
     tie_embeddings: Literal["all", "decoder", "none"] = option(
         "all",
-        "Share source, target and output matrices (Press and Wolf 2017), target and output only, "
-        "or none. `all` needs a joint vocabulary.",
+        "Which matrices are shared (Press and Wolf 2017): `all`: source embeddings, target "
+        "embeddings and output layer, which needs a joint vocabulary; `decoder`: target "
+        "embeddings and output layer; `none`: no matrices.",
     )
-    output_bias: bool = option(False, "A bias for each output, as Marian's own models have.")
+    output_bias: bool = option(
+        False, "Whether the output layer has a bias, as in models trained by Marian."
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":

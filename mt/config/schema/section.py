@@ -1,4 +1,4 @@
-"""What all sections share: how an option is written down, and what may change when a run continues."""
+"""How sections and options are declared, and which options may change when a run is resumed."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,16 +19,21 @@ def _unless_auto(value: Any, validate: Any) -> Any:
     return value if value == AUTO else validate(value)
 
 
-# A number, or the word until the start of a run has found the number.
+# A number, or `auto` until the start of the run has determined the number.
 IntOrAuto = Annotated[
-    int, Field(ge=1), WrapValidator(_unless_auto), PlainSerializer(lambda value: value),
+    int,
+    Field(ge=1),
+    WrapValidator(_unless_auto),
+    PlainSerializer(lambda value: value),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": AUTO}]}),
-]  # fmt: skip
+]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and values of another type are mistakes; nothing
-    changes later.
+    """A section of the configuration.
+
+    Unknown keys and values of the wrong type are errors. A section cannot be modified after it has
+    been created.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -37,12 +42,11 @@ class Section(BaseModel):
 def option(
     default: Any, description: str | None = None, *, resume: Resume | None = None, **limits: Any
 ) -> Any:
-    """A field with its default, what it is, and its limits (`ge`, `lt`, ...).
+    """Declare an option: its default, its help text and its limits (`ge`, `lt`, ...).
 
-    `resume` says what happens if a run continues with another value: `may_change` allows it,
-    `fixed` refuses it, and `same_data` allows it as long as the training text stays the same. A
-    section's policy holds for the fields in it that have none of their own; without any it is
-    `fixed`.
+    `resume` says what happens if a run is resumed with a different value: `may_change` accepts the
+    new value, `fixed` refuses it, and `same_data` accepts it if the training text has not changed.
+    An option without a policy has that of its section, and `fixed` if the section has none either.
     """
     return Field(
         default=default, description=description, json_schema_extra=_extra(resume), **limits
@@ -50,7 +54,7 @@ def option(
 
 
 def section(kind: type[Section], *, resume: Resume | None = None) -> Any:
-    """A field that holds a section."""
+    """Declare a section inside another; `resume` is the policy of its options (see `option`)."""
     return Field(default_factory=kind, json_schema_extra=_extra(resume))
 
 
@@ -59,12 +63,12 @@ def _extra(resume: Resume | None) -> Any:
 
 
 def resume_policy(model: type[BaseModel], key: str) -> Resume:
-    """The policy of a setting, given as `train.max_steps`."""
+    """Return the resume policy of an option of `model`, given by its dotted name."""
     policy: Resume = "fixed"
     for name in key.split("."):
         field = model.model_fields.get(name)
         if field is None:
-            break  # inside a list
+            break  # a list item such as `train[0]`: the policy of the section applies
         if isinstance(field.json_schema_extra, dict):
             policy = field.json_schema_extra["resume"]  # type: ignore[assignment]
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

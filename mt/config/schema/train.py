@@ -1,4 +1,4 @@
-"""Options of training: the optimizer, the loop, validation."""
+"""Options of the optimizer, the training loop and validation."""
 
 from typing import Literal
 
@@ -8,21 +8,42 @@ from mt.config.schema.section import Section, option
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule."""
+    """The AdamW optimizer and its learning rate schedule."""
 
-    lr: float = option(5e-4, "Peak learning rate (5e-4: fairseq's IWSLT14 recipe).", gt=0)
-    betas: list[float] = option(
-        [0.9, 0.98], "Adam's decay rates (Vaswani et al. 2017).", min_length=2, max_length=2
+    lr: float = option(
+        5e-4, "Peak learning rate (the default is that of fairseq's IWSLT14 recipe).", gt=0
     )
-    eps: float = option(1e-9, "Adam's epsilon (Vaswani et al. 2017).", gt=0)
-    weight_decay: float = option(0.0, "Decoupled weight decay, on matrices only.", ge=0)
+    betas: list[float] = option(
+        [0.9, 0.98],
+        "Adam's decay rates of the averages of the gradient and of its square "
+        "(Vaswani et al. 2017).",
+        min_length=2,
+        max_length=2,
+    )
+    eps: float = option(
+        1e-9,
+        "Adam's epsilon, which keeps the divisor of an update above 0 (Vaswani et al. 2017).",
+        gt=0,
+    )
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay, applied to matrices only; 0: none.", ge=0
+    )
     schedule: Literal["inverse_sqrt", "constant"] = option(
-        "inverse_sqrt", "After the warm-up: lr x sqrt(warmup_steps / step), or lr."
+        "inverse_sqrt",
+        "Learning rate after the warm-up: `inverse_sqrt`: lr x sqrt(warmup_steps / step); "
+        "`constant`: lr.",
     )
     warmup_steps: int = option(
-        4000, "Updates over which the learning rate rises linearly from 0 to `lr`.", ge=0
+        4000,
+        "Number of updates over which the learning rate rises linearly from 0 to `lr`.",
+        ge=0,
     )
-    clip_norm: float = option(1.0, "Largest norm of all gradients together; 0 clips nothing.", ge=0)
+    clip_norm: float = option(
+        1.0,
+        "Maximum norm of all gradients together; larger gradients are scaled down to it. 0: no "
+        "clipping.",
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> "OptimConfig":
@@ -32,106 +53,128 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """The training loop: how long, how large an update, how often what."""
+    """How long to train, how large an update is, and how often to log, validate and save."""
 
     init_from: str | None = option(
         None,
-        "A model to begin with: its tokenizer, sizes and weights are taken over (fine-tuning).",
+        "Model folder or run folder to fine-tune: training starts from its tokenizer, sizes and "
+        "weights.",
     )
     freeze: list[str] = option(
-        [], "Parameters that stay as they are, by pattern, such as `encoder.*`."
+        [], "Name patterns of parameters that are not trained, such as `encoder.*`."
     )
     max_steps: int | None = option(
-        100_000, "Stop after this many updates.", ge=1, resume="may_change"
+        100_000, "Stop after this many updates; null: no maximum.", ge=1, resume="may_change"
     )
     max_epochs: int | None = option(
-        None, "Stop after this many passes over the data.", ge=1, resume="may_change"
+        None,
+        "Stop after this many passes over the training data; null: no maximum.",
+        ge=1,
+        resume="may_change",
     )
     patience: int | None = option(
         None,
-        "Stop after this many validations without a better `metric`.",
+        "Stop after this many validations in a row without a better `metric`; null: never.",
         ge=1,
         resume="may_change",
     )
     metric: Literal["bleu", "chrf", "loss"] = option(
-        "bleu", "What makes a checkpoint the best, and what patience watches.", resume="may_change"
+        "bleu",
+        "Validation score that decides which checkpoint is the best; see also `patience`.",
+        resume="may_change",
     )
     label_smoothing: float = option(
         0.1,
-        "Mass spread over the vocabulary (Szegedy et al. 2016; 0.1 in Vaswani et al. 2017).",
+        "Probability spread evenly over the vocabulary instead of given to the reference token "
+        "(Szegedy et al. 2016; 0.1 in Vaswani et al. 2017).",
         ge=0,
         lt=1,
     )
     ema_decay: float = option(
         0.0,
         "Decay of the moving average of the weights, which validation, checkpoints and "
-        "translation then use; 0 is off. The first updates use min(decay, (1 + step) / (10 + "
-        "step)).",
+        "translation use; 0: no average. Early updates use min(decay, (1 + step) / (10 + step)).",
         ge=0,
         lt=1,
     )
-    grad_accum_steps: int = option(1, "Micro-batches an update, over all ranks.", ge=1)
+    grad_accum_steps: int = option(1, "Number of micro-batches per update, over all ranks.", ge=1)
     batch_tokens: int | None = option(
         None,
-        "Maximum number of target tokens per update, over all ranks; sets the number of "
-        "micro-batches by itself. A single sentence may have more.",
+        "Maximum number of target tokens per update, over all ranks, unless a single sentence has "
+        "more. Determines the number of micro-batches, in place of `grad_accum_steps`.",
         ge=1,
     )
     gradient_checkpointing: bool = option(
         False,
-        "Keep only the inputs of each layer and compute the rest again in the backward pass: less"
-        " memory, a third more work.",
+        "Whether to store only the inputs of each layer and recompute the rest in the backward "
+        "pass, which needs less memory and a third more computation.",
         resume="may_change",
     )
     compile: bool = option(
         True,
-        "Compile the layers with torch.compile on a GPU. A CPU is faster without; it stays off "
-        "there.",
+        "Whether to compile the layers with torch.compile on a GPU. On a CPU, which is faster "
+        "without, they are never compiled.",
         resume="may_change",
     )
     deterministic: bool = option(
-        False, "Let a GPU give the same bits every time, which is slower.", resume="may_change"
+        False,
+        "Whether a GPU must give bit-identical results every time, which is slower.",
+        resume="may_change",
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
-        "Of several processes each holds the whole model (ddp), or a share, for models too large "
-        "for one GPU (fsdp).",
+        "How several processes hold the model: `ddp`: each has all of it; `fsdp`: each has a "
+        "shard, for models too large for one GPU.",
         resume="may_change",
     )
     timeout: float = option(
         300.0,
-        "Seconds without an answer after which a rank counts as lost and the run ends.",
+        "Seconds without a response after which a rank counts as lost and the run ends.",
         gt=0,
         resume="may_change",
     )
     max_bad_updates: int = option(
         0,
-        "Updates in all whose loss or gradients are not finite that are left out, each kept in "
-        "crash/, before the run stops.",
+        "Number of updates that may be skipped in the whole run because their loss or gradients "
+        "are not finite; one more stops the run. Each is saved in crash/.",
         ge=0,
         resume="may_change",
     )
     divergence_factor: float | None = option(
         1.3,
-        "Stop where the loss of `divergence_window` updates is on average this many times its "
-        "best (counted as 1 or more); null: never.",
+        "Stop if the mean loss of `divergence_window` updates is more than this many times the "
+        "lowest such mean so far (or 1, if that is larger); null: never.",
         gt=1,
         resume="may_change",
     )
-    divergence_window: int = option(200, "See `divergence_factor`.", ge=1, resume="may_change")
-    log_every: int = option(50, "Updates between log lines.", ge=1, resume="may_change")
-    valid_every: int = option(1000, "Updates between validations.", ge=1, resume="may_change")
-    save_every: int = option(
-        1000, "Updates between checkpoints. A new best is saved at once.", ge=1, resume="may_change"
+    divergence_window: int = option(
+        200,
+        "Number of updates that `divergence_factor` compares the mean loss of.",
+        ge=1,
+        resume="may_change",
     )
-    keep_last: int = option(2, "Newest checkpoints kept.", ge=1, resume="may_change")
-    keep_best: int = option(1, "Best checkpoints kept besides.", ge=0, resume="may_change")
+    log_every: int = option(50, "Number of updates between log lines.", ge=1, resume="may_change")
+    valid_every: int = option(
+        1000, "Number of updates between validations.", ge=1, resume="may_change"
+    )
+    save_every: int = option(
+        1000,
+        "Number of updates between checkpoints. A new best model is also saved at once.",
+        ge=1,
+        resume="may_change",
+    )
+    keep_last: int = option(
+        2, "Number of most recent checkpoints to keep.", ge=1, resume="may_change"
+    )
+    keep_best: int = option(
+        1, "Number of best checkpoints to keep besides those.", ge=0, resume="may_change"
+    )
 
     @model_validator(mode="after")
     def _one_update_size(self) -> "TrainConfig":
         if self.batch_tokens is not None and self.grad_accum_steps != 1:
             raise ValueError(
-                "`batch_tokens` derives the number of micro-batches; leave `grad_accum_steps` out"
+                "`batch_tokens` sets the number of micro-batches; remove `grad_accum_steps`"
             )
         if self.max_steps is None and self.max_epochs is None and self.patience is None:
             raise ValueError(
@@ -141,13 +184,15 @@ class TrainConfig(Section):
 
 
 class ValidConfig(Section):
-    """Validation in training, by the same search and scorer as `mt translate` and `mt evaluate`."""
+    """Validation during training, with the same search and scorer as `mt translate` and
+    `mt evaluate`.
+    """
 
     max_sentences: int = option(
         500,
-        "Sentences translated for BLEU and chrF, spread evenly over all corpora; the loss is over"
-        " all.",
+        "Maximum number of sentences to translate for BLEU and chrF, spread evenly over all "
+        "corpora; the loss is computed on all sentences.",
         ge=1,
     )
-    beam_size: int = option(1, "Beam of these translations; 1 is greedy search.", ge=1)
-    samples: int = option(3, "Translations shown in the log.", ge=0)
+    beam_size: int = option(1, "Beam size of these translations; 1 is greedy search.", ge=1)
+    samples: int = option(3, "Number of translations printed in the log per validation.", ge=0)
