@@ -1,5 +1,5 @@
-"""What users get wrong: each mistake gives one clear message, its exit code, no traceback, and
-harms no checkpoint.
+"""Tests of common user mistakes: each gives one clear message and the right exit code, prints no
+traceback and leaves the checkpoints intact.
 """
 
 import os
@@ -15,24 +15,26 @@ from tests.conftest import ROOT, run_mt
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run that a test may harm."""
+    """Return a copy of a finished run that a test may damage."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 
-def assert_fails(code: int, says: list[str], *args: object, **options: object) -> str:
-    """Run mt; it must exit with `code`, say all of `says`, and show no traceback. Returns what it
-    said.
+def assert_fails(code: int, expected: list[str], *args: object, **options: object) -> str:
+    """Run `mt` and check that it exits with `code`, prints each of the `expected` texts and no
+    traceback.
+
+    Returns what it wrote to standard error.
     """
     result = run_mt(*args, **options)  # type: ignore[arg-type]
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
-    for text in says:
+    for text in expected:
         assert text in result.stderr, result.stderr
     return result.stderr
 
 
-MISTAKES_IN_THE_CONFIGURATION = {
+CONFIG_MISTAKES = {
     "unknown key": (["train.max_stesp=5"], ["train.max_stesp", "did you mean", "max_steps"]),
     "wrong type": (["train.max_steps=many"], ["train.max_steps", "whole number", "many"]),
     "impossible sizes": (
@@ -55,18 +57,18 @@ MISTAKES_IN_THE_CONFIGURATION = {
         ["tokenizer.vocab_size=100"],
         ["tokenizer.vocab_size: 100 is too small"],
     ),
-    "an override that is none": (["nonsense"], ["nonsense"]),
+    "not an override": (["nonsense"], ["nonsense"]),
 }
 
 
-@pytest.mark.parametrize("kind", MISTAKES_IN_THE_CONFIGURATION)
-def test_a_mistake_in_the_configuration_exits_2_and_says_which(
+@pytest.mark.parametrize("kind", CONFIG_MISTAKES)
+def test_a_mistake_in_the_configuration_exits_2_and_names_it(
     kind: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    overrides, says = MISTAKES_IN_THE_CONFIGURATION[kind]
+    overrides, expected = CONFIG_MISTAKES[kind]
     message = assert_fails(
         2,
-        says,
+        expected,
         "train",
         small_yaml(tmp_path),
         *overrides,
@@ -75,17 +77,17 @@ def test_a_mistake_in_the_configuration_exits_2_and_says_which(
     assert len(message.strip().split("\n")) <= 3
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(
+def test_all_mistakes_of_a_file_are_reported_together(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = small_yaml(tmp_path, extra="sed: 3\nprecision: fp33\n")
     lines = path.read_text().split("\n")
     unknown, wrong = (lines.index(line) + 1 for line in ("sed: 3", "precision: fp33"))
-    says = [
+    expected = [
         f"{path}:{unknown}: sed: unknown key (did you mean `seed`?)",
         f"{path}:{wrong}: precision",
     ]
-    assert_fails(2, says, "train", path)
+    assert_fails(2, expected, "train", path)
 
 
 BAD_TEXT = {
@@ -97,7 +99,7 @@ BAD_TEXT = {
     ),
     "broken UTF-8": (b"eins\nzw\xffei\n", b"one\ntwo\n", ["train.de:2: not UTF-8 at byte 3"]),
     "empty corpus": (b"", b"", ["no training pairs"]),
-    "nothing but empty lines": (b"\n\n", b"\n\n", ["no training pairs"]),
+    "only empty lines": (b"\n\n", b"\n\n", ["no training pairs"]),
 }
 
 
@@ -105,12 +107,12 @@ BAD_TEXT = {
 def test_bad_text_exits_2_with_file_and_line(
     kind: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    src, tgt, says = BAD_TEXT[kind]
+    src, tgt, expected = BAD_TEXT[kind]
     (tmp_path / "train.de").write_bytes(src)
     (tmp_path / "train.en").write_bytes(tgt)
     assert_fails(
         2,
-        says,
+        expected,
         "train",
         small_yaml(tmp_path),
         f"data.train=[{{src: {tmp_path}/train.de, tgt: {tmp_path}/train.en}}]",
@@ -124,10 +126,10 @@ def test_a_damaged_gz_exits_2(
 
     whole = gzip.compress((sample / "train.de").read_bytes())
     (tmp_path / "train.de.gz").write_bytes(whole[: len(whole) // 2])
-    says = ["train.de.gz: cannot be read"]
+    expected = ["train.de.gz: cannot be read"]
     assert_fails(
         2,
-        says,
+        expected,
         "train",
         small_yaml(tmp_path),
         f"data.train=[{{src: {tmp_path}/train.de.gz, tgt: {sample}/train.en}}]",
@@ -135,12 +137,12 @@ def test_a_damaged_gz_exits_2(
 
 
 def cut(path: Path) -> None:
-    """Take the last bytes off a file."""
+    """Cut the last bytes off a file."""
     path.write_bytes(path.read_bytes()[:-3])
 
 
 def flip(path: Path) -> None:
-    """Turn over one bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -156,12 +158,12 @@ def test_a_damaged_model_is_refused_by_name(
     folder = (run / "checkpoints/best").resolve()
     harm(folder / name)
     message = assert_fails(1, [folder.name], "translate", folder, stdin="Hallo\n")
-    # A flipped manifest may name a file that it no longer agrees with.
+    # A damaged manifest may cause an error about any file it lists.
     assert name in message or name == "MANIFEST.json"
     assert_fails(1, [folder.name], "inspect", folder)
 
 
-def test_a_damaged_last_checkpoint_is_moved_aside_and_the_one_before_goes_on(
+def test_a_damaged_last_checkpoint_is_moved_aside_and_the_one_before_is_resumed(
     run: Path, trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     flip(run / "checkpoints/step_00000012/training/optimizer.safetensors")
@@ -180,9 +182,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_exits_1(
     folders = sorted((run / "checkpoints").glob("step_*"))
     for folder in folders:
         flip(folder / "model.safetensors")
-    says = [f"all {len(folders)} checkpoints are damaged", "--overwrite"]
-    assert_fails(1, says, "train", small_yaml(tmp_path))
-    assert_fails(1, says, "train", small_yaml(tmp_path))  # and does not begin anew the second time
+    expected = [f"all {len(folders)} checkpoints are damaged", "--overwrite"]
+    assert_fails(1, expected, "train", small_yaml(tmp_path))
+    # The second attempt must not start from scratch either.
+    assert_fails(1, expected, "train", small_yaml(tmp_path))
 
 
 @pytest.mark.parametrize("path", ["no/such/model", "tests"])
@@ -199,8 +202,8 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(
     for folder in (run, run / "checkpoints"):
         folder.chmod(0o555)
     try:
-        # Root ignores permissions; such a process first becomes nobody, in folders that nobody may
-        # read.
+        # Root ignores permissions, so the training process runs as `nobody`, which must be able to
+        # read the folders above the run.
         for folder in (tmp_path, *tmp_path.parents):
             if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
                 folder.chmod(folder.stat().st_mode | 0o055)
@@ -213,8 +216,9 @@ def test_a_read_only_run_folder_exits_1_and_keeps_its_checkpoints(
 
 
 def train_as_nobody(config: Path, log: Path) -> int:
-    """The exit code of `mt train` in a child without root's rights, all modules loaded before it
-    gives them up.
+    """Return the exit code of `mt train` in a child process that runs as `nobody`.
+
+    The child loads all modules before it gives up root's permissions.
     """
 
     def run() -> None:
@@ -240,10 +244,10 @@ def test_changed_model_or_data_is_refused_on_resume_with_the_difference(
     )
     lines = (sample / "train.de").read_bytes().split(b"\n")
     (tmp_path / "other.de").write_bytes(b"\n".join([b"Ganz anders.", *lines[1:]]))
-    says = ["other text"]
+    expected = ["other text"]
     assert_fails(
         2,
-        says,
+        expected,
         "train",
         config,
         f"data.train=[{{src: {tmp_path}/other.de, tgt: {sample}/train.en}}]",
@@ -277,9 +281,9 @@ WRONG_OPTIONS = {
         ["translate", "MODEL", "--nbest", "9", "--beam-size", "3", "--format", "tsv"],
         "nbest",
     ),
-    "a beam of none": (["translate", "MODEL", "--beam-size", "0"], "beam_size"),
-    "a GPU that is not there": (["translate", "MODEL", "--device", "cuda:99"], "cuda:99"),
-    "a device that is none": (["translate", "MODEL", "--device", "toaster"], "toaster"),
+    "a beam of size 0": (["translate", "MODEL", "--beam-size", "0"], "beam_size"),
+    "a GPU that does not exist": (["translate", "MODEL", "--device", "cuda:99"], "cuda:99"),
+    "an unknown device": (["translate", "MODEL", "--device", "toaster"], "toaster"),
     "source without reference": (["evaluate", "MODEL", "--src", "README.md"], "--ref"),
     "neither model nor file": (["evaluate"], "MODEL"),
     "different lengths": (
@@ -294,10 +298,10 @@ WRONG_OPTIONS = {
 
 @pytest.mark.parametrize("kind", WRONG_OPTIONS)
 def test_a_wrong_option_is_one_message(kind: str, trained_run: Path) -> None:
-    args, says = WRONG_OPTIONS[kind]
+    args, expected = WRONG_OPTIONS[kind]
     result = run_mt(
         *[trained_run if arg == "MODEL" else arg for arg in args], stdin="Hallo\n", cwd=ROOT
     )
     assert result.returncode == (1 if kind == "average of too many" else 2), result.stderr
-    assert says in result.stderr
+    assert expected in result.stderr
     assert "Traceback" not in result.stderr

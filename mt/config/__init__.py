@@ -1,4 +1,4 @@
-"""The configuration of a run: the schema, reading it and writing it back. Imports no torch."""
+"""The configuration of a run: its schema, and reading and writing it. Imports no torch."""
 
 from mt.config.load import (
     config_from_text,

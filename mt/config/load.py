@@ -19,9 +19,9 @@ from mt.config.reader import REFUSED, KeyPath, Mistake, Place, dotted, format_va
 from mt.config.schema import HEADER, Config
 from mt.errors import ConfigError
 
-MAX_BYTES = 1_000_000  # largest file that is read
+MAX_BYTES = 1_000_000  # of a configuration file
 FIRST_FORMAT = 1  # version of files written by mt that have no `format`
-# For each format that changed defaults: the defaults before that change, by section and key.
+# For each format, the defaults that it changed: section and key -> the value before.
 DEFAULTS_BEFORE: dict[int, dict[tuple[str, str], Any]] = {
     2: {
         ("tokenizer", "src_normalization"): "nmt_nfkc",
@@ -35,7 +35,7 @@ _close = functools.partial(difflib.get_close_matches, n=1, cutoff=0.6)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the YAML file `path` and apply the overrides; `run_dir` is set if they leave it out."""
+    """Read the YAML file `path` and apply the overrides; the default `run_dir` is set, too."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -61,8 +61,9 @@ def config_from_text(
 ) -> Config:
     """Return the configuration that YAML `text` and the overrides describe.
 
-    Messages call the text `file_name`. With `is_saved`, mt wrote the text: if it has no `format`,
-    it has the first one. Keys missing from an older format take the defaults of that format.
+    `file_name` is what messages call the text. `is_saved` means that mt wrote the text; without a
+    `format` key it is then of the first format. Keys missing from a text of an older format get the
+    defaults of that format.
     """
     try:
         data, places, mistakes = read(text, lambda line: Place(line, f"{file_name}:{line}"))
@@ -137,7 +138,7 @@ def _expand_paths(
 
 
 def with_defaults_of(config: Config, format: int) -> Config:
-    """Return `config` in an older `format`: keys that its file left out get that one's defaults."""
+    """Return `config` with the defaults of an older `format` for keys that its file left out."""
     for (section, key), value in _older_defaults(format):
         part = getattr(config, section)
         if key not in part.model_fields_set:
@@ -220,7 +221,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
 
 
-# The messages of mt, by pydantic's type of error.
+# The messages of mt, by pydantic's error type.
 _EXPECTED = {
     "int_type": "expected a whole number",
     "float_type": "expected a number",
@@ -272,10 +273,10 @@ def _mistake_of(error: Mapping[str, Any], places: dict[KeyPath, Place], file_nam
 def _find_place(
     path: KeyPath, section: KeyPath, message: str, places: dict[KeyPath, Place], file_name: str
 ) -> Place:
-    """Return the override or the line to report a mistake at `path` for.
+    """Return the line or override that the report of a mistake at `path` names.
 
-    The cause may be another key, which `message` names relative to `section`. An override is more
-    likely to be the cause than a line of the file.
+    Besides `path`, the cause may be a key of `section` that occurs in `message`. Overrides are
+    preferred to lines, because the file alone may be correct.
     """
     named = set(re.findall(r"[a-z_.]+", message))
     inside = {key[len(section) :]: places[key] for key in places if key[: len(section)] == section}
@@ -287,7 +288,7 @@ def _find_place(
             return cause
     if causes:
         return causes[0]
-    for length in range(len(path) - 1, 0, -1):  # the sections around, innermost first
+    for length in range(len(path) - 1, 0, -1):  # the enclosing sections, innermost first
         if path[:length] in places:
             return places[path[:length]]
     return max(inside.values()) if section and inside else Place(0, file_name)

@@ -44,8 +44,8 @@ class Mistake(Exception):
     def __str__(self) -> str:
         name = "" if not self.path or self.path == self.place.path else f"{dotted(self.path)}: "
         line = f"{self.place.text}: {name}{self.text}"
-        # Keys and values come from the file: one must not break the line, move the cursor or be
-        # impossible to print.
+        # Keys and values come from the file: escape characters that would break the line, move the
+        # cursor or fail to print.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -95,7 +95,7 @@ class _Reader(yaml.SafeLoader):
     def check_size(self, mark: Any, nodes: int, depth: int) -> None:
         """Count `nodes` more values at level `depth` of nesting; raise `Mistake` above a limit."""
         self.nodes += nodes
-        if self.nodes > MAX_NODES or depth > MAX_DEPTH:  # a cycle gets here too
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:  # a cycle of aliases ends here, too
             text = f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels, with aliases expanded"
             raise Mistake(self.place(mark.line + 1), (), text)
 
@@ -105,7 +105,7 @@ class _Reader(yaml.SafeLoader):
         return REFUSED
 
     def convert(self, node: yaml.Node, path: KeyPath, key: yaml.Node | None = None) -> Any:
-        """Return the plain value of `node`; its place is the line of `key`, if it has one."""
+        """Return the plain value of `node`, and record its place: the line of `key` or its own."""
         self.places[path] = self.place((key or node).start_mark.line + 1)
         self.check_size(node.start_mark, 1, len(path))
         if node.tag.startswith(_EXPLICIT):

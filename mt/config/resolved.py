@@ -1,4 +1,4 @@
-"""The settings of a run after `mt.runs.resolve` has decided, once, all that was left open."""
+"""The final settings of a run, which `mt.runs.resolve` determines once at its start."""
 
 from dataclasses import dataclass
 from pathlib import Path

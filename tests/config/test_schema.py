@@ -1,6 +1,4 @@
-"""Tests of the schema itself: every key is described, and configs/schema.json is what the code
-says.
-"""
+"""Tests of the schema: every key has a description, and configs/schema.json is up to date."""
 
 import json
 from pathlib import Path
@@ -18,14 +16,14 @@ SCHEMA = json_schema()
 
 
 def leaves() -> list[tuple[str, dict]]:
-    """(Section.key, its schema) of every key that is not a section itself."""
+    """Return (Section.key, JSON Schema) for every key that is not a section itself."""
     parts = {"Config": SCHEMA, **SCHEMA["$defs"]}
-    every = [
+    keys = [
         (f"{name}.{key}", spec)
         for name, part in parts.items()
         for key, spec in part["properties"].items()
     ]
-    return [(name, spec) for name, spec in every if "$ref" not in spec]
+    return [(name, spec) for name, spec in keys if "$ref" not in spec]
 
 
 @pytest.mark.parametrize(("name", "spec"), leaves(), ids=[name for name, _ in leaves()])
@@ -120,11 +118,11 @@ def test_a_joint_tokenizer_may_tie_all_embeddings(tokenizer):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_holds_sizes_the_model_section_accepts(name):
+def test_every_preset_is_accepted_by_the_model_section(name):
     assert ModelConfig.model_validate({"preset": name, **PRESETS[name]}).preset == name
 
 
-def test_a_loaded_configuration_cannot_be_changed():
+def test_a_configuration_cannot_be_modified():
     config = Config()
     with pytest.raises(ValidationError):
         config.seed = 2
@@ -133,13 +131,20 @@ def test_a_loaded_configuration_cannot_be_changed():
 @pytest.mark.parametrize(
     ("key", "policy"),
     [
-        ("seed", "fixed"), ("device", "may_change"), ("model.dropout", "fixed"),
-        ("optim.betas[0]", "may_change"), ("train.max_steps", "may_change"),
-        ("train.label_smoothing", "fixed"), ("batching.prefetch", "may_change"),
-        ("batching.max_tokens", "fixed"), ("data.train[0].src", "same_data"),
-        ("data.on_invalid_utf8", "same_data"), ("data.filters.max_len", "fixed"),
-        ("decode.beam_size", "may_change"), ("tokenizer.vocab_size", "fixed"),
+        ("seed", "fixed"),
+        ("device", "may_change"),
+        ("model.dropout", "fixed"),
+        ("optim.betas[0]", "may_change"),
+        ("train.max_steps", "may_change"),
+        ("train.label_smoothing", "fixed"),
+        ("batching.prefetch", "may_change"),
+        ("batching.max_tokens", "fixed"),
+        ("data.train[0].src", "same_data"),
+        ("data.on_invalid_utf8", "same_data"),
+        ("data.filters.max_len", "fixed"),
+        ("decode.beam_size", "may_change"),
+        ("tokenizer.vocab_size", "fixed"),
     ],
-)  # fmt: skip
-def test_what_happens_to_a_setting_that_changes_before_a_resume(key: str, policy: str) -> None:
+)
+def test_the_resume_policy_of_an_option(key: str, policy: str) -> None:
     assert resume_policy(Config, key) == policy

@@ -1,7 +1,7 @@
-"""The configuration schema: every option with its type, unit, default and limits. No torch here.
+"""The configuration schema: every option with its type, unit, default and limits. Imports no torch.
 
 These modules only define what is allowed. `mt.config.load` reads files, overrides and presets, and
-words the error messages.
+writes the error messages.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Options of the text: corpora, filters, the tokenizer and batching."""
+"""Options of the corpora, the filters, the tokenizer and batching."""
 
 from typing import Literal
 
@@ -104,10 +104,10 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The SentencePiece tokenizer, trained by the run unless `src_model` and `tgt_model` are set."""
+    """The SentencePiece tokenizer, trained by the run if `src_model` and `tgt_model` are null."""
 
     model_type: Literal["unigram", "bpe"] = option(
-        "unigram", "Subword algorithm (Kudo 2018; Sennrich et al. 2016)."
+        "unigram", "Subword algorithm: `unigram` (Kudo 2018) or `bpe` (Sennrich et al. 2016)."
     )
     vocab_size: int = option(
         8000,
@@ -161,8 +161,8 @@ class TokenizerConfig(Section):
     )
     max_line_bytes: int = option(
         4192,
-        "Lines with more bytes are not used to train the tokenizer, and are counted (the default "
-        "is SentencePiece's).",
+        "Maximum length in bytes of a line that the tokenizer is trained on; longer lines are left "
+        "out and counted (the default is SentencePiece's).",
         ge=16,
     )
     max_lines: int = option(
@@ -200,9 +200,9 @@ class BatchingConfig(Section):
 
     max_tokens: IntOrAuto = option(
         4096,
-        "Maximum size of a micro-batch in tokens: pairs x longest side, with end of sentence and "
-        "padding. auto: the most that fits in memory, at most `train.batch_tokens` (which must be "
-        "set), found by trial; a resumed run keeps it.",
+        "Maximum size of a micro-batch in tokens, end of sentence and padding included: pairs x "
+        "longest side. auto: the most that fits in memory, at most `train.batch_tokens` (which "
+        "must be set), found by trial; a resumed run keeps it.",
     )
     block_size: int = option(
         131_072,

@@ -1,4 +1,4 @@
-"""Options of the search that translates; a model folder stores them with the model."""
+"""Options of the search, which a model folder stores with the model."""
 
 from pydantic import model_validator
 

@@ -11,7 +11,7 @@ class ModelConfig(Section):
     """The Transformer (Vaswani et al. 2017). The defaults are the paper's base model."""
 
     preset: Literal["tiny", "small", "base", "big"] | None = option(
-        None, "Named model size; any model option given as well overrides the preset's value."
+        None, "Named set of model sizes; options that are set next to it override its values."
     )
     d_model: int = option(
         512, "Width of the embeddings and of every layer's output; must be even.", ge=2
@@ -22,8 +22,8 @@ class ModelConfig(Section):
     decoder_layers: int = option(6, "Number of decoder layers.", ge=1)
     norm: Literal["pre", "post"] = option(
         "post",
-        "Where to apply layer normalization: `pre`: before each block (Xiong et al. 2020); "
-        "`post`: after each residual sum (Vaswani et al. 2017).",
+        "Where to apply layer normalization: before each block (`pre`; Xiong et al. 2020) or "
+        "after each residual sum (`post`; Vaswani et al. 2017).",
     )
     activation: Literal["relu", "gelu", "silu"] = option(
         "relu", "Activation function of the feed-forward blocks."
@@ -46,7 +46,7 @@ class ModelConfig(Section):
         "all",
         "Which matrices are shared (Press and Wolf 2017): `all`: source embeddings, target "
         "embeddings and output layer, which needs a joint vocabulary; `decoder`: target "
-        "embeddings and output layer; `none`: no matrices.",
+        "embeddings and output layer; `none`: nothing.",
     )
     output_bias: bool = option(
         False, "Whether the output layer has a bias, as in models trained by Marian."

@@ -22,7 +22,7 @@ class OptimConfig(Section):
     )
     eps: float = option(
         1e-9,
-        "Adam's epsilon, which keeps the divisor of an update above 0 (Vaswani et al. 2017).",
+        "Adam's epsilon, added to the denominator of each update (Vaswani et al. 2017).",
         gt=0,
     )
     weight_decay: float = option(
@@ -30,8 +30,8 @@ class OptimConfig(Section):
     )
     schedule: Literal["inverse_sqrt", "constant"] = option(
         "inverse_sqrt",
-        "Learning rate after the warm-up: `inverse_sqrt`: lr x sqrt(warmup_steps / step); "
-        "`constant`: lr.",
+        "Learning rate after the warm-up: lr x sqrt(warmup_steps / step) with `inverse_sqrt`, "
+        "lr with `constant`.",
     )
     warmup_steps: int = option(
         4000,
@@ -80,7 +80,7 @@ class TrainConfig(Section):
     )
     metric: Literal["bleu", "chrf", "loss"] = option(
         "bleu",
-        "Validation score that decides which checkpoint is the best; see also `patience`.",
+        "Validation score that decides which checkpoint is the best; `patience` watches it, too.",
         resume="may_change",
     )
     label_smoothing: float = option(
@@ -123,8 +123,8 @@ class TrainConfig(Section):
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
-        "How several processes hold the model: `ddp`: each has all of it; `fsdp`: each has a "
-        "shard, for models too large for one GPU.",
+        "How several processes hold the model: a full copy each (`ddp`), or a shard each (`fsdp`), "
+        "for models too large for one GPU.",
         resume="may_change",
     )
     timeout: float = option(
@@ -143,13 +143,13 @@ class TrainConfig(Section):
     divergence_factor: float | None = option(
         1.3,
         "Stop if the mean loss of `divergence_window` updates is more than this many times the "
-        "lowest such mean so far (or 1, if that is larger); null: never.",
+        "lowest such mean so far (at least 1 nat per token); null: never.",
         gt=1,
         resume="may_change",
     )
     divergence_window: int = option(
         200,
-        "Number of updates that `divergence_factor` compares the mean loss of.",
+        "Number of updates over which the loss is averaged for `divergence_factor`.",
         ge=1,
         resume="may_change",
     )
@@ -167,7 +167,10 @@ class TrainConfig(Section):
         2, "Number of most recent checkpoints to keep.", ge=1, resume="may_change"
     )
     keep_best: int = option(
-        1, "Number of best checkpoints to keep besides those.", ge=0, resume="may_change"
+        1,
+        "Number of best checkpoints to keep in addition to the most recent ones.",
+        ge=0,
+        resume="may_change",
     )
 
     @model_validator(mode="after")
@@ -194,5 +197,5 @@ class ValidConfig(Section):
         "corpora; the loss is computed on all sentences.",
         ge=1,
     )
-    beam_size: int = option(1, "Beam size of these translations; 1 is greedy search.", ge=1)
+    beam_size: int = option(1, "Beam size during validation; 1 is greedy search.", ge=1)
     samples: int = option(3, "Number of translations printed in the log per validation.", ge=0)
