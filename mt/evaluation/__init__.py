@@ -1,6 +1,4 @@
-"""Scores of translations by sacreBLEU, and whether a difference between two of them is more than
-chance.
-"""
+"""Score translations with sacreBLEU, and test whether two systems differ by more than chance."""
 
 from mt.evaluation.metrics import (
     MAX_RESAMPLED,

@@ -1,5 +1,6 @@
-"""`mt compare`: is one of these systems better, and where; each is a model, a checkpoint, or a file
-of translations.
+"""`mt compare`: find out which of several systems is better, and on which sentences.
+
+A system is a model folder, a checkpoint, or a text file of translations.
 """
 
 import itertools
@@ -17,58 +18,58 @@ from mt.evaluation import KINDS, TITLES, Comparison, Metrics, paired_tests, sent
 from mt.evaluation.evaluate import (
     Scoring,
     TestSet,
-    kept_translations,
+    cached_translations,
     precision_of,
     read_tests,
     split_references,
     translate_tests,
 )
 
-TIE = 1e-9  # of sentence scores
+TIE = 1e-9  # sentence scores closer than this count as equal
 
 
 @dataclass(frozen=True)
 class Change:
-    """One sentence whose score differs between two systems."""
+    """A sentence that the baseline and the system translate with different scores."""
 
-    line: int  # from 1
+    line: int  # counted from 1
     src: str
     ref: str
-    hyps: tuple[str, str]
-    scores: tuple[float, float]  # chrF of the sentence
+    hyps: tuple[str, str]  # (baseline, system)
+    scores: tuple[float, float]  # sentence chrF of (baseline, system)
 
     @property
     def gain(self) -> float:
-        """Of the second system."""
+        """The system's score minus the baseline's."""
         return self.scores[1] - self.scores[0]
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """One system beside the baseline on one test set."""
+    """The comparison of one system with the baseline on one test set."""
 
     test: str
     num_sentences: int
-    num_identical: int  # lines with the same translation
+    num_identical: int  # sentences that both translate identically
     baseline: str
     system: str
-    precision: str | None  # of the models' translations; None where there is no model
-    comparisons: list[Comparison]  # each metric by each kind of test
-    changes: list[Change]  # the greatest gain first
+    precision: str | None  # in which the models translated; None if both systems are text files
+    comparisons: list[Comparison]  # one per metric and kind of significance test
+    changes: list[Change]  # largest gain first
 
     @property
     def wins(self) -> int:
-        """Sentences where the system scores better than the baseline."""
+        """The number of sentences on which the system scores higher than the baseline."""
         return sum(change.gain > 0 for change in self.changes)
 
     @property
     def losses(self) -> int:
-        """Sentences where it scores worse."""
+        """The number of sentences on which the system scores lower than the baseline."""
         return len(self.changes) - self.wins
 
     @property
     def ties(self) -> int:
-        """All others."""
+        """The number of sentences on which both score the same."""
         return self.num_sentences - len(self.changes)
 
 
@@ -79,77 +80,75 @@ def compare(
     scoring: Scoring = Scoring(),
     options: Mapping[str, Any] | None = None,
 ) -> list[PairReport]:
-    """Each system but the first beside the first, on each test set.
+    """Compare every other system with the first one, the baseline, on each test set.
 
-    A model's translations that `mt evaluate` has kept are used again where weights, text and search
-    are the same; `options` are those of `Translator.load`. Raises `ConfigError` or `DataError` for
-    systems and texts that do not go together.
+    Translations that `mt evaluate` has saved are reused if weights, text and search options are the
+    same. `options` are those of `Translator.load`. Raises `ConfigError` or `DataError` if the
+    systems and texts do not fit together.
     """
     if len(systems) < 2:
         raise ConfigError(
-            "a comparison needs two systems or more: models, checkpoints, or files of translations"
+            "give at least two systems to compare: models, checkpoints, or files of translations"
         )
     models = [find_model(Path(system)) for system in systems if not Path(system).is_file()]
     config = models[0].config() if models else None
     tests = _tests(sources, references, config.data if config else None)
     metrics = scoring.build(config)
-    names = list(distinct(systems))
-    hyps = {
+    translations = {
         name: _translations(system, tests, options or {})
-        for name, system in zip(names, systems, strict=True)
+        for name, system in zip(unique_names(systems), systems, strict=True)
     }
-    tested = [
-        (test, {name: found[index] for name, found in hyps.items()})
-        for index, test in enumerate(tests)
-    ]
     precision = precision_of(options or {}) if models else None
-    return [
-        pair
-        for test, of_test in tested
-        for pair in compare_translations(test, of_test, metrics, precision)
-    ]
+    reports = []
+    for index, test in enumerate(tests):
+        hyps = {name: by_test[index] for name, by_test in translations.items()}
+        reports += compare_translations(test, hyps, metrics, precision)
+    return reports
 
 
 def compare_translations(
     test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics, precision: str | None = None
 ) -> list[PairReport]:
-    """Each system but the first beside the first, from their translations by name."""
+    """Compare every other system with the first one, given the translations of each by name."""
     if len(test.src) < 2:
         raise DataError(
-            f"{test.name}: one sentence says nothing about chance; a comparison needs two or more"
+            f"{test.name}: a significance test needs at least two sentences; this test set has one"
         )
-    found = [
-        comparison for kind in KINDS for comparison in paired_tests(hyps, test.refs, metrics, kind)
-    ]
+    comparisons = [c for kind in KINDS for c in paired_tests(hyps, test.refs, metrics, kind)]
+    comparisons.sort(key=lambda c: list(metrics).index(c.score.name))
     scores = {name: sentence_scores(lines, test.refs) for name, lines in hyps.items()}
     baseline, *others = hyps
-    reports = []
-    for name in others:
-        own = sorted(
-            (c for c in found if c.system == name), key=lambda c: list(metrics).index(c.score.name)
+    return [
+        PairReport(
+            test.name,
+            len(test.src),
+            sum(old == new for old, new in zip(hyps[baseline], hyps[system], strict=True)),
+            baseline,
+            system,
+            precision,
+            [c for c in comparisons if c.system == system],
+            _changes(test, hyps[baseline], hyps[system], scores[baseline], scores[system]),
         )
-        reports.append(_pair(test, baseline, name, precision, hyps, scores, own))
-    return reports
+        for system in others
+    ]
 
 
 def _tests(
     sources: Sequence[str], references: Sequence[str], data: DataConfig | None
 ) -> list[TestSet]:
-    if data is None and not sources:  # files alone: the source is only shown
+    if data is None and not sources:  # only text files: scoring does not need the source
         if len(references) != 1:
-            raise ConfigError(
-                "files of translations are compared by one --ref (several references: a,b)"
-            )
+            raise ConfigError("files of translations need exactly one --ref (several files: a,b)")
         refs = [read_text(name) for name in split_references(references[0])]
         return [TestSet(references[0], [""] * len(refs[0]), refs)]
     return read_tests(data or DataConfig(), sources, references)
 
 
-def distinct(systems: Sequence[str]) -> list[str]:
-    """Names of systems; one that is named twice gets a number."""
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names, with repeated ones numbered: `a`, `a (2)`, `a (3)`."""
     return [
-        f"{name} ({systems[:i].count(name) + 1})" if name in systems[:i] else name
-        for i, name in enumerate(systems)
+        f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name
+        for i, name in enumerate(names)
     ]
 
 
@@ -158,75 +157,72 @@ def _translations(
 ) -> list[list[str]]:
     if not Path(system).is_file():
         folder = find_model(Path(system))
-        kept = kept_translations(folder, tests, options)
-        if None not in kept:
-            return [hyps for hyps in kept if hyps is not None]
+        cached = cached_translations(folder, tests, options)
+        if None not in cached:
+            return [hyps for hyps in cached if hyps is not None]
         with Translator.load(folder.path, **options) as translator:
-            return translate_tests(translator, tests, kept)
+            return translate_tests(translator, tests, cached)
     if len(tests) != 1:
         raise ConfigError(
-            f"{system}: a file of translations is of one test set, but there are {len(tests)}; give --src and --ref"
+            f"{system}: a file of translations belongs to one test set, but there are "
+            f"{len(tests)}; choose one with --src and --ref"
         )
     return [read_text(system)]
 
 
-def _pair(
+def _changes(
     test: TestSet,
-    baseline: str,
-    system: str,
-    precision: str | None,
-    hyps: Mapping[str, Sequence[str]],
-    scores: Mapping[str, Sequence[float]],
-    comparisons: list[Comparison],
-) -> PairReport:
-    columns = hyps[baseline], hyps[system], scores[baseline], scores[system]
+    old_hyps: Sequence[str],
+    new_hyps: Sequence[str],
+    old_scores: Sequence[float],
+    new_scores: Sequence[float],
+) -> list[Change]:
+    columns = zip(test.src, test.refs[0], old_hyps, new_hyps, old_scores, new_scores, strict=True)
     changes = [
-        Change(line, src, ref, (before, after), (old, new))
-        for line, (src, ref, before, after, old, new) in enumerate(
-            zip(test.src, test.refs[0], *columns, strict=True), 1
-        )
+        Change(line, src, ref, (old_hyp, new_hyp), (old, new))
+        for line, (src, ref, old_hyp, new_hyp, old, new) in enumerate(columns, 1)
         if abs(new - old) > TIE
     ]
-    identical = sum(before == after for before, after in zip(columns[0], columns[1], strict=True))
-    changes.sort(key=lambda change: -change.gain)
-    return PairReport(
-        test.name, len(test.src), identical, baseline, system, precision, comparisons, changes
-    )
+    return sorted(changes, key=lambda change: -change.gain)
 
 
 def verdict(pair: PairReport) -> str:
-    """What the tests say, in words to act on; a metric counts where every kind of test finds its
-    difference significant.
+    """Summarize in one or two sentences which system to take.
+
+    A metric counts only if every kind of significance test finds its difference significant.
     """
     if pair.num_identical == pair.num_sentences:
-        return f"No difference: {pair.system} and {pair.baseline} translate all {pair.num_sentences:,} sentences alike."
-    by_metric = [
-        list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
-    ]
-    real = [group for group in by_metric if all(c.is_significant for c in group)]
-    ups, downs = (
-        [_finding(group) for group in real if group[0].is_better is better]
-        for better in (True, False)
-    )
-    if ups and downs:
-        contrary = f"{pair.system} is better by {', '.join(ups)}, but worse by {', '.join(downs)}"
-        return f"Undecided: {contrary}. Look at the sentences that changed."
-    if ups or downs:
-        winner, loser = (pair.system, pair.baseline) if ups else (pair.baseline, pair.system)
-        others = [_finding(group) for group in by_metric if group not in real]
-        besides = f" ({', '.join(others)}: may be chance)" if others else ""
         return (
-            f"{winner} is better than {loser} by {', '.join(ups or downs)}{besides}. Take {winner}."
+            f"No difference: {pair.system} and {pair.baseline} "
+            f"translate all {pair.num_sentences:,} sentences identically."
         )
-    found = ", ".join(_finding(group) for group in by_metric)
-    return (
-        f"No difference found between {pair.system} and {pair.baseline}: {found} may be chance. Take whichever is smaller or faster, "
-        "or test on more text."
-    )
+    groups = itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
+    better: list[str] = []
+    worse: list[str] = []
+    unclear: list[str] = []
+    for group in (list(group) for _, group in groups):  # one per metric
+        is_real = all(c.is_significant for c in group)
+        outcome = unclear if not is_real else better if group[0].is_better else worse
+        outcome.append(_finding(group))
+    if better and worse:
+        return (
+            f"Undecided: {pair.system} is better by {', '.join(better)}, "
+            f"but worse by {', '.join(worse)}. Look at the sentences that changed."
+        )
+    if not better and not worse:
+        return (
+            f"No difference found between {pair.system} and {pair.baseline}: "
+            f"{', '.join(unclear)} may be chance. "
+            "Take whichever is smaller or faster, or test on more text."
+        )
+    names = [pair.system, pair.baseline]
+    winner, loser = names if better else reversed(names)
+    doubt = f" ({', '.join(unclear)}: may be chance)" if unclear else ""
+    return f"{winner} is better than {loser} by {', '.join(better or worse)}{doubt}. Take {winner}."
 
 
 def _finding(group: Sequence[Comparison]) -> str:
-    """`BLEU +0.62 (p = 0.003, 0.004)`."""
+    """Write the tests of one metric as `BLEU +0.62 (p = 0.003, 0.004)`."""
     p_values = ", ".join(
         "-" if c.p_value is None else f"{c.p_value:.3f}" if c.p_value >= 0.001 else "<0.001"
         for c in group

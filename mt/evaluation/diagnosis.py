@@ -1,5 +1,7 @@
-"""What is wrong with a translation that can be seen without understanding it, and where scores are
-lost.
+"""Find suspicious translations with simple checks, and score groups of similar sentences.
+
+The checks need no understanding of the languages: they look for copies, loops, missing numbers and
+the like. The groups ("buckets") show on which kind of sentence a system scores badly.
 """
 
 import math
@@ -11,47 +13,51 @@ from dataclasses import dataclass
 
 from mt.evaluation.metrics import Metrics, corpus_scores
 
-LENGTH_EDGES = (5, 10, 15, 20, 30, 50)  # words of the source: 1-5, 6-10, ...
-RARITY_EDGES = (
-    0,
-    9,
-    99,
-    999,
-)  # how often training saw the rarest word of the reference: never, 1-9, ...
-BLOW_UP = 2.0  # a translation of more than this many times the reference's words, and 5 more
-MIN_COPIED = 4  # words in a row that stand in the source and not in the reference
-# nats a token: none of 1,000 translations of Multi30k is below, 241 of 300 of letters in reverse
+# Each edge is the largest value of a bucket.
+LENGTH_EDGES = (5, 10, 15, 20, 30, 50)  # words in the source: 1-5, 6-10, ...
+# Occurrences in the training text of the rarest word of the reference: 0, 1-9, 10-99, ...
+RARITY_EDGES = (0, 9, 99, 999)
+# A translation is too long if it has more than this many times the words of its reference, plus 5.
+BLOW_UP = 2.0
+MIN_COPIED = 4  # consecutive source words that count as copied if the reference lacks them
+# A translation is detached from its source if its own source makes it less than this much likelier
+# than another one, in nats per token. For a good Multi30k model, 0 of 1,000 test translations are
+# below this value; of its output for sources with reversed letters, 241 of 300 are.
 DETACHED = 1.5
-MIN_REPEATS = 3  # of 1 to 4 words in a row
+MIN_REPEATS = 3  # consecutive repetitions of the same 1 to 4 words that count as a loop
 WORD = re.compile(r"\w+(?:[-'’.,:]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+# Characters of scripts that are written without spaces, from Thai to Han.
 UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-)  # Thai to Han
+)
 
 FLAGS = {
-    "empty": "nothing where the source has something",
+    "empty": "empty translations of non-empty sources",
     "copy": "untranslated copies",
     "loop": "repetition loops",
     "long": "length blow-ups",
     "number": "missing numbers",
     "name": "missing names",
     "script": "wrong script",
-    "detached": "likely hallucinations: about as likely with another source",
+    "detached": "likely hallucinations: about as likely given another source",
 }
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some of the sentences, by what they have in common, and a score for each system."""
+    """The sentences whose length or rarity is in one range, and each system's score on them."""
 
-    label: str
-    count: int
-    scores: list[float | None]  # None where all references are empty
+    label: str  # the range, such as `6-10`
+    count: int  # number of sentences
+    scores: list[float | None]  # one per system; None if all references are empty
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case without punctuation; in scripts without spaces, characters."""
+    """Split text into lowercase words without punctuation.
+
+    In scripts that are written without spaces, every character counts as a word.
+    """
     return [
         part
         for word in WORD.findall(text.lower())
@@ -60,12 +66,13 @@ def words(text: str) -> list[str]:
 
 
 def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[str]:
-    """Those of `FLAGS` that one translation earns; what the reference does too is no fault.
+    """Return the keys of `FLAGS` that apply to one translation.
 
-    `source_gain` is that of `mt.report.contents.source_gain`, where a model is at hand.
+    A property that the reference shares, such as a repetition, is not flagged. `source_gain` is the
+    value of `mt.report.contents.source_gain` for this sentence; without a model, leave it out.
     """
     src_words, ref_words, hyp_words = words(src), words(ref), words(hyp)
-    found = {
+    checks = {
         "empty": bool(src.strip()) and not hyp.strip(),
         "copy": _is_copied(src_words, ref_words, hyp_words),
         "loop": _loops(hyp_words) > max(_loops(ref_words), _loops(src_words)),
@@ -75,7 +82,7 @@ def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[s
         "detached": bool(src.strip()) and source_gain < DETACHED,
         "script": bool(_script(ref)) and bool(_script(hyp)) and _script(hyp) != _script(ref),
     }
-    return [name for name, is_so in found.items() if is_so and (name == "empty" or hyp.strip())]
+    return [name for name, fails in checks.items() if fails and (name == "empty" or hyp.strip())]
 
 
 def _is_copied(src: list[str], ref: list[str], hyp: list[str]) -> bool:
@@ -83,16 +90,16 @@ def _is_copied(src: list[str], ref: list[str], hyp: list[str]) -> bool:
         return False
     if hyp == src:
         return True
-    runs = [_runs(side, MIN_COPIED) for side in (hyp, src, ref)]
-    return bool((runs[0] & runs[1]) - runs[2])
+    hyp_ngrams, src_ngrams, ref_ngrams = (_ngrams(side, MIN_COPIED) for side in (hyp, src, ref))
+    return bool((hyp_ngrams & src_ngrams) - ref_ngrams)
 
 
-def _runs(text: list[str], length: int) -> set[tuple[str, ...]]:
+def _ngrams(text: list[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(text[i : i + length]) for i in range(len(text) - length + 1)}
 
 
 def _loops(text: list[str]) -> int:
-    """The most times that 1 to 4 words follow on themselves; 0 below `MIN_REPEATS`."""
+    """Return how often in a row the most repeated 1 to 4 words occur; 0 if below `MIN_REPEATS`."""
     most = 1
     for length in range(1, 5):
         for start in range(len(text) - length):
@@ -108,30 +115,34 @@ def _numbers(text: str) -> set[str]:
 
 
 def _names(text: str) -> set[str]:
-    """Words with a capital letter that do not begin the sentence."""
+    """Return the capitalized words, except the first word and words all in capitals."""
     return {word for word in WORD.findall(text)[1:] if word[0].isupper() and not word.isupper()}
 
 
 def _script(text: str) -> str:
-    """The script of most letters, such as LATIN; empty where there are fewer than three. Japanese
-    counts as Han.
+    """Return the script of most letters, such as `LATIN`, or "" if there are fewer than three.
+
+    Japanese kana count as `CJK`, like Chinese characters.
     """
     scripts = Counter(unicodedata.name(char, "?").split()[0] for char in text if char.isalpha())
     scripts["CJK"] += scripts.pop("HIRAGANA", 0) + scripts.pop("KATAKANA", 0)
     return scripts.most_common(1)[0][0] if scripts.total() >= 3 else ""
 
 
-def bucketed(
+def score_buckets(
     keys: Sequence[int],
     edges: Sequence[int],
     systems: Sequence[Sequence[str]],
     refs: Sequence[Sequence[str]],
     metrics: Metrics,
 ) -> list[Bucket]:
-    """Corpus scores by the first of `metrics` of the sentences whose key is at most each edge, and
-    above the last; empty ones left out.
+    """Group the sentences into buckets, and score each system on each bucket.
+
+    `keys` holds a number per sentence. A bucket holds the sentences whose number is at most its
+    edge and above the previous one; the last bucket holds those above all edges. Empty buckets are
+    left out. The score is the corpus score of the first of `metrics`.
     """
-    [name] = list(metrics)[:1]
+    name = next(iter(metrics))
     buckets = []
     for low, high in zip((None, *edges), (*edges, None), strict=True):
         members = [
@@ -141,10 +152,10 @@ def bucketed(
         ]
         if not members:
             continue
-        scored = [[ref[i] for i in members] for ref in refs]
-        has_text = all(any(line.strip() for line in ref) for ref in scored)
+        bucket_refs = [[ref[i] for i in members] for ref in refs]
+        has_text = all(any(line.strip() for line in ref) for ref in bucket_refs)
         scores = [
-            corpus_scores([hyps[i] for i in members], scored, metrics)[name].value
+            corpus_scores([hyps[i] for i in members], bucket_refs, metrics)[name].value
             if has_text
             else None
             for hyps in systems
@@ -161,18 +172,18 @@ def _label(low: int | None, high: int | None) -> str:
 
 
 def word_counts(lines: Iterable[str]) -> Counter[str]:
-    """How often each word stands in a text."""
+    """Count how often each word occurs."""
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(words(line))
     return counts
 
 
-def rarity(refs: Sequence[str], counts: Mapping[str, int]) -> list[int]:
-    """How often training saw the rarest word of each reference."""
+def rarest_word_counts(refs: Sequence[str], counts: Mapping[str, int]) -> list[int]:
+    """Return for each reference how often its rarest word occurs, according to `counts`."""
     return [min((counts.get(word, 0) for word in words(ref)), default=0) for ref in refs]
 
 
 def length_ratio(hyps: Sequence[str], refs: Sequence[str]) -> float:
-    """Words of the translations to words of the references."""
+    """Return the number of words in the translations divided by that in the references."""
     return sum(len(words(hyp)) for hyp in hyps) / max(1, sum(len(words(ref)) for ref in refs))

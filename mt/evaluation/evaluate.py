@@ -1,5 +1,7 @@
-"""`mt evaluate`: models on test sets, what they scored and what they wrote, kept beside them for
-comparisons and reports.
+"""`mt evaluate`: translate test sets with a model and score the translations.
+
+The translations and a score card are saved beside the model, so that `mt compare`, `mt report` and
+`mt reproduce` can use them without translating again.
 """
 
 import json
@@ -32,41 +34,41 @@ SCORECARD = "scorecard.json"
 class TestSet:
     """Source lines and one or more references."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # tell pytest that this is not a test class
 
     name: str
     src: list[str]
-    refs: list[list[str]]
-    files: tuple[str, str] | None = None  # as given on the command line
+    refs: list[list[str]]  # one list of lines per reference
+    files: tuple[str, str] | None = None  # (--src, --ref) from the command line
 
     @property
     def fingerprint(self) -> str:
-        """Of its text."""
+        """A hash of the source and the references."""
         return fingerprint(self.src, self.refs)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is to be measured."""
+    """Which metrics to compute, and how."""
 
     metrics: tuple[str, ...] = ("bleu", "chrf", "ter")
     tokenizer: str | None = None
     tgt_lang: str | None = None
-    resamples: int = RESAMPLES
+    resamples: int = RESAMPLES  # bootstrap resamples for the intervals; 0: no intervals
     comet: CometCommand | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the score card, without COMET, whose command is of one machine."""
-        about = {key: value for key, value in vars(self).items() if key != "comet"}
-        return {**about, "metrics": list(self.metrics)}
+        """Return the fields for the score card.
+
+        The COMET command is left out because it only works on this machine.
+        """
+        fields = {key: value for key, value in vars(self).items() if key != "comet"}
+        return {**fields, "metrics": list(self.metrics)}
 
     def build(self, config: Config | None = None) -> Metrics:
-        """The metrics for a target language: its own, or that of `config`."""
-        return build_metrics(
-            self.metrics,
-            self.tgt_lang or (config.data.tgt_lang if config else None),
-            self.tokenizer,
-        )
+        """Build the metrics; if `tgt_lang` is not set, take the target language of `config`."""
+        tgt_lang = self.tgt_lang or (config.data.tgt_lang if config else None)
+        return build_metrics(self.metrics, tgt_lang, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Result:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, without the translations."""
+        """Return the result as JSON-serializable fields, without the translations."""
         scores = [score.as_dict() for score in self.scores.values()]
         return {
             "test": self.test,
@@ -91,7 +93,7 @@ class Result:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model on all its test sets."""
+    """The results of one model on all test sets, and its score card."""
 
     folder: ModelFolder
     results: list[Result]
@@ -100,7 +102,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Translations of a test set, their scores, and how long translating took."""
+    """The translations of a test set, their scores, and the seconds that translating took."""
 
     hyps: list[str]
     scores: dict[str, Score]
@@ -114,27 +116,29 @@ def evaluate(
     metrics: Metrics | None = None,
     resamples: int = 0,
 ) -> Evaluation:
-    """`translate` the lines of `src` and score against one or more references, line by line: see
-    `corpus_scores`.
+    """Translate `src` with `translate` and score the result against the references.
+
+    For `refs`, `metrics` and `resamples` see `corpus_scores`.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     hyps = translate(src)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return Evaluation(hyps, corpus_scores(hyps, refs, metrics, resamples), seconds)
 
 
 def read_tests(
     data: DataConfig, sources: Sequence[str] = (), references: Sequence[str] = ()
 ) -> list[TestSet]:
-    """Test sets from files, each source with a reference or several with commas between; without
-    any, those of the configuration.
+    """Read the test sets.
 
-    Raises `DataError` for files that cannot be read or do not match, `ConfigError` where there is
-    none.
+    They come from `sources` and `references`, paired in order, or from `data.test` if both are
+    empty. One entry of `references` may name several files, separated by commas. Raises `DataError`
+    if a file cannot be read or the line counts differ, and `ConfigError` if there is no test set.
     """
     if len(sources) != len(references):
         raise ConfigError(
-            f"{len(sources)} --src but {len(references)} --ref; each source needs its own (several references: a,b)"
+            f"{len(sources)} --src but {len(references)} --ref; "
+            "give one --ref per --src (several reference files: a,b)"
         )
     tests = [_read_files(src, ref, data) for src, ref in zip(sources, references, strict=True)]
     if not sources:
@@ -144,7 +148,7 @@ def read_tests(
             for src, ref in [read_parallel([corpus], data)]
         ]
     if not tests:
-        raise ConfigError("no test set: the configuration names no data.test; give --src and --ref")
+        raise ConfigError("no test set: data.test is not configured; give --src and --ref")
     return tests
 
 
@@ -155,15 +159,16 @@ def _read_files(src: str, ref: str, data: DataConfig) -> TestSet:
 
 
 def split_references(text: str) -> list[str]:
-    """The files of `a,b`, or of a single name that has a comma in it."""
-    names = text.split(",")
-    found: list[str] = []
-    while names:
-        ends = range(len(names), 0, -1)
-        end = next((end for end in ends if Path(",".join(names[:end])).exists()), 1)
-        found.append(",".join(names[:end]))
-        names = names[end:]
-    return found
+    """Split `a,b` into file names, unless a comma is part of the name of an existing file."""
+    parts = text.split(",")
+    names: list[str] = []
+    while parts:
+        # The longest prefix that is a file; if none is, the part before the first comma.
+        lengths = range(len(parts), 0, -1)
+        length = next((n for n in lengths if Path(",".join(parts[:n])).exists()), 1)
+        names.append(",".join(parts[:length]))
+        parts = parts[length:]
+    return names
 
 
 def evaluate_model(
@@ -174,109 +179,103 @@ def evaluate_model(
     options: Mapping[str, Any] | None = None,
     world: World = ALONE,
 ) -> EvaluatedModel:
-    """Translate and score, and write translations and score card to `ModelFolder.evaluations`;
-    `options` are those of `Translator.load`.
+    """Evaluate `model` on the test sets, and save translations and score card beside the model.
 
-    Ranks share the lines; what they found, the first writes down.
+    `options` are those of `Translator.load`. All ranks of `world` share the translating; rank 0
+    computes COMET and writes the files.
     """
     folder = ModelFolder(Path(world.broadcast_from_rank0(lambda: str(find_model(model)))))
     config = folder.config()
-    tests = read_tests(
-        config.data, sources, references
-    )  # a missing file, or package, shows before minutes of translating
+    # Before translating, so that a missing file or package is reported right away.
+    tests = read_tests(config.data, sources, references)
     metrics = scoring.build(config)
     results = []
     with Translator.load(folder.path, **(options or {})) as translator:
         translate = partial(world.map_sharded, translator.translate)
         for test in tests:
-            found = evaluate(translate, test.src, test.refs, metrics, scoring.resamples)
-            scores = found.scores
+            evaluation = evaluate(translate, test.src, test.refs, metrics, scoring.resamples)
+            scores = evaluation.scores
             if scoring.comet and world.is_rank0:
-                scores = {**scores, **scoring.comet.score(test.src, found.hyps, test.refs[0])}
-            results.append(Result(test.name, found.hyps, scores, found.seconds))
-    names = list(file_names([test.name for test in tests]))
-    described = [
+                scores = {**scores, **scoring.comet.score(test.src, evaluation.hyps, test.refs[0])}
+            results.append(Result(test.name, evaluation.hyps, scores, evaluation.seconds))
+    names = list(translation_file_names([test.name for test in tests]))
+    entries = [
         {**result.as_dict(), "files": test.files, "text": test.fingerprint, "file": name}
         for test, result, name in zip(tests, results, names, strict=True)
     ]
-    card = scorecard(folder, config, translator, scoring.as_dict(), described)
+    card = scorecard(folder, config, translator, scoring.as_dict(), entries)
     if world.is_rank0:
-        _keep(folder.evaluations, card, dict(zip(names, results, strict=True)))
+        _save(folder.evaluations, card, dict(zip(names, results, strict=True)))
     return EvaluatedModel(folder, results, card)
 
 
-def kept_translations(
-    folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]
+def cached_translations(
+    model: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]
 ) -> list[list[str] | None]:
-    """A model's translations of each test set by its last evaluation, where they are of this search
-    and text.
+    """Return the translations that the model's last evaluation saved, one entry per test set.
+
+    An entry is None if it is missing, or was made from other text, with other weights, in another
+    precision or with other search options.
     """
     decode = search_options(
-        folder.config().decode,
+        model.config().decode,
         {key: options[key] for key in options.keys() & DecodeConfig.model_fields.keys()},
     )
     precision = precision_of(options)
-    return [_kept(folder, decode, precision, test) for test in tests]
+    return [_cached(model, decode, precision, test) for test in tests]
 
 
 def translate_tests(
-    translator: Translator, tests: Sequence[TestSet], kept: Sequence[list[str] | None]
+    translator: Translator, tests: Sequence[TestSet], cached: Sequence[list[str] | None]
 ) -> list[list[str]]:
-    """Translations of each test set: those that were kept, else new ones."""
+    """Return `cached`, with each None replaced by a new translation of that test set."""
     return [
         translator.translate(test.src) if hyps is None else hyps
-        for test, hyps in zip(tests, kept, strict=True)
+        for test, hyps in zip(tests, cached, strict=True)
     ]
 
 
 def precision_of(options: Mapping[str, Any]) -> str:
-    """The precision that these options of `Translator.load` translate in."""
+    """Return the precision in which a `Translator` loaded with these options translates."""
     compute = set_up_compute(
         options.get("device", "auto"), options.get("precision", "auto"), options.get("threads")
     )
     return NAMES[compute.dtype]
 
 
-def _kept(
+def _cached(
     model: ModelFolder, decode: DecodeConfig, precision: str, test: TestSet
 ) -> list[str] | None:
-    folder = model.evaluations
-    expected = {**decode.model_dump(), "batch_size": None}, precision, model.weights_hash()
+    # Translations do not depend on the batch size.
+    wanted = {**decode.model_dump(), "batch_size": None}, precision, model.weights_hash()
     try:
-        card = read_scorecard(folder / SCORECARD)
-        same = (
-            {**card["decode"], "batch_size": None},
-            card["precision"],
-            card["weights"],
-        ) == expected
+        card = read_scorecard(model.evaluations / SCORECARD)
+        saved = {**card["decode"], "batch_size": None}, card["precision"], card["weights"]
         [name] = [
             result["file"] for result in card["results"] if result["text"] == test.fingerprint
         ]
-        hyps = read_text(folder / Path(name).name)
+        hyps = read_text(model.evaluations / Path(name).name)
     except (CheckpointError, DataError, OSError, ValueError, KeyError, TypeError):
         return None
-    return hyps if same and len(hyps) == len(test.src) else None
+    return hyps if saved == wanted and len(hyps) == len(test.src) else None
 
 
-def _keep(folder: Path, card: Mapping[str, Any], results: Mapping[str, Result]) -> None:
+def _save(folder: Path, card: Mapping[str, Any], results: Mapping[str, Result]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, result in results.items():
             atomic_write(folder / name, "".join(f"{hyp}\n" for hyp in result.hyps))
         atomic_write(folder / SCORECARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        logger.warning("%s: the evaluation could not be kept there: %s", folder, error)
+        logger.warning("%s: cannot save the evaluation: %s", folder, error)
 
 
-def file_names(tests: Sequence[str]) -> Iterator[str]:
-    """A name of a file for the translations of each test set."""
+def translation_file_names(tests: Sequence[str]) -> Iterator[str]:
+    """Yield a unique file name for the translations of each test set."""
     taken: set[str] = set()
     for test in tests:
         stem = re.sub(r"[^\w.-]+", "_", Path(test).name)[:100].strip(".") or "test"
-        name = next(
-            name
-            for i in range(1, 10_000)
-            if (name := f"{stem}{'' if i == 1 else f'-{i}'}.hyp") not in taken
-        )
+        suffixes = ("" if number == 1 else f"-{number}" for number in range(1, 10_000))
+        name = next(name for suffix in suffixes if (name := f"{stem}{suffix}.hyp") not in taken)
         taken.add(name)
         yield name

@@ -1,9 +1,9 @@
-"""BLEU as papers computed it before sacreBLEU: punctuation normalised, lower case, Moses tokens, on
-both sides.
+"""BLEU as papers computed it before sacreBLEU existed.
 
-The numbers of Multi30k's first papers are of this kind. They are no sacreBLEU scores: another
-tokenization moves BLEU by more than most papers' improvements (Post 2018), so the name always says
-which is meant.
+Hypotheses and references are punctuation-normalized, lowercased and tokenized with Moses. The first
+papers on Multi30k report this score. It cannot be compared with a sacreBLEU score: a different
+tokenization changes BLEU by more than most papers improve it (Post 2018). That is why the metric
+has its own name.
 """
 
 from typing import Any
@@ -15,8 +15,9 @@ from mt.errors import ConfigError
 
 
 class MosesTokens:
-    """Text to the tokens of Moses' normalize-punctuation.perl, lower case, and tokenizer.perl, by
-    sacremoses.
+    """Tokenize as Moses' normalize-punctuation.perl, lowercase.perl and tokenizer.perl do.
+
+    The work is done by sacremoses. The methods are those that sacreBLEU expects of a tokenizer.
     """
 
     def __init__(self, lang: str) -> None:
@@ -31,20 +32,22 @@ class MosesTokens:
         )
 
     def signature(self) -> str:
-        """Of the tokenization, as sacreBLEU's tokenizers have one."""
+        """Return the name of this tokenization for sacreBLEU's score signature."""
         return f"moses-{self.lang}-normalized"
 
 
 def legacy_bleu(language: Language) -> Any:
-    """The metric, without smoothing, like multi-bleu.perl. Raises `ConfigError` where sacremoses is
-    missing or no language is given.
+    """Build the metric. Like multi-bleu.perl, it does not smooth.
+
+    Raises `ConfigError` if sacremoses is missing, no language is given, or the language is one that
+    the Moses tokenizer cannot split into words.
     """
     lang = language.code
     if not lang:
-        raise ConfigError("legacy BLEU needs the target's language: data.tgt_lang, or --lang")
+        raise ConfigError("legacy BLEU needs the target language: set data.tgt_lang or --lang")
     if lang == "ko" or language.is_unspaced:
         raise ConfigError(
-            f"legacy BLEU does not apply to {lang}: Moses' tokenizer splits at spaces"
+            f"legacy BLEU does not apply to {lang}: the Moses tokenizer splits at spaces"
         )
     try:
         tokens = MosesTokens(lang)

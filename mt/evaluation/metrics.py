@@ -1,5 +1,6 @@
-"""Scores of translations: sacreBLEU's metrics, each with the signature that makes a score
-comparable.
+"""Corpus and sentence scores, computed by sacreBLEU.
+
+Each score carries its sacreBLEU signature: only scores with the same signature can be compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +26,14 @@ TITLES = {
     "loss": "loss",
 }
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
-RESAMPLES = 1000  # of a bootstrap: sacreBLEU's own default
-# lines; sacreBLEU holds the statistics of all resamples at once, a gigabyte at this size
+RESAMPLES = 1000  # of the bootstrap for the intervals: sacreBLEU's own default
+# No intervals for test sets with more lines than this: sacreBLEU keeps the statistics of all
+# resamples in memory at once, which takes a gigabyte at this size.
 MAX_RESAMPLED = 20_000
 Metrics = Mapping[str, Metric]
 
-METRICS: dict[
-    str, Callable[[Language, str | None], Metric]
-] = {  # of the target's language and a tokenizer
+# Each function takes the target language and the name of a tokenizer, or None for the default.
+METRICS: dict[str, Callable[[Language, str | None], Metric]] = {
     "bleu": lambda lang, tokenizer: BLEU(
         tokenize=tokenizer or lang.bleu_tokenizer, trg_lang=lang.code
     ),
@@ -45,8 +46,9 @@ METRICS: dict[
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % confidence interval by bootstrap resampling (Koehn 2004): `mean` of the resamples, and
-    half its width.
+    """A 95 % confidence interval from bootstrap resampling (Koehn 2004).
+
+    It covers `mean` ± `half_width`, where `mean` is the mean score of the resamples.
     """
 
     mean: float
@@ -55,9 +57,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """One number, what it measures and how."""
+    """The value of one metric, with its signature and optionally its confidence interval."""
 
-    name: str
+    name: str  # a key of `TITLES`
     value: float
     signature: str
     interval: Interval | None = None
@@ -67,7 +69,7 @@ class Score:
         return f"{TITLES.get(self.name, self.name)} {self.value:.2f}{width}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields for JSON, without the interval if there is none."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -76,32 +78,30 @@ def build_metrics(
     tgt_lang: str | None = None,
     tokenizer: str | None = None,
 ) -> Metrics:
-    """Metrics by name, their tokenizers loaded; to be built before hours of work whose end they are
-    to score.
+    """Build the metrics of these names, and load their tokenizers.
 
-    BLEU takes `tokenizer`, one of sacreBLEU's, or the one for the target language: `zh`,
-    `ja-mecab`, `ko-mecab`, `char` for other languages written without spaces, else `13a`. Raises
-    `ConfigError` for an unknown metric or tokenizer, and where a package is missing.
+    Call this before hours of training or translating: it raises `ConfigError` if a metric or
+    tokenizer is unknown or a package is missing. `tokenizer` is a sacreBLEU tokenizer for BLEU. If
+    it is None, the target language decides: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
+    languages written without spaces, and `13a` for all others.
     """
     lang = parse_language(tgt_lang)
     metrics = {}
     for name in names:
         if name not in METRICS:
-            raise ConfigError(f"metric {name!r} is none of {', '.join(METRICS)}")
+            raise ConfigError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
         if name == "bleu" and tokenizer is not None and tokenizer not in BLEU.TOKENIZERS:
             raise ConfigError(
-                f"tokenizer {tokenizer!r} is none of sacreBLEU's: {', '.join(sorted(BLEU.TOKENIZERS))}"
+                f"unknown BLEU tokenizer {tokenizer!r}; "
+                f"choose from {', '.join(sorted(BLEU.TOKENIZERS))}"
             )
         try:
             metrics[name] = METRICS[name](lang, tokenizer)
-        except (
-            RuntimeError,
-            ImportError,
-        ) as error:  # sacreBLEU's way to say that a tokenizer's package is missing
+        except (RuntimeError, ImportError) as error:  # what sacreBLEU raises for a missing package
             extra = lang.code if lang.code in {"ja", "ko"} else (tokenizer or "").split("-")[0]
-            what = f"{TITLES[name]} of {lang.code or tokenizer}"
             raise ConfigError(
-                f"{what}: a package is missing; pip install 'mt-forge[{extra}]'"
+                f"{TITLES[name]} for {lang.code or tokenizer} needs a package that is missing: "
+                f"pip install 'mt-forge[{extra}]'"
             ) from error
     return metrics
 
@@ -112,28 +112,31 @@ def corpus_scores(
     metrics: Metrics | None = None,
     resamples: int = 0,
 ) -> dict[str, Score]:
-    """Corpus scores by metric name, as the `sacrebleu` command computes them; the default is
-    `DEFAULT_METRICS`.
+    """Return the corpus scores by metric name, as the `sacrebleu` command computes them.
 
-    `refs` holds one or more references, each of as many lines as `hyps`. With `resamples` each
-    score has its interval, from sacreBLEU's seed (12345, or SACREBLEU_SEED), unless there is but
-    one line, or more than `MAX_RESAMPLED`. Raises `DataError` where the numbers of lines differ,
-    there are none, or all lines of a reference are empty.
+    `refs` holds one or more references, each with as many lines as `hyps`. `metrics` defaults to
+    `DEFAULT_METRICS`. If `resamples` is set, each score has a bootstrap interval, except for a
+    single line or more than `MAX_RESAMPLED` lines. sacreBLEU seeds the resampling with 12345, or
+    with SACREBLEU_SEED from the environment. Raises `DataError` if line counts differ, there are no
+    lines, or all lines of a reference are empty.
     """
     check_lines(hyps, refs)
     scores = {}
     for name, metric in (build_metrics() if metrics is None else metrics).items():
         count = resamples if 1 < len(hyps) <= MAX_RESAMPLED else 0
-        found = metric.corpus_score(
+        result = metric.corpus_score(
             list(hyps), [list(ref) for ref in refs], n_bootstrap=max(count, 1)
         )
-        interval = Interval(float(found._mean), float(found._ci)) if count > 1 else None
-        scores[name] = Score(name, float(found.score), str(metric.get_signature()), interval)
+        interval = Interval(float(result._mean), float(result._ci)) if count > 1 else None
+        scores[name] = Score(name, float(result.score), str(metric.get_signature()), interval)
     return scores
 
 
 def sentence_scores(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> list[float]:
-    """chrF of each line by itself: unlike BLEU it says something about a single sentence."""
+    """Return the chrF score of each line.
+
+    Unlike BLEU, chrF is meaningful for a single sentence.
+    """
     check_lines(hyps, refs)
     metric = CHRF()
     return [
@@ -142,13 +145,12 @@ def sentence_scores(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> list[
 
 
 def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
-    """Raise `DataError` where translations and references are not line by line, or there is nothing
-    to compare with.
-    """
+    """Raise `DataError` if line counts differ, there are no lines, or a reference is all empty."""
     for ref in refs:
         if len(hyps) != len(ref):
             raise DataError(
-                f"{len(hyps):,} translations but {len(ref):,} references; they must match line by line"
+                f"{len(hyps):,} translations but {len(ref):,} references; "
+                "they must match line by line"
             )
     if not hyps:
         raise DataError("no lines to score")

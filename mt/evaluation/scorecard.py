@@ -1,4 +1,4 @@
-"""The score card: all that it takes to reproduce a score, and to trust it."""
+"""The score card: a JSON file with everything that is needed to reproduce a score."""
 
 import datetime
 import importlib.metadata
@@ -28,7 +28,11 @@ def scorecard(
     scoring: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The card of a model folder with these results, each with the fingerprint of its text."""
+    """Build the score card of an evaluation.
+
+    `scoring` says how the scores were computed. `results` has an entry for each test set, with its
+    scores, the fingerprint of its text, and the file that holds the translations.
+    """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "format": FORMAT,
@@ -49,27 +53,18 @@ def scorecard(
 
 
 def read_scorecard(path: Path) -> dict[str, Any]:
-    """A card as it was written. Raises `CheckpointError` for anything else."""
+    """Read a score card. Raises `CheckpointError` if the file is not a card of this format."""
     card = read_json(path)
-    missing = {
-        "format",
-        "config",
-        "decode",
-        "scoring",
-        "results",
-        "training",
-        "precision",
-        "versions",
-        "hardware",
-    } - card.keys()
+    keys = "format config decode scoring results training precision versions hardware"
+    missing = set(keys.split()) - card.keys()
     if missing or card["format"] != FORMAT:
         what = f"{', '.join(sorted(missing))} missing" if missing else f"format {card['format']!r}"
-        raise CheckpointError(f"{path}: not a score card that this version of mt wrote ({what})")
+        raise CheckpointError(f"{path}: not a score card that this version of mt can read ({what})")
     return card
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: processor, cores that this process may use, and GPU."""
+    """Describe the machine: processor, the number of cores this process may use, and GPU."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

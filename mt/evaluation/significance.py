@@ -1,4 +1,4 @@
-"""Whether one system is better than another, or luckier: sacreBLEU's paired tests."""
+"""Paired significance tests by sacreBLEU: is one system better, or was it only lucky?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,33 +11,33 @@ from mt.evaluation.metrics import Interval, Metrics, Score, check_lines
 
 Kind = Literal["bs", "ar"]
 KINDS: dict[Kind, str] = {"bs": "paired bootstrap", "ar": "paired approximate randomization"}
-LEVEL = 0.05  # of significance
+LEVEL = 0.05  # differences with a smaller p-value count as significant
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of a system beside that of the baseline, tested."""
+    """The scores of a baseline and a system by one metric, and the result of one test."""
 
     baseline: str
     system: str
     kind: Kind
     baseline_score: Score
     score: Score
-    p_value: float | None  # None where both score the same: there is no difference to test
+    p_value: float | None  # None if both score the same, so that there is nothing to test
 
     @property
     def difference(self) -> float:
-        """Of the system to the baseline, in points."""
+        """The system's score minus the baseline's."""
         return self.score.value - self.baseline_score.value
 
     @property
     def is_significant(self) -> bool:
-        """At the 5 % level."""
+        """Whether the difference is significant at the 5 % level."""
         return self.p_value is not None and self.p_value < LEVEL
 
     @property
     def is_better(self) -> bool:
-        """Whether the system has the better score, chance or not."""
+        """Whether the system has the better score, significant or not."""
         return is_better(self.score.name, self.score.value, self.baseline_score.value)
 
 
@@ -48,13 +48,14 @@ def paired_tests(
     kind: Kind = "bs",
     samples: int = 0,
 ) -> list[Comparison]:
-    """Each system but the first against the first, metric by metric, as `sacrebleu --paired-bs` and
-    `--paired-ar` do.
+    """Test every other system against the first one, for each metric.
 
-    bs resamples the lines (Koehn 2004), ar swaps the two systems' outputs at random (Riezler and
-    Maxwell 2005). `samples` 0 is sacreBLEU's default: 1,000 and 10,000. With bs scores have
-    intervals. Of two equal systems ar finds a difference in 1 of 20 pairs, bs, whose p-values are
-    as good as one-sided, in 2 of 20. Raises `DataError` for lines that do not match.
+    The results are those of `sacrebleu --paired-bs` and `--paired-ar`. Kind `bs` resamples lines
+    (Koehn 2004) and also gives each score an interval; `ar` randomly swaps the outputs of the two
+    systems (Riezler and Maxwell 2005). `samples` 0 means sacreBLEU's default: 1,000 for `bs` and
+    10,000 for `ar`. For two equally good systems, `ar` reports a significant difference in 1 of 20
+    cases. `bs` does so in 2 of 20, because its p-values are practically one-sided. Raises
+    `DataError` if line counts differ.
     """
     for hyps in systems.values():
         check_lines(hyps, refs)

@@ -1,1 +1,1 @@
-"""Reports to look at: one self-contained HTML file, and pictures of attention."""
+"""The HTML report on runs and models, and pictures of attention weights."""

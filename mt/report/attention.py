@@ -1,5 +1,6 @@
-"""What a model looks at: the attention of one sentence and its translation, chosen by kind, layer
-and head, ready to be drawn.
+"""Attention maps: compute the attention weights of single sentences, and prepare them for drawing.
+
+`mt attend` shows the maps of one sentence. `mt report` includes those of a few sentences.
 """
 
 import base64
@@ -19,27 +20,29 @@ from mt.model.transformer import Transformer
 from mt.report.heatmap import Figure, HeatMap
 
 TITLES = {
-    "encoder": ("Encoder: self-attention", "rows: source tokens, columns: where they look"),
+    "encoder": ("Encoder: self-attention", "rows: source tokens, columns: what they attend to"),
     "decoder": (
         "Decoder: masked self-attention",
-        "rows: tokens read so far, columns: where they look",
+        "rows: decoder input, columns: what it attends to",
     ),
-    "cross": (
-        "Decoder: cross-attention",
-        "rows: tokens as they are written, columns: source tokens",
-    ),
+    "cross": ("Decoder: cross-attention", "rows: decoder output, columns: source tokens"),
 }
-MAX_IDS = 512  # of a sentence
-MAX_TOKENS = 40  # a side in a report: with 6 layers of 8 heads a sentence is 0.3 MB
-HEADS_IN_A_ROW = 4  # of one layer
+MAX_IDS = 512  # longest source that `mt attend` shows, in subwords; targets may be twice as long
+# Sentences with more subwords get no maps in a report. At this length, the maps of a model with
+# 6 layers of 8 heads add 0.3 MB to the file.
+MAX_TOKENS = 40
+HEADS_IN_A_ROW = 4  # when several heads of a single layer are drawn
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The weights of one sentence pair in fp32 on the CPU; each row, the last dimension, sums to 1."""
+    """The attention weights of one sentence pair, in fp32 on the CPU.
+
+    The weights in the last dimension sum to 1.
+    """
 
     encoder: Tensor  # [encoder_layers, num_heads, src_len, src_len]
-    decoder: Tensor  # [decoder_layers, num_heads, tgt_len, tgt_len], zero after the diagonal
+    decoder: Tensor  # [decoder_layers, num_heads, tgt_len, tgt_len], zero right of the diagonal
     cross: Tensor  # [decoder_layers, num_heads, tgt_len, src_len]
 
 
@@ -47,38 +50,40 @@ class AttentionMaps:
 def attention_maps(
     model: Transformer, src_ids: Sequence[int], tgt_ids: Sequence[int]
 ) -> AttentionMaps:
-    """All weights of one pair of ids: the source with its end of sentence, the target with its
-    beginning.
+    """Compute all attention weights of one sentence pair.
+
+    `src_ids` ends with the end-of-sentence id, `tgt_ids` begins with the begin-of-sentence id.
     """
-    assert not model.training, "a model in training drops what is to be seen"
+    assert not model.training, "dropout would zero some of the weights"
     device = model.output_weight.device
     src, tgt_in = (torch.tensor([ids], device=device) for ids in (src_ids, tgt_ids))
-    seen: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    all_tokens, causal = PaddedAttention(1, None), PaddedAttention.causal(tgt_in)
-    attentions = zip((all_tokens, causal, all_tokens), seen, strict=True)
-    recorded = [RecordedAttention(padded, weights.append) for padded, weights in attentions]
-    model.attending(src, tgt_in, *recorded)
-    return AttentionMaps(*(torch.cat(weights).float().cpu() for weights in seen))
+    recorded: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    unmasked, causal = PaddedAttention(1, None), PaddedAttention.causal(tgt_in)
+    recorders = [
+        RecordedAttention(attention, weights.append)
+        for attention, weights in zip((unmasked, causal, unmasked), recorded, strict=True)
+    ]
+    model.attending(src, tgt_in, *recorders)
+    return AttentionMaps(*(torch.cat(weights).float().cpu() for weights in recorded))
 
 
 @dataclass(frozen=True)
-class Attended:
-    """A sentence, its translation, their tokens, and who attended to whom."""
+class SentenceAttention:
+    """A sentence, its translation, the tokens of both, and all attention weights."""
 
     src: str
     tgt: str
-    src_tokens: list[str]  # end of sentence last
-    read_tokens: list[str]  # what the decoder reads, beginning of sentence first
-    written_tokens: list[str]  # what it writes after each of them, end of sentence last
+    src_tokens: list[str]  # with the end-of-sentence token
+    read_tokens: list[str]  # input of the decoder: with the begin-of-sentence token
+    written_tokens: list[str]  # output of the decoder: with the end-of-sentence token
     maps: AttentionMaps
 
 
-def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
-    """The attention of a model while it translates `sentence` into `target`, or into its own best
-    translation.
+def attend(path: Path, sentence: str, target: str | None = None) -> SentenceAttention:
+    """Compute the attention weights of a model for `sentence` and `target`.
 
-    Raises `CheckpointError` for a folder that is no model, and `ConfigError` for text without
-    tokens or with too many.
+    `target` defaults to the model's own translation. Raises `CheckpointError` if `path` is not a
+    model, and `ConfigError` if a text has no subwords or too many.
     """
     translator = Translator.load(path, device="cpu", precision="fp32")
     tokenizer = translator.tokenizer
@@ -89,7 +94,7 @@ def attend(path: Path, sentence: str, target: str | None = None) -> Attended:
         tgt = _ids("--target", target, tokenizer.encode_tgt, 2 * MAX_IDS)
     maps = attention_maps(translator.model, [*src, EOS_ID], [BOS_ID, *tgt])
     text = tokenizer.decode_tgt(tgt) if target is None else target
-    return Attended(sentence, text, *token_names(tokenizer, src, tgt), maps)
+    return SentenceAttention(sentence, text, *token_names(tokenizer, src, tgt), maps)
 
 
 def _ids(
@@ -99,14 +104,14 @@ def _ids(
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{name}: not UTF-8 at character {error.start + 1}; give text in UTF-8"
+            f"{name}: character {error.start + 1} is not valid UTF-8; give text in UTF-8"
         ) from error
     [ids] = encode([text])
     if not ids:
-        raise ConfigError(f"{name}: {text!r} is empty; give some words to attend to")
+        raise ConfigError(f"{name}: {text!r} is empty; give at least one word")
     if len(ids) > limit:
         raise ConfigError(
-            f"{name}: {len(ids):,} subwords, more than a picture can show; give at most {limit:,}"
+            f"{name}: {len(ids):,} subwords do not fit into a picture; give at most {limit:,}"
         )
     return ids
 
@@ -114,8 +119,9 @@ def _ids(
 def token_names(
     tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]
 ) -> tuple[list[str], list[str], list[str]]:
-    """The pieces of a source, of what the decoder reads and of what it writes, for ids without
-    begin and end.
+    """Return the pieces of the source, of the decoder's input and of its output.
+
+    `src` and `tgt` come without begin and end ids; the returned lists contain those tokens.
     """
     src_tokens = [tokenizer.src_pieces[i] for i in src]
     tgt_tokens = [tokenizer.tgt_pieces[i] for i in tgt]
@@ -124,48 +130,47 @@ def token_names(
 
 
 def figures(
-    attended: Attended, kind: str = "all", layer: str | None = None, head: str = "mean"
+    attention: SentenceAttention, kind: str = "all", layer: str | None = None, head: str = "mean"
 ) -> list[Figure]:
-    """The maps of one kind of attention (encoder, decoder, cross) or of all, a figure each.
+    """Make a figure for each kind of attention: `encoder`, `decoder`, `cross`, or `all` of them.
 
-    `layer` is a number from 1, `all`, or None for the last layer but one of each stack; `head` is a
-    number from 1, `all` or `mean`. Raises `ConfigError` for one that is not there.
+    `layer` is a number from 1, `all`, or None for the second to last layer; `head` is a number
+    from 1, `all` or `mean`. Raises `ConfigError` if the layer or head does not exist.
     """
-    return [_figure(attended, each, layer, head) for each in (TITLES if kind == "all" else [kind])]
+    return [_figure(attention, name, layer, head) for name in (TITLES if kind == "all" else [kind])]
 
 
-def _figure(attended: Attended, kind: str, layer: str | None, head: str) -> Figure:
+def _figure(attention: SentenceAttention, kind: str, layer: str | None, head: str) -> Figure:
     rows, columns = {
-        "encoder": (attended.src_tokens, attended.src_tokens),
-        "decoder": (attended.read_tokens, attended.read_tokens),
-        "cross": (attended.written_tokens, attended.src_tokens),
+        "encoder": (attention.src_tokens, attention.src_tokens),
+        "decoder": (attention.read_tokens, attention.read_tokens),
+        "cross": (attention.written_tokens, attention.src_tokens),
     }[kind]
-    weights: Tensor = getattr(attended.maps, kind)  # [layers, heads, rows, columns]
+    weights: Tensor = getattr(attention.maps, kind)  # [layers, heads, rows, columns]
     num_layers, num_heads = weights.shape[:2]
     stack = "the encoder" if kind == "encoder" else "the decoder"
     layers = (
         [max(0, num_layers - 2)]
         if layer is None
-        else _chosen("--layer", layer, num_layers, f"{stack} has layers")
+        else _indices("--layer", layer, num_layers, f"{stack} has layers")
     )
     heads = (
         [None]
         if head == "mean"
-        else _chosen("--head", head, num_heads, "a layer has heads", " or mean")
+        else _indices("--head", head, num_heads, "a layer has heads", " or mean")
     )
     maps = [_map(weights[i], i, num_layers, h, rows, columns) for i in layers for h in heads]
-    return Figure(
-        *TITLES[kind], maps, len(heads) if len(layers) > 1 and len(heads) > 1 else HEADS_IN_A_ROW
-    )
+    is_grid = len(layers) > 1 and len(heads) > 1  # one row per layer
+    return Figure(*TITLES[kind], maps, len(heads) if is_grid else HEADS_IN_A_ROW)
 
 
-def _chosen(option: str, value: str, count: int, what: str, other: str = "") -> list[int]:
-    """The indices that a number from 1 or `all` names."""
+def _indices(option: str, value: str, count: int, what: str, other: str = "") -> list[int]:
+    """Convert the value of an option, a number from 1 or `all`, to indices from 0."""
     if value == "all":
         return list(range(count))
     if value.isascii() and value.isdigit() and 1 <= int(value) <= count:
         return [int(value) - 1]
-    raise ConfigError(f"{option} {value}: {what} 1 to {count}; give one of them, all{other}")
+    raise ConfigError(f"{option} {value}: {what} 1 to {count}; give a number, all{other}")
 
 
 def _map(
@@ -176,62 +181,55 @@ def _map(
     rows: Sequence[str],
     columns: Sequence[str],
 ) -> HeatMap:
-    """Of one layer's `weights` [heads, rows, columns], one head or the mean."""
+    """Draw one head, or the mean of all if `head` is None, of `weights` [heads, rows, columns]."""
     num_heads = len(weights)
-    chosen = weights.mean(dim=0) if head is None else weights[head]
     name = f"mean of {num_heads} heads" if head is None else f"head {head + 1} of {num_heads}"
-    return HeatMap(f"layer {layer + 1} of {num_layers}, {name}", rows, columns, chosen.tolist())
+    shown = weights.mean(dim=0) if head is None else weights[head]
+    return HeatMap(f"layer {layer + 1} of {num_layers}, {name}", rows, columns, shown.tolist())
 
 
 def attention_entries(
     translators: Sequence[Translator], src: Sequence[str], sentences: Mapping[str, Any], count: int
 ) -> Iterator[dict[str, Any]]:
-    """All maps of `count` sentences by each model: of those that are short enough, where the
-    systems differ most, or one scores worst.
+    """Yield the attention maps of `count` sentences by each model, for the report page.
+
+    Chosen are the sentences on which the first and the last system differ most in chrF, or with a
+    single system those that it translates worst. Long sentences are skipped.
     """
-    if not count:
-        return
-    scores, chosen = sentences["scores"], 0
+    scores = sentences["scores"]
     keys = [
         -abs(first - last) if len(scores) > 1 else first
         for first, last in zip(scores[0], scores[-1], strict=True)
     ]
+    num_left = count
     for line in sorted(range(len(src)), key=keys.__getitem__):
-        ids = [
-            _pair_ids(model, src[line], hyps[line])
+        if not num_left:
+            return
+        pairs = [
+            (
+                model.tokenizer.encode_src([src[line]])[0],
+                model.tokenizer.encode_tgt([hyps[line]])[0],
+            )
             for model, hyps in zip(translators, sentences["hyps"], strict=True)
         ]
-        if all(0 < len(side) < MAX_TOKENS for pair in ids for side in pair):
-            for number, (model, pair) in enumerate(zip(translators, ids, strict=True)):
-                yield {"sentence": line, "system": number, **_maps(model, *pair)}
-            chosen += 1
-        if chosen == count:
-            return
-
-
-def _pair_ids(translator: Translator, src: str, tgt: str) -> tuple[list[int], list[int]]:
-    tokenizer = translator.tokenizer
-    return tokenizer.encode_src([src])[0], tokenizer.encode_tgt([tgt])[0]
+        if all(0 < len(side) < MAX_TOKENS for pair in pairs for side in pair):
+            for system, (model, pair) in enumerate(zip(translators, pairs, strict=True)):
+                yield {"sentence": line, "system": system, **_maps(model, *pair)}
+            num_left -= 1
 
 
 def _maps(translator: Translator, src: list[int], tgt: list[int]) -> dict[str, Any]:
     maps = attention_maps(translator.model, [*src, EOS_ID], [BOS_ID, *tgt])
-    names = zip(
-        ("src_tokens", "read_tokens", "written_tokens"),
-        token_names(translator.tokenizer, src, tgt),
-        strict=True,
-    )
+    src_tokens, read_tokens, written_tokens = token_names(translator.tokenizer, src, tgt)
     return {
-        **dict(names),
-        **{name: _packed(getattr(maps, name)) for name in ("encoder", "decoder", "cross")},
+        "src_tokens": src_tokens,
+        "read_tokens": read_tokens,
+        "written_tokens": written_tokens,
+        **{kind: _packed(getattr(maps, kind)) for kind in TITLES},
     }
 
 
 def _packed(weights: Tensor) -> dict[str, Any]:
-    """Shape and bytes, 255 for a weight of 1, in base64."""
-    return {
-        "shape": list(weights.shape),
-        "data": base64.b64encode(
-            (weights * 255).round().to(torch.uint8).numpy().tobytes()
-        ).decode(),
-    }
+    """Pack weights for JSON: one byte per weight, 255 for a weight of 1, in base64."""
+    data = (weights * 255).round().to(torch.uint8).numpy().tobytes()
+    return {"shape": list(weights.shape), "data": base64.b64encode(data).decode()}

@@ -1,5 +1,7 @@
-"""`mt report`: what runs learned, what they score, how they differ, and every sentence, gathered
-for one page.
+"""`mt report`: collect the data that the report page shows.
+
+That is: training curves, scores, significance tests, differences in configuration, and every
+sentence with its translations.
 """
 
 import datetime
@@ -18,27 +20,33 @@ from mt.data.sources import CorpusStats, open_corpus
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluation import TITLES, Metrics, Score, corpus_scores, sentence_scores
-from mt.evaluation.compare import PairReport, compare_translations, distinct, verdict
+from mt.evaluation.compare import PairReport, compare_translations, unique_names, verdict
 from mt.evaluation.diagnosis import (
     FLAGS,
     LENGTH_EDGES,
     RARITY_EDGES,
-    bucketed,
     flags,
     length_ratio,
-    rarity,
+    rarest_word_counts,
+    score_buckets,
     word_counts,
     words,
 )
-from mt.evaluation.evaluate import Scoring, TestSet, kept_translations, read_tests, translate_tests
+from mt.evaluation.evaluate import (
+    Scoring,
+    TestSet,
+    cached_translations,
+    read_tests,
+    translate_tests,
+)
 from mt.evaluation.significance import KINDS
 from mt.report.attention import attention_entries
 from mt.report.curves import read_curves
 from mt.runtime.device import NAMES
 
 logger = logging.getLogger(__name__)
-MAX_COUNTED = 1_000_000  # training lines whose words are counted
-OWN = ("run_dir", "cache_dir")  # settings that differ between any two runs
+MAX_COUNTED = 1_000_000  # training lines in which words are counted
+ALWAYS_DIFFERENT = ("run_dir", "cache_dir")  # settings not worth listing as differences
 
 
 def report_data(
@@ -49,16 +57,15 @@ def report_data(
     options: Mapping[str, Any] | None = None,
     num_maps: int = 0,
 ) -> dict[str, Any]:
-    """What `mt.report.page.render` draws, of run or model folders; `options` are those of
-    `Translator.load`.
+    """Collect what `mt.report.page.render` shows about run or model folders.
 
-    The attention of `num_maps` sentences of each test set is shown.
-
-    A run without a checkpoint, or without test sets, has its curves and settings alone. Raises
-    `CheckpointError` for a folder that is none, `ConfigError` or `DataError` for test sets that
-    were asked for and cannot be used.
+    The test sets are those of `sources` and `references`, or else of the first run's configuration.
+    `options` are those of `Translator.load`. `num_maps` is the number of sentences per test set
+    whose attention is included. A run without a checkpoint contributes only its curves and
+    settings. Raises `CheckpointError` if a folder is neither a run nor a model, and `ConfigError`
+    or `DataError` if `sources` and `references` cannot be used.
     """
-    names = distinct([run.name or str(run.resolve().name) for run in runs])
+    names = unique_names([run.name or str(run.resolve().name) for run in runs])
     models = {
         name: folder
         for name, run in zip(names, runs, strict=True)
@@ -66,12 +73,12 @@ def report_data(
     }
     configs = [_config(run) for run in runs]
     tests = _tests(configs[0], sources, references) if models else []
-    described = []
+    sections = []
     if tests:
         systems = {name: _system(model, tests, options or {}) for name, model in models.items()}
         counts = _training_words(configs[0])
         metrics = scoring.build(configs[0])
-        described = [
+        sections = [
             _test(i, test, systems, metrics, scoring, counts, num_maps)
             for i, test in enumerate(tests)
         ]
@@ -81,7 +88,7 @@ def report_data(
         "version": __version__,
         "runs": [_run(name, run, models.get(name)) for name, run in zip(names, runs, strict=True)],
         "config_differences": _differences(configs),
-        "tests": described,
+        "tests": sections,
     }
 
 
@@ -91,7 +98,7 @@ def _model(run: Path) -> ModelFolder | None:
     except CheckpointError:
         if RunFolder(run).settings() is None:
             raise
-        logger.warning("%s: no checkpoint yet: its translations are left out", run)
+        logger.warning("%s: no checkpoint yet; the report leaves out its translations", run)
         return None
 
 
@@ -105,33 +112,37 @@ def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) ->
     except (ConfigError, DataError, OSError) as error:
         if sources or references:
             raise
-        logger.warning("no test sets in this report: %s", error)
+        logger.warning("the report has no test sets: %s", error)
         return []
 
 
 def _training_words(config: Config) -> Counter[str] | None:
-    """How often training saw each target word; None where its text is not at hand."""
+    """Count each target word in the training text; None if the text cannot be read."""
     pairs = itertools.chain.from_iterable(
         open_corpus(corpus, config.data, CorpusStats()) for corpus in config.data.train
     )
     try:
         return word_counts(pair.tgt for pair in itertools.islice(pairs, MAX_COUNTED))
     except (DataError, OSError) as error:
-        logger.warning("no scores by rarity of words: %s", error)
+        logger.warning("the report has no scores by word rarity: %s", error)
         return None
 
 
 def _run(name: str, run: Path, model: ModelFolder | None) -> dict[str, Any]:
-    provenance = {"folder": str(run)}
+    provenance, best_step = {"folder": str(run)}, None
     if model is not None:
-        about = model.provenance()
+        recorded = model.provenance()
         provenance |= {"checkpoint": model.path.name, "parameters": f"{model.num_parameters():,}"}
-        provenance |= {key: _text(about[key]) for key in about if key != "scores"}
-    steps = about.get("step") if model is not None else None
+        provenance |= {key: _text(recorded[key]) for key in recorded if key != "scores"}
+        best_step = recorded.get("step")
     return {
-        "name": name, "path": str(run), "state": RunFolder(run).status().get("state", ""), "curves": read_curves(run), "best_step": steps,
+        "name": name,
+        "path": str(run),
+        "state": RunFolder(run).status().get("state", ""),
+        "curves": read_curves(run),
+        "best_step": best_step,
         "provenance": provenance,
-    }  # fmt: skip
+    }
 
 
 def _text(value: object) -> str:
@@ -139,29 +150,29 @@ def _text(value: object) -> str:
 
 
 def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    flat = [flatten(config) for config in configs]
-    keys = sorted({key for each in flat for key in each if key not in OWN})
-    rows = [
-        {"key": key, "values": [None if each.get(key) is None else str(each[key]) for each in flat]}
-        for key in keys
-    ]
-    return [row for row in rows if len(set(row["values"])) > 1]
+    settings = [flatten(config) for config in configs]
+    rows = []
+    for key in sorted(set().union(*settings) - {*ALWAYS_DIFFERENT}):
+        values = [None if config.get(key) is None else str(config[key]) for config in settings]
+        if len(set(values)) > 1:
+            rows.append({"key": key, "values": values})
+    return rows
 
 
 @dataclass(frozen=True)
 class _System:
-    """An opened model on all test sets."""
+    """A loaded model, and what it makes of the test sets."""
 
     translator: Translator
-    hyps: list[list[str]]
-    gains: list[list[float]]  # from the source, by test set and line
+    hyps: list[list[str]]  # [test set][line]
+    gains: list[list[float]]  # the `source_gain` of each translation, [test set][line]
 
 
 def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]) -> _System:
-    """Open a model, once, and let it translate and read; its workers end with that."""
-    kept = kept_translations(folder, tests, options)
+    """Load a model, and translate the test sets. Its worker processes exit afterwards."""
+    cached = cached_translations(folder, tests, options)
     with Translator.load(folder.path, **options) as translator:
-        hyps = translate_tests(translator, tests, kept)
+        hyps = translate_tests(translator, tests, cached)
         gains = [
             source_gain(translator, test.src, lines)
             for test, lines in zip(tests, hyps, strict=True)
@@ -170,60 +181,59 @@ def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str,
 
 
 def source_gain(translator: Translator, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
-    """By how much a token of each target is likelier, in the mean of natural logarithms, with its
-    source than with another line's.
+    """Measure how much each target depends on its source, in nats per token.
 
-    The other line is the one half the text away; 0 where both are the same. What a model makes up
-    gains little, whatever its attention looks like.
+    The gain is the mean log-probability of the target's tokens given its own source, minus that
+    given an unrelated source: the line half the text away. A hallucination gains little. The gain
+    is 0 if both sources are the same.
     """
-    others = [*src[len(src) // 2 :], *src[: len(src) // 2]]
-    own, other = (translator.likelihood(zip(lines, tgt, strict=True)) for lines in (src, others))
+    unrelated = [*src[len(src) // 2 :], *src[: len(src) // 2]]
+    with_own, with_unrelated = (
+        list(translator.likelihood(zip(lines, tgt, strict=True))) for lines in (src, unrelated)
+    )
     return [
-        (a.log_prob - b.log_prob) / len(a.log_probs)
-        for a, b in zip(list(own), list(other), strict=True)
+        (own.log_prob - other.log_prob) / len(own.log_probs)
+        for own, other in zip(with_own, with_unrelated, strict=True)
     ]
 
 
 def _test(
     index: int,
     test: TestSet,
-    opened: Mapping[str, _System],
+    systems: Mapping[str, _System],
     metrics: Metrics,
     scoring: Scoring,
     counts: Mapping[str, int] | None,
     num_maps: int,
 ) -> dict[str, Any]:
-    hyps = {name: system.hyps[index] for name, system in opened.items()}
-    gains = [system.gains[index] for system in opened.values()]
-    translators = [system.translator for system in opened.values()]
+    """Collect everything about one test set; `index` is its place in the lists of `systems`."""
+    hyps = {name: system.hyps[index] for name, system in systems.items()}
+    translators = [system.translator for system in systems.values()]
     ref = test.refs[0]
-    found = [
-        [flags(*line) for line in zip(test.src, ref, lines, of_system, strict=True)]
-        for lines, of_system in zip(hyps.values(), gains, strict=True)
-    ]
-    systems = [
-        {
-            "name": name,
-            "scores": [
-                _score(score)
-                for score in corpus_scores(lines, test.refs, metrics, scoring.resamples).values()
-            ],
-            "diagnosis": [
-                {"label": label, "flag": flag, "count": sum(flag in each for each in of_system)}
-                for flag, label in FLAGS.items()
-            ],
-            "length_ratio": length_ratio(lines, ref),
-        }
-        for (name, lines), of_system in zip(hyps.items(), found, strict=True)
+    flagged = [
+        [
+            flags(*line)
+            for line in zip(test.src, ref, system.hyps[index], system.gains[index], strict=True)
+        ]
+        for system in systems.values()
     ]
     sentences = {
-        "src": test.src, "ref": ref, "hyps": [list(lines) for lines in hyps.values()], "flags": found,
-        "scores": [[round(score, 1) for score in sentence_scores(lines, test.refs)] for lines in hyps.values()],
-    }  # fmt: skip
+        "src": test.src,
+        "ref": ref,
+        "hyps": [list(lines) for lines in hyps.values()],
+        "flags": flagged,
+        "scores": [
+            [round(score, 1) for score in sentence_scores(lines, test.refs)]
+            for lines in hyps.values()
+        ],
+    }
     return {
         "name": test.name,
         "num_sentences": len(test.src),
-        "systems": systems,
+        "systems": [
+            _scored_system(name, lines, test, flags_by_line, metrics, scoring.resamples)
+            for (name, lines), flags_by_line in zip(hyps.items(), flagged, strict=True)
+        ],
         "comparisons": _comparisons(test, hyps, metrics),
         "buckets": _buckets(test, list(hyps.values()), metrics, counts),
         "sentences": sentences,
@@ -232,17 +242,33 @@ def _test(
     }
 
 
+def _scored_system(
+    name: str,
+    hyps: Sequence[str],
+    test: TestSet,
+    flags_by_line: Sequence[Sequence[str]],
+    metrics: Metrics,
+    resamples: int,
+) -> dict[str, Any]:
+    scores = corpus_scores(hyps, test.refs, metrics, resamples)
+    return {
+        "name": name,
+        "scores": [_score(score) for score in scores.values()],
+        "diagnosis": [
+            {"label": label, "flag": flag, "count": sum(flag in line for line in flags_by_line)}
+            for flag, label in FLAGS.items()
+        ],
+        "length_ratio": length_ratio(hyps, test.refs[0]),
+    }
+
+
 def _score(score: Score) -> dict[str, Any]:
-    interval = None
-    if score.interval is not None:
-        interval = [
-            score.interval.mean - score.interval.half_width,
-            score.interval.mean + score.interval.half_width,
-        ]
+    interval = score.interval
     return {
         "name": TITLES[score.name],
         "value": score.value,
-        "interval": interval,
+        "interval": interval
+        and [interval.mean - interval.half_width, interval.mean + interval.half_width],
         "signature": score.signature,
     }
 
@@ -250,7 +276,7 @@ def _score(score: Score) -> dict[str, Any]:
 def _comparisons(
     test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics
 ) -> list[dict[str, Any]]:
-    """Every two systems by every metric and test."""
+    """Compare every pair of systems."""
     if len(test.src) < 2:
         return []
     names = list(hyps)
@@ -262,26 +288,19 @@ def _comparisons(
 
 
 def _comparison(pair: PairReport, names: list[str]) -> dict[str, Any]:
-    by_metric = [
-        list(group) for _, group in itertools.groupby(pair.comparisons, key=lambda c: c.score.name)
-    ]
-    rows = [
-        {
-            "metric": TITLES[first.score.name],
-            "difference": first.difference,
-            "p_values": {KINDS[c.kind]: c.p_value for c in group},
-        }
-        for group in by_metric
-        for first in group[:1]
-    ]
-    systems = {"a": names.index(pair.baseline), "b": names.index(pair.system)}
+    rows: dict[str, dict[str, Any]] = {}  # by metric
+    for c in pair.comparisons:
+        metric = TITLES[c.score.name]
+        row = {"metric": metric, "difference": c.difference, "p_values": {}}
+        rows.setdefault(metric, row)["p_values"][KINDS[c.kind]] = c.p_value
     return {
-        **systems,
+        "a": names.index(pair.baseline),
+        "b": names.index(pair.system),
         "wins": pair.wins,
         "losses": pair.losses,
         "ties": pair.ties,
         "verdict": verdict(pair),
-        "metrics": rows,
+        "metrics": list(rows.values()),
     }
 
 
@@ -289,21 +308,22 @@ def _buckets(
     test: TestSet, hyps: Sequence[Sequence[str]], metrics: Metrics, counts: Mapping[str, int] | None
 ) -> list[dict[str, Any]]:
     lengths = [len(words(line)) for line in test.src]
-    kinds: dict[str, tuple[list[int], tuple[int, ...]]] = {
+    groupings: dict[str, tuple[list[int], Sequence[int]]] = {
         "Source length in words": (lengths, LENGTH_EDGES)
     }
     if counts is not None:
-        kinds["Times that training saw the rarest word of the reference"] = (
-            rarity(test.refs[0], counts),
-            RARITY_EDGES,
+        title = "Occurrences in training of the rarest word of the reference"
+        groupings[title] = rarest_word_counts(test.refs[0], counts), RARITY_EDGES
+    charts = []
+    for title, (keys, edges) in groupings.items():
+        buckets = score_buckets(keys, edges, hyps, test.refs, metrics)
+        charts.append(
+            {
+                "title": title,
+                "labels": [bucket.label for bucket in buckets],
+                "counts": [bucket.count for bucket in buckets],
+                "metric": TITLES[next(iter(metrics))],
+                "values": [[bucket.scores[i] for bucket in buckets] for i in range(len(hyps))],
+            }
         )
-    metric = TITLES[next(iter(metrics))]
-    found = []
-    for title, (keys, edges) in kinds.items():
-        buckets = bucketed(keys, edges, hyps, test.refs, metrics)
-        values = [[bucket.scores[i] for bucket in buckets] for i in range(len(hyps))]
-        found.append({
-            "title": title, "labels": [bucket.label for bucket in buckets], "counts": [bucket.count for bucket in buckets],
-            "metric": metric, "values": values,
-        })  # fmt: skip
-    return found
+    return charts

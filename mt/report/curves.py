@@ -1,4 +1,4 @@
-"""The curves of a run from its metrics.jsonl, whatever state the file is in."""
+"""Read the training curves of a run from its metrics.jsonl, even if the file is damaged."""
 
 import json
 import math
@@ -9,12 +9,13 @@ from typing import Any
 from mt.artifacts import RunFolder
 
 CURVES = {"train": ("loss", "lr", "tokens_per_second"), "valid": ("loss", "bleu", "chrf")}
-MAX_POINTS = 2000  # of a curve: more than a screen has
+MAX_POINTS = 2000  # per curve: a screen has fewer pixels than that
 
 
 def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
-    """Steps and values by kind of line, thinned evenly to `MAX_POINTS`; a value that is missing or
-    not finite is None.
+    """Return {"train": ..., "valid": ...}, each with a list of steps and a list per metric.
+
+    Long curves are thinned to at most `MAX_POINTS`. A value is None if it is missing or not finite.
     """
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CURVES}
     for entry in _entries(RunFolder(run_dir).metrics_path):
@@ -25,8 +26,9 @@ def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that can be read: a run that is being written, or was cut off, may end in half a
-    line.
+    """Yield the valid entries.
+
+    The last line may be incomplete if the run is still active or was killed.
     """
     if not path.exists():
         return
@@ -44,7 +46,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _thinned(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every n-th line, and always the last."""
+    """Keep every n-th entry, including the last."""
     stride = -(-len(entries) // MAX_POINTS) or 1
     return entries[::-stride][::-1]
 

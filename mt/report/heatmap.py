@@ -1,9 +1,8 @@
-"""Attention weights as pictures: a heat map of characters for a terminal or a log, and a standalone
-SVG.
+"""Draw heat maps of attention weights: as text for a terminal or a log, and as a standalone SVG.
 
-In characters a column's label stands on a line of its own, above the guides to the columns before
-it, so that tokens of any script and length stay words that can be read; what is wider than the
-terminal goes on in a further block of columns.
+In the text, each column label has a line to itself, with vertical guides that lead down to the
+columns before it. Labels of any script and length can thus be read horizontally. A map that is too
+wide for the terminal is split into blocks of columns.
 """
 
 import itertools
@@ -19,12 +18,14 @@ from rich.text import Text
 Colour = tuple[int, int, int]
 
 ON_WHITE: tuple[Colour, ...] = ((255, 255, 255), (158, 202, 225), (33, 113, 181), (8, 38, 94))
+# Colours that can be seen on a black and on a white terminal.
 ON_TERMINAL: tuple[Colour, ...] = (
     (92, 124, 176),
     (74, 163, 198),
     (236, 178, 64),
     (232, 92, 58),
-)  # seen on black and on white
+)
+# (limit, characters): the characters for weights below the limit, relative to the largest weight.
 SHADES = (
     (0.02, "\u00b7 "),
     (0.15, "\u2591\u2591"),
@@ -33,51 +34,51 @@ SHADES = (
     (2.0, "\u2588\u2588"),
 )
 
-MAX_LABEL = 16  # columns of a terminal; longer tokens are cut
+MAX_LABEL = 16  # terminal columns per label; longer tokens are cut
 
-# Of an SVG, in pixels.
+# Sizes in the SVG, in pixels. The small ones are for figures with several maps.
 FONT, SMALL_FONT, TITLE_FONT, HEAD_FONT = 12, 10, 14, 15
-CELL, SMALL_CELL = 22, 14  # a map alone, a map among others
+CELL, SMALL_CELL = 22, 14
 MARGIN, GAP = 20, 28
-FLOW_WIDTH = 1240  # figures stand side by side up to here
-SLOPE = math.radians(50)  # of the labels of columns
+FLOW_WIDTH = 1240  # figures are placed side by side up to this width
+SLOPE = math.radians(50)  # of the column labels
 STYLE = (
-    "text{font-family:'DejaVu Sans','Noto Sans','Segoe UI',Helvetica,Arial,sans-serif;fill:#1b1f24;white-space:pre}"
-    ".t{font-weight:bold}.n{fill:#57606a}.f{fill:none;stroke:#8c959f}.c:hover{stroke:#d1242f;stroke-width:2}"
+    "text{font-family:'DejaVu Sans','Noto Sans','Segoe UI',Helvetica,Arial,sans-serif;"
+    "fill:#1b1f24;white-space:pre}.t{font-weight:bold}.n{fill:#57606a}"
+    ".f{fill:none;stroke:#8c959f}.c:hover{stroke:#d1242f;stroke-width:2}"
 )
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One matrix of weights between two rows of tokens."""
+    """A matrix of weights from 0 to 1, with a token for each row and column.
+
+    A weight of exactly 0 is left blank, because masked positions have it.
+    """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
-    weights: Sequence[
-        Sequence[float]
-    ]  # [rows][columns] from 0 to 1; exactly 0 is left blank: it was not to be looked at
+    weights: Sequence[Sequence[float]]  # [rows][columns]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Maps between the same tokens, `per_row` beside each other."""
+    """Heat maps over the same tokens, drawn with `per_row` of them side by side."""
 
     title: str
-    note: str  # what rows and columns are
+    note: str  # explains what rows and columns are
     maps: Sequence[HeatMap]
     per_row: int = 1
 
 
 def as_text(heat_map: HeatMap, width: int, plain: bool) -> Text:
-    """The map in at most `width` columns: shades and colours relative to its largest weight, or
-    `plain`, percent in ASCII.
+    """Draw the map in at most `width` terminal columns.
+
+    If `plain`, the cells are percentages, and all text is ASCII if the labels are. Otherwise they
+    are shades and colours, relative to the largest weight of the map.
     """
-    longest = min(MAX_LABEL, width // 3)
-    rows, columns = (
-        [_clipped(label, longest, plain) for label in labels]
-        for labels in (heat_map.rows, heat_map.columns)
-    )
+    rows, columns = _labels(heat_map, min(MAX_LABEL, width // 3), plain)
     indent = max(map(cell_len, rows)) + 1
     scale = _scale([heat_map])
     text = Text()
@@ -93,8 +94,20 @@ def as_text(heat_map: HeatMap, width: int, plain: bool) -> Text:
     return text
 
 
+def _labels(heat_map: HeatMap, width: int, plain: bool) -> tuple[list[str], list[str]]:
+    """Return the labels of rows and columns, each cut to `width` terminal columns."""
+    rows, columns = (
+        [_clipped(label, width, plain) for label in labels]
+        for labels in (heat_map.rows, heat_map.columns)
+    )
+    return rows, columns
+
+
 def _blocks(columns: Sequence[str], room: int, cell: int) -> Iterator[tuple[int, int]]:
-    """Runs of columns whose cells and labels fit into `room`, at least one in each."""
+    """Split the columns into (start, end) blocks whose cells and labels fit into `room`.
+
+    Each block has at least one column. `cell` is the width of a cell.
+    """
     start = 0
     while start < len(columns):
         end = start + 1
@@ -117,6 +130,7 @@ def _header(columns: Sequence[str], indent: int, plain: bool) -> Text:
 
 
 def _percent(weight: float) -> str:
+    """Write a percentage in three characters: `.` if it rounds to 0, blank if it is exactly 0."""
     percent = f"{100 * weight:.0f}"
     return " " * 3 if weight == 0 else " . " if percent == "0" else f"{percent:>3}"
 
@@ -132,8 +146,10 @@ def _shade(weight: float, scale: float) -> Text:
 
 
 def _clipped(label: str, width: int, plain: bool) -> str:
-    """The label in at most `width` columns; in plain text SentencePiece's mark of a word's
-    beginning is an underscore.
+    """Cut the label to at most `width` terminal columns.
+
+    In plain text, the character with which SentencePiece marks the start of a word becomes an
+    underscore.
     """
     label = _printable(label.replace("\u2581", "_") if plain else label)
     if cell_len(label) <= width:
@@ -142,7 +158,7 @@ def _clipped(label: str, width: int, plain: bool) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what moves a cursor, ends a line or is no character of XML."""
+    """Replace control characters, line separators and characters that XML does not allow."""
     return "".join(
         "\ufffd"
         if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\ufffe\uffff"
@@ -152,14 +168,13 @@ def _printable(text: str) -> str:
 
 
 def _scale(maps: Sequence[HeatMap]) -> float:
-    """The largest weight, which has the strongest colour."""
-    return (
-        max((weight for each in maps for row in each.weights for weight in row), default=0.0) or 1.0
-    )
+    """Return the largest weight, which gets the strongest colour, or 1 if all weights are 0."""
+    weights = (weight for heat_map in maps for row in heat_map.weights for weight in row)
+    return max(weights, default=0.0) or 1.0
 
 
 def _colour(stops: Sequence[Colour], part: float) -> Colour:
-    """Between the colours `stops` of 0 to 1."""
+    """Interpolate between the colours `stops`, which are evenly spaced from 0 to 1."""
     place = min(max(part, 0.0), 1.0) * (len(stops) - 1)
     lower = min(int(place), len(stops) - 2)
     red, green, blue = (
@@ -171,7 +186,7 @@ def _colour(stops: Sequence[Colour], part: float) -> Colour:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A part of an SVG, and the room it takes right of and below its origin."""
+    """A piece of SVG, and how far it extends right of and below its origin."""
 
     svg: str
     width: float
@@ -179,20 +194,25 @@ class _Drawing:
 
 
 def as_svg(figures: Sequence[Figure], headings: Sequence[str]) -> str:
-    """A standalone picture: `headings`, below them the figures, and one colour scale for all."""
-    scale = _scale([each for figure in figures for each in figure.maps])
+    """Draw a standalone picture: the headings, below them the figures, and a legend.
+
+    All maps share one colour scale.
+    """
+    scale = _scale([heat_map for figure in figures for heat_map in figure.maps])
     lines: list[list[_Drawing]] = [[]]
     for drawing in (_figure(figure, scale) for figure in figures):
-        if lines[-1] and sum(each.width + GAP for each in lines[-1]) + drawing.width > FLOW_WIDTH:
+        if lines[-1] and _beside([*lines[-1], drawing], GAP).width > FLOW_WIDTH:
             lines.append([])
         lines[-1].append(drawing)
+    max_label = int(FLOW_WIDTH / _text_width("x", HEAD_FONT))
     head = _stacked(
-        [_line(_cut(heading, FLOW_WIDTH, HEAD_FONT), HEAD_FONT, "h") for heading in headings], 0
+        [_line(_clipped(heading, max_label, False), HEAD_FONT, "h") for heading in headings], 0
     )
     page = _stacked([head, *(_beside(line, GAP) for line in lines), _legend(scale)], GAP)
     width, height = (round(side + 2 * MARGIN) for side in (page.width, page.height))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img">\n'
         f"<title>{_escaped(' / '.join(headings))}</title>\n<style>{STYLE}</style>\n"
         f'<rect width="100%" height="100%" fill="#fff"/>\n{_moved(page, MARGIN, MARGIN)}</svg>\n'
     )
@@ -203,39 +223,28 @@ def _moved(drawing: _Drawing, x: float, y: float) -> str:
 
 
 def _stacked(drawings: Sequence[_Drawing], gap: float) -> _Drawing:
-    tops = itertools.accumulate((each.height + gap for each in drawings), initial=0.0)
-    svg = "".join(_moved(each, 0, y) for each, y in zip(drawings, tops, strict=False))
-    return _Drawing(
-        svg, max(each.width for each in drawings), sum(each.height + gap for each in drawings) - gap
-    )
+    *tops, end = itertools.accumulate((part.height + gap for part in drawings), initial=0.0)
+    svg = "".join(_moved(part, 0, top) for part, top in zip(drawings, tops, strict=True))
+    return _Drawing(svg, max(part.width for part in drawings), end - gap)
 
 
 def _beside(drawings: Sequence[_Drawing], gap: float) -> _Drawing:
-    lefts = itertools.accumulate((each.width + gap for each in drawings), initial=0.0)
-    svg = "".join(_moved(each, x, 0) for each, x in zip(drawings, lefts, strict=False))
-    return _Drawing(
-        svg, sum(each.width + gap for each in drawings) - gap, max(each.height for each in drawings)
-    )
+    *lefts, end = itertools.accumulate((part.width + gap for part in drawings), initial=0.0)
+    svg = "".join(_moved(part, left, 0) for part, left in zip(drawings, lefts, strict=True))
+    return _Drawing(svg, end - gap, max(part.height for part in drawings))
 
 
 def _figure(figure: Figure, scale: float) -> _Drawing:
-    """Title, note, and the maps in rows; only the first map of a row has labels at its left, only
-    the first row at its top.
-    """
+    """Draw title, note, and a grid of maps, with labels only at its left and top edges."""
     cell, font = (CELL, FONT) if len(figure.maps) == 1 else (SMALL_CELL, SMALL_FONT)
-    rows = [
-        _beside(
-            [
-                _map(each, cell, font, scale, left=not i, top=not start)
-                for i, each in enumerate(row)
-            ],
-            SMALL_CELL,
-        )
-        for start, row in (
-            (n, figure.maps[n : n + figure.per_row])
-            for n in range(0, len(figure.maps), figure.per_row)
-        )
-    ]
+    rows = []
+    for start in range(0, len(figure.maps), figure.per_row):
+        row = figure.maps[start : start + figure.per_row]
+        drawings = [
+            _map(heat_map, cell, font, scale, left=i == 0, top=start == 0)
+            for i, heat_map in enumerate(row)
+        ]
+        rows.append(_beside(drawings, SMALL_CELL))
     head = _stacked([_line(figure.title, TITLE_FONT, "t"), _line(figure.note, FONT, "n")], 0)
     return _stacked([head, _stacked(rows, SMALL_CELL)], 8)
 
@@ -243,11 +252,8 @@ def _figure(figure: Figure, scale: float) -> _Drawing:
 def _map(
     heat_map: HeatMap, cell: int, font: int, scale: float, *, left: bool, top: bool
 ) -> _Drawing:
-    """Title, squares, and where they are asked for the labels of rows and columns."""
-    rows, columns = (
-        [_clipped(label, MAX_LABEL, plain=False) for label in labels]
-        for labels in (heat_map.rows, heat_map.columns)
-    )
+    """Draw title and squares, and the labels of rows if `left` and of columns if `top`."""
+    rows, columns = _labels(heat_map, MAX_LABEL, plain=False)
     longest = max(_text_width(label, font) for label in columns)
     title = _line(heat_map.title, FONT, "n")
     x = max(_text_width(label, font) for label in rows) + 8 if left else 0.0
@@ -258,15 +264,9 @@ def _map(
         if left
     ]
     for i, label in enumerate(columns if top else []):
-        at = x + (i + 0.6) * cell, y - 5
-        texts.append(
-            _text(
-                label,
-                *at,
-                font,
-                f'transform="rotate(-{math.degrees(SLOPE):.0f} {at[0]:.0f} {at[1]:.0f})"',
-            )
-        )
+        start = x + (i + 0.6) * cell
+        rotation = f"rotate(-{math.degrees(SLOPE):.0f} {start:.0f} {y - 5:.0f})"
+        texts.append(_text(label, start, y - 5, font, f'transform="{rotation}"'))
     overhang = max(0.0, longest * math.cos(SLOPE) - cell / 2)
     width = max(x + len(columns) * cell + overhang, x + title.width)
     return _Drawing(
@@ -277,31 +277,31 @@ def _map(
 
 
 def _squares(heat_map: HeatMap, x: float, y: float, cell: int, scale: float) -> str:
-    """One for each weight, with its tokens and its value as a tooltip, and a frame around all."""
+    """Draw a square with a tooltip for each weight, and a frame around all of them."""
     svg = []
     for i, (row, weights) in enumerate(zip(heat_map.rows, heat_map.weights, strict=True)):
         for j, (column, weight) in enumerate(zip(heat_map.columns, weights, strict=True)):
             if weight:
-                place = (
-                    f'x="{x + j * cell:.0f}" y="{y + i * cell:.0f}" width="{cell}" height="{cell}"'
-                )
                 tip = f"{_isolated(row)} \u2192 {_isolated(column)}: {weight:.1%}"
                 svg.append(
-                    f'<rect class="c" {place} fill="{_fill(weight / scale)}"><title>{tip}</title></rect>\n'
+                    f'<rect class="c" x="{x + j * cell:.0f}" y="{y + i * cell:.0f}" '
+                    f'width="{cell}" height="{cell}" fill="{_fill(weight / scale)}">'
+                    f"<title>{tip}</title></rect>\n"
                 )
     size = f'width="{len(heat_map.columns) * cell}" height="{len(heat_map.rows) * cell}"'
     return "".join([*svg, f'<rect class="f" x="{x:.0f}" y="{y:.0f}" {size}/>\n'])
 
 
 def _legend(scale: float) -> _Drawing:
-    """The colours from 0 to the largest weight."""
-    steps, wide = 20, 8
+    """Draw the colours from 0 to the largest weight."""
+    num_steps, step_width = 20, 8
     bar = "".join(
-        f'<rect x="{wide * i}" width="{wide}" height="12" fill="{_fill(i / (steps - 1))}"/>\n'
-        for i in range(steps)
+        f'<rect x="{step_width * i}" width="{step_width}" height="12" '
+        f'fill="{_fill(i / (num_steps - 1))}"/>\n'
+        for i in range(num_steps)
     )
-    frame = f'<rect class="f" width="{wide * steps}" height="12"/>\n'
-    colours = _Drawing(bar + frame, wide * steps, 12)
+    frame = f'<rect class="f" width="{step_width * num_steps}" height="12"/>\n'
+    colours = _Drawing(bar + frame, step_width * num_steps, 12)
     return _beside([_line("0%", FONT, "n"), colours, _line(f"{scale:.0%}", FONT, "n")], 8)
 
 
@@ -310,7 +310,7 @@ def _fill(part: float) -> str:
 
 
 def _line(text: str, font: int, style: str) -> _Drawing:
-    """A line of text whose letters fill the first `font` pixels below its origin."""
+    """Draw a line of text whose letters fill the first `font` pixels below its origin."""
     return _Drawing(
         _text(text, 0, 0.85 * font, font, f'class="{style}"'), _text_width(text, font), 1.5 * font
     )
@@ -323,8 +323,10 @@ def _text(text: str, x: float, y: float, font: int, attributes: str) -> str:
 
 
 def _isolated(text: str) -> str:
-    """Escaped; right-to-left text in marks that give it its own direction, so that what it begins
-    with is drawn at its right.
+    """Escape text for XML, and isolate right-to-left text.
+
+    The isolating marks give the text its own direction, so that its first character is at its
+    right end.
     """
     escaped = _escaped(text)
     return (
@@ -338,10 +340,6 @@ def _escaped(text: str) -> str:
     return escape(_printable(text))
 
 
-def _cut(text: str, width: float, font: int) -> str:
-    return _clipped(text, int(width / _text_width("x", font)), plain=False)
-
-
 def _text_width(text: str, font: int) -> float:
-    """Pixels that the text takes, about."""
+    """Estimate the width of the text in pixels."""
     return 0.62 * font * cell_len(_printable(text))

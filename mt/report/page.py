@@ -1,8 +1,8 @@
-"""The page of a report: one HTML file that needs nothing beside it, neither network nor server.
+"""Render the report page: a single HTML file that needs no other files, network or server.
 
-What is unusual: the data is JSON inside the page, read by the page's own script, and reaches what
-is shown only as text. Three things keep a hostile sentence a sentence: the escapes of `_as_json`,
-the script's text nodes, and a Content-Security-Policy that loads nothing.
+The data is embedded as JSON, and the page's own script builds everything from it. Text in the data
+cannot inject markup or code, for three reasons: `_as_json` escapes it, the script only creates text
+nodes from it, and a Content-Security-Policy forbids the page to load anything.
 """
 
 import html
@@ -21,35 +21,37 @@ SCRIPTS = (
     "sentences.js",
     "attention.js",
     "page.js",
-)  # one module, in this order
+)  # joined in this order into one JavaScript module
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The whole page as text, to be written as UTF-8.
+    """Return the whole page, to be written as UTF-8.
 
     Every part of `data` may be missing or empty; the page then says what is missing. Numbers that
-    are not finite count as missing.
+    are not finite count as missing. The parts are:
 
-    - `title`, `generated` (when, as text), `version` (of mt)
-    - `runs`: `name` (no two alike), `path`, `state`, `best_step`, `provenance` {label: value},
-      `curves` {`train`: {`step`, `loss`, `lr`, `tokens_per_second`}, `valid`: {`step`, `loss`,
-      `bleu`, `chrf`}}, each a list of numbers, steps rising
-    - `config_differences`: `key`, `values` (one a run, None where it has no such key)
-    - `tests`: `name`, `num_sentences`, `precision` (of the models that translated) and
-      - `systems`: `name` (that of its run, where it has one, shares its colour), `length_ratio`,
-        `scores` [`name`, `value`, `interval` (low, high) or None, `signature`], `diagnosis`
-        [`label`, `count`, `flag`]
-      - `comparisons` of system number `b` with system number `a`: `wins`, `losses`, `ties`
-        (sentences in which b is better, worse, alike), `verdict` (a sentence), `metrics`: `metric`,
-        `difference` (b minus a), `p_values` {test: p, or None where there is no difference}
-      - `buckets`: `title`, `labels`, `counts` (sentences a bucket), `metric`, `values`
-        [systems][buckets], None where a bucket is empty
-      - `sentences`: `src`, `ref`, and `hyps`, `scores` (chrF), `flags` (lists of names from
-        `diagnosis`), the latter [systems][sentences]
-      - `attention`: `sentence` (counted from 0), `system`, `src_tokens`, `read_tokens` (what the
-        decoder reads), `written_tokens` (what it writes after each of them), and `encoder`,
-        `decoder`, `cross`, each with `shape` [layers, heads, queries, keys] and `data`, the weights
-        times 255 as bytes in base64
+    - `title`, `generated` (date and time as text), `version` (of mt)
+    - `runs`, each with `name` (unique), `path`, `state`, `best_step`, `provenance` {label: value},
+      and `curves` {`train`: {`step`, `loss`, `lr`, `tokens_per_second`}, `valid`: {`step`, `loss`,
+      `bleu`, `chrf`}}, which are lists of numbers with increasing steps
+    - `config_differences`, each with `key` and `values` (one per run; None if the run has no such
+      key)
+    - `tests`, each with `name`, `num_sentences`, `precision` (in which the models translated), and
+      - `systems`, each with `name` (the name of its run, if there is one, so that both have the
+        same colour), `length_ratio`, `scores` [`name`, `value`, `interval` (low, high) or None,
+        `signature`], and `diagnosis` [`label`, `count`, `flag`]
+      - `comparisons` of system number `b` with system number `a`: `wins`, `losses` and `ties`
+        (number of sentences on which b is better, worse, equal), `verdict` (text), and `metrics`,
+        each with `metric`, `difference` (b minus a) and `p_values` {test: p, or None if both
+        systems score the same}
+      - `buckets`, each with `title`, `labels`, `counts` (sentences per bucket), `metric`, and
+        `values` [systems][buckets] (None if a bucket has no score)
+      - `sentences`: `src` and `ref` [sentences]; `hyps`, `scores` (chrF) and `flags` (lists of
+        flags of `diagnosis`) [systems][sentences]
+      - `attention`, each with `sentence` and `system` (indices from 0), `src_tokens`, `read_tokens`
+        (decoder input), `written_tokens` (decoder output), and `encoder`, `decoder`, `cross`, which
+        have `shape` [layers, heads, queries, keys] and `data` (the weights times 255, as bytes in
+        base64)
     """
     parts = {
         "title": html.escape(_encodable(str(data.get("title") or "Translation report"))),
@@ -65,15 +67,17 @@ def _asset(name: str) -> str:
 
 
 def _as_json(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: nothing in it can end that element, or fails to be
-    written as UTF-8.
+    """Write JSON that is safe inside a script element.
+
+    Escapes keep the text from closing the element, and lone surrogates from failing to encode as
+    UTF-8.
     """
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:
-    """None for what is not finite: JSON has no word for it."""
+    """Replace numbers that are not finite by None, because JSON cannot express them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -77,8 +77,8 @@ def test_three_systems_are_two_comparisons_with_the_first(texts: dict[str, str])
 @pytest.mark.parametrize(
     ("systems", "references", "error", "message"),
     [
-        (["good"], ["ref"], ConfigError, "two systems or more"),
-        (["good", "bad"], [], ConfigError, "one --ref"),
+        (["good"], ["ref"], ConfigError, "at least two systems"),
+        (["good", "bad"], [], ConfigError, "exactly one --ref"),
         (["good", "short"], ["ref"], DataError, "5 translations but 100 references"),
     ],
 )
@@ -95,7 +95,7 @@ def test_systems_that_cannot_be_compared_are_refused(
 
 def test_one_sentence_is_not_enough(tmp_path: Path) -> None:
     one = write(tmp_path / "one", ["a b c d"])
-    with pytest.raises(DataError, match="one sentence says nothing"):
+    with pytest.raises(DataError, match="needs at least two sentences"):
         compare([one, one], references=[one])
 
 

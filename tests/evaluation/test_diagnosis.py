@@ -3,7 +3,14 @@
 import pytest
 
 from mt.evaluation import build_metrics, corpus_scores
-from mt.evaluation.diagnosis import bucketed, flags, length_ratio, rarity, word_counts, words
+from mt.evaluation.diagnosis import (
+    flags,
+    length_ratio,
+    rarest_word_counts,
+    score_buckets,
+    word_counts,
+    words,
+)
 from tests.evaluation.texts import noisy, sample_text
 
 SRC = "Herr Meier kaufte am 12. Mai 1.500 Äpfel in Berlin ."
@@ -68,7 +75,7 @@ def test_a_buckets_score_is_that_of_its_sentences_as_a_corpus() -> None:
     refs = sample_text()
     systems, metrics = [noisy(refs), noisy(refs, seed=4)], build_metrics(["bleu"])
     keys, ranges = [len(words(ref)) for ref in refs], ((0, 5), (5, 7), (7, 9), (9, 999))
-    buckets = bucketed(keys, (5, 7, 9), systems, [refs], metrics)
+    buckets = score_buckets(keys, (5, 7, 9), systems, [refs], metrics)
     assert [bucket.label for bucket in buckets] == ["1-5", "6-7", "8-9", "10 or more"]
     assert [bucket.count for bucket in buckets] == [
         sum(low < key <= high for key in keys) for low, high in ranges
@@ -85,9 +92,9 @@ def test_a_buckets_score_is_that_of_its_sentences_as_a_corpus() -> None:
 
 def test_rarity_is_the_count_of_the_rarest_word() -> None:
     counts = word_counts(["the cat", "the dog", "The end"])
-    assert rarity(["the cat", "the", "a dog", ""], counts) == [1, 3, 0, 0]
+    assert rarest_word_counts(["the cat", "the", "a dog", ""], counts) == [1, 3, 0, 0]
     lines = ["x", "y", "", "z"]
-    buckets = bucketed([0, 5, 50, 500], (0, 9, 99), [lines], [lines], build_metrics(["chrf"]))
+    buckets = score_buckets([0, 5, 50, 500], (0, 9, 99), [lines], [lines], build_metrics(["chrf"]))
     assert [bucket.label for bucket in buckets] == ["0", "1-9", "10-99", "100 or more"]
     assert [bucket.scores[0] is None for bucket in buckets] == [
         False,
@@ -97,7 +104,7 @@ def test_rarity_is_the_count_of_the_rarest_word() -> None:
     ]  # an empty reference has no score
     assert [
         bucket.label
-        for bucket in bucketed([50], (0, 9, 99), [["x"]], [["x"]], build_metrics(["chrf"]))
+        for bucket in score_buckets([50], (0, 9, 99), [["x"]], [["x"]], build_metrics(["chrf"]))
     ] == ["10-99"]
 
 

@@ -13,10 +13,10 @@ from mt.config import DataConfig
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluation.evaluate import (
     Scoring,
+    cached_translations,
     evaluate_model,
-    file_names,
-    kept_translations,
     read_tests,
+    translation_file_names,
 )
 from mt.evaluation.scorecard import read_scorecard
 from tests.conftest import run_mt
@@ -70,23 +70,23 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     kept.write_text("".join(f"{line}\n" for line in marked), encoding="utf-8")
     tests = read_tests(DataConfig(), [str(sample / "test.de")], [str(sample / "test.en")])
     model = find_model(run)
-    assert kept_translations(model, tests, FAST) == [marked]
-    assert kept_translations(model, tests, {**FAST, "batch_size": 3}) == [marked]
-    assert kept_translations(model, tests, {**FAST, "beam_size": 1}) == [None]
+    assert cached_translations(model, tests, FAST) == [marked]
+    assert cached_translations(model, tests, {**FAST, "batch_size": 3}) == [marked]
+    assert cached_translations(model, tests, {**FAST, "beam_size": 1}) == [None]
     shorter = [type(tests[0])("shorter", tests[0].src[:5], [tests[0].refs[0][:5]])]
-    assert kept_translations(model, shorter, FAST) == [None]
+    assert cached_translations(model, shorter, FAST) == [None]
     other = next(
         path for path in (run / "checkpoints").glob("step_*") if path.name != found.folder.path.name
     )
     shutil.copytree(kept.parent, run / "evaluations" / other.name)
-    assert kept_translations(find_model(other), tests, FAST) == [None]
+    assert cached_translations(find_model(other), tests, FAST) == [None]
 
 
 def test_test_sets_may_be_several_with_several_references(sample: Path) -> None:
     src, ref = str(sample / "test.de"), str(sample / "test.en")
     first, second = read_tests(DataConfig(), [src, src], [ref, f"{ref},{ref}"])
     assert (len(first.refs), len(second.refs)) == (1, 2)
-    names = list(file_names(["a/test.de", "b/test.de", "...", "x" * 300]))
+    names = list(translation_file_names(["a/test.de", "b/test.de", "...", "x" * 300]))
     assert names == ["test.de.hyp", "test.de-2.hyp", "test.hyp", f"{'x' * 100}.hyp"]
 
 
@@ -175,4 +175,4 @@ def test_comet_is_what_its_command_prints_and_its_failures_are_told(
     assert "Traceback" not in failed.stderr
     without = run_mt("evaluate", run, "--comet-command", "comet-score -s {src}")
     assert without.returncode == 2
-    assert "has no {hyp}, {ref}" in without.stderr
+    assert "lacks {hyp}, {ref}" in without.stderr

@@ -76,9 +76,9 @@ def test_the_language_chooses_the_tokenizer_of_bleu_and_a_name_overrides_it() ->
 @pytest.mark.parametrize(
     ("names", "lang", "tokenizer", "message"),
     [
-        (["blue"], None, None, "metric 'blue' is none of bleu, chrf"),
-        (["bleu"], None, "14a", "tokenizer '14a' is none of sacreBLEU's"),
-        (["legacy-bleu"], None, None, "needs the target's language"),
+        (["blue"], None, None, "unknown metric 'blue'; choose from bleu, chrf"),
+        (["bleu"], None, "14a", "unknown BLEU tokenizer '14a'"),
+        (["legacy-bleu"], None, None, "needs the target language"),
         (["legacy-bleu"], "ja", None, "does not apply to ja"),
     ],
 )

@@ -116,14 +116,14 @@ def test_text_that_the_terminal_cannot_spell_is_spelled_out(trained_run: Path) -
 
 MISTAKES = {
     "empty": (["", ()], 2, ["SENTENCE", "'' is empty"]),
-    "blank": ([" \t", ()], 2, ["SENTENCE", "is empty", "give some words"]),
-    "not UTF-8": ([b"abc\xff", ()], 2, ["SENTENCE: not UTF-8 at character 4"]),
+    "blank": ([" \t", ()], 2, ["SENTENCE", "is empty", "give at least one word"]),
+    "not UTF-8": ([b"abc\xff", ()], 2, ["SENTENCE: character 4 is not valid UTF-8"]),
     "empty target": ([SENTENCE, ("--target", " ")], 2, ["--target", "is empty"]),
     "too long": (["x y " * 1000, ()], 2, ["SENTENCE", "subwords", "at most 512"]),
     "layer": (
         [SENTENCE, ("--layer", "2")],
         2,
-        ["--layer 2: the encoder has layers 1 to 1; give one of them, all"],
+        ["--layer 2: the encoder has layers 1 to 1; give a number, all"],
     ),
     "layer 0": (
         [SENTENCE, ("--layer", "0", "--kind", "cross")],
@@ -133,7 +133,7 @@ MISTAKES = {
     "head": (
         [SENTENCE, ("--head", "3")],
         2,
-        ["--head 3: a layer has heads 1 to 2; give one of them, all or mean"],
+        ["--head 3: a layer has heads 1 to 2; give a number, all or mean"],
     ),
     "no number": ([SENTENCE, ("--head", "first")], 2, ["--head first: a layer has heads 1 to 2"]),
 }
