@@ -1,8 +1,8 @@
-"""`batching.max_tokens: auto`: the largest micro-batch that memory holds, found by training on the
-worst one there can be.
+"""`batching.max_tokens: auto`: finds the largest micro-batch that fits into memory, by training on
+batches of the longest pairs.
 
-`train.batch_tokens` fixes the size of an update, so a larger micro-batch only means fewer of them:
-speed and memory change, learning not.
+`train.batch_tokens` fixes the size of an update, so `max_tokens` only decides into how many
+micro-batches it is split. That affects speed and memory, but not what the model learns.
 """
 
 import contextlib
@@ -24,54 +24,53 @@ from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.9  # of the memory that a training may take
-CPU_CEILING = 8192  # tokens; on a CPU matrix products are as fast as they get well below
+SHARE = 0.9  # of the available memory that training may use
+CPU_CEILING = 8192  # tokens; larger micro-batches are no faster on a CPU
 
 
 def with_max_tokens(config: Config, max_tokens: int) -> Config:
-    """`config` with the number in the place of `auto`."""
-    return config.model_copy(
-        update={"batching": config.batching.model_copy(update={"max_tokens": max_tokens})}
-    )
+    """Return a copy of `config` with this `batching.max_tokens`."""
+    batching = config.batching.model_copy(update={"max_tokens": max_tokens})
+    return config.model_copy(update={"batching": batching})
 
 
 def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks: int = 1) -> int:
-    """The largest power of two, at most a rank's part of `train.batch_tokens`, whose worst
-    micro-batch trains in `SHARE` of the memory.
+    """Return the largest `batching.max_tokens` that trains within `SHARE` of the available memory.
 
-    Raises `ConfigError` where not even a batch of the longest pairs fits, and where ranks share out
-    the model: one cannot try alone, and one that runs out of memory leaves the others waiting.
+    Only powers of two are tried, up to `train.batch_tokens` divided by the number of ranks. Raises
+    `ConfigError` if even a batch of the longest pairs does not fit, and for a sharded model: there
+    one rank cannot try alone, and ranks would hang if one of them ran out of memory.
     """
     longest, total = longest_side(prepared), available_memory(compute.device)
     candidates = list(_candidates(longest, config, compute, ranks))
     if ranks > 1 and config.train.parallel == "fsdp":
         raise ConfigError(
-            f"batching.max_tokens: auto cannot be tried by {ranks} ranks that share out the model "
-            f"(train.parallel: fsdp); give a number: {candidates[0]} to begin with, which holds "
-            f"the longest pair ({longest} tokens), then twice as many while memory holds, up to "
-            f"{candidates[-1]}"
+            f"batching.max_tokens: auto does not work with a sharded model (train.parallel: fsdp on "
+            f"{ranks} ranks); give a number: start with {candidates[0]}, which fits the longest pair "
+            f"({longest} tokens), and double it while it fits into memory, up to {candidates[-1]}"
         )
-    found, base = None, _taken(compute)
+    largest, before = None, _peak_bytes(compute)
     with trial(with_max_tokens(config, candidates[0]), prepared, compute) as trainer:
         for candidate in candidates:
-            taken = _try(trainer, candidate, longest)
-            if taken is None or taken > base + SHARE * total:
+            peak = _train_worst_batch(trainer, candidate, longest)
+            if peak is None or peak > before + SHARE * total:
                 break
-            found = candidate
-            if compute.device.type == "cpu" and 2 * (taken - base) > SHARE * total:
-                # the next would not fit, and a CPU out of memory takes the whole machine with it
+            largest = candidate
+            # Do not try a candidate that will not fit: without free memory, the machine may hang.
+            if compute.device.type == "cpu" and 2 * (peak - before) > SHARE * total:
                 break
-    if found is None:
+    if largest is None:
         raise ConfigError(
-            f"batching.max_tokens: auto: {total / 2**30:.1f} GiB do not hold a batch of the longest pairs ({longest} tokens); "
+            f"batching.max_tokens: auto: a batch of the longest pairs ({longest} tokens) does not fit "
+            f"into {total / 2**30:.1f} GiB;\n"
             "try a lower data.filters.max_len, train.gradient_checkpointing, or a smaller model"
         )
-    logger.info("batching.max_tokens: auto: %d", found)
-    return found
+    logger.info("batching.max_tokens: auto: %d", largest)
+    return largest
 
 
 def longest_side(prepared: Prepared) -> int:
-    """The longest sentence of the training data, end of sentence included."""
+    """Return the length of the longest training sentence, including its end of sentence."""
     cache, step = prepared.train, 1 << 20
     parts = (
         cache.lengths(np.arange(start, min(start + step, len(cache))))
@@ -92,11 +91,10 @@ def _candidates(longest: int, config: Config, compute: Compute, ranks: int) -> I
 
 
 def smaller_that_fits(trainer: Trainer) -> int | None:
-    """What to train with where memory ran out: half, a quarter, ... of `batching.max_tokens`, the
-    largest whose worst batch trains here.
+    """Return the largest half, quarter, ... of `batching.max_tokens` that fits, or None.
 
-    The smallest is tried first: what a batch takes from the system, the next one does not get back.
-    The trainer is of no use afterwards.
+    Called after training ran out of memory. The smallest size is tried first, because the process
+    may keep the memory that a larger batch has used. The trainer cannot be used afterwards.
     """
     longest, max_tokens = longest_side(trainer.prepared), int(trainer.config.batching.max_tokens)
     smallest = max(longest, trainer.config.data.filters.max_len)
@@ -104,35 +102,35 @@ def smaller_that_fits(trainer: Trainer) -> int | None:
         lambda size: size >= smallest, (max_tokens >> i for i in itertools.count(1))
     )
     trainer.optimizer.zero_grad()
-    found = None
+    largest = None
     for size in reversed(list(halves)):
-        if _try(trainer, size, longest) is None:
+        if _train_worst_batch(trainer, size, longest) is None:
             break
-        found = size
-    return found
+        largest = size
+    return largest
 
 
-def _try(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
-    """Bytes that two updates of the worst batch take at their peak; None where memory runs out."""
-    batch = empty_batch(
-        (max_tokens // longest, longest, longest), torch.device("cpu"), packed=trainer.loader.packed
-    )
+def _train_worst_batch(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
+    """Train two updates on a batch of the longest pairs; return the peak bytes, or None if memory
+    runs out.
+    """
+    shape = (max_tokens // longest, longest, longest)
+    batch = empty_batch(shape, torch.device("cpu"), packed=trainer.loader.packed)
     try:
         for _ in range(2):
-            with contextlib.suppress(
-                DivergedError
-            ):  # what becomes of these weights is of no interest
-                trainer.train_step(Update.of([batch])).read()
+            # The weights are thrown away, so they may diverge.
+            with contextlib.suppress(DivergedError):
+                trainer.train_step(Update.from_batches([batch])).read()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         trainer.optimizer.zero_grad()
         return None
-    return _taken(trainer.compute)
+    return _peak_bytes(trainer.compute)
 
 
-def _taken(compute: Compute) -> int:
-    """Peak bytes so far: of the GPU's allocator, or of the process."""
+def _peak_bytes(compute: Compute) -> int:
+    """Return the peak memory so far: of the GPU's allocator, or of this process on a CPU."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_reserved(compute.device)
     return peak_process_memory()

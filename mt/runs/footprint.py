@@ -1,8 +1,8 @@
-"""The memory that a run will take, counted, not guessed.
+"""The memory that training will need, computed before it starts.
 
-One micro-batch of each of the worst shapes goes forward and backward through the real model and
-loss with tensors that have sizes and no content, and every storage is counted from the operation
-that makes it to the moment it is dropped.
+The worst micro-batches run forward and backward through the real model and loss, with fake tensors
+that have sizes but no data. Every allocation is tracked from the operation that makes it until it
+is freed, so the memory at the peak is counted, not estimated.
 """
 
 import contextlib
@@ -29,36 +29,45 @@ from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
 
-# Resident by live bytes of a micro-batch on a CPU, without and with gradient checkpointing.
-# Measured, glibc 2.36, four and three configurations: 1.29 to 1.44, 2.7 to 3.2. What lives on
-# between what is freed leaves holes, and recomputing frees most.
+# Resident bytes per live byte of a micro-batch on a CPU, because freed memory leaves gaps in the
+# heap between live tensors; with gradient checkpointing (True), far more is freed. Measured with
+# glibc 2.36: 1.29 to 1.44 in four configurations without it, 2.7 to 3.2 in three with it.
 HEAP_FACTOR = {False: 1.4, True: 3.0}
-# Resident bytes of a product that oneDNN compiled for bf16 and keeps, with what lies between two of
-# them. Measured, two processors: 2 MiB with AVX512-BF16, 4 MiB with AMX.
+# Resident bytes per bf16 matrix product that oneDNN has compiled and keeps, including the gaps
+# between them. Measured: 2 MiB on a CPU with AVX512-BF16, 4 MiB on one with AMX.
 COMPILED_PRODUCT = 3 << 20
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by kind at the moment of the peak; they add up to it."""
+    """The bytes in use at the peak of training, by what they are used for."""
 
-    shape: tuple[int, int, int]  # rows, source width, target width of the worst micro-batch
+    shape: tuple[int, int, int]  # rows, source width and target width of the worst micro-batch
     kinds: dict[str, int]
 
     @property
     def peak(self) -> int:
-        """Of resident memory on a CPU, of allocated memory on a GPU."""
+        """Total bytes: resident memory on a CPU, allocated memory on a GPU."""
         return sum(self.kinds.values())
 
 
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, from there to when they are dropped."""
+@dataclass(eq=False)
+class Allocation:
+    """The storage of one or more tensors, compared by identity."""
+
+    num_bytes: int
+    phase: str  # when it was made, see `Allocations.phase`
+
+
+class Allocations(TorchDispatchMode):
+    """Tracks the storages that operations allocate while this mode is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live: dict[int, tuple[int, int]] = {}  # by address: (number, bytes)
-        self.made = self.now = self.peak = 0
-        self.at_peak: dict[int, int] = {}  # by number: bytes
+        self.phase = "setup"  # given to new allocations
+        self.live: dict[int, Allocation] = {}  # by address of the storage
+        self.num_bytes = self.peak_bytes = 0
+        self.at_peak: list[Allocation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -68,26 +77,21 @@ class LiveStorages(TorchDispatchMode):
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
+        address, num_bytes = storage._cdata, storage.nbytes()
         if address in self.live:
             return
-        self.made += 1
-        self.live[address] = (self.made, size)
-        weakref.finalize(storage, self._drop, address)
-        self.now += size
-        if self.now > self.peak:
-            self.peak, self.at_peak = self.now, dict(self.live.values())
+        self.live[address] = Allocation(num_bytes, self.phase)
+        weakref.finalize(storage, self._free, address)
+        self.num_bytes += num_bytes
+        if self.num_bytes > self.peak_bytes:
+            self.peak_bytes, self.at_peak = self.num_bytes, list(self.live.values())
 
-    def _drop(self, address: int) -> None:
-        self.now -= self.live.pop(address)[1]
+    def _free(self, address: int) -> None:
+        self.num_bytes -= self.live.pop(address).num_bytes
 
-    def numbers(self) -> set[int]:
-        """The storages that live now."""
-        return {number for number, _ in self.live.values()}
-
-    def restart(self) -> None:
-        """Look for the peak from here on."""
-        self.peak = 0
+    def of(self, tensor: Tensor) -> Allocation:
+        """Return the live allocation that holds `tensor`."""
+        return self.live[tensor.untyped_storage()._cdata]
 
 
 def micro_batch_memory(
@@ -97,60 +101,52 @@ def micro_batch_memory(
     compute: Compute,
     repeat: bool,
 ) -> Counter[str]:
-    """Bytes by kind at the peak of one micro-batch [rows, source width, target width]; with
-    `repeat`, of one that adds to gradients.
+    """Return the bytes that one micro-batch adds at its peak, by what they are used for.
+
+    `shape` is (rows, source width, target width). With `repeat`, the micro-batch is the second one
+    of its update, so the gradients of the first one exist already.
     """
-    storages, hidden = LiveStorages(), 0
-
-    def mark(*_: Any) -> None:
-        nonlocal hidden
-        hidden = storages.made
-
-    with FakeTensorMode(), storages:
+    allocations = Allocations()
+    with FakeTensorMode(), allocations:
         with compute.device:
             model = build_model(config.model, *vocab_sizes, config.seed).train()
         model.recompute(config.train.gradient_checkpointing)
-        model.decoder.register_forward_hook(mark)
+        # The loss begins as soon as the decoder has returned its hidden states.
+        model.decoder.register_forward_hook(lambda *_: setattr(allocations, "phase", "loss"))
         batch = empty_batch(shape, compute.device, packed=packs(config.model, compute))
-        before = storages.numbers()
         for _ in range(1 + repeat):
-            storages.restart()
+            allocations.phase, allocations.peak_bytes = "model", 0
             with compute.autocast():
                 loss = loss_sums(model, batch, config.train.label_smoothing)
-            kept, end = storages.numbers(), storages.made
+            allocations.phase = "backward"
+            kept_for_backward = set(allocations.live.values())
             loss.smoothed.backward()
             del loss
-        gradients = {
-            storages.live[p.grad.untyped_storage()._cdata][0]
-            for p in model.parameters()
-            if p.grad is not None
-        }
-    kinds: Counter[str] = Counter()
-    for number, size in storages.at_peak.items():
-        if number in gradients:
-            kinds["gradients"] += size
-        elif number not in before:
-            in_loss = hidden < number <= end
-            kinds[
-                "loss and its chunks"
-                if in_loss
-                else "activations"
-                if number in kept
-                else "in flight"
-            ] += size
-    return kinds
+        gradients = {allocations.of(p.grad) for p in model.parameters() if p.grad is not None}
+
+    kinds = ("gradients", "activations", "logits and loss", "temporary tensors")
+    memory = Counter(dict.fromkeys(kinds, 0))
+    for allocation in allocations.at_peak:
+        if allocation in gradients:
+            memory["gradients"] += allocation.num_bytes
+        elif allocation.phase == "loss":
+            memory["logits and loss"] += allocation.num_bytes
+        elif allocation.phase != "setup":
+            is_kept = allocation in kept_for_backward
+            memory["activations" if is_kept else "temporary tensors"] += allocation.num_bytes
+    return memory
 
 
 def worst_shapes(shapes: IntArray) -> list[tuple[int, int, int]]:
-    """The micro-batches with most positions, target positions and attention weights."""
+    """Return the shapes with the most positions, target positions and attention weights."""
     rows, src, tgt = shapes.T
     costs = (
         rows * (src + tgt),
         rows * tgt * shapes.max() + rows * src,
         rows * (src * src + src * tgt + tgt * tgt),
     )
-    found = [tuple(int(n) for n in shapes[cost.argmax()]) for cost in costs]
-    return list(dict.fromkeys(found))  # type: ignore[arg-type]
+    worst = [tuple(shapes[cost.argmax()].tolist()) for cost in costs]
+    return list(dict.fromkeys(worst))
 
 
 def plan_memory(
@@ -161,52 +157,50 @@ def plan_memory(
     compute: Compute,
     process: int,
 ) -> MemoryPlan:
-    """Memory by kind at the peak of training, of the worst of `shapes` [micro-batches, 3].
+    """Return the memory at the peak of training, for the worst of `shapes` [micro-batches, 3].
 
-    An update has `micro_batches` at most; `process` bytes are there before the model.
+    `micro_batches` is the maximum number per update. `process` is the number of bytes that the
+    process occupies before the model is built (see `process_memory`).
     """
-    repeat = micro_batches > 1
-    found = {
-        shape: micro_batch_memory(config, vocab_sizes, shape, compute, repeat)
+    by_shape = {
+        shape: micro_batch_memory(config, vocab_sizes, shape, compute, micro_batches > 1)
         for shape in worst_shapes(shapes)
     }
-    shape = max(found, key=lambda shape: found[shape].total())
+    shape, micro_batch = max(by_shape.items(), key=lambda item: item[1].total())
     with torch.device("meta"):
         parameters = list(Transformer(config.model, *vocab_sizes).parameters())
     weights = 4 * sum(p.numel() for p in parameters)
-    moments = 8 * sum(p.numel() for p in parameters if p.requires_grad)
-    average = weights if config.train.ema_decay else 0
-    kinds = {"weights": weights, "optimizer state": moments, "average of weights": average}
-    names = ("gradients", "activations", "loss and its chunks", "in flight")
-    kinds |= {name: found[shape][name] for name in names}
-    sides = max(int(shapes[:, 0] @ shapes[:, side]) for side in (1, 2)) / len(shapes)
-    kinds["prefetched batches"] = int(
-        config.batching.prefetch * micro_batches * sides * 25
-    )  # 3 ids of 8 bytes, a mask
+    mean_width = max(shapes[:, 0] @ shapes[:, side] for side in (1, 2)) / len(shapes)
+    kinds = {
+        "weights": weights,
+        "optimizer state": 8 * sum(p.numel() for p in parameters if p.requires_grad),
+        "averaged weights": weights if config.train.ema_decay else 0,
+        **micro_batch,
+        # Three ids of 8 bytes and a mask of 1 byte per position.
+        "prefetched batches": int(config.batching.prefetch * micro_batches * mean_width * 25),
+    }
     if compute.device.type == "cpu":
-        kinds["holes in the heap"] = int(
-            (HEAP_FACTOR[config.train.gradient_checkpointing] - 1) * found[shape].total()
-        )
+        factor = HEAP_FACTOR[config.train.gradient_checkpointing]
+        kinds["heap fragmentation"] = int((factor - 1) * micro_batch.total())
         if compute.dtype != torch.float32:
-            kinds["compiled products"] = COMPILED_PRODUCT * KEPT_PRODUCTS
-        kinds["process"] = process
+            kinds["oneDNN kernels"] = COMPILED_PRODUCT * KEPT_PRODUCTS
+        kinds["Python and libraries"] = process
     return MemoryPlan(shape, {name: size for name, size in kinds.items() if size})
 
 
 def process_memory(config: Config, compute: Compute) -> int:
-    """Resident bytes of interpreter, torch and libraries, once an update of a very small model has
-    loaded what loads late.
+    """Return the resident bytes of Python and its libraries.
+
+    A very small model is trained for one update first, because libraries load parts on first use.
     """
     sizes = {"d_model": 64, "d_ff": 64, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
-    model = (
-        build_model(config.model.model_copy(update=sizes), 512, 512, 0).to(compute.device).train()
-    )
+    small = config.model.model_copy(update=sizes)
+    model = build_model(small, 512, 512, 0).to(compute.device).train()
     model.recompute(config.train.gradient_checkpointing)
     optimizer = build_optimizer(model, config.optim, compute.device)
+    batch = empty_batch((32, 16, 16), compute.device, packed=False)
     with compute.autocast():
-        loss = loss_sums(
-            model, empty_batch((32, 16, 16), compute.device, packed=False), 0.1
-        ).smoothed
+        loss = loss_sums(model, batch, 0.1).smoothed
     loss.backward()
     scale = LossScale(compute.device, enabled=False)
     diverged = torch.zeros((), dtype=torch.bool, device=compute.device)
@@ -215,9 +209,7 @@ def process_memory(config: Config, compute: Compute) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory now; where the system does not tell, the most there have
-    been.
-    """
+    """Return the resident bytes of this process, or their peak if the system has no /proc."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_process_memory()

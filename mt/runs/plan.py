@@ -1,4 +1,4 @@
-"""What a run will take, before it begins: parameters, memory, corpus and time."""
+"""The plan of a run, which `mt train FILE --plan` prints: parameters, memory, data and time."""
 
 import contextlib
 import time
@@ -27,25 +27,26 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """One epoch of the training data; tokens count the end of sentence."""
+    """The size of one epoch of the training data; token counts include the end of sentence."""
 
     pairs: int
     src_tokens: int
     tgt_tokens: int
     updates: int
-    shapes: IntArray  # [micro-batches, 3] rows, source width, target width
-    micro_batches: int  # of an update, at most
-    histogram: list[tuple[str, int, int]]  # (lengths, source sentences, target sentences)
+    shapes: IntArray  # [micro-batches, 3]: rows, source width, target width
+    micro_batches: int  # maximum per update
+    # (range of lengths, number of source sentences, number of target sentences)
+    histogram: list[tuple[str, int, int]]
 
     @property
     def padding(self) -> float:
-        """Share of padding in padded micro-batches."""
+        """Share of positions that are padding if micro-batches are padded."""
         rows, src, tgt = self.shapes.T
         return 1 - (self.src_tokens + self.tgt_tokens) / int((rows * (src + tgt)).sum())
 
 
 def plan_corpus(loader: TrainLoader) -> CorpusPlan:
-    """Count the first epoch, by lengths alone."""
+    """Count the first epoch from the lengths of its sentences, without reading their tokens."""
     edges = np.array([*LENGTH_EDGES, np.iinfo(np.int64).max])
     shapes, updates, largest = [], 0, 0
     tokens, counts = np.zeros(2, np.int64), np.zeros((2, len(edges)), np.int64)
@@ -55,106 +56,105 @@ def plan_corpus(loader: TrainLoader) -> CorpusPlan:
             lengths = np.stack(loader.cache.lengths(indices)) + 1
             shapes.append((len(indices), *lengths.max(axis=1)))
             tokens += lengths.sum(axis=1)
-            for side in (0, 1):
-                counts[side] += np.bincount(
-                    np.searchsorted(edges, lengths[side]), minlength=len(edges)
-                )
+            for count, lens in zip(counts, lengths, strict=True):
+                count += np.bincount(np.searchsorted(edges, lens), minlength=len(edges))
     starts = (1, *(edge + 1 for edge in LENGTH_EDGES))
-    names = [f"{start} to {edge}" for start, edge in zip(starts, LENGTH_EDGES, strict=False)] + [
-        f"over {LENGTH_EDGES[-1]}"
-    ]
+    names = [f"{start} to {edge}" for start, edge in zip(starts, LENGTH_EDGES, strict=False)]
+    names.append(f"over {LENGTH_EDGES[-1]}")
     histogram = [(name, int(src), int(tgt)) for name, src, tgt in zip(names, *counts, strict=True)]
+    src_tokens, tgt_tokens = tokens.tolist()
     return CorpusPlan(
-        len(loader.cache),
-        int(tokens[0]),
-        int(tokens[1]),
-        updates,
-        np.array(shapes),
-        largest,
-        histogram,
+        len(loader.cache), src_tokens, tgt_tokens, updates, np.array(shapes), largest, histogram
     )
 
 
 def parameters_by_block(model: Transformer) -> dict[str, int]:
-    """Parameters of each block; a matrix that blocks share counts in the first of them."""
-    blocks = {
-        "source embedding": model.encoder.embed_tokens, "target embedding": model.decoder.embed_tokens,
-        "encoder layers": torch.nn.ModuleList([*model.encoder.layers, model.encoder.layer_norm]),
-        "decoder layers": torch.nn.ModuleList([*model.decoder.layers, model.decoder.layer_norm]),
-        "output projection": torch.nn.ParameterList(p for name, p in model.named_parameters() if name.startswith("output_")),
-    }  # fmt: skip
-    seen: set[int] = set()
+    """Return the number of parameters per block.
+
+    A matrix that several blocks share is counted in the first of them.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    output = (p for name, p in model.named_parameters() if name.startswith("output_"))
+    blocks: dict[str, torch.nn.Module] = {
+        "source embedding": encoder.embed_tokens,
+        "target embedding": decoder.embed_tokens,
+        "encoder layers": torch.nn.ModuleList([*encoder.layers, encoder.layer_norm]),
+        "decoder layers": torch.nn.ModuleList([*decoder.layers, decoder.layer_norm]),
+        "output projection": torch.nn.ParameterList(output),
+    }
+    counted: set[torch.Tensor] = set()
     counts = {}
     for name, block in blocks.items():
-        own = [p for p in block.parameters() if id(p) not in seen]
-        seen.update(map(id, own))
-        counts[name] = sum(p.numel() for p in own)
+        new = set(block.parameters()) - counted
+        counted |= new
+        counts[name] = sum(p.numel() for p in new)
     return counts
 
 
 def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple[int, float]:
-    """(updates, target tokens a second) of real updates after a first one; the model is thrown
-    away.
+    """Train for some updates, and return their number and the target tokens per second.
+
+    The first update warms up and is not measured. The trained weights are thrown away.
     """
-    tokens, done, began = 0, -1, 0.0
+    tokens, measured, start = 0, -1, 0.0
     with (
         trial(config, prepared, compute) as trainer,
         contextlib.closing(trainer.loader.updates()) as updates,  # type: ignore[type-var]
     ):
         for update in updates:
             trainer.train_step(update).read()
-            done += 1
-            if done == 0:
-                began = time.perf_counter()
+            measured += 1
+            if measured == 0:
+                start = time.perf_counter()
                 continue
             tokens += update.num_tokens
-            seconds = time.perf_counter() - began
-            if done == MEASURE_UPDATES or seconds > MEASURE_SECONDS:
-                return done, tokens / seconds
+            seconds = time.perf_counter() - start
+            if measured == MEASURE_UPDATES or seconds > MEASURE_SECONDS:
+                return measured, tokens / seconds
     raise AssertionError("updates never end")
 
 
 def plan(config: Config) -> str:
-    """The whole plan as text; prepares the data, writes nothing into the run folder. Raises
-    `MTError` as training would.
+    """Return the whole plan as text.
+
+    Prepares the data, and trains some updates to measure the speed, but writes nothing into the
+    run folder. Raises the same `MTError` for a mistake as training would.
     """
     config, _ = with_initial_model(config)
-    deterministic = config.train.deterministic
+    train = config.train
     compute = set_up_compute(
         config.device,
         config.precision,
         config.threads,
         for_training=True,
-        deterministic=deterministic,
+        deterministic=train.deterministic,
     ).set_threads()
-    process = (
-        process_memory(config, compute) if compute.device.type == "cpu" else 0
-    )  # before preparing leaves its traces
+    # Measured before preparing the data, which would add to it.
+    process = process_memory(config, compute) if compute.device.type == "cpu" else 0
     prepared = prepare(config)
     if config.batching.max_tokens == AUTO:
         config = with_max_tokens(config, find_max_tokens(config, prepared, compute))
     vocab_sizes = prepared.tokenizer.vocab_sizes
-    train = config.train
-    corpus = plan_corpus(
-        TrainLoader(
-            prepared.train,
-            config.batching,
-            config.seed,
-            grad_accum_steps=train.grad_accum_steps,
-            batch_tokens=train.batch_tokens,
-        )
+    loader = TrainLoader(
+        prepared.train,
+        config.batching,
+        config.seed,
+        grad_accum_steps=train.grad_accum_steps,
+        batch_tokens=train.batch_tokens,
     )
+    corpus = plan_corpus(loader)
     memory = plan_memory(config, vocab_sizes, corpus.shapes, corpus.micro_batches, compute, process)
     parts = [
         parameters_text(config.model, vocab_sizes),
         memory_text(memory, compute),
         corpus_text(corpus),
+        time_text(config, prepared, corpus, memory, compute),
     ]
-    return "\n\n".join([*parts, time_text(config, prepared, corpus, memory, compute)])
+    return "\n\n".join(parts)
 
 
 def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
-    """Parameters by block and their sum."""
+    """The section about parameters: the count per block, and the total."""
     with torch.device("meta"):
         counts = parameters_by_block(Transformer(config, *vocab_sizes))
     tied = {
@@ -171,53 +171,67 @@ def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
 
 
 def memory_text(memory: MemoryPlan, compute: Compute) -> str:
-    """Memory by kind at the peak."""
+    """The section about memory: what it is used for at the peak."""
     rows, src, tgt = memory.shape
-    head = f"Memory at the peak, MiB: {compute}; worst micro-batch {rows} rows x {src} source, {tgt} target"
-    lines = [f"  {name:20} {size / MIB:10,.1f}" for name, size in memory.kinds.items()]
+    lines = [
+        f"Memory at the peak, in MiB ({compute})",
+        *(f"  {name:20} {size / MIB:10,.1f}" for name, size in memory.kinds.items()),
+        f"  {'peak':20} {memory.peak / MIB:10,.1f}",
+        f"  the largest micro-batch has {rows} rows, source width {src} and target width {tgt}",
+    ]
     if compute.device.type == "cpu":
-        about = (
-            "  of these, holes and compiled products are by experience, the process is measured, all else is counted; "
-            "preparing data left out"
-        )
+        lines += [
+            "  heap fragmentation and oneDNN kernels are estimates, Python and libraries are",
+            "  measured, all else is counted; preparing the data is not included",
+        ]
     else:
-        about = "  allocated tensors, layers not compiled; the driver's context and the allocator's reserve come on top (not measured)"
-    return "\n".join([head, *lines, f"  {'peak':20} {memory.peak / MIB:10,.1f}", about])
+        lines += [
+            "  all of it is counted, for uncompiled layers; the CUDA context and the allocator's",
+            "  reserve are not included",
+        ]
+    return "\n".join(lines)
 
 
 def corpus_text(corpus: CorpusPlan) -> str:
-    """One epoch in numbers, and how long sentences are."""
+    """The section about the data: the size of one epoch, and a histogram of sentence lengths."""
     figures = {
-        "pairs": f"{corpus.pairs:,}", "source tokens": f"{corpus.src_tokens:,}", "target tokens": f"{corpus.tgt_tokens:,}",
-        "micro-batches": f"{len(corpus.shapes):,}", "updates": f"{corpus.updates:,}", "padding": f"{corpus.padding:.1%}",
-    }  # fmt: skip
+        "pairs": f"{corpus.pairs:,}",
+        "source tokens": f"{corpus.src_tokens:,}",
+        "target tokens": f"{corpus.tgt_tokens:,}",
+        "micro-batches": f"{len(corpus.shapes):,}",
+        "updates": f"{corpus.updates:,}",
+        "padding": f"{corpus.padding:.1%}",
+    }
     lines = [f"  {name:20} {value:>14}" for name, value in figures.items()]
     lines.append(f"  {'length':12} {'source':>10} {'':22} {'target':>10}")
     for name, *counts in corpus.histogram:
         src, tgt = (f"{count:10,} {'#' * round(20 * count / corpus.pairs):20}" for count in counts)
         lines.append(f"  {name:12} {src}   {tgt}".rstrip())
-    return "\n".join(["An epoch (tokens and lengths with the end of sentence)", *lines])
+    return "\n".join(["One epoch (tokens and lengths include the end of sentence)", *lines])
 
 
 def time_text(
     config: Config, prepared: Prepared, corpus: CorpusPlan, memory: MemoryPlan, compute: Compute
 ) -> str:
-    """Time of an epoch and of the whole run, from real updates."""
+    """The section about time, measured with real updates if they fit into memory."""
     free = available_memory(compute.device)
     if memory.peak > free + resident_memory():
-        return f"Time\n  not measured: the peak is above the {free / MIB:,.0f} MiB that are free; lower batching.max_tokens"
-    done, rate = measure_speed(config, prepared, compute)
-    epoch = corpus.tgt_tokens / rate
-    spans = {"an epoch": epoch}
-    if config.train.max_steps is not None:
-        spans[f"{config.train.max_steps:,} updates"] = (
-            epoch * config.train.max_steps / corpus.updates
+        return (
+            f"Time\n  not measured: only {free / MIB:,.0f} MiB of memory are free, "
+            "less than the peak needs; lower batching.max_tokens"
         )
-    if config.train.max_epochs is not None:
-        spans[f"{config.train.max_epochs:,} epochs"] = epoch * config.train.max_epochs
+    measured, rate = measure_speed(config, prepared, compute)
+    epoch = corpus.tgt_tokens / rate
+    train, spans = config.train, {"one epoch": epoch}
+    if train.max_steps is not None:
+        spans[f"{train.max_steps:,} updates"] = epoch * train.max_steps / corpus.updates
+    if train.max_epochs is not None:
+        spans[f"{train.max_epochs:,} epochs"] = epoch * train.max_epochs
     lines = [
+        "Time",
         f"  {'target tokens/s':20} {rate:14,.0f}",
         *(f"  {name:20} {format_seconds(span):>14}" for name, span in spans.items()),
+        f"  measured over {measured} updates on {compute}, after one to warm up; validation and",
+        "  saving checkpoints are not included",
     ]
-    about = f"  from {done} real updates after a first one, now, on {compute}; validation and saving come on top"
-    return "\n".join(["Time", *lines, about])
+    return "\n".join(lines)

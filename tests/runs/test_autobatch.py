@@ -1,4 +1,4 @@
-"""`batching.max_tokens: auto`: what fits is found, kept on resume, and changes no update."""
+"""`batching.max_tokens: auto` finds what fits, keeps it on resume, and changes no update."""
 
 import json
 from collections.abc import Callable
@@ -19,15 +19,14 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 AUTO = ("batching.max_tokens=auto", "train.grad_accum_steps=1", "train.batch_tokens=600")
 
 
-def test_a_run_finds_a_number_keeps_it_and_goes_on_with_it(
+def test_a_run_finds_max_tokens_and_resumes_with_it(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
     first = run_mt("train", config, *AUTO, "train.max_steps=2")
     assert first.returncode == 0, first.stderr
-    assert (
-        "batching.max_tokens: auto: 512" in first.stderr
-    )  # the largest power of two that an update of 600 holds
+    # The largest power of two up to `train.batch_tokens`.
+    assert "batching.max_tokens: auto: 512" in first.stderr
     state = json.loads((tmp_path / "run/checkpoints/last/training/state.json").read_text())
     assert state["max_tokens"] == 512
     assert "max_tokens: 512" in (tmp_path / "run/checkpoints/last/config.yaml").read_text()
@@ -37,7 +36,7 @@ def test_a_run_finds_a_number_keeps_it_and_goes_on_with_it(
     assert "auto: 512" not in again.stderr
 
 
-def test_trying_leaves_the_weights_of_the_run_alone(
+def test_trying_sizes_does_not_change_the_weights_of_the_run(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     runs = {name: tmp_path / name for name in ("auto", "512")}
@@ -57,38 +56,37 @@ def test_trying_leaves_the_weights_of_the_run_alone(
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int | None]], list[int]]:
-    """Lets candidates take given amounts of memory; gives the list of those that were tried."""
+    """Return a function that fakes the memory each candidate needs, and returns the list of
+    candidates that were tried.
+    """
 
-    def taking(amounts: dict[int, int | None]) -> list[int]:
+    def fake_memory(amounts: dict[int, int | None]) -> list[int]:
         seen: list[int] = []
         monkeypatch.setattr(
             autobatch,
-            "_try",
+            "_train_worst_batch",
             lambda trainer, candidate, longest: seen.append(candidate) or amounts[candidate],
         )
-        monkeypatch.setattr(autobatch, "_taken", lambda compute: 0)
+        monkeypatch.setattr(autobatch, "_peak_bytes", lambda compute: 0)
         monkeypatch.setattr(autobatch, "available_memory", lambda device: 1000)
         return seen
 
-    return taking
+    return fake_memory
 
 
 @pytest.mark.parametrize(
-    ("amounts", "found", "tries"),
+    ("amounts", "expected", "tries"),
     [
         ({256: 100, 512: 200, 1024: 400, 2048: 800}, 2048, [256, 512, 1024, 2048]),
-        (
-            {256: 100, 512: 200, 1024: 500},
-            1024,
-            [256, 512, 1024],
-        ),  # twice 500 will not fit, so it is not tried
+        # 2048 would need twice 500 and not fit, so it is not tried.
+        ({256: 100, 512: 200, 1024: 500}, 1024, [256, 512, 1024]),
         ({256: 400, 512: None}, 256, [256, 512]),  # out of memory
-        ({256: 100, 512: 950}, 256, [256, 512]),  # it ran, but leaves too little
+        ({256: 100, 512: 950}, 256, [256, 512]),  # fits, but leaves too little free
     ],
 )
-def test_the_largest_that_fits_is_taken(
+def test_the_largest_size_that_fits_is_chosen(
     amounts: dict[int, int | None],
-    found: int,
+    expected: int,
     tries: list[int],
     tried: Callable[[dict[int, int | None]], list[int]],
     small_yaml: Callable[..., Path],
@@ -96,11 +94,11 @@ def test_the_largest_that_fits_is_taken(
 ) -> None:
     seen = tried(amounts)
     config = load_config(small_yaml(tmp_path), [AUTO[0], AUTO[1], "train.batch_tokens=3000"])
-    assert find_max_tokens(config, prepare(config), CPU) == found
+    assert find_max_tokens(config, prepare(config), CPU) == expected
     assert seen == tries
 
 
-def test_ranks_that_share_out_the_model_are_told_what_to_try_by_hand(
+def test_a_sharded_model_is_refused_with_numbers_to_try_by_hand(
     tried: Callable[[dict[int, int | None]], list[int]],
     small_yaml: Callable[..., Path],
     tmp_path: Path,
@@ -108,7 +106,7 @@ def test_ranks_that_share_out_the_model_are_told_what_to_try_by_hand(
     seen = tried({256: 100, 512: 200, 1024: 300})
     options = [AUTO[0], AUTO[1], "train.batch_tokens=5000"]
     config = load_config(small_yaml(tmp_path), [*options, "train.parallel=fsdp"])
-    message = r"auto cannot be tried by 4 ranks .*: 256 to begin with, .*\d+ tokens.*, up to 1024$"
+    message = r"does not work .* on 4 ranks\).*: start with 256, .*\d+ tokens.*, up to 1024$"
     with pytest.raises(ConfigError, match=message):
         find_max_tokens(config, prepare(config), CPU, ranks=4)
     assert seen == []
@@ -116,20 +114,19 @@ def test_ranks_that_share_out_the_model_are_told_what_to_try_by_hand(
     assert find_max_tokens(ddp, prepare(ddp), CPU, ranks=4) == 1024
 
 
-def test_nothing_that_fits_is_said_with_what_to_do(
+def test_if_no_size_fits_the_error_says_what_to_do(
     tried: Callable[[dict[int, int | None]], list[int]],
     small_yaml: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     tried({256: None})
     config = load_config(small_yaml(tmp_path), AUTO)
-    with pytest.raises(
-        ConfigError, match=r"do not hold a batch of the longest pairs .* data\.filters\.max_len"
-    ):
+    message = r"(?s)batch of the longest pairs .* does not fit .* data\.filters\.max_len"
+    with pytest.raises(ConfigError, match=message):
         find_max_tokens(config, prepare(config), CPU)
 
 
-def test_a_cpu_tries_nothing_above_its_ceiling(
+def test_no_size_above_the_cpu_ceiling_is_tried_on_a_cpu(
     tried: Callable[[dict[int, int | None]], list[int]],
     small_yaml: Callable[..., Path],
     tmp_path: Path,
@@ -139,7 +136,7 @@ def test_a_cpu_tries_nothing_above_its_ceiling(
     assert find_max_tokens(config, prepare(config), CPU) == CPU_CEILING == seen[-1]
 
 
-def test_the_longest_side_counts_both_sides_and_the_end(
+def test_the_longest_side_covers_both_sides_and_the_end_of_sentence(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     prepared = prepare(load_config(small_yaml(tmp_path)))
@@ -147,7 +144,7 @@ def test_the_longest_side_counts_both_sides_and_the_end(
     assert longest_side(prepared) == max(sides) + 1
 
 
-def test_auto_without_a_size_of_update_is_a_mistake(
+def test_auto_without_batch_tokens_is_a_mistake(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     result = run_mt("train", small_yaml(tmp_path), "batching.max_tokens=auto")
