@@ -181,8 +181,8 @@ def memory_text(memory: MemoryPlan, compute: Compute) -> str:
     ]
     if compute.device.type == "cpu":
         lines += [
-            "  heap fragmentation and oneDNN kernels are estimates, Python and libraries are",
-            "  measured, all else is counted; preparing the data is not included",
+            "  heap fragmentation and oneDNN kernels are estimated, Python and libraries are measured,",
+            "  everything else is counted; preparing the data is not included",
         ]
     else:
         lines += [
@@ -231,7 +231,7 @@ def time_text(
         "Time",
         f"  {'target tokens/s':20} {rate:14,.0f}",
         *(f"  {name:20} {format_seconds(span):>14}" for name, span in spans.items()),
-        f"  measured over {measured} updates on {compute}, after one to warm up; validation and",
+        f"  measured over {measured} updates on {compute}, after a warm-up; validation and",
         "  saving checkpoints are not included",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Precision and threads are part of a run: chosen once, kept at a resume, the same on every rank."""
+"""Precision and threads are chosen once, kept on resume, and the same on every rank."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ CPU = {"device": "cpu", "model": {"preset": "tiny"}}
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What `mt` says, and no change of the threads of the tests themselves."""
-    found: list[str] = []
+    """The messages that `mt` logs; the number of threads stays that of the tests."""
+    logged: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
+            logged.append(record.getMessage())
 
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -38,13 +38,13 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     handler, logger = Handler(), logging.getLogger("mt")
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.addHandler(handler)
-    yield found
+    yield logged
     logger.removeHandler(handler)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
-    """A checkpoint whose state.json says so."""
+    """Return a function that writes a checkpoint with this content of state.json."""
 
     def write(**state: Any) -> ModelFolder:
         (tmp_path / "training").mkdir()
@@ -56,10 +56,10 @@ def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
 
 @pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize(
-    ("settings", "recorded", "expected", "said"),
+    ("settings", "recorded", "expected", "warnings"),
     [
         ({}, None, ("auto", 3), []),
-        ({}, {}, ("auto", 3), []),  # a checkpoint of before these were recorded
+        ({}, {}, ("auto", 3), []),  # an old checkpoint does not record them
         ({}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
         ({"precision": "fp32", "threads": 2}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
         ({"precision": "fp32", "threads": 2}, {}, ("fp32", 2), []),
@@ -77,18 +77,18 @@ def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
             {"precision": "fp32", "threads": 8},
             ("fp32", 8),
             [
-                "threads: 8, as this run has had so far, on 4 cores; fewer are faster here, but "
-                "change the last bits of its numbers (threads=4)"
+                "threads: 8 as before, but this machine has only 4 cores; threads=4 is faster here, "
+                "but changes rounding, so results are not bit-identical"
             ],
         ),
         ({"threads": 8}, {"precision": "fp32", "threads": 8}, ("fp32", 8), []),
     ],
 )
-def test_what_is_left_open_is_as_the_run_began_and_a_change_is_told(
+def test_open_settings_are_kept_from_the_checkpoint_and_changes_are_logged(
     settings: dict[str, Any],
     recorded: dict[str, Any] | None,
     expected: tuple[str, int],
-    said: list[str],
+    warnings: list[str],
     native: str,
     checkpoint: Callable[..., Path],
     messages: list[str],
@@ -101,10 +101,10 @@ def test_what_is_left_open_is_as_the_run_began_and_a_change_is_told(
     precision = {"0": "fp32", "1": "bf16"}[native] if expected[0] == "auto" else expected[0]
     assert (resolved.precision, resolved.threads) == (precision, expected[1])
     assert NAMES[chosen.dtype] == precision
-    assert messages == said
+    assert messages == warnings
 
 
-def test_bf16_without_hardware_is_kept_and_said_once(
+def test_bf16_without_hardware_is_kept_and_warned_about_once(
     checkpoint: Callable[..., Path], messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MT_NATIVE_BF16", "0")
@@ -115,31 +115,31 @@ def test_bf16_without_hardware_is_kept_and_said_once(
     assert "bf16 has no hardware support on this cpu" in message
 
 
-def test_a_precision_that_is_impossible_here_is_an_error_with_a_way_out(
+def test_an_unsupported_precision_is_an_error_that_says_how_to_change_it(
     checkpoint: Callable[..., Path], messages: list[str]
 ) -> None:
     resumed = checkpoint(precision="fp16", threads=1)
     with pytest.raises(ConfigError, match="fp16 is for GPUs") as error:
         start_computing(Config.model_validate(CPU), resumed, World())
-    assert "computed in fp16 so far; name another precision" in str(error.value)
+    assert "trained in fp16 so far; set precision" in str(error.value)
     config = Config.model_validate({**CPU, "precision": "fp32"})
     assert start_computing(config, resumed, World())[0].precision == "fp32"
     assert messages == ["changed since the last start: precision: fp16 -> fp32"]
 
 
 @pytest.mark.parametrize(("native", "expected"), [((0, 1), "fp32"), ((1, 0), "bf16")])
-def test_ranks_compute_as_the_first_one_whatever_their_machines(
+def test_all_ranks_use_the_precision_and_threads_of_rank_0(
     native: tuple[int, int], expected: str
 ) -> None:
     def work(world: World) -> Any:
         os.environ["MT_NATIVE_BF16"] = str(native[world.rank])
         torch.set_num_threads(1 + 4 * world.rank)
-        said: list[str] = []
+        warnings: list[str] = []
         with patch.object(
-            resolve.logger, "warning", lambda text, *values: said.append(text % values)
+            resolve.logger, "warning", lambda text, *values: warnings.append(text % values)
         ):
             resolved, chosen = start_computing(Config.model_validate(CPU), None, world)
-        slow = [message for message in said if "on rank 1, and all ranks wait" in message]
+        slow = [message for message in warnings if "on rank 1, which slows down" in message]
         return (
             resolved.precision,
             NAMES[chosen.dtype],
@@ -153,15 +153,15 @@ def test_ranks_compute_as_the_first_one_whatever_their_machines(
     assert len(first[4]) == (expected == "bf16")
 
 
-def test_a_rank_that_cannot_compute_so_is_named_on_all() -> None:
+def test_a_rank_that_does_not_support_the_precision_is_named_on_all_ranks() -> None:
     def work(world: World) -> Any:
-        def here(*args: Any, **options: Any) -> Any:
+        def set_up(*args: Any, **options: Any) -> Any:
             if world.rank == 1 and args[1] == "bf16":
                 raise ConfigError("precision: bf16 is not for this device")
             return set_up_compute(*args, **options)
 
         config = Config.model_validate({**CPU, "precision": "bf16", "threads": 1})
-        with patch.object(resolve, "set_up_compute", here), pytest.raises(MTError) as error:
+        with patch.object(resolve, "set_up_compute", set_up), pytest.raises(MTError) as error:
             start_computing(config, None, world)
         return type(error.value), str(error.value), error.value.exit_code
 
@@ -169,7 +169,7 @@ def test_a_rank_that_cannot_compute_so_is_named_on_all() -> None:
     assert on_ranks(2, work) == [(RankError, f"rank 1: {message}", 2), (ConfigError, message, 2)]
 
 
-def test_the_threads_of_a_machine_are_recorded_and_not_a_ranks_share(
+def test_the_recorded_threads_are_those_of_the_machine_not_of_a_rank(
     checkpoint: Callable[..., Path],
 ) -> None:
     resumed = checkpoint(precision="fp32", threads=3)
