@@ -130,10 +130,10 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _temporary_folder(self, step: int, training: TrainingState) -> Iterator[ModelFolder]:
-        """Give all ranks the same temporary folder, which rank 0 creates.
+        """Yield the same temporary folder on all ranks; rank 0 creates it.
 
-        When the block ends, rank 0 moves the folder to the place of the checkpoint of `step`. If
-        the block fails, rank 0 deletes the folder.
+        When the block ends, rank 0 renames it to the checkpoint folder of `step`. If the block
+        fails, rank 0 deletes it.
         """
 
         def create() -> str:
@@ -172,7 +172,7 @@ class CheckpointManager:
                 remove_folder(self.path(step))
         except (OSError, CheckpointError) as error:
             logger.warning(
-                "%s: could not update links or delete old checkpoints: %s", self.folder, error
+                f"{self.folder}: could not update links or delete old checkpoints: {error}"
             )
 
     def _remove_copy(self, link: Path) -> None:
@@ -200,10 +200,7 @@ class CheckpointManager:
             for step in self.steps()
             if (scores := self.scores(step, comparable_only)) and self.metric in scores
         }
-        return sorted(
-            scored,
-            key=lambda step: (*(-value for value in ranking_key(self.metric, scored[step])), step),
-        )
+        return sorted(scored, key=lambda step: ranking_key(self.metric, scored[step]), reverse=True)
 
     def scores(self, step: int, comparable_only: bool = True) -> dict[str, float] | None:
         """Return the scores of the validation after a step, from the run folder.
@@ -230,13 +227,13 @@ class CheckpointManager:
         try:
             self.run.checkpoint(step).write_scores(scores)
         except OSError as error:
-            logger.warning("%s: could not write its scores: %s", self.path(step), error)
+            logger.warning(f"{self.path(step)}: could not write its scores: {error}")
 
     def newest(self) -> ModelFolder | None:
         """Return the newest undamaged checkpoint, or None if the run has no checkpoints.
 
         All ranks must call this. Damaged checkpoints are renamed to damaged_*, with a warning.
-        Raises `CheckpointError` if only damaged checkpoints exist, from now or from earlier.
+        Raises `CheckpointError` if all are damaged, including those renamed at earlier starts.
         """
         path = self.world.broadcast_from_rank0(self._newest)
         return None if path is None else ModelFolder(Path(path))
@@ -246,14 +243,15 @@ class CheckpointManager:
             path = self.path(step)
             try:
                 verify(path, with_training=True)
-                self.tidy()  # the process may have been killed between a save and this
+                # An earlier process may have been killed before it updated the links.
+                self.tidy()
                 return str(path)
             except CheckpointError as error:
                 aside = self.folder / f"damaged_{path.name}"
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
                 logger.warning(
-                    "%s\nmoved to %s; falling back to the previous checkpoint", error, aside
+                    f"{error}\nmoved to {aside}; falling back to the previous checkpoint"
                 )
         if damaged := len(list(self.folder.glob("damaged_*"))):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The manifest of a model folder, and reading the files that it lists.
+"""The manifest of a model folder, and functions that read the files in it.
 
 Every file is checked by size and SHA-256 before it is read, and links that lead out of the folder
 are refused. A folder with a valid manifest may still be malicious, so the sizes of JSON files and
@@ -45,8 +45,8 @@ def seal(folder: Path) -> None:
 def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
     """Check every file of a folder against its manifest, and return the size and SHA-256 by name.
 
-    Files in training/ are checked only `with_training`, because translating does not need them and
-    a user may have deleted them. Raises `CheckpointError` for the first file that differs.
+    Files in training/ are checked only if `with_training` is set, because translating does not need
+    them and a user may have deleted them. Raises `CheckpointError` for the first file that differs.
     """
     files = _files(folder, REQUIRED + TRAINING_REQUIRED if with_training else REQUIRED)
     for name in files:

@@ -82,8 +82,8 @@ class ModelFolder:
     def evaluations(self) -> Path:
         """The folder for evaluations of this model.
 
-        It is in the run folder of a checkpoint, and next to any other model folder, because a
-        model folder must not change once it has a manifest.
+        For a checkpoint, it is in the run folder. For any other model folder, it is next to that
+        folder, because a model folder must not change once it has a manifest.
         """
         if self.path.parent.name == "checkpoints":
             return self.path.parent.parent / "evaluations" / self.path.name
@@ -106,9 +106,14 @@ class ModelFolder:
         save_file(tensors, self.weights_path)
         save_tokenizer(self.tokenizer)
         write_json(self.path / "generation.json", config.decode.model_dump())
-        languages = {"src_lang": config.data.src_lang, "tgt_lang": config.data.tgt_lang}
-        about = {"mt": __version__, "torch": torch.__version__, **languages}
-        write_json(self.path / "provenance.json", {**about, **provenance})
+        provenance = {
+            "mt": __version__,
+            "torch": torch.__version__,
+            "src_lang": config.data.src_lang,
+            "tgt_lang": config.data.tgt_lang,
+            **provenance,
+        }
+        write_json(self.path / "provenance.json", provenance)
 
     def seal(self) -> None:
         """Write the manifest of all files in the folder."""

@@ -107,8 +107,9 @@ class RunFolder:
                 return str(link.readlink())
             if link.is_dir():
                 step = ModelFolder(link).step()
-                original = None if step is None else self.checkpoint(step)
-                return original.path.name if original is not None and original.exists else None
+                if step is None or not self.checkpoint(step).exists:
+                    return None
+                return self.checkpoint(step).path.name
             if link.is_file() and link.stat().st_size < 100:
                 return link.read_text(encoding="utf-8").strip()
         return None
@@ -147,8 +148,8 @@ class RunFolder:
     def check_written_by_mt(self, overwrite: bool) -> None:
         """Raise `ConfigError` if this run would replace files that mt may not have written.
 
-        That is a config.yaml without the header of mt or, with `overwrite`, outputs without a
-        config.yaml.
+        Such files are a config.yaml without the header of mt and, if `overwrite` is set, outputs
+        without a config.yaml.
         """
         exists = self.config_path.exists()
         if exists and self._settings_text() is None:
@@ -187,7 +188,7 @@ class RunFolder:
         try:
             atomic_write(self.status_path, json.dumps(status) + "\n")
         except OSError as error:
-            logger.warning("%s: could not be written: %s", self.status_path, error)
+            logger.warning(f"{self.status_path}: could not be written: {error}")
 
     def validation(self, step: int) -> dict[str, Any]:
         """Read the scores and details of the validation after an update; {} if there are none."""

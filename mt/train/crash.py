@@ -9,13 +9,12 @@ the seed, the update and the micro-batch, so a replay computes exactly what trai
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from torch import Tensor
 
 from mt.artifacts import ModelFolder, RunFolder
 from mt.config import Config
-from mt.data.batch import AnyBatch, pairs_of
+from mt.data.batch import AnyBatch, unbatch
 from mt.data.tokenizer import Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.errors import CheckpointError
@@ -45,22 +44,25 @@ def write_crash(
         with atomic_dir(folder.path) as temporary:
             crash = ModelFolder(temporary)
             crash.write(config, weights, tokenizer.save, provenance)
-            lines = (
-                json.dumps(line, ensure_ascii=False) + "\n"
-                for line in _lines(micro_batches, tokenizer)
-            )
-            crash.batch_path.write_text("".join(lines), encoding="utf-8")
+            lines = "".join(_lines(micro_batches, tokenizer))
+            crash.batch_path.write_text(lines, encoding="utf-8")
             crash.seal()
     except Exception as error:  # the error that stopped training matters more to the user
         return f"its batch could not be written to {folder}: {error}"
     return f"its batch is in {folder}; to run it again: mt replay {folder}"
 
 
-def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[str]:
     for index, batch in enumerate(micro_batches):
-        for src, tgt in pairs_of(batch):
-            text = {"src": tokenizer.decode_src(src), "tgt": tokenizer.decode_tgt(tgt)}
-            yield {"micro_batch": index, **text, "src_ids": src, "tgt_ids": tgt}
+        for src, tgt in unbatch(batch):
+            pair = {
+                "micro_batch": index,
+                "src": tokenizer.decode_src(src),
+                "tgt": tokenizer.decode_tgt(tgt),
+                "src_ids": src,
+                "tgt_ids": tgt,
+            }
+            yield json.dumps(pair, ensure_ascii=False) + "\n"
 
 
 def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:

@@ -1,8 +1,8 @@
 """Cross-entropy with label smoothing, computed straight from the hidden states of the decoder.
 
-Projection, softmax and loss are a single operation. It works through the target positions in chunks,
-so the logits of a whole batch are never in memory at once. It computes the gradients of a chunk
-together with its loss, so that the backward pass does not have to compute the logits again.
+Projection, softmax and loss are a single operation. It works through the target positions in
+chunks, so the logits of a whole batch are never in memory at once. It computes the gradients of a
+chunk together with its loss, so the backward pass does not have to compute the logits again.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from mt.data.tokenizer import PAD_ID
 
 # Logits per chunk. On a CPU, a chunk should fit into its cache, which is 16 to 32 MiB.
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
-# Logits of a half-precision chunk that are converted to fp32 at a time.
+# Logits per tile. The logits of a half-precision chunk are converted to fp32 tile by tile.
 TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
@@ -38,7 +38,7 @@ def linear_cross_entropy(
     [positions]. Targets that are `PAD_ID` do not count. The matrix products run in the dtype of
     autocast; the softmax, the loss and its sums run in at least fp32.
     """
-    # Asked here because gradients are always disabled inside the forward of an autograd function.
+    # Read here, because gradients are always disabled inside the forward of an autograd function.
     is_grad_enabled = torch.is_grad_enabled()
     return Loss(
         *_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, is_grad_enabled)
@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device)
         needs_grad = is_grad_enabled and any(ctx.needs_input_grad)
         gradients = _Gradients(weight, bias) if needs_grad else None
-        sums = torch.zeros(2, dtype=_loss_dtype(hidden), device=hidden.device)
+        sums = torch.zeros(2, dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
         rows = max(1, CHUNK[device] // len(weight))
         with torch.autocast(device, enabled=False):
             w = weight.to(dtype)
@@ -117,9 +117,9 @@ def _chunk_loss(
     """Return the loss sums of `logits` [rows, vocab], which lack the bias, and their gradient.
 
     Half-precision logits are converted to fp32 one tile at a time, and their gradient overwrites
-    them. Without `gradients`, the second value is meaningless.
+    them. The gradient is only computed if `gradients` is given.
     """
-    dtype = _loss_dtype(logits)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     if logits.dtype == dtype:
         return _tile_loss(logits, bias, targets, smoothing, gradients)
     sums = torch.zeros(2, dtype=dtype, device=logits.device)
@@ -147,18 +147,16 @@ def _tile_loss(
     scores = logits if bias is None else logits + bias
     real = (targets != PAD_ID)[:, None]
     probs = scores.softmax(dim=-1)
+    # log(sum(exp(scores))) is the largest score minus the logarithm of its probability.
     log_sum = scores.amax(dim=-1, keepdim=True) - probs.amax(dim=-1, keepdim=True).log()
     nll = (log_sum - scores.gather(1, targets[:, None])) * real
     uniform = (log_sum - scores.mean(dim=-1, keepdim=True)) * real
     sums = torch.stack([((1 - smoothing) * nll + smoothing * uniform).sum(), nll.sum()])
     if gradients is not None:
-        # By the logits: probs - smoothing / vocab, and another 1 - smoothing less at the target.
+        # The gradient by the logits is the softmax minus the smoothed targets, which are
+        # smoothing / vocab everywhere, plus 1 - smoothing at the target.
         probs.sub_(smoothing / logits.shape[1])
         probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), smoothing - 1))
         if gradients.bias is not None:
             gradients.bias += (probs * real).sum(dim=0)
     return sums, probs
-
-
-def _loss_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

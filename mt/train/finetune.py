@@ -39,4 +39,4 @@ def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
     if frozen == sum(p.numel() for p in trainable):
         raise ConfigError("train.freeze: no parameter is left to train")
     if frozen:
-        logger.info("frozen: %s parameters", f"{frozen:,}")
+        logger.info(f"frozen: {frozen:,} parameters")

@@ -26,7 +26,7 @@ class LossScale:
     gradients in a row.
     """
 
-    NAMES = ("loss_scale", "loss_scale_good")  # of the tensors in a checkpoint
+    NAMES = ("loss_scale", "loss_scale_good")  # names of the tensors in a checkpoint
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.enabled = enabled
@@ -34,7 +34,7 @@ class LossScale:
         self.good = torch.zeros((), device=device)  # finite updates since the scale changed
 
     def update(self, finite: Tensor) -> None:
-        """Adjust the scale after an update, whose gradients were `finite` or not."""
+        """Adjust the scale after an update; `finite` is whether its gradients were finite."""
         if not self.enabled:
             return
         good = torch.where(finite, self.good + 1, 0)
@@ -98,8 +98,8 @@ class UpdateStats:
 def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
     """Wait until a GPU has reached `event`, for at most `patience` seconds (None: no limit).
 
-    The limit is needed because a GPU can wait forever for a rank that has stopped responding. The
-    `RuntimeError` raised after it has a message that is recognized as a lost rank.
+    The limit is needed because a GPU can wait forever for a rank that has stopped responding.
+    Raises a `RuntimeError` when the time is up, which the caller treats as a lost rank.
     """
     if patience is None:
         event.synchronize()

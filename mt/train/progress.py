@@ -61,7 +61,7 @@ class TrainProgress:
         precision: str,
         window: LossWindow | None = None,
     ) -> None:
-        """`metrics` is None on all ranks except rank 0, and nothing is reported there.
+        """On all ranks except rank 0, `metrics` is None and nothing is reported.
 
         `seconds` returns the time that the run has taken; `precision` is reported with scores.
         """

@@ -25,7 +25,7 @@ REMEDIES = (
 # Seconds in which a repeated signal counts as the same one: launchers pass on signals to their
 # ranks, which may have received them already.
 SAME_SIGNAL = 3.0
-CONSTANT_SCORES = 3  # equal values of the metric before a warning
+CONSTANT_SCORES = 3  # validations with the same value of the metric before a warning
 # Nats per token. A lower best loss counts as this, because a very small loss can double harmlessly.
 MIN_LOSS = 1.0
 
@@ -110,14 +110,12 @@ class ScoreWatch:
         if self.first is None:
             self.first = scores[self.metric]
         self.count += 1
-        self.has_moved = self.has_moved or scores[self.metric] != self.first
+        self.has_moved |= scores[self.metric] != self.first
         if self.count == CONSTANT_SCORES and not self.has_moved:
             logger.warning(
-                "%s was %.2f in every validation so far: chrF and the loss decide which checkpoint "
-                "is the best, and train.patience is ignored.\nCheck data.tgt_lang, or set "
-                "train.metric: chrf, which suits most languages",
-                TITLES[self.metric],
-                self.first,
+                f"{TITLES[self.metric]} was {self.first:.2f} in every validation so far: chrF and "
+                "the loss decide which checkpoint is the best, and train.patience is ignored.\n"
+                "Check data.tgt_lang, or set train.metric: chrf, which suits most languages"
             )
         if self.best is None or ranking_key(self.metric, scores) > ranking_key(
             self.metric, self.best
@@ -166,7 +164,8 @@ class DivergenceWatch:
         """
         if not math.isfinite(loss):  # an overflow in fp16, whose update was skipped
             return
-        self.total, self.count = self.total + loss, self.count + 1
+        self.total += loss
+        self.count += 1
         if self.count < self.window:
             return
         mean, best = self.total / self.count, self.best

@@ -1,7 +1,6 @@
-"""Validation in training: the loss over all validation text, and BLEU and chrF of an even sample
-through `mt.evaluation.scoring`.
-"""
+"""Validation during training: the loss on all validation text, BLEU and chrF on a sample of it."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from mt.artifacts import RunFolder
 from mt.config import Config
-from mt.data.batch import IdPair, collate, moved
+from mt.data.batch import IdPair, collate, to_device
 from mt.data.order import ValidLoader
 from mt.data.prepare import check_corpus
 from mt.data.sources import read_parallel
@@ -27,18 +26,20 @@ from mt.runtime.world import ALONE, World
 from mt.train.objective import loss_sums
 
 logger = logging.getLogger(__name__)
-Share = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]
+# Applies a function to a list of items, like `World.map_sharded`.
+Map = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]
+Corpus = tuple[str, list[str], list[str]]  # label, source lines, reference lines
 
-
-# subwords of a side in the loss, unless training has longer ones: memory grows with the square
-LONGEST = 1024
+# Maximum subwords per side of a pair in the loss, unless training allows more. Memory grows with
+# the square of the length.
+MAX_LEN = 1024
 
 
 class Validator:
-    """The validation text of a run and what is done with it.
+    """The validation text of a run, and how models are scored on it.
 
-    `measured` names what the scores measure: text, search and metrics. Scores with another name are
-    not comparable.
+    `fingerprint` identifies the text, the search and the metrics. Scores with different
+    fingerprints are not comparable.
     """
 
     def __init__(
@@ -51,30 +52,22 @@ class Validator:
     ) -> None:
         self.config, self.tokenizer, self.compute = config, tokenizer, compute
         self.run, self.world = run, world
-        self.src: list[str] = []
-        self.ref: list[str] = []
-        self.parts: dict[str, slice] = {}  # of these lines, by corpus
         for corpus in config.data.valid:
             check_corpus(corpus)
         corpora = [
             (corpus.label, *read_parallel([corpus], config.data)) for corpus in config.data.valid
         ]
-        longest = min(max(LONGEST, config.data.filters.max_len), int(config.batching.max_tokens))
+        max_len = min(max(MAX_LEN, config.data.filters.max_len), int(config.batching.max_tokens))
         pairs = [
-            pair for corpus in corpora for pair in _pairs_for_loss(*corpus, tokenizer, longest)
+            pair for corpus in corpora for pair in _pairs_for_loss(*corpus, tokenizer, max_len)
         ]
         if not pairs:
             raise DataError(
-                f"data.valid: no line with words on both sides and at most {longest} subwords on each"
+                "data.valid: no line has words on both sides "
+                f"and at most {max_len} subwords on each side"
             )
         self.loader = ValidLoader(pairs, config.batching.max_tokens)
-        counts = sample_sizes([len(src) for _, src, _ in corpora], config.valid.max_sentences)
-        for (label, src, ref), count in zip(corpora, counts, strict=True):
-            name = label if label not in self.parts else f"{label} ({len(self.parts) + 1})"
-            self.parts[name] = slice(len(self.src), len(self.src) + count)
-            chosen = [i * len(src) // count for i in range(count)]
-            self.src += [src[i] for i in chosen]
-            self.ref += [ref[i] for i in chosen]
+        self.src, self.ref, self.parts = _sample(corpora, config.valid.max_sentences)
         self.metrics = build_metrics(("bleu", "chrf"), config.data.tgt_lang)
         self.decode = config.decode.model_copy(
             update={"beam_size": config.valid.beam_size, "nbest": 1}
@@ -87,71 +80,70 @@ class Validator:
             [corpus[1:] for corpus in corpora], self.src, search, signatures
         )
 
-    def validate(
-        self, model: Transformer, step: int, shared: Share | None = None
-    ) -> dict[str, float]:
-        """Scores by name (loss in nats a token); translations and signatures go to valid/step_N in
-        the run folder.
+    def validate(self, model: Transformer, step: int, map_sharded: Map) -> dict[str, float]:
+        """Score the model, and return its scores by name; the loss is in nats per token.
 
-        `shared` does a work on items as `World.shared` does, which is what is called where it is
-        not given.
+        All ranks must call this. Rank 0 writes translations and scores to valid/step_N in the run
+        folder.
         """
-        shared = shared or self.world.map_sharded
-        loss = self.loss(model, shared)
+        loss = self.loss(model, map_sharded)
         translator = Translator(
             model, self.tokenizer, self.decode, self.compute, tgt_lang=self.config.data.tgt_lang
         )
         result = evaluate(
-            lambda lines: shared(translator.translate, lines), self.src, [self.ref], self.metrics
+            lambda lines: map_sharded(translator.translate, lines),
+            self.src,
+            [self.ref],
+            self.metrics,
         )
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
         details = {
-            **scores, "precision": NAMES[self.compute.dtype], "sentences": len(self.src),
+            **scores,
+            "precision": NAMES[self.compute.dtype],
+            "sentences": len(self.src),
             "signatures": {name: score.signature for name, score in result.scores.items()},
             "measured": self.fingerprint,
-        }  # fmt: skip
-        if not self.world.is_rank0:
-            return scores
-        if len(self.parts) > 1:
-            by_corpus = {
-                name: self._scores_of(result.hyps, part) for name, part in self.parts.items()
-            }
-            details["corpora"] = by_corpus
-            for name, found in by_corpus.items():
-                logger.info(
-                    "  %s: %s",
-                    name,
-                    ", ".join(f"{TITLES[metric]} {value:.2f}" for metric, value in found.items()),
-                )
-        try:
-            self.run.write_validation(step, result.hyps, details)
-        except OSError as error:
-            logger.warning(
-                "the validation of update %d could not be written, and cannot make it the best: %s",
-                step,
-                error,
-            )
-        for src, ref, hyp in list(zip(self.src, self.ref, result.hyps, strict=True))[
-            : self.config.valid.samples
-        ]:
-            logger.info("  src: %s\n  ref: %s\n  hyp: %s", src, ref, hyp)
+        }
+        if self.world.is_rank0:
+            self._report(step, result.hyps, details)
         return scores
 
-    def _scores_of(self, hyps: Sequence[str], part: slice) -> dict[str, float]:
+    def _report(self, step: int, hyps: Sequence[str], details: dict[str, Any]) -> None:
+        """Write a validation to the run folder, and log scores per corpus and some translations."""
+        if len(self.parts) > 1:
+            details["corpora"] = {
+                name: self._scores(hyps, part) for name, part in self.parts.items()
+            }
+            for name, scores in details["corpora"].items():
+                values = ", ".join(f"{TITLES[key]} {value:.2f}" for key, value in scores.items())
+                logger.info(f"  {name}: {values}")
+        try:
+            self.run.write_validation(step, hyps, details)
+        except OSError as error:
+            logger.warning(
+                f"could not write the validation of update {step}, "
+                f"which therefore cannot become the best: {error}"
+            )
+        triples = zip(self.src, self.ref, hyps, strict=True)
+        for src, ref, hyp in itertools.islice(triples, self.config.valid.samples):
+            logger.info(f"  src: {src}\n  ref: {ref}\n  hyp: {hyp}")
+
+    def _scores(self, hyps: Sequence[str], part: slice) -> dict[str, float]:
         if not any(line.strip() for line in self.ref[part]):
             return {}
-        return {
-            name: score.value
-            for name, score in corpus_scores(hyps[part], [self.ref[part]], self.metrics).items()
-        }
+        scores = corpus_scores(hyps[part], [self.ref[part]], self.metrics)
+        return {name: score.value for name, score in scores.items()}
 
     @torch.no_grad()
-    def loss(self, model: Transformer, shared: Share | None = None) -> float:
-        """Negative log-likelihood in nats a target token, without dropout and label smoothing."""
+    def loss(self, model: Transformer, map_sharded: Map) -> float:
+        """Return the negative log-likelihood in nats per target token.
+
+        It is computed without dropout and label smoothing. A batch that does not fit into memory is
+        split in halves.
+        """
         model.eval()
         groups = list(self.loader)
-        shared = shared or self.world.map_sharded
-        nlls = shared(
+        nlls = map_sharded(
             lambda part: [
                 sum(in_halves(lambda pairs: [self._nll(model, pairs)], group)) for group in part
             ],
@@ -161,14 +153,34 @@ class Validator:
 
     def _nll(self, model: Transformer, pairs: Sequence[IdPair]) -> float:
         with self.compute.autocast():
-            return float(loss_sums(model, moved(collate(pairs), self.compute.device), 0.0).nll)
+            return float(loss_sums(model, to_device(collate(pairs), self.compute.device), 0.0).nll)
+
+
+def _sample(
+    corpora: Sequence[Corpus], max_sentences: int
+) -> tuple[list[str], list[str], dict[str, slice]]:
+    """Take evenly spaced lines of each corpus, in total about `max_sentences`.
+
+    Returns the source lines, the reference lines, and where each corpus is in them.
+    """
+    src: list[str] = []
+    ref: list[str] = []
+    parts: dict[str, slice] = {}
+    counts = sample_sizes([len(corpus_src) for _, corpus_src, _ in corpora], max_sentences)
+    for (label, corpus_src, corpus_ref), count in zip(corpora, counts, strict=True):
+        name = label if label not in parts else f"{label} ({len(parts) + 1})"
+        parts[name] = slice(len(src), len(src) + count)
+        chosen = [i * len(corpus_src) // count for i in range(count)]
+        src += [corpus_src[i] for i in chosen]
+        ref += [corpus_ref[i] for i in chosen]
+    return src, ref, parts
 
 
 def sample_sizes(sizes: Sequence[int], max_lines: int) -> list[int]:
-    """How many lines to take of each of several corpora: all, or so many that they are `max_lines`
-    together, each in its share.
+    """Return how many lines to take from each of several corpora with these `sizes`.
 
-    Each corpus has one line at least, even if that makes them more.
+    Each corpus gets its share of `max_lines`, but at least one line, so the sum may be larger. If
+    all corpora together have at most `max_lines`, all lines are taken.
     """
     total = sum(sizes)
     return (
@@ -177,22 +189,20 @@ def sample_sizes(sizes: Sequence[int], max_lines: int) -> list[int]:
 
 
 def _pairs_for_loss(
-    label: str, src: Sequence[str], ref: Sequence[str], tokenizer: Tokenizer, longest: int
+    label: str, src: Sequence[str], ref: Sequence[str], tokenizer: Tokenizer, max_len: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Pairs of ids, without those that are empty on a side, and, with a warning, those longer than
-    `longest`.
+    """Yield the id pairs of a corpus, except pairs with an empty side or more than `max_len` ids.
+
+    Pairs that are too long are logged as warnings.
     """
     for number, pair in enumerate(
         zip(tokenizer.encode_src(src), tokenizer.encode_tgt(ref), strict=True), 1
     ):
         length = max(map(len, pair)) + 1
-        if length > longest:
+        if length > max_len:
             logger.warning(
-                "%s:%d: %s subwords, more than %d; left out of the validation loss",
-                label,
-                number,
-                f"{length:,}",
-                longest,
+                f"{label}:{number}: {length:,} subwords, more than {max_len}; "
+                "left out of the validation loss"
             )
         elif all(pair):
             yield pair

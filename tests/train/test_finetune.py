@@ -62,7 +62,7 @@ def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(
         trained_run,
     )
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
 
 
 def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(

@@ -24,7 +24,7 @@ CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
 NOT_YET = torch.tensor(False)  # diverged
 ONE = torch.tensor(1.0)  # the loss scale
-UPDATE = Update.of([empty_batch((8, 10, 80), CPU, packed=False)])  # of 640 target tokens
+UPDATE = Update.from_batches([empty_batch((8, 10, 80), CPU, packed=False)])  # of 640 target tokens
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from mt.data.prepare import prepare
 from mt.errors import DivergedError
 from mt.log import MetricLogger
 from mt.runtime.device import Compute
+from mt.runtime.world import ALONE
 from mt.train.cross_entropy import Loss
 from mt.train.gradients import PendingStats
 from mt.train.progress import TrainProgress
@@ -257,8 +258,8 @@ def test_two_micro_batches_equal_one_big_batch_without_dropout(
     plain = ("model.dropout=0.0", "model.attention_dropout=0.0", "optim.clip_norm=0")
     one, two = make_trainer(*plain), make_trainer(*plain)
     pairs = [(list(range(5, 5 + n)), list(range(9, 12 + n))) for n in (3, 7, 4, 9)]
-    one.train_step(Update.of([collate(pairs)]))
-    two.train_step(Update.of([collate(pairs[:1]), collate(pairs[1:])]))
+    one.train_step(Update.from_batches([collate(pairs)]))
+    two.train_step(Update.from_batches([collate(pairs[:1]), collate(pairs[1:])]))
     for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
 
@@ -376,7 +377,8 @@ def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
 
     trainer = make_trainer()
     assert trainer.validator is not None
-    expected, real, sizes = trainer.validator.loss(trainer.model), validation.loss_sums, []
+    expected = trainer.validator.loss(trainer.model, ALONE.map_sharded)
+    real, sizes = validation.loss_sums, []
 
     def tight(model: torch.nn.Module, batch: Batch, smoothing: float) -> Loss:
         sizes.append(len(batch.src))
@@ -385,7 +387,8 @@ def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
         return real(model, batch, smoothing)  # type: ignore[arg-type]
 
     monkeypatch.setattr(validation, "loss_sums", tight)
-    assert trainer.validator.loss(trainer.model) == pytest.approx(expected, rel=1e-6)
+    loss = trainer.validator.loss(trainer.model, ALONE.map_sharded)
+    assert loss == pytest.approx(expected, rel=1e-6)
     assert max(sizes) > 2
 
 
@@ -455,7 +458,7 @@ def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
     again.load(trainer.run.checkpoint(5))
     break_update(again, 6, monkeypatch)
     with pytest.raises(
-        DivergedError, match=r"update 6: .*optim\.lr.*leave it out with train\.max_bad_updates=2"
+        DivergedError, match=r"update 6: .*optim\.lr.*skip it with train\.max_bad_updates=2"
     ):
         again.train()
 
