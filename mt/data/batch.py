@@ -1,5 +1,5 @@
-"""Micro-batches: cutting length-sorted pairs into token buckets, and padding or packing one bucket
-into tensors.
+"""Micro-batches: group pairs of similar length into token buckets, and pad or pack the pairs of a
+bucket into tensors.
 """
 
 from collections.abc import Sequence
@@ -20,50 +20,54 @@ IdPair = tuple[IdSequence, IdSequence]
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, padded on the right."""
+    """One micro-batch, padded on the right with `PAD_ID`."""
 
-    src: Tensor  # [batch, src_len] ids, end of sentence last
-    src_mask: Tensor  # [batch, src_len] True where a source token stands
-    tgt_in: Tensor  # [batch, tgt_len] beginning of sentence first
-    tgt_out: Tensor  # [batch, tgt_len] end of sentence last; padding is `PAD_ID`
-    num_tokens: int  # target tokens, end of sentence included, padding not
+    src: Tensor  # [batch, src_len] source ids, each row ending with `EOS_ID`
+    src_mask: Tensor  # [batch, src_len] True for source tokens, False for padding
+    tgt_in: Tensor  # [batch, tgt_len] decoder input: target ids, each row starting with `BOS_ID`
+    tgt_out: Tensor  # [batch, tgt_len] expected output: target ids, each row ending with `EOS_ID`
+    num_tokens: int  # number of target tokens, counting end of sentence but not padding
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch without padding: its sentences one after the other."""
+    """One micro-batch without padding: its sentences are concatenated.
 
-    src: Tensor  # [source tokens] ids, each sentence with its end
-    src_offsets: Tensor  # [batch + 1] int32, where each sentence begins, and the end
+    Sentence i of the source is `src[src_offsets[i]:src_offsets[i + 1]]`; likewise for the target.
+    """
+
+    src: Tensor  # [src_tokens] source ids, each sentence ending with `EOS_ID`
+    src_offsets: Tensor  # [batch + 1] int32
     max_src_len: int
-    tgt_in: Tensor  # [target tokens] each with its beginning of sentence
-    tgt_out: Tensor  # [target tokens] each with its end
-    tgt_offsets: Tensor
+    tgt_in: Tensor  # [tgt_tokens] decoder input, each sentence starting with `BOS_ID`
+    tgt_out: Tensor  # [tgt_tokens] expected output, each sentence ending with `EOS_ID`
+    tgt_offsets: Tensor  # [batch + 1] int32, for both `tgt_in` and `tgt_out`
     max_tgt_len: int
-    num_tokens: int  # target tokens
+    num_tokens: int  # number of target tokens, counting end of sentence
 
 
 AnyBatch = Batch | PackedBatch
 B = TypeVar("B", bound=AnyBatch)
 
 
-def moved(batch: B, device: torch.device) -> B:
-    """The batch on another device, copied while the device goes on computing; itself where it is
-    there already.
+def to_device(batch: B, device: torch.device) -> B:
+    """Return a copy of a CPU batch on `device`; if `device` is the CPU, return the batch itself.
+
+    The tensors are copied from pinned memory without waiting, so the device can keep computing.
     """
     if device.type == "cpu":
         return batch
     values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    there: dict[str, Any] = {
-        name: x.pin_memory().to(device, non_blocking=True)
-        for name, x in values
-        if isinstance(x, Tensor)
+    copies: dict[str, Any] = {
+        name: value.pin_memory().to(device, non_blocking=True)
+        for name, value in values
+        if isinstance(value, Tensor)
     }
-    return replace(batch, **there)
+    return replace(batch, **copies)
 
 
 def collate(pairs: Sequence[IdPair]) -> Batch:
-    """Pad pairs of ids (without special ids) into a `Batch`."""
+    """Pad pairs of ids into a `Batch`; add the beginning and end of sentence."""
     src = pad_rows([src for src, _ in pairs], suffix=EOS_ID)
     targets = [tgt for _, tgt in pairs]
     return Batch(
@@ -76,17 +80,17 @@ def collate(pairs: Sequence[IdPair]) -> Batch:
 
 
 def pack(pairs: Sequence[IdPair]) -> PackedBatch:
-    """Join pairs of ids (without special ids) into a `PackedBatch`."""
-    src, src_offsets, max_src_len = _joined([np.append(src, EOS_ID) for src, _ in pairs])
-    tgt_out, tgt_offsets, max_tgt_len = _joined([np.append(tgt, EOS_ID) for _, tgt in pairs])
-    tgt_in, _, _ = _joined([np.append(BOS_ID, tgt) for _, tgt in pairs])
+    """Concatenate pairs of ids into a `PackedBatch`; add the beginning and end of sentence."""
+    src, src_offsets, max_src_len = _concatenate([np.append(src, EOS_ID) for src, _ in pairs])
+    tgt_out, tgt_offsets, max_tgt_len = _concatenate([np.append(tgt, EOS_ID) for _, tgt in pairs])
+    tgt_in, _, _ = _concatenate([np.append(BOS_ID, tgt) for _, tgt in pairs])
     return PackedBatch(
         src, src_offsets, max_src_len, tgt_in, tgt_out, tgt_offsets, max_tgt_len, len(tgt_out)
     )
 
 
-def pairs_of(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
-    """The pairs of ids that a batch on the CPU was made of, in its order."""
+def unbatch(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
+    """Return the pairs of ids that `collate` or `pack` made this CPU batch from."""
     if isinstance(batch, Batch):
         src, tgt = (
             [row[row != PAD_ID][:-1].tolist() for row in ids] for ids in (batch.src, batch.tgt_out)
@@ -101,7 +105,7 @@ def pairs_of(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
 
 
 def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool) -> AnyBatch:
-    """A micro-batch of `shape` (rows, source width, target width) whose ids mean nothing."""
+    """Return a micro-batch of meaningless ids with the given `shape` (rows, src_len, tgt_len)."""
     rows, src_len, tgt_len = shape
     src, tgt = (
         torch.ones(rows, length, dtype=torch.int64, device=device) for length in (src_len, tgt_len)
@@ -122,8 +126,8 @@ def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool)
     )
 
 
-def _joined(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
-    """(ids, offsets, longest) of rows one after the other."""
+def _concatenate(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
+    """Return (ids of all rows, offsets of the rows, length of the longest row)."""
     lens = [len(row) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
     return (
@@ -136,7 +140,10 @@ def _joined(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
 def pad_rows(
     rows: Sequence[IdSequence], prefix: int | None = None, suffix: int | None = None
 ) -> Tensor:
-    """Rows of ids [batch, longest row], with an id before or after each, padded on the right."""
+    """Pad rows of ids on the right into a tensor [batch, longest row].
+
+    `prefix` and `suffix` are ids to put before and after every row.
+    """
     before, after = int(prefix is not None), int(suffix is not None)
     padded = np.full((len(rows), max(map(len, rows)) + before + after), PAD_ID, np.int64)
     for out, row in zip(padded, rows, strict=True):
@@ -152,12 +159,14 @@ def pad_rows(
 def token_buckets(
     src_lens: IntArray, tgt_lens: IntArray, max_tokens: int, tie_break: IntArray | None = None
 ) -> list[IntArray]:
-    """Cut pairs into buckets of similar length with at most `max_tokens` = rows x longest side in
-    each (a single row may have more).
+    """Group pairs of similar length into buckets; return the indices of the pairs in each bucket.
 
-    Lengths count the end of sentence. Pairs are sorted by target, then source length, then
-    `tie_break`; a bucket holds their positions. Source lengths rise within one target length and
-    fall within the next, so that a bucket across the two does not mix short and long.
+    The padded size of a bucket, rows x longest side, is at most `max_tokens`. A pair that is longer
+    than that gets a bucket to itself. Lengths include the end of sentence.
+
+    Pairs are sorted by target length, then by source length, then by `tie_break`. The source
+    lengths ascend for even target lengths and descend for odd ones, so that a bucket that spans
+    two target lengths contains similar source lengths.
     """
     ties = np.arange(len(src_lens)) if tie_break is None else tie_break
     order = np.lexsort((ties, np.where(tgt_lens % 2, -src_lens, src_lens), tgt_lens))

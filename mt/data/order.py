@@ -1,17 +1,17 @@
-"""Training order and prefetch: which pairs make up which update, as a function of (seed, epoch,
-position) alone.
+"""Training order and prefetching: which pairs make up which update.
 
-  1. The corpus is cut into runs of `RUN` neighbours (of 1, where one block holds it all), and each
-     epoch puts the runs in a random order.
-  2. `block_size` pairs of that order make a block; each block is shuffled, sorted by length and cut
-     into token buckets, which are shuffled.
-  3. Consecutive buckets make an update: `grad_accum_steps` of them, or as many as `batch_tokens`
-     target tokens hold; no bucket has more tokens than that. An epoch's last update closes as it
-     is.
+The order depends only on the seed, the epoch and the position in the epoch:
 
-Random numbers are raw draws of Philox with (seed, epoch, block) as key and counter, sorted stably:
-the same in every version of every library. Position = (epoch, block, bucket) of the next bucket to
-hand out; jumping there costs one block.
+  1. The corpus is cut into runs of `RUN` neighbouring pairs, and every epoch shuffles the runs. A
+     corpus that fits in one block is cut into single pairs instead.
+  2. `block_size` pairs of the shuffled runs form a block. The pairs of a block are shuffled, sorted
+     by length and cut into token buckets, and the buckets are shuffled.
+  3. Consecutive buckets make up an update: `grad_accum_steps` buckets, or as many as fit in
+     `batch_tokens` target tokens. The last update of an epoch may be smaller.
+
+A shuffle is a stable sort of raw Philox random numbers, keyed by (seed, epoch) and counted from
+(block, purpose), so it is the same in every version of NumPy. A position is the (epoch, block,
+bucket) of the next bucket. Starting at any position costs at most the preparation of one block.
 """
 
 import queue
@@ -27,11 +27,11 @@ from mt.data.batch import AnyBatch, IdPair, IntArray, collate, pack, token_bucke
 from mt.data.store import TokenCache
 
 RUN = 1024
-ORDER = 2  # version of the order; 1 let a single bucket have more than `batch_tokens`
+ORDER = 2  # version of the order; in version 1, a bucket could have more than `batch_tokens`
 
 
 class Position(NamedTuple):
-    """The next micro-batch to hand out."""
+    """The place in the training order of the next bucket to hand out as a micro-batch."""
 
     epoch: int = 0
     block: int = 0
@@ -40,24 +40,27 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer update: this rank's micro-batches, what the update is as a whole, and where the
-    order goes on after it.
+    """The data of one optimizer update. All ranks take part in it, each with its own micro-batches.
+
+    This rank has the micro-batches rank, rank + size, rank + 2 size, ... of the whole update.
     """
 
-    micro_batches: Sequence[AnyBatch]  # rank, rank + size, rank + 2 size, ... of the whole update
-    after: Position
-    num_tokens: int  # target tokens of the whole update
-    indices: Sequence[IntArray]  # pairs of each micro-batch of the whole update
+    micro_batches: Sequence[AnyBatch]  # those of this rank
+    after: Position  # the position of the next update
+    num_tokens: int  # target tokens of the whole update, over all ranks
+    indices: Sequence[IntArray]  # pair indices of every micro-batch, over all ranks
 
     @classmethod
-    def of(cls, micro_batches: Sequence[AnyBatch]) -> "Update":
-        """An update of these micro-batches, which belong to no order."""
+    def from_batches(cls, micro_batches: Sequence[AnyBatch]) -> "Update":
+        """Return an update of given micro-batches, without a position in the training order."""
         return cls(micro_batches, Position(), sum(batch.num_tokens for batch in micro_batches), [])
 
 
 class TrainLoader:
-    """Endless updates from a token cache; epoch follows epoch. Of `size` ranks each makes its own
-    share of the same updates.
+    """Yields updates from a token cache without end, epoch after epoch.
+
+    All ranks see the same updates, but the loader of rank `rank` of `size` builds only the
+    micro-batches of its rank.
     """
 
     def __init__(
@@ -76,25 +79,27 @@ class TrainLoader:
         self.grad_accum_steps, self.batch_tokens = grad_accum_steps, batch_tokens
         self.packed, self.rank, self.size = packed, rank, size
         self.position, self.order = Position(), ORDER
-        self._run = 1 if len(cache) <= config.block_size else RUN
-        num_runs = -(-len(cache) // self._run)
-        self._runs_a_block = max(1, config.block_size // self._run)
-        self._num_blocks = -(-num_runs // self._runs_a_block)
+        self._run_size = 1 if len(cache) <= config.block_size else RUN
+        self._num_runs = -(-len(cache) // self._run_size)
+        self._runs_per_block = max(1, config.block_size // self._run_size)
+        self._num_blocks = -(-self._num_runs // self._runs_per_block)
 
     def state_dict(self) -> dict[str, int]:
-        """The version of the order, and the position after the last update handed out; what was
-        only prefetched does not count.
+        """Return the version of the order and the position after the last update handed out.
+
+        Updates that were prefetched but not handed out do not count.
         """
         return {"order": self.order, **self.position._asdict()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a position, in the order of the version that it belongs to."""
+        """Continue at a saved position, with the version of the order that it was saved with."""
         self.order = state.get("order", 1)
         self.position = Position(state["epoch"], state["block"], state["bucket"])
 
     def updates(self) -> Iterator[Update]:
-        """Updates from the present position on, prepared by a background thread. Closing the
-        iterator ends the thread.
+        """Yield updates from the current position on, prepared in advance by a background thread.
+
+        Closing the iterator stops the thread.
         """
         prefetcher = _Prefetcher(self._updates_from(self.position), self.config.prefetch)
         try:
@@ -105,7 +110,7 @@ class TrainLoader:
             prefetcher.stop()
 
     def epoch_updates(self, epoch: int = 0) -> Iterator[list[IntArray]]:
-        """The pair indices of each micro-batch of each update of one epoch."""
+        """Yield, for every update of an epoch, the pair indices of each micro-batch."""
         for group, _, after in self._groups(Position(epoch)):
             yield group
             if after.epoch != epoch:
@@ -120,70 +125,68 @@ class TrainLoader:
                 group,
             )
 
-    def whole(self, update: Update) -> Sequence[AnyBatch]:
-        """The micro-batches of an update, those of other ranks included."""
-        return (
-            update.micro_batches
-            if self.size == 1
-            else [self._batch(indices) for indices in update.indices]
-        )
+    def all_micro_batches(self, update: Update) -> Sequence[AnyBatch]:
+        """Return the micro-batches of all ranks in an update."""
+        if self.size == 1:
+            return update.micro_batches
+        return [self._batch(indices) for indices in update.indices]
 
     def _batch(self, indices: IntArray) -> AnyBatch:
         pairs = [self.cache[i] for i in indices.tolist()]
         return pack(pairs) if self.packed else collate(pairs)
 
-    def _groups(self, position: Position) -> Iterator[tuple[list[IntArray], int, Position]]:
-        """(the index arrays of one update, its target tokens, the position after it)."""
+    def _groups(self, start: Position) -> Iterator[tuple[list[IntArray], int, Position]]:
+        """Yield (pair indices of each bucket, target tokens, next position) of each update."""
         group: list[IntArray] = []
-        tokens, before = 0, position
-        for indices, here, after in self._buckets(position):
+        tokens = 0
+        for indices, position, after in self._buckets(start):
             num_tokens = int(self.cache.lengths(indices)[1].sum()) + len(indices)
             if group and self.batch_tokens is not None and tokens + num_tokens > self.batch_tokens:
-                yield group, tokens, here
+                yield group, tokens, position
                 group, tokens = [], 0
             group.append(indices)
             tokens += num_tokens
             full = self.batch_tokens is None and len(group) == self.grad_accum_steps
-            if full or after.epoch != before.epoch:
+            if full or after.epoch != position.epoch:
                 yield group, tokens, after
                 group, tokens = [], 0
-            before = after
 
     def _buckets(self, position: Position) -> Iterator[tuple[IntArray, Position, Position]]:
-        """(pair indices of a bucket, its position, the position after it), epoch after epoch."""
-        epoch, block, bucket = position
+        """Yield (pair indices, position, next position) of each bucket, epoch after epoch."""
+        epoch, first_block, first_bucket = position
         while True:
-            order = self._run_order(epoch)
-            while block < self._num_blocks:
-                buckets = self.block_buckets(epoch, block, order)
-                while bucket < len(buckets):
-                    here = Position(epoch, block, bucket)
-                    after = Position(epoch, block, bucket + 1)
-                    if bucket + 1 == len(buckets):
-                        after = (
-                            Position(epoch, block + 1)
-                            if block + 1 < self._num_blocks
-                            else Position(epoch + 1)
-                        )
-                    yield buckets[bucket], here, after
-                    bucket += 1
-                block, bucket = block + 1, 0
-            epoch, block = epoch + 1, 0
+            run_order = self._run_order(epoch)
+            for block in range(first_block, self._num_blocks):
+                buckets = self.block_buckets(epoch, block, run_order)
+                for bucket in range(first_bucket, len(buckets)):
+                    position = Position(epoch, block, bucket)
+                    yield buckets[bucket], position, self._following(position, len(buckets))
+                first_bucket = 0
+            epoch, first_block = epoch + 1, 0
+
+    def _following(self, position: Position, num_buckets: int) -> Position:
+        """Return the position after `position`, whose block has `num_buckets` buckets."""
+        epoch, block, bucket = position
+        if bucket + 1 < num_buckets:
+            return Position(epoch, block, bucket + 1)
+        if block + 1 < self._num_blocks:
+            return Position(epoch, block + 1)
+        return Position(epoch + 1)
 
     def _run_order(self, epoch: int) -> IntArray:
-        return _permutation(-(-len(self.cache) // self._run), self.seed, epoch, 0, 0)
+        return _permutation(self._num_runs, self.seed, epoch, 0, 0)
 
     def block_buckets(self, epoch: int, block: int, run_order: IntArray) -> list[IntArray]:
-        """The shuffled buckets of pair indices of one block."""
-        runs = run_order[block * self._runs_a_block : (block + 1) * self._runs_a_block]
-        if self._run > 1:
-            self.cache.expect(
+        """Return the shuffled buckets of a block, each as an array of pair indices."""
+        runs = run_order[block * self._runs_per_block : (block + 1) * self._runs_per_block]
+        if self._run_size > 1:
+            self.cache.read_ahead(
                 [
-                    (start, min(start + self._run, len(self.cache)))
-                    for start in (runs * self._run).tolist()
+                    (start, min(start + self._run_size, len(self.cache)))
+                    for start in (runs * self._run_size).tolist()
                 ]
             )
-        indices = (runs[:, None] * self._run + np.arange(self._run)).reshape(-1)
+        indices = (runs[:, None] * self._run_size + np.arange(self._run_size)).reshape(-1)
         indices = indices[indices < len(self.cache)]
         src_lens, tgt_lens = self.cache.lengths(indices)
         ties = _permutation(len(indices), self.seed, epoch, block, 1)
@@ -195,7 +198,7 @@ class TrainLoader:
 
 
 class ValidLoader:
-    """Validation pairs in memory, those of similar length together; the same groups each time."""
+    """Groups validation pairs of similar length; every iteration yields the same groups."""
 
     def __init__(self, pairs: Sequence[IdPair], max_tokens: int) -> None:
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
@@ -208,6 +211,10 @@ class ValidLoader:
 
 
 def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> IntArray:
+    """Return a random permutation of range(size) that depends only on the arguments.
+
+    `purpose` tells the shuffles of one block apart: 0 for runs, 1 for pairs, 2 for buckets.
+    """
     philox = np.random.Philox(
         key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, block, purpose], np.uint64)
     )
@@ -215,7 +222,10 @@ def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> 
 
 
 class _Prefetcher:
-    """Runs an iterator in a thread, a few items ahead; an exception there is raised here."""
+    """Runs an iterator in a background thread, up to `depth` items ahead.
+
+    An exception in the thread is raised by the consuming loop.
+    """
 
     def __init__(self, items: Iterator[Update], depth: int) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(depth)

@@ -1,9 +1,9 @@
-"""Tokenizer and token cache of a configuration: found in `cache_dir`, or made and put there for
-every later run.
+"""Prepare the training data: the tokenizer and the token cache of a configuration, made once and
+kept in `cache_dir`.
 
-Both are named by fingerprints of what they were made from, so an unchanged corpus is tokenized
-once. Each is made under a lock of its own, so that two runs that start together make it once, and
-nobody waits for what is there.
+The folder of each is named by a fingerprint of everything it was made from, so a corpus that has
+not changed is tokenized only once. A lock makes sure that two runs that start together make a
+missing folder only once; a run that finds its folders ready does not wait.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pathlib import Path
 from mt.config import Config, CorpusConfig, expand_path
 from mt.data.sources import CorpusStats, SentencePair, open_corpus
 from mt.data.store import FORMAT_VERSION, TokenCache, build_cache
-from mt.data.tokenizer import Tokenizer, train_tokenizer, write_trained
+from mt.data.tokenizer import Tokenizer, copy_models, train_tokenizer
 from mt.errors import ConfigError, DataError, MTError
 from mt.files import (
     atomic_dir,
@@ -33,12 +33,12 @@ from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
-HASH_FILE = "hash"  # of a tokenizer in the cache: what `Tokenizer.hash` was
+HASH_FILE = "hash"  # holds the `Tokenizer.hash` of a tokenizer in the cache, to detect damage
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training reads."""
+    """The data that training reads."""
 
     tokenizer: Tokenizer
     train: TokenCache
@@ -46,74 +46,87 @@ class Prepared:
 
 
 def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None) -> Prepared:
-    """Open the tokenizer and the token cache of `config`; the first rank makes what is missing.
+    """Open the tokenizer and the token cache of `config`; rank 0 makes them first if necessary.
 
-    `tokenizer` is the folder of the one to use, as a run has it that goes on. Raises `DataError`
-    for text that is missing, damaged, unequal or too little.
+    `tokenizer` is the folder of a tokenizer to use, such as that of a resumed run. Raises
+    `DataError` if the training text is missing, damaged, too short or has sides of unequal length.
     """
-    made: list[Prepared] = []
-
-    def make() -> tuple[list[str], str, str]:
-        made.append(_make(config, tokenizer))
-        opened, cache = made[0].tokenizer, made[0].train
-        models = [
-            str(path)
-            for path in (opened.src_model, opened.tgt_model, opened.table)
-            if path is not None
-        ]
-        return models, str(cache.folder), made[0].data_fingerprint
-
-    models, tokens, fingerprint = world.broadcast_from_rank0(make)
-    if made:
-        return made[0]
+    tokenizer_folder, tokens_folder, data = world.broadcast_from_rank0(
+        lambda: _fill_cache(config, tokenizer)
+    )
     try:
-        return Prepared(Tokenizer(*map(Path, models)), TokenCache(Path(tokens)), fingerprint)
+        return Prepared(
+            Tokenizer.load(Path(tokenizer_folder)), TokenCache(Path(tokens_folder)), data
+        )
     except (OSError, MTError) as error:
         raise DataError(
-            f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines of a run see"
+            f"{error}; cache_dir ({config.cache_dir}) must be a folder that all machines can read"
         ) from error
 
 
-def _make(config: Config, own: Path | None) -> Prepared:
+def _fill_cache(config: Config, given_tokenizer: Path | None) -> tuple[str, str, str]:
+    """Make the tokenizer and the token cache in `cache_dir` unless they exist.
+
+    Returns (folder of the tokenizer, folder of the token cache, data fingerprint).
+    """
     if not config.data.train:
         raise ConfigError("data.train: no training corpus; give at least one")
     text = text_fingerprint(config)
-    cache_dir = _cache_dir(config)
-    tokenizer = _tokenizer(config, text, cache_dir / "tokenizers", own)
-    if config.model.tie_embeddings == "all" and not tokenizer.is_joint:
-        raise ConfigError(
-            "model.tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model and tokenizer.tgt_model have different pieces; "
-            "use `decoder`"
-        )
-    key = data_fingerprint(text, tokenizer, config)
-    return Prepared(
-        tokenizer,
-        _cache(config, tokenizer, cache_dir / "tokens" / fingerprint(FORMAT_VERSION, key)),
-        key,
+    cache_dir = _make_cache_dir(config)
+    tokenizer_folder = _find_or_make_tokenizer(
+        config, text, cache_dir / "tokenizers", given_tokenizer
     )
+    tokenizer = _open_intact(tokenizer_folder)
+    _check_vocabulary_can_be_tied(config, tokenizer)
+    data = data_fingerprint(text, tokenizer, config)
+    tokens_folder = _find_or_make(
+        cache_dir / "tokens" / fingerprint(FORMAT_VERSION, data),
+        "the tokenized corpus",
+        partial(_tokenize, config, tokenizer),
+    )
+    cache = TokenCache(tokens_folder)
+    _log_sizes(cache)
+    _check_lossy(cache, config.tokenizer.max_lossy_share)
+    return str(tokenizer_folder), str(tokens_folder), data
 
 
-def _cache_dir(config: Config) -> Path:
+def _make_cache_dir(config: Config) -> Path:
     try:
         path = expand_path(config.cache_dir)
     except ValueError as error:
         raise ConfigError(f"cache_dir: {config.cache_dir}: {error}") from error
     if path.startswith("~"):
         raise ConfigError(
-            f"cache_dir: {config.cache_dir}: this user has no home folder; choose another, such as cache_dir=cache"
+            f"cache_dir: {config.cache_dir}: this user has no home folder; choose another folder, "
+            "such as cache_dir=cache"
         )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cache_dir: {path}: {error.strerror}; choose another, such as cache_dir=cache"
+            f"cache_dir: {path}: {error.strerror}; choose another folder, such as cache_dir=cache"
         ) from error
     return Path(path)
 
 
+def _find_or_make(folder: Path, description: str, make: Callable[[Path], None]) -> Path:
+    """Return `folder`; if it does not exist, make it in one process while other processes wait."""
+    if not folder.exists():
+        with locked(folder.parent.parent / "locks" / folder.name, wait_for=description):
+            if not folder.exists():
+                remove_leftovers(folder.parent, folder.name)
+                make(folder)
+    return folder
+
+
+# Fingerprints
+
+
 def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
-    """Names what is trained on: a text by its fingerprint, its tokenizer, and what is left out or
-    replaced.
+    """Return a fingerprint of the training data.
+
+    It covers the text (`text` is its `text_fingerprint`), the tokenizer, and the options that drop
+    or replace lines.
     """
     data = config.data
     return fingerprint(
@@ -126,27 +139,27 @@ def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
     )
 
 
-def text_fingerprint(config: Config, of_file: Callable[[Path], str] = sha256_text) -> str:
-    """Names the training text by its lines: moving or packing a file changes nothing, nor do other
-    line ends; changing a line does.
+def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_text) -> str:
+    """Return a fingerprint of the lines of the training text.
 
-    `of_file` gives the name of one file. Raises `DataError` for what can be read only once, such as
-    a pipe.
+    With the default `hash_file`, it does not change if a file is moved, compressed or gets other
+    line ends. Raises `DataError` for text that can be read only once, such as a pipe.
     """
     return fingerprint(
-        [_corpus_fingerprint(corpus, config, of_file) for corpus in config.data.train]
+        [_corpus_fingerprint(corpus, config, hash_file) for corpus in config.data.train]
     )
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
-    """What `data_fingerprint` was in the first version of mt, which named a compressed file by its
-    packed bytes.
+    """Return the `data_fingerprint` of versions before 0.2, which hashed the bytes of files.
+
+    In those versions, compressing a file changed its fingerprint.
     """
     return data_fingerprint(text_fingerprint(config, sha256_file), tokenizer, config)
 
 
 def _corpus_fingerprint(
-    corpus: CorpusConfig, config: Config, of_file: Callable[[Path], str]
+    corpus: CorpusConfig, config: Config, hash_file: Callable[[Path], str]
 ) -> list[str]:
     if corpus.dataset is not None:
         return [
@@ -156,18 +169,16 @@ def _corpus_fingerprint(
         ]
     check_corpus(corpus)
     paths = [Path(str(path)) for path in (corpus.src, corpus.tgt)]
-    names = [of_file(path) for path in paths]
-    if names[0] == names[1]:
+    hashes = [hash_file(path) for path in paths]
+    if hashes[0] == hashes[1]:
         logger.warning(
-            "%s and %s are the same text; a model that copies its input comes of it", *paths
+            "%s and %s contain the same text; the model will learn to copy its input", *paths
         )
-    return names
+    return hashes
 
 
 def check_corpus(corpus: CorpusConfig) -> None:
-    """Raise `DataError` for text that is not there, or that is not in a file but can be read only
-    once.
-    """
+    """Raise `DataError` if a text file of the corpus is missing or can be read only once."""
     for path in (corpus.src, corpus.tgt):
         if path is not None:
             _check_is_file(Path(path))
@@ -185,72 +196,58 @@ def _check_is_file(path: Path) -> None:
         raise DataError(f"{path}: {reason}") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(
-            f"{path}: a pipe or device, which can be read only once; training reads text again: put it into a file"
+            f"{path}: a pipe or device, which can be read only once, but training reads the text "
+            "several times; put it into a file"
         )
 
 
-def _made_once(folder: Path, what: str, make: Callable[[Path], None]) -> Path:
-    """`folder` in the cache; if it is not there, `make` fills it, in one process while others wait."""
-    if not folder.exists():
-        with locked(folder.parent.parent / "locks" / folder.name, wait_for=what):
-            if not folder.exists():
-                remove_leftovers(folder.parent, folder.name)
-                make(folder)
-    return folder
+# Tokenizer
 
 
-def _pairs(config: Config, what: str, show: bool = False) -> Iterator[SentencePair]:
-    for corpus in config.data.train:
-        stats = CorpusStats()
-        yield from progress(
-            open_corpus(corpus, config.data, stats), None, f"{what} {corpus.label}", "pair"
-        )
-        if show:
-            logger.info("%s: %s", corpus.label, stats)
+def _find_or_make_tokenizer(config: Config, text: str, folder: Path, given: Path | None) -> Path:
+    """Return the folder of the tokenizer to use, which is inside `folder`; make it if necessary.
 
-
-def _tokenizer(config: Config, text: str, folder: Path, own: Path | None) -> Tokenizer:
-    if own is None and config.train.init_from is not None:
-        own = Path(config.train.init_from) / "tokenizer"
-    if own is not None:  # a copy, as checkpoints come and go
-        tokenizer = Tokenizer.load(own)
-        return _open(
-            _made_once(
-                folder / tokenizer.hash, "a tokenizer", lambda path: _fill(path, tokenizer.save)
-            )
-        )
+    The tokenizer is the first of these that is set: the one in the folder `given`, the one of the
+    model `train.init_from`, the models `tokenizer.src_model` and `tgt_model`. If none of them is
+    set, a tokenizer is trained on the text; `text` is the fingerprint of that text.
+    """
     options = config.tokenizer
-    what = options.model_dump(exclude={"max_lossy_share"})
-    if options.src_model is not None:
+    if given is None and config.train.init_from is not None:
+        given = Path(config.train.init_from) / "tokenizer"
+    write: Callable[[Path], None]
+    if given is not None:
+        # Copy it into the cache, because the checkpoint it belongs to may be deleted later.
+        tokenizer = Tokenizer.load(given)
+        name, write = tokenizer.hash, tokenizer.save
+    elif options.src_model is not None:
         assert options.tgt_model is not None
-        models = [sha256_of_model(path) for path in (options.src_model, options.tgt_model)]
-        make = partial(_fill, work=partial(write_trained, options))
-        return _open(_made_once(folder / fingerprint(models), "a tokenizer", make))
-    make = partial(_fill, work=partial(_train, config))
-    return _open(
-        _made_once(
-            folder / fingerprint(text, what, config.data.on_invalid_utf8), "a tokenizer", make
+        name = fingerprint(
+            [_sha256_of_model(path) for path in (options.src_model, options.tgt_model)]
         )
-    )
+        write = partial(copy_models, options)
+    else:
+        trained_by = options.model_dump(exclude={"max_lossy_share"})
+        name = fingerprint(text, trained_by, config.data.on_invalid_utf8)
+        write = partial(_train, config)
+    return _find_or_make(folder / name, "a tokenizer", partial(_write_with_hash, write))
 
 
-def _fill(folder: Path, work: Callable[[Path], None]) -> None:
-    """Make a folder with a tokenizer in it, and the name of that tokenizer."""
+def _write_with_hash(write: Callable[[Path], None], folder: Path) -> None:
+    """Make `folder` with the tokenizer that `write` puts into a folder, and with its hash."""
     with atomic_dir(folder) as temporary:
-        work(temporary)
+        write(temporary)
         (temporary / HASH_FILE).write_text(Tokenizer.load(temporary).hash, encoding="utf-8")
 
 
-def _open(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder of the cache. Raises `DataError` if it is not what was written."""
+def _open_intact(folder: Path) -> Tokenizer:
+    """Open a tokenizer in the cache. Raises `DataError` if its files are damaged."""
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != (folder / HASH_FILE).read_text(encoding="utf-8"):
-        raise DataError(f"{folder}: a damaged tokenizer; delete this folder and start again")
+        raise DataError(f"{folder}: the tokenizer is damaged; delete this folder and start again")
     return tokenizer
 
 
-def sha256_of_model(path: str) -> str:
-    """Names a SentencePiece model by its bytes. Raises `ConfigError` where it cannot be read."""
+def _sha256_of_model(path: str) -> str:
     try:
         return sha256_file(Path(path))
     except OSError as error:
@@ -258,14 +255,14 @@ def sha256_of_model(path: str) -> str:
 
 
 def _train(config: Config, folder: Path) -> None:
-    """Train the tokenizer of `config` into a folder."""
+    """Train the tokenizer of `config` on at most `tokenizer.max_lines` evenly spaced pairs."""
     options = config.tokenizer
     num_pairs = sum(1 for _ in _pairs(config, "count"))
     if not num_pairs:
         raise DataError(
             f"{', '.join(corpus.label for corpus in config.data.train)}: no training pairs"
         )
-    kind = "joint" if options.joint else "one a side"
+    kind = "joint" if options.joint else "one per side"
     logger.info(
         "training the tokenizer: %s, %d pieces, %s", options.model_type, options.vocab_size, kind
     )
@@ -273,42 +270,63 @@ def _train(config: Config, folder: Path) -> None:
     train_tokenizer(lambda: islice(_pairs(config, "tokenizer"), 0, None, stride), options, folder)
 
 
-def _cache(config: Config, tokenizer: Tokenizer, folder: Path) -> TokenCache:
-    def make(folder: Path) -> None:
-        about = {
-            "corpora": [corpus.label for corpus in config.data.train],
-            "tokenizer": tokenizer.hash,
-        }
-        pairs = _pairs(config, "tokenize", show=True)
-        _, stats = build_cache(pairs, tokenizer, config.data.filters, folder, about)
-        logger.info("filters: %s", stats)
+def _check_vocabulary_can_be_tied(config: Config, tokenizer: Tokenizer) -> None:
+    if config.model.tie_embeddings == "all" and not tokenizer.is_joint:
+        raise ConfigError(
+            "model.tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model and "
+            "tokenizer.tgt_model have different pieces; use `decoder`"
+        )
 
-    cache = TokenCache(_made_once(folder, "the tokenized corpus", make))
+
+# Token cache
+
+
+def _tokenize(config: Config, tokenizer: Tokenizer, folder: Path) -> None:
+    """Build the token cache of the training corpora in `folder`, and log what was dropped."""
+    manifest = {
+        "corpora": [corpus.label for corpus in config.data.train],
+        "tokenizer": tokenizer.hash,
+    }
+    pairs = _pairs(config, "tokenize", log_stats=True)
+    logger.info(
+        "filters: %s", build_cache(pairs, tokenizer, config.data.filters, folder, manifest)[1]
+    )
+
+
+def _pairs(config: Config, action: str, log_stats: bool = False) -> Iterator[SentencePair]:
+    """Yield the pairs of all training corpora, with a progress bar named after `action`."""
+    for corpus in config.data.train:
+        stats = CorpusStats()
+        yield from progress(
+            open_corpus(corpus, config.data, stats), None, f"{action} {corpus.label}", "pair"
+        )
+        if log_stats:
+            logger.info("%s: %s", corpus.label, stats)
+
+
+def _log_sizes(cache: TokenCache) -> None:
     sizes = (f"{n:,}" for n in (len(cache), *cache.num_tokens.values()))
     logger.info("training data: %s pairs, %s source and %s target subwords", *sizes)
-    _check_lossy(cache, config.tokenizer.max_lossy_share)
-    return cache
 
 
 def _check_lossy(cache: TokenCache, max_share: float) -> None:
-    """Say how many target lines the tokenizer does not give back. Raises `DataError` if they are
-    too many.
+    """Warn if the tokenizer changes target lines.
+
+    Raises `DataError` if it changes more than the share `max_share` of them.
     """
     lossy = cache.lossy
     if not lossy.count:
         return
     share = lossy.count / lossy.num_lines
-    shown = [f"  {line}\n  {back}" for line, back in lossy.examples]
-    told = "\n".join([
-        f"{lossy.count:,} of {lossy.num_lines:,} target lines ({share:.1%}) do not come back from the tokenizer as they are; a model "
-        "cannot learn to write them. Such as, with what comes back:",
-        *shown,
-    ])  # fmt: skip
-    remedy = (
+    examples = "\n".join(f"  {line}\n  {decoded}" for line, decoded in lossy.examples)
+    message = (
+        f"the tokenizer changes {lossy.count:,} of {lossy.num_lines:,} target lines ({share:.1%}) "
+        "when it encodes and decodes them, so a model cannot learn to write them. Examples, each "
+        f"followed by its decoded form:\n{examples}\n"
         "tokenizer.tgt_normalization: none and tokenizer.byte_fallback: true keep every character"
     )
     if share > max_share:
         raise DataError(
-            f"{told}\n{remedy}; tokenizer.max_lossy_share ({max_share:g}) is how many are accepted"
+            f"{message}; tokenizer.max_lossy_share ({max_share:g}) is the share that is accepted"
         )
-    logger.warning("%s\n%s", told, remedy)
+    logger.warning("%s", message)

@@ -1,5 +1,6 @@
-"""A SentencePiece model under other ids: those of a table of pieces, as Marian's vocabularies have
-them.
+"""A SentencePiece model with different ids for its pieces, given by a table.
+
+Models imported from Marian need this: their vocabulary files number the pieces in their own order.
 """
 
 import json
@@ -10,16 +11,16 @@ from typing import Any
 
 from mt.errors import CheckpointError
 
-LANGUAGE_CODE = re.compile(
-    r"(>>[^<>\s]+<<)\s*"
-)  # before a line: into which language a model of several is to translate
+# A token such as `>>fra<<` at the start of a line, which selects the target language of a
+# multilingual Marian model.
+LANGUAGE_CODE = re.compile(r"(>>[^<>\s]+<<)\s*")
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """The piece of each source id and of each target id: one list for both, or `{"src": [...],
-    "tgt": [...]}`.
+    """Read a table of pieces from a JSON file; return the pieces in id order, (source, target).
 
-    Raises `CheckpointError` for anything but lists of different strings.
+    The file holds either one list for both sides or `{"src": [...], "tgt": [...]}`. Raises
+    `CheckpointError` if it does not, or if a piece appears twice in a list.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -34,33 +35,35 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
             or not all(isinstance(piece, str) for piece in pieces)
             or len(set(pieces)) != len(pieces)
         ):
-            raise CheckpointError(f"{path}: not a list of pieces, each there once")
+            raise CheckpointError(f"{path}: not a list of distinct pieces")
     return sides
 
 
 class RelabeledModel:
-    """What `Tokenizer` uses of SentencePiece's `SentencePieceProcessor`, with the ids of `pieces`;
-    a piece that has none is unknown.
+    """Wraps a `SentencePieceProcessor` so that the id of a piece is its index in `pieces`.
+
+    Has only the methods that `Tokenizer` calls. Pieces of the model that are not in `pieces` get
+    the id `unk_id`.
     """
 
     def __init__(self, model: Any, pieces: Sequence[str], unk_id: int) -> None:
         self.model, self.pieces, self.unk_id = model, pieces, unk_id
         self.ids = {piece: i for i, piece in enumerate(pieces)}
-        self.own_ids = [
-            int(model.piece_to_id(piece)) for piece in pieces
-        ]  # the model's own; unknown where it lacks the piece
+        # The id in `model` of each piece, which is the unknown id if the model lacks the piece.
+        self.model_ids = [int(model.piece_to_id(piece)) for piece in pieces]
 
     def get_piece_size(self) -> int:
-        """Number of ids."""
+        """Return the number of ids."""
         return len(self.pieces)
 
     def id_to_piece(self, i: int) -> str:
-        """The piece of an id."""
+        """Return the piece with the given id."""
         return self.pieces[i]
 
     def encode(self, lines: list[str], return_type: str | None = None) -> list[Any]:
-        """As the model does; a language code at the beginning of a line is a piece of its own,
-        where the table has it.
+        """Encode lines like `SentencePieceProcessor.encode`.
+
+        A language code at the start of a line becomes one piece if `pieces` contains it.
         """
         codes = [
             match if (match := LANGUAGE_CODE.match(line)) and match[1] in self.ids else None
@@ -71,10 +74,10 @@ class RelabeledModel:
             for line, code in zip(lines, codes, strict=True)
         ]
         if return_type is not None:
-            found = self.model.encode(texts, return_type=return_type)
+            mappings = self.model.encode(texts, return_type=return_type)
             return [
-                each if code is None else _after(code, each)
-                for code, each in zip(codes, found, strict=True)
+                mapping if code is None else _prepend_code(code, mapping)
+                for code, mapping in zip(codes, mappings, strict=True)
             ]
         return [
             [
@@ -85,15 +88,15 @@ class RelabeledModel:
         ]
 
     def decode(self, ids: Sequence[Any], return_type: str | None = None) -> Any:
-        """As the model does, the ids of one text or of several."""
+        """Decode the ids of one text or of several, like `SentencePieceProcessor.decode`."""
         if return_type is not None:
-            return self.model.decode([self.own_ids[i] for i in ids], return_type=return_type)
+            return self.model.decode([self.model_ids[i] for i in ids], return_type=return_type)
         if ids and not isinstance(ids[0], int):
             return self.model.decode([[self.pieces[i] for i in line] for line in ids])
         return self.model.decode([self.pieces[i] for i in ids])
 
 
-def _after(code: re.Match[str], found: dict[str, Any]) -> dict[str, Any]:
-    """An offset mapping of what follows a language code, with the code before it."""
-    offsets = [(start + code.end(), end + code.end()) for start, end in found["offsets"]]
-    return {**found, "pieces": [code[1], *found["pieces"]], "offsets": [code.span(1), *offsets]}
+def _prepend_code(code: re.Match[str], mapping: dict[str, Any]) -> dict[str, Any]:
+    """Add a language code to the offset mapping of the text that follows it in the line."""
+    offsets = [(start + code.end(), end + code.end()) for start, end in mapping["offsets"]]
+    return {**mapping, "pieces": [code[1], *mapping["pieces"]], "offsets": [code.span(1), *offsets]}

@@ -1,29 +1,30 @@
-"""Where a line may be cut in two: the ends of its sentences, by punctuation alone.
+"""Split a line into sentences by its punctuation.
 
-Training counts sentences, and translating cuts lines, by the same rule: what it takes for an end
-that is none, it takes so in both.
+Training counts the sentences per line with the same rule by which translation splits long lines,
+so a mistake of the rule affects both in the same way.
 """
 
 import re
 
-# Sentences without spaces between them: Chinese and Japanese, and stops of scripts that need no
-# space after them.
+# A full stop of a script that needs no space after it, such as Chinese, Japanese or Burmese, and
+# the closing quotes and brackets after it.
 _UNSPACED_END = "[。！？｡።။།](?:[」』”’）〉》】\"')\\]]*)\\s*"
-# One or more stops, closing quotes and brackets, white space; what follows must not be a small
-# letter.
+# One or more full stops, closing quotes and brackets, and white space before the next word.
+# `_is_end` checks that this word does not start with a small letter.
 _SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡]*(?:[-–—] ?)?[^\\W_])"
 _END = re.compile(f"{_UNSPACED_END}|{_SPACED_END}")
 _LAST_WORD = re.compile(r"[^\W_][\w.'’-]*$")
 _ABBREVIATION_TEXT = """
-abb abs art bd bsp bzw ca cf chr co corp dept dipl dr ed eds e.g eg etc ev evtl fig figs ff fr gen gov hr hrsg i.e ie inc ing jr jun kap
-lt ltd max messrs min mio mlle mme mr mrd mrs ms no nos nr op p pp prof pt rep resp rev s sen sgt sig sra sr st str tel u.a u.s usw v
-vgl vol vs z.b zb д г гг др им пр ст стр т тел ул
+abb abs art bd bsp bzw ca cf chr co corp dept dipl dr ed eds e.g eg etc ev evtl fig figs ff fr gen
+gov hr hrsg i.e ie inc ing jr jun kap lt ltd max messrs min mio mlle mme mr mrd mrs ms no nos nr op
+p pp prof pt rep resp rev s sen sgt sig sra sr st str tel u.a u.s usw v vgl vol vs z.b zb
+д г гг др им пр ст стр т тел ул
 """
 _ABBREVIATIONS = frozenset(_ABBREVIATION_TEXT.split())
 
 
 def sentence_starts(text: str) -> list[int]:
-    """Where the sentences of a line begin; the first is 0."""
+    """Return the position of the first character of each sentence; the first position is 0."""
     starts = [0]
     for match in _END.finditer(text):
         if match.end() < len(text) and _is_end(text, match):

@@ -1,14 +1,14 @@
-"""SentencePiece model files, changed where the library offers no way: their normalization, and the
-ids of their special pieces.
+"""Change SentencePiece model files in ways that the library does not offer: replace the
+normalization, and move the special pieces to other ids.
 
 A model file is one protocol buffer message, `ModelProto` of SentencePiece's
-sentencepiece_model.proto. Its fields are copied byte for byte except for those that are replaced.
+sentencepiece_model.proto. All fields that are not replaced are copied byte for byte.
 """
 
 import io
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
@@ -19,61 +19,60 @@ import sentencepiece
 
 from mt.config import Normalization
 
-SENTENCEPIECE_RULES = {
-    "none": "identity",
-    "nfkc": "nfkc",
-    "nmt_nfkc": "nmt_nfkc",
-}  # its names of ours; it has none for nfc
+# SentencePiece's names of our normalizations. It has no rule for nfc.
+SENTENCEPIECE_RULES = {"none": "identity", "nfkc": "nfkc", "nmt_nfkc": "nmt_nfkc"}
 
+# Field numbers in the messages of sentencepiece_model.proto, and values of enumerations.
 PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3  # fields of ModelProto
-PIECE_TEXT, PIECE_TYPE = 1, 3  # of ModelProto.SentencePiece
-UNKNOWN, CONTROL = 2, 3  # its types
-RULE_NAME, RULE_FILE = 1, 6  # of NormalizerSpec
-SPECIAL_IDS_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # of TrainerSpec
-SPECIAL_PIECES_FIELDS = {"unk": 45, "bos": 46, "eos": 47, "pad": 48}  # of TrainerSpec
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
+PIECE_TEXT, PIECE_TYPE = 1, 3  # fields of ModelProto.SentencePiece
+UNKNOWN, CONTROL = 2, 3  # values of ModelProto.SentencePiece.Type
+RULE_NAME, RULE_FILE = 1, 6  # fields of NormalizerSpec
+SPECIAL_IDS_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # fields of TrainerSpec
+SPECIAL_PIECES_FIELDS = {"unk": 45, "bos": 46, "eos": 47, "pad": 48}  # fields of TrainerSpec
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class ProtoField(NamedTuple):
-    """One field of a message."""
+    """One field of a protocol buffer message."""
 
     number: int
-    value: bytes  # without its key and length
-    encoded: bytes  # as it stands in the message
+    value: bytes  # without key and length
+    encoded: bytes  # the whole field, with key and length
 
 
 def read_fields(message: bytes) -> Iterator[ProtoField]:
-    """The fields of a message in their order. Raises `ValueError` for bytes that are no message."""
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = _read_varint(message, at)
-        kind = key & 7
-        if kind == BYTES:
-            length, at = _read_varint(message, at)
-        elif kind == VARINT:
-            length = _read_varint(message, at)[1] - at
-        elif kind in (FIXED64, FIXED32):
-            length = 8 if kind == FIXED64 else 4
+    """Yield the fields of a message in order. Raises `ValueError` for invalid bytes."""
+    position = 0
+    while position < len(message):
+        start = position
+        key, position = _read_varint(message, position)
+        wire_type = key & 7
+        if wire_type == BYTES:
+            length, position = _read_varint(message, position)
+        elif wire_type == VARINT:
+            length = _read_varint(message, position)[1] - position
+        elif wire_type in (FIXED64, FIXED32):
+            length = 8 if wire_type == FIXED64 else 4
         else:
-            raise ValueError(f"a field of kind {kind} at byte {start}")
-        if at + length > len(message):
-            raise ValueError(f"cut short at byte {len(message)}")
-        yield ProtoField(key >> 3, message[at : at + length], message[start : at + length])
-        at += length
+            raise ValueError(f"unknown wire type {wire_type} at byte {start}")
+        end = position + length
+        if end > len(message):
+            raise ValueError(f"truncated at byte {len(message)}")
+        yield ProtoField(key >> 3, message[position:end], message[start:end])
+        position = end
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends."""
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    """Return the number that starts at `position`, and the position after it."""
     value = shift = 0
     while True:
-        if at >= len(message) or shift > 63:
-            raise ValueError(f"cut short at byte {at}")
-        byte = message[at]
+        if position >= len(message) or shift > 63:
+            raise ValueError(f"truncated at byte {position}")
+        byte = message[position]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, position
 
 
 def _varint(value: int) -> bytes:
@@ -85,20 +84,35 @@ def _varint(value: int) -> bytes:
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """An encoded field of text, bytes or a message."""
+    """Encode a field that holds text, bytes or a message."""
     return _varint(number << 3 | BYTES) + _varint(len(value)) + value
 
 
 def int_field(number: int, value: int) -> bytes:
-    """An encoded field of a whole number that is not negative."""
+    """Encode a field that holds an integer, which must not be negative."""
     return _varint(number << 3 | VARINT) + _varint(value)
 
 
 # Normalization
 
 
+def normalizer(rule: Normalization) -> Callable[[str], str]:
+    """Return a function that normalizes text in the same way as a model with this normalization."""
+    if rule == "none":
+        return str
+    if rule == "nfc":
+        return partial(normalize, "NFC")
+    library_normalizer = sentencepiece.SentencePieceNormalizer(
+        rule_name=rule,
+        add_dummy_prefix=False,
+        escape_whitespaces=False,
+        remove_extra_whitespaces=False,
+    )
+    return lambda line: str(library_normalizer.normalize(line))
+
+
 def with_normalization(model: bytes, rule: Normalization) -> bytes:
-    """The same model with another normalization, as `tokenizer.src_normalization` names them."""
+    """Return a model file with its normalization replaced by `rule`."""
     spec = normalizer_spec(rule)
     fields = read_fields(model)
     return b"".join(
@@ -109,14 +123,20 @@ def with_normalization(model: bytes, rule: Normalization) -> bytes:
 
 @cache
 def normalizer_spec(rule: Normalization) -> bytes:
-    """The compiled form of a normalization, taken from a model that SentencePiece trains on next to
-    nothing.
+    """Return the NormalizerSpec message of a normalization.
+
+    SentencePiece compiles it only when it trains a model, so this trains a tiny one.
     """
     model = io.BytesIO()
     train = partial(
-        sentencepiece.SentencePieceTrainer.train, sentence_iterator=iter(["a b"] * 4), model_writer=model, model_type="char",
-        vocab_size=8, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        sentencepiece.SentencePieceTrainer.train,
+        sentence_iterator=iter(["a b"] * 4),
+        model_writer=model,
+        model_type="char",
+        vocab_size=8,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     if rule in SENTENCEPIECE_RULES:
         train(normalization_rule_name=SENTENCEPIECE_RULES[rule])
     else:
@@ -134,9 +154,10 @@ def normalizer_spec(rule: Normalization) -> bytes:
     ]
     if rule in SENTENCEPIECE_RULES:
         return spec
+    # The spec holds the path of the temporary file, which differs from run to run.
     kept = [
         field.encoded for field in read_fields(spec) if field.number not in (RULE_NAME, RULE_FILE)
-    ]  # the path is of this machine
+    ]
     return b"".join([bytes_field(RULE_NAME, rule.encode()), *kept])
 
 
@@ -145,16 +166,14 @@ def _hex(text: str) -> str:
 
 
 def nfc_rules() -> dict[str, str]:
-    """What to write for each text that NFC writes as one other character, and a space for white
-    space of any kind.
+    """Return a table from text to its NFC form, for texts whose NFC form is a single character.
 
-    Covers each character by itself and each composed character in all its spellings, whatever the
-    order of its marks.
+    It contains single characters, and composed characters written as a base character with marks in
+    any order. White space of any kind is mapped to a plain space, which NFC alone does not do.
     """
     rules: dict[str, str] = {}
-    variants: dict[
-        str, str
-    ] = {}  # another character for one that others are composed from, such as the Kelvin sign
+    # For a character that other characters are composed from, its variant: the Kelvin sign for K.
+    variants: dict[str, str] = {}
     for character in map(chr, _code_points()):
         composed, decomposed = normalize("NFC", character), normalize("NFD", character)
         if character.isspace() and character != " ":
@@ -175,8 +194,9 @@ def _code_points() -> Iterable[int]:
 
 
 def _spellings(character: str, decomposed: str) -> Iterator[str]:
-    """Other texts of the same character: its marks in any order, the first ones composed with what
-    they follow or not.
+    """Yield the other ways to write a composed character.
+
+    The marks may be in any order, and the first of them may be composed with the base character.
     """
     first, marks = decomposed[0], decomposed[1:]
     for order in permutations(marks):
@@ -190,11 +210,11 @@ def _spellings(character: str, decomposed: str) -> Iterator[str]:
 
 
 def with_special_ids(model: bytes, ids: Sequence[tuple[str, int]]) -> bytes:
-    """The same model with its special pieces (`pad`, `unk`, `bos`, `eos`) at these ids, all others
-    after them in their order.
+    """Return a model file whose special pieces have the given ids; `ids` lists (role, id).
 
-    A special piece that the model lacks is added under SentencePiece's usual name. Raises
-    `ValueError` if that name is already that of an ordinary piece, or the bytes are no model.
+    The roles are `pad`, `unk`, `bos` and `eos`. The other pieces follow in their order. A special
+    piece that the model lacks is added under SentencePiece's default name. Raises `ValueError` if
+    an ordinary piece has that name already, or if the bytes are not a model file.
     """
     pieces, others = [], []
     trainer_spec = b""
@@ -207,19 +227,20 @@ def with_special_ids(model: bytes, ids: Sequence[tuple[str, int]]) -> bytes:
             others.append(field.encoded)
     names = _special_names(trainer_spec)
     by_text = {_piece_text(piece): piece for piece in pieces}
-    placed = []
-    for role, _ in sorted(ids, key=lambda each: each[1]):
-        placed.append(_special_piece(role, names[role], by_text.get(names[role])))
-    special = {names[role] for role, _ in ids}
-    rest = [piece.encoded for piece in pieces if _piece_text(piece) not in special]
-    own_fields = {SPECIAL_IDS_FIELDS[role] for role, _ in ids}
-    spec = [field.encoded for field in read_fields(trainer_spec) if field.number not in own_fields]
+    special = [
+        _special_piece(role, names[role], by_text.get(names[role]))
+        for role, _ in sorted(ids, key=lambda item: item[1])
+    ]
+    special_names = {names[role] for role, _ in ids}
+    rest = [piece.encoded for piece in pieces if _piece_text(piece) not in special_names]
+    id_fields = {SPECIAL_IDS_FIELDS[role] for role, _ in ids}
+    spec = [field.encoded for field in read_fields(trainer_spec) if field.number not in id_fields]
     spec += [int_field(SPECIAL_IDS_FIELDS[role], number) for role, number in ids]
-    return b"".join([*placed, *rest, bytes_field(TRAINER_SPEC, b"".join(spec)), *others])
+    return b"".join([*special, *rest, bytes_field(TRAINER_SPEC, b"".join(spec)), *others])
 
 
 def _special_names(trainer_spec: bytes) -> dict[str, bytes]:
-    """The pieces that stand for `unk`, `bos`, `eos` and `pad` in a model."""
+    """Return the pieces that a model uses as `unk`, `bos`, `eos` and `pad`."""
     names = {"unk": b"<unk>", "bos": b"<s>", "eos": b"</s>", "pad": b"<pad>"}
     roles = {number: role for role, number in SPECIAL_PIECES_FIELDS.items()}
     return names | {
@@ -236,6 +257,7 @@ def _piece_text(piece: ProtoField) -> bytes:
 
 
 def _special_piece(role: str, name: bytes, existing: ProtoField | None) -> bytes:
+    """Return the encoded piece for a role: the existing one if there is one, or a new one."""
     expected = UNKNOWN if role == "unk" else CONTROL
     if existing is None:
         return bytes_field(PIECES, bytes_field(PIECE_TEXT, name) + int_field(PIECE_TYPE, expected))

@@ -1,10 +1,13 @@
-"""The token cache: a tokenized corpus on disk, read through memory maps, so that memory does not
-grow with the corpus.
+"""The token cache: a tokenized corpus on disk, memory-mapped so that it need not fit in memory.
 
-A folder holds, for each side, `<side>.tokens.bin` (uint16, or uint32 for vocabularies over 65,536)
-and `<side>.offsets.bin` (uint64: pair i is tokens[offsets[i]:offsets[i + 1]], without end of
-sentence), the checksums of both (`.crc`: a CRC-32 of each block of 64 KiB), and `manifest.json`. It
-appears whole or not at all. A block is compared with its checksum when it is first read.
+Files of the folder, where `<side>` is `src` or `tgt`:
+
+  <side>.tokens.bin     the ids of all lines; uint16, or uint32 if a vocabulary is over 65,536
+  <side>.offsets.bin    uint64; line i is tokens[offsets[i]:offsets[i + 1]], without end of sentence
+  <side>.*.crc          for each of these files, the CRC-32 of every block of 64 KiB
+  manifest.json         sizes, statistics and what the cache was made from
+
+The folder is written atomically. Each block is compared with its checksum when it is first read.
 """
 
 import json
@@ -30,36 +33,41 @@ from mt.files import atomic_dir
 
 SIDES = ("src", "tgt")
 FORMAT_VERSION = 2
-BLOCK = 1 << 16  # bytes that one checksum is of
-SHARES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # of lines, whose lengths are recorded
-NUM_EXAMPLES = 3  # lines shown that a tokenizer does not give back
-LINES_A_CALL = 4096  # pairs tokenized in one call: SentencePiece is fastest on lists
+BLOCK = 1 << 16  # bytes per checksum
+QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # the quantiles recorded of the length of lines
+NUM_EXAMPLES = 3  # examples recorded of lines that the tokenizer changes
+LINES_PER_CALL = 4096  # lines to tokenize in one call, because SentencePiece is faster on lists
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """What most training lines have at most: a share of lines, such as `0.99`, to a number; `1` to
-    the most.
+class LengthQuantiles:
+    """Quantiles of the lengths of training lines, keyed by their share, such as `0.99`.
+
+    `src["0.99"]` is the length that 99% of the source lines do not exceed; `src["1"]` is the
+    maximum.
     """
 
-    src: dict[str, int]  # subwords, end of sentence not counted
-    tgt: dict[str, int]
-    sentences: dict[str, int]  # of source lines
+    src: dict[str, int]  # subwords per source line, without end of sentence
+    tgt: dict[str, int]  # subwords per target line, without end of sentence
+    sentences: dict[str, int]  # sentences per source line
 
 
 @dataclass(frozen=True)
-class Lossy:
-    """Target lines that do not come back from the tokenizer as they are, runs of spaces apart."""
+class LossyLines:
+    """Target lines that the tokenizer changes when it encodes and decodes them.
 
-    num_lines: int  # of how many
-    count: int
-    examples: list[tuple[str, str]]  # the first, with what comes back
+    Differences in runs of spaces do not count.
+    """
+
+    num_lines: int  # number of lines compared
+    count: int  # number of lines changed
+    examples: list[tuple[str, str]]  # the first changed lines: (line, decoded line)
 
 
 class CheckedArray:
-    """Numbers in a file, read through a memory map; damage to what is read raises `DataError`."""
+    """A memory-mapped array of numbers. Reading a damaged part of the file raises `DataError`."""
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, length: int) -> None:
         self.path, self.file = path, path.open("rb")
@@ -70,35 +78,39 @@ class CheckedArray:
             length * self.values.itemsize,
             -(-num_bytes // BLOCK),
         ):
-            raise ValueError(f"{path.name} or its checksums are of another size than written")
+            raise ValueError(f"{path.name} or its checksum file has the wrong size")
         self._checked = np.zeros(len(self.checksums), np.bool_)
 
-    def __getitem__(self, place: slice) -> Any:
+    def __getitem__(self, span: slice) -> Any:
         size = self.values.itemsize
-        self.check(range(place.start * size // BLOCK, -(-place.stop * size // BLOCK)))
-        return self.values[place]
+        self.check(range(span.start * size // BLOCK, -(-span.stop * size // BLOCK)))
+        return self.values[span]
 
     def at(self, indices: npt.NDArray[np.int64]) -> Any:
-        """The numbers at `indices`."""
+        """Return the numbers at `indices`."""
         if not self._checked.all():
             self.check(np.unique(indices * self.values.itemsize // BLOCK).tolist())
         return self.values[indices]
 
     def check(self, blocks: Iterable[int]) -> None:
-        """Compare those of these blocks with their checksums that have not been yet."""
+        """Compare blocks with their checksums, except those that have already been checked.
+
+        Raises `DataError` if a block is damaged.
+        """
         for block in blocks:
             if self._checked[block]:
                 continue
             content = self.values.view(np.uint8)[block * BLOCK : (block + 1) * BLOCK]
             if zlib.crc32(content.tobytes()) != self.checksums[block]:
                 raise DataError(
-                    f"{self.path}: damaged between bytes {block * BLOCK:,} and {(block + 1) * BLOCK:,}; delete {self.path.parent} and "
-                    "start again: it is made from the text"
+                    f"{self.path}: damaged between bytes {block * BLOCK:,} and "
+                    f"{(block + 1) * BLOCK:,}; delete {self.path.parent} and start again "
+                    "(it is rebuilt from the text)"
                 )
             self._checked[block] = True
 
-    def expect(self, start: int, stop: int) -> None:
-        """Tell the system that the numbers of [start, stop) are read next."""
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Ask the operating system to load the numbers [start, stop) in the background."""
         if hasattr(os, "posix_fadvise"):
             size = self.values.itemsize
             os.posix_fadvise(
@@ -111,13 +123,13 @@ class _Side:
     tokens: CheckedArray
     offsets: CheckedArray
 
-    def expect(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Let the system read these runs of pairs now, all at a time."""
+    def read_ahead(self, runs: Sequence[tuple[int, int]]) -> None:
+        # Two loops, so that the offsets of all runs are already loading when the first is needed.
         for start, stop in runs:
-            self.offsets.expect(start, stop + 1)
+            self.offsets.read_ahead(start, stop + 1)
         for start, stop in runs:
             first, end = self.offsets.at(np.array([start, stop])).tolist()
-            self.tokens.expect(first, end)
+            self.tokens.read_ahead(first, end)
 
     def __getitem__(self, index: int) -> Ids:
         start, stop = self.offsets[index : index + 2].tolist()
@@ -132,7 +144,10 @@ class _Side:
 
 
 class TokenCache:
-    """Tokenized pairs by index."""
+    """A tokenized corpus on disk: `cache[i]` is the ids of pair i, (source, target).
+
+    Raises `DataError` if a file is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,8 +156,8 @@ class TokenCache:
                 (folder / "manifest.json").read_text(encoding="utf-8")
             )
             self._src, self._tgt = (self._open(side) for side in SIDES)
-            self.lossy = Lossy(**self.manifest["lossy"])
-            self.lengths_seen = Lengths(**self.manifest["lengths"])
+            self.lossy = LossyLines(**self.manifest["lossy"])
+            self.length_quantiles = LengthQuantiles(**self.manifest["lengths"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder}: damaged token cache ({error}); delete this folder and start again"
@@ -154,12 +169,8 @@ class TokenCache:
             np.dtype(self.manifest["dtype"]),
             self.manifest["tokens"][side],
         )
-        return _Side(
-            tokens,
-            CheckedArray(
-                self.folder / f"{side}.offsets.bin", np.uint64, self.manifest["pairs"] + 1
-            ),
-        )
+        offsets = CheckedArray(self.folder / f"{side}.offsets.bin", np.uint64, len(self) + 1)
+        return _Side(tokens, offsets)
 
     def __len__(self) -> int:
         return int(self.manifest["pairs"])
@@ -167,22 +178,23 @@ class TokenCache:
     def __getitem__(self, index: int) -> tuple[Ids, Ids]:
         return self._src[index], self._tgt[index]
 
-    def expect(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Say that the pairs of these runs [start, stop) come next: one by one, those that are not
-        in memory would take a seek each.
+    def read_ahead(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Ask the operating system to load the pairs of all runs [start, stop) in the background.
+
+        Without this, each pair that is not in memory yet would cost a separate disk access.
         """
         for side in (self._src, self._tgt):
-            side.expect(runs)
+            side.read_ahead(runs)
 
     def lengths(
         self, indices: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Source and target subwords of each pair, ends of sentence not counted."""
+        """Return the source and target lengths of pairs in subwords, without end of sentence."""
         return self._src.lengths(indices), self._tgt.lengths(indices)
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """Subwords of each side, ends of sentence not counted."""
+        """The total number of subwords of each side, without end of sentence."""
         return dict(self.manifest["tokens"])
 
 
@@ -193,11 +205,12 @@ def build_cache(
     folder: Path,
     about: dict[str, Any],
 ) -> tuple[TokenCache, FilterStats]:
-    """Tokenize and filter `pairs` into `folder`; `about` goes into the manifest. Raises `DataError`
-    where no pair is left.
+    """Filter and tokenize `pairs` and write them to `folder`; add `about` to the manifest.
+
+    Raises `DataError` if the filters keep no pair.
     """
-    stats, lossy = FilterStats(), Lossy(0, 0, [])
-    counts: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Lengths)}
+    stats, lossy = FilterStats(), LossyLines(0, 0, [])
+    counts: dict[str, Counter[int]] = {field.name: Counter() for field in fields(LengthQuantiles)}
     dtype = np.dtype(
         np.uint16
         if max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size) <= 1 << 16
@@ -206,7 +219,7 @@ def build_cache(
     with atomic_dir(folder) as temporary:
         writers = [_SideWriter(temporary, side, dtype) for side in SIDES]
         for texts, ids in _tokenized(pairs, tokenizer, filters, stats):
-            lossy = _lossy(
+            lossy = _add_lossy(
                 lossy,
                 [pair.tgt for pair in texts],
                 tokenizer.decode_tgt_lines([tgt for _, tgt in ids]),
@@ -221,59 +234,64 @@ def build_cache(
         if not stats["kept"]:
             raise DataError(f"no training pairs are left: {stats}")
         manifest = {
-            "version": FORMAT_VERSION, "dtype": dtype.name, "pairs": stats["kept"], "tokens": totals, "filters": dict(stats),
-            "lossy": asdict(lossy), "lengths": {name: _quantiles(count) for name, count in counts.items()},
-        }  # fmt: skip
+            "version": FORMAT_VERSION,
+            "dtype": dtype.name,
+            "pairs": stats["kept"],
+            "tokens": totals,
+            "filters": dict(stats),
+            "lossy": asdict(lossy),
+            "lengths": {name: _quantiles(count) for name, count in counts.items()},
+        }
         text = json.dumps({**manifest, **about}, indent=2, ensure_ascii=False)
         (temporary / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return TokenCache(folder), stats
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, int]:
-    """For each of `SHARES` the least number that this share of what was counted does not exceed."""
-    total, found = counts.total(), {}
-    for share in SHARES:
-        seen = 0
+    """Return the `QUANTILES` of numbers, given how often each number occurred."""
+    total, quantiles = counts.total(), {}
+    for share in QUANTILES:
+        num_covered = 0
         for number in sorted(counts):
-            seen += counts[number]
-            if seen >= share * total:
-                found[f"{share:g}"] = number
+            num_covered += counts[number]
+            if num_covered >= share * total:
+                quantiles[f"{share:g}"] = number
                 break
-    return found
+    return quantiles
 
 
-def _lossy(before: Lossy, lines: Sequence[str], decoded: Sequence[str]) -> Lossy:
-    """`before`, with these lines and what came back of them counted."""
+def _add_lossy(lossy: LossyLines, lines: Sequence[str], decoded: Sequence[str]) -> LossyLines:
+    """Return `lossy` with more lines counted, given the lines before and after tokenization."""
     changed = [
         (line, back)
         for line, back in zip(lines, decoded, strict=True)
-        if line != back and _spaced(line) != _spaced(back)
+        if line != back and _normalize_spaces(line) != _normalize_spaces(back)
     ]
-    examples = [*before.examples, *changed][:NUM_EXAMPLES]
-    return Lossy(before.num_lines + len(lines), before.count + len(changed), examples)
+    examples = [*lossy.examples, *changed][:NUM_EXAMPLES]
+    return LossyLines(lossy.num_lines + len(lines), lossy.count + len(changed), examples)
 
 
-def _spaced(line: str) -> str:
-    """The line with single spaces, and none at its ends."""
+def _normalize_spaces(line: str) -> str:
+    """Replace runs of spaces by single spaces, and strip spaces at the ends of the line."""
     return " ".join(word for word in line.split(" ") if word)
 
 
 def _tokenized(
     pairs: Iterable[SentencePair], tokenizer: Tokenizer, filters: FilterConfig, stats: FilterStats
 ) -> Iterator[tuple[list[SentencePair], list[tuple[list[int], list[int]]]]]:
-    """(texts, ids) of the pairs that are kept, many at a time."""
+    """Yield (texts, ids) of the pairs that the filters keep, many pairs at a time."""
     remaining = iter(pairs)
-    while chunk := list(islice(remaining, LINES_A_CALL)):
-        short = []
+    while chunk := list(islice(remaining, LINES_PER_CALL)):
+        candidates = []
         for pair in chunk:
             if dropped_by := text_filter(pair, filters):
                 stats[dropped_by] += 1
             else:
-                short.append(pair)
-        sources = tokenizer.encode_src([pair.src for pair in short])
-        targets = tokenizer.encode_tgt([pair.tgt for pair in short])
+                candidates.append(pair)
+        sources = tokenizer.encode_src([pair.src for pair in candidates])
+        targets = tokenizer.encode_tgt([pair.tgt for pair in candidates])
         texts, ids = [], []
-        for pair, src, tgt in zip(short, sources, targets, strict=True):
+        for pair, src, tgt in zip(candidates, sources, targets, strict=True):
             verdict = token_filter(src, tgt, filters) or "kept"
             stats[verdict] += 1
             if verdict == "kept":
@@ -283,7 +301,7 @@ def _tokenized(
 
 
 class _CheckedWriter:
-    """Writes a file and the checksums of its blocks."""
+    """Writes a file, and next to it a file with the checksums of its blocks."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("wb")
@@ -309,6 +327,8 @@ class _CheckedWriter:
 
 
 class _SideWriter:
+    """Writes the ids and offsets of one side of the corpus."""
+
     def __init__(self, folder: Path, side: str, dtype: np.dtype[Any]) -> None:
         self._dtype, self._end = dtype, 0
         self._tokens = _CheckedWriter(folder / f"{side}.tokens.bin")
@@ -321,6 +341,7 @@ class _SideWriter:
         self._offsets.write(np.uint64(self._end).tobytes())
 
     def close(self) -> int:
+        """Close the files and return the total number of ids."""
         self._tokens.close()
         self._offsets.close()
         return self._end

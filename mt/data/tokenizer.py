@@ -1,6 +1,7 @@
-"""SentencePiece, one model for both sides or one per side: training, ids, and its folder.
+"""The tokenizer: SentencePiece models that turn text into ids and back.
 
-Special ids are the same in every model: padding 0, unknown 1, beginning 2, end of sentence 3.
+The source and the target side share one model or have one each. All models use the same special
+ids: 0 for padding, 1 for unknown, 2 for beginning and 3 for end of sentence.
 """
 
 import io
@@ -13,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import category
 
 import sentencepiece
 
 from mt.config import Normalization, TokenizerConfig
 from mt.data.relabeled import RelabeledModel, read_table
-from mt.data.spm import SENTENCEPIECE_RULES, with_normalization, with_special_ids
+from mt.data.spm import SENTENCEPIECE_RULES, normalizer, with_normalization, with_special_ids
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.files import sha256_file
 
@@ -27,14 +28,17 @@ logger = logging.getLogger(__name__)
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 ROLES = (("pad", PAD_ID), ("unk", UNK_ID), ("bos", BOS_ID), ("eos", EOS_ID))
-SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # those that are no text
-WORD_MARK = "\u2581"  # what a piece that begins a word begins with
+SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # ids that decode to no text
+WORD_MARK = "\u2581"  # the first character of a piece that starts a word
 JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
-TABLE_FILE = "pieces.json"  # the piece of each id, where that is not the order of the models
+TABLE_FILE = "pieces.json"  # lists the pieces in id order, if ids differ from those of the models
 
 
 class Tokenizer:
-    """Text to ids and back, each side by its own model; a joint vocabulary has one for both."""
+    """Turns text into ids and back, with a SentencePiece model for each side.
+
+    `table` is a file with the pieces in id order, if their ids are not those of the models.
+    """
 
     def __init__(self, src_model: Path, tgt_model: Path, table: Path | None = None) -> None:
         self.src_model, self.tgt_model, self.table = src_model, tgt_model, table
@@ -45,13 +49,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Open a tokenizer folder. Raises `CheckpointError` for a missing or damaged file."""
+        """Open a tokenizer folder. Raises `CheckpointError` if a file is missing or damaged."""
         joint, table = folder / JOINT_FILE, folder / TABLE_FILE
         models = (joint, joint) if joint.exists() else (folder / SRC_FILE, folder / TGT_FILE)
         return cls(*models, table if table.exists() else None)
 
     def save(self, folder: Path) -> None:
-        """Write the models into a folder that `load` opens."""
+        """Copy the models into a folder that `load` can open."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.table is not None:
             shutil.copyfile(self.table, folder / TABLE_FILE)
@@ -63,32 +67,29 @@ class Tokenizer:
 
     @property
     def is_joint(self) -> bool:
-        """Whether both sides share their ids; their models may still normalize differently."""
+        """Whether both sides have the same pieces and ids. Their normalization may still differ."""
         return self._src is self._tgt or self.src_pieces == self.tgt_pieces
 
     @property
     def src_vocab_size(self) -> int:
-        """Number of source ids."""
+        """The number of source ids."""
         return int(self._src.get_piece_size())
 
     @property
     def tgt_vocab_size(self) -> int:
-        """Number of target ids."""
+        """The number of target ids."""
         return int(self._tgt.get_piece_size())
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """Number of source ids, and of target ids."""
+        """The numbers of source ids and target ids."""
         return self.src_vocab_size, self.tgt_vocab_size
 
     @cached_property
     def hash(self) -> str:
-        """Names the models, and the table, by their bytes."""
-        return "-".join(
-            sha256_file(path)[:16]
-            for path in (self.src_model, self.tgt_model, self.table)
-            if path is not None
-        )
+        """A hash of the model files and the table."""
+        paths = (self.src_model, self.tgt_model, self.table)
+        return "-".join(sha256_file(path)[:16] for path in paths if path is not None)
 
     @cached_property
     def src_pieces(self) -> list[str]:
@@ -101,69 +102,77 @@ class Tokenizer:
         return [str(self._tgt.id_to_piece(i)) for i in range(self.tgt_vocab_size)]
 
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
-        """Source ids of each line, without an end of sentence; none for an invisible line."""
+        """Return the source ids of each line, without end of sentence.
+
+        A line with only white space and invisible characters has no ids.
+        """
         return list(self._src.encode(_visible(lines)))
 
     def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
-        """Target ids of each line, without an end of sentence; none for a line of white space."""
+        """Return the target ids of each line, without end of sentence; a blank line has no ids."""
         return list(self._tgt.encode([line if line.strip() else "" for line in lines]))
 
     def decode_src(self, ids: Sequence[int]) -> str:
-        """The text of source ids."""
+        """Return the text of source ids."""
         return str(self._src.decode(list(ids)))
 
     def decode_tgt(self, ids: Sequence[int]) -> str:
-        """The text of target ids, on one line; special ids give nothing."""
+        """Return the text of target ids as one line. Special ids are ignored."""
         return self.decode_tgt_lines([ids])[0]
 
     def decode_tgt_lines(self, lines: Sequence[Sequence[int]]) -> list[str]:
-        """`decode_tgt` of many lines in one call, which is faster."""
+        """Decode many lines in one call, which is faster than calling `decode_tgt` for each."""
         texts = self._tgt.decode([[i for i in ids if i not in SPECIAL_IDS] for ids in lines])
-        return [text.replace("\n", " ") for text in texts]  # byte pieces can spell a newline
+        return [text.replace("\n", " ") for text in texts]  # byte pieces can produce a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
-        """The index of the word that each id of `encode_src` belongs to; -1: to none.
+        """Return, for each id of `encode_src(lines)`, the index of its word in the line, or -1.
 
-        A word is what whitespace separates in the line, whatever normalization makes of it. An id
-        of several words is of the last.
+        Words are the parts of the original line between white space, even if normalization joins
+        or splits them. An id that covers several words counts as part of the last one.
         """
-        found = self._src.encode(_visible(lines), return_type="offset_mapping")
+        mappings = self._src.encode(_visible(lines), return_type="offset_mapping")
         return [
-            _word_numbers(line, each["pieces"], each["offsets"])
-            for line, each in zip(lines, found, strict=True)
+            _word_indices(line, mapping["pieces"], mapping["offsets"])
+            for line, mapping in zip(lines, mappings, strict=True)
         ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
-        """The index of the word of `decode_tgt(ids)` that each target id belongs to; -1: to none."""
-        found = self._tgt.decode(
-            [i for i in ids if i not in SPECIAL_IDS], return_type="offset_mapping"
-        )
-        words = iter(_word_numbers(found["text"], found["pieces"], found["offsets"]))
+        """Return, for each target id, the index of its word in `decode_tgt(ids)`.
+
+        Special ids have the index -1.
+        """
+        text_ids = [i for i in ids if i not in SPECIAL_IDS]
+        mapping = self._tgt.decode(text_ids, return_type="offset_mapping")
+        words = iter(_word_indices(mapping["text"], mapping["pieces"], mapping["offsets"]))
         return [-1 if i in SPECIAL_IDS else next(words) for i in ids]
 
     def starts_word(self, src_id: int) -> bool:
-        """Whether a source piece begins a word, so that a line may be split before it."""
+        """Whether a source piece starts a word, so that a line can be split before it."""
         return str(self._src.id_to_piece(src_id)).startswith(WORD_MARK)
 
 
 def _visible(lines: Sequence[str]) -> list[str]:
-    """The lines; an empty one for each that has only white space and invisible characters."""
+    """Replace lines of only white space and invisible characters by empty lines."""
     return [
         line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else ""
         for line in lines
     ]
 
 
-def _word_numbers(
+def _word_indices(
     text: str, pieces: Iterable[str], offsets: Iterable[tuple[int, int]]
 ) -> list[int]:
-    """The index of the word that each piece ends in; a lone mark belongs to what follows it."""
-    ends = [word.end() for word in re.finditer(r"\S+", text)]
-    numbers = []
+    """Return the index of the word in which each piece ends.
+
+    A piece that is only a `WORD_MARK` belongs to the word after it.
+    """
+    word_ends = [word.end() for word in re.finditer(r"\S+", text)]
+    indices = []
     for piece, (begin, end) in zip(pieces, offsets, strict=True):
-        place = end if piece == WORD_MARK else begin + max(0, len(text[begin:end].rstrip()) - 1)
-        numbers.append(min(bisect_right(ends, place), len(ends) - 1))
-    return numbers
+        last = end if piece == WORD_MARK else begin + max(0, len(text[begin:end].rstrip()) - 1)
+        indices.append(min(bisect_right(word_ends, last), len(word_ends) - 1))
+    return indices
 
 
 def _load_model(path: Path, pieces: list[str] | None) -> Any:
@@ -176,29 +185,28 @@ def _load_model(path: Path, pieces: list[str] | None) -> Any:
     return model if pieces is None else RelabeledModel(model, pieces, UNK_ID)
 
 
-def write_trained(config: TokenizerConfig, folder: Path) -> None:
-    """Write the models that `src_model` and `tgt_model` name into a folder for `Tokenizer.load`.
+def copy_models(config: TokenizerConfig, folder: Path) -> None:
+    """Copy the models of `src_model` and `tgt_model` into a folder that `Tokenizer.load` can open.
 
-    If a model has other special ids than ours, such as SentencePiece's defaults, they move to
-    ours, and all other pieces keep their order. Raises `ConfigError`.
+    If the special ids of a model differ from those of this module, its special pieces are moved to
+    them; the other pieces keep their order. Raises `ConfigError` if a model cannot be used.
     """
     assert config.src_model is not None
     assert config.tgt_model is not None
     folder.mkdir(parents=True, exist_ok=True)
     if config.src_model == config.tgt_model:
-        (folder / JOINT_FILE).write_bytes(
-            _with_our_ids("tokenizer.src_model, tgt_model", Path(config.src_model))
-        )
+        models = [(JOINT_FILE, "tokenizer.src_model, tgt_model", config.src_model)]
     else:
-        (folder / SRC_FILE).write_bytes(
-            _with_our_ids("tokenizer.src_model", Path(config.src_model))
-        )
-        (folder / TGT_FILE).write_bytes(
-            _with_our_ids("tokenizer.tgt_model", Path(config.tgt_model))
-        )
+        models = [
+            (SRC_FILE, "tokenizer.src_model", config.src_model),
+            (TGT_FILE, "tokenizer.tgt_model", config.tgt_model),
+        ]
+    for name, option, path in models:
+        (folder / name).write_bytes(_with_standard_ids(option, Path(path)))
 
 
-def _with_our_ids(option: str, path: Path) -> bytes:
+def _with_standard_ids(option: str, path: Path) -> bytes:
+    """Return the bytes of a model file whose special ids are those of this module."""
     try:
         model = _load_model(path, None)
     except CheckpointError as error:
@@ -209,54 +217,41 @@ def _with_our_ids(option: str, path: Path) -> bytes:
         return with_special_ids(path.read_bytes(), ROLES)
     except ValueError as error:
         raise ConfigError(
-            f"{option}: {path}: its special pieces cannot be used: {error}"
+            f"{option}: {path}: cannot use the special pieces of this model: {error}"
         ) from error
 
 
 def train_tokenizer(
-    lines: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path
+    open_pairs: Callable[[], Iterable[tuple[str, str]]], config: TokenizerConfig, folder: Path
 ) -> None:
     """Train the models that `config` describes on pairs of text and write them into `folder`.
 
-    `lines` opens the text again at each call. The same text and configuration give the same bytes
-    on every machine: a model file stores the paths of its text, hence the iterator. A joint
-    vocabulary of sides with different normalizations is two models that differ in nothing else.
-    Raises `DataError` for text that cannot give the vocabulary asked for.
+    Each call of `open_pairs` must start from the first pair again. The same text and configuration
+    give the same bytes on every machine. If the vocabulary is joint but the normalization of the
+    sides differs, two models are written that differ only in their normalization. Raises
+    `DataError` if `vocab_size` is too small or too large for the text.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rules = {SRC_FILE: config.src_normalization, TGT_FILE: config.tgt_normalization}
     if not config.joint:
         for side, (name, rule) in enumerate(rules.items()):
-            (folder / name).write_bytes(_train((pair[side] for pair in lines()), config, rule))
+            (folder / name).write_bytes(_train((pair[side] for pair in open_pairs()), config, rule))
     elif config.src_normalization == config.tgt_normalization:
         (folder / JOINT_FILE).write_bytes(
-            _train((side for pair in lines() for side in pair), config, config.tgt_normalization)
+            _train(
+                (line for pair in open_pairs() for line in pair), config, config.tgt_normalization
+            )
         )
     else:
-        change = [_normalizer(rule) for rule in rules.values()]
+        normalizers = [normalizer(rule) for rule in rules.values()]
         text = (
-            normalized(side)
-            for pair in lines()
-            for normalized, side in zip(change, pair, strict=True)
+            normalized(line)
+            for pair in open_pairs()
+            for normalized, line in zip(normalizers, pair, strict=True)
         )
         model = _train(text, config, "none")
         for name, rule in rules.items():
             (folder / name).write_bytes(with_normalization(model, rule))
-
-
-def _normalizer(rule: Normalization) -> Callable[[str], str]:
-    """What text looks like to a model of this normalization."""
-    if rule == "none":
-        return str
-    if rule == "nfc":
-        return partial(normalize, "NFC")
-    normalizer = sentencepiece.SentencePieceNormalizer(
-        rule_name=rule,
-        add_dummy_prefix=False,
-        escape_whitespaces=False,
-        remove_extra_whitespaces=False,
-    )
-    return lambda line: str(normalizer.normalize(line))
 
 
 def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) -> bytes:
@@ -264,7 +259,8 @@ def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) ->
     raised: list[BaseException] = []
     is_known = rule in SENTENCEPIECE_RULES
     if not is_known:
-        text = map(_normalizer(rule), text)
+        text = map(normalizer(rule), text)
+    # The text is given as an iterator because a model trained on files would store their paths.
     train = partial(
         sentencepiece.SentencePieceTrainer.train,
         sentence_iterator=_remember_error(_short_lines(text, config.max_line_bytes), raised),
@@ -294,7 +290,7 @@ def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) ->
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    """Do what takes minutes in a single call, so that a signal does not wait for its end."""
+    """Run a library call of several minutes in a thread, so that it does not delay signals."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -311,7 +307,10 @@ def _in_thread(work: Callable[[], None]) -> None:
 
 
 def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
-    """SentencePiece turns what its iterator raises into a RuntimeError; here it is kept as it was."""
+    """Yield the lines of `text`; if that raises an error, append the error to `raised`.
+
+    SentencePiece replaces an error of its iterator by a RuntimeError without the message.
+    """
     try:
         yield from text
     except (Exception, KeyboardInterrupt) as error:
@@ -320,30 +319,31 @@ def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterato
 
 
 def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:
-    too_long = 0
+    """Yield the lines of at most `max_bytes` bytes, and warn about the others."""
+    num_long = 0
     for line in text:
         if len(line.encode()) > max_bytes:
-            too_long += 1
+            num_long += 1
         else:
             yield line
-    if too_long:
+    if num_long:
         logger.warning(
-            "tokenizer: %d lines of more than %d bytes left out of its training (tokenizer.max_line_bytes)",
-            too_long,
+            "tokenizer: not trained on %d lines of more than %d bytes (tokenizer.max_line_bytes)",
+            num_long,
             max_bytes,
         )
 
 
 def _explain(error: str, config: TokenizerConfig) -> str:
-    """SentencePiece's complaint in terms of our options."""
-    asked = f"tokenizer.vocab_size: {config.vocab_size}"
+    """Translate an error message of SentencePiece into one about the options of `config`."""
+    vocab_size = f"tokenizer.vocab_size: {config.vocab_size}"
     if limit := re.search(r"value <= (\d+)", error):
-        return f"{asked} is more than this text can give; at most {limit[1]}"
+        return f"{vocab_size} is too large for this text; set it to at most {limit[1]}"
     if required := re.search(r"(\d+) vs (\d+)", error):
         return (
-            f"{asked} is too small: the characters of this text and the special pieces alone need {required[2]} "
-            "(or lower tokenizer.character_coverage)"
+            f"{vocab_size} is too small: the characters of this text and the special pieces alone "
+            f"need {required[2]}; set at least that, or lower tokenizer.character_coverage"
         )
     if "!sentences_.empty()" in error:
-        return "the tokenizer has no text to be trained on"
+        return "there is no text to train the tokenizer on"
     return f"SentencePiece cannot train this tokenizer: {error}"

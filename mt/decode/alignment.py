@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt.data.batch import collate, moved
+from mt.data.batch import collate, to_device
 from mt.data.tokenizer import Tokenizer
 from mt.decode.parts import TranslatedPart, Translation
 from mt.model.attention import PaddedAttention, RecordedAttention
@@ -74,7 +74,7 @@ def align_batch(model: Transformer, parts: Sequence[LinePart]) -> list[Alignment
     """The words of each part that belong together, by the attention of the last decoder layer but
     one.
     """
-    batch = moved(
+    batch = to_device(
         collate([(part.translated.src, part.translated.tgt) for part in parts]),
         model.output_weight.device,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mt.data.batch import IdPair, collate, moved
+from mt.data.batch import IdPair, collate, to_device
 from mt.model.transformer import Transformer
 from mt.runtime.device import Compute
 
@@ -30,7 +30,7 @@ def token_log_probs(
     model: Transformer, pairs: Sequence[IdPair], compute: Compute
 ) -> list[list[float]]:
     """The log-probability of each token of each target, end of sentence included, in one batch."""
-    batch = moved(collate(pairs), compute.device)
+    batch = to_device(collate(pairs), compute.device)
     with compute.autocast():
         logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in))
     log_probs = logits.float().log_softmax(dim=-1).gather(2, batch.tgt_out[:, :, None])[:, :, 0]

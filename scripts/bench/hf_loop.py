@@ -28,7 +28,7 @@ from train import peak_memory, wait
 from transformers import MarianConfig, MarianMTModel
 
 from mt.config import Config, load_config
-from mt.data.batch import Batch, moved
+from mt.data.batch import Batch, to_device
 from mt.data.order import TrainLoader, Update
 from mt.data.prepare import prepare
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -69,7 +69,7 @@ def trainer(config: Config, model: MarianMTModel, compute: Compute) -> Callable[
     optimizer = torch.optim.AdamW(model.parameters(), config.optim.lr, betas, fused=True)
 
     def train(update: Update) -> None:
-        for batch in (moved(batch, compute.device) for batch in update.micro_batches):
+        for batch in (to_device(batch, compute.device) for batch in update.micro_batches):
             loss = loss_of(model, batch, config.train.label_smoothing, compute)
             (loss / len(update.micro_batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mt.config import PRESETS, BatchingConfig, ModelConfig, OptimConfig
-from mt.data.batch import empty_batch, moved
+from mt.data.batch import empty_batch, to_device
 from mt.data.order import TrainLoader
 from mt.data.store import SIDES, TokenCache
 from mt.files import fsync_folder, sha256_file
@@ -111,7 +111,7 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
     """
     model, wrapped, optimizer = built(args, world, compute)
     num_parameters = sum(p.numel() for p in model.parameters())
-    batch = moved(
+    batch = to_device(
         empty_batch((args.tokens // 32, 32, 32), torch.device("cpu"), packed=False), compute.device
     )
 

@@ -20,9 +20,9 @@ from mt.data.batch import (
     IntArray,
     PackedBatch,
     collate,
-    moved,
     pack,
     pad_rows,
+    to_device,
     token_buckets,
 )
 from mt.data.order import Position, TrainLoader
@@ -131,7 +131,7 @@ def test_moving_a_batch_keeps_every_field(
     """To a device that needs no hardware, with pinning left out, which does."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     batch = make([([7, 8], [5]), ([9], [4, 4])])
-    there = moved(batch, torch.device("meta"))
+    there = to_device(batch, torch.device("meta"))
     assert type(there) is type(batch)
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):
@@ -148,7 +148,7 @@ def test_moving_a_batch_keeps_every_field(
 @pytest.mark.parametrize("make", [collate, pack])
 def test_a_batch_that_is_on_its_device_is_not_copied(make: Callable[..., AnyBatch]) -> None:
     batch = make([([7, 8], [5])])
-    assert moved(batch, torch.device("cpu")) is batch
+    assert to_device(batch, torch.device("cpu")) is batch
 
 
 @pytest.mark.gpu
@@ -156,7 +156,7 @@ def test_a_batch_that_is_on_its_device_is_not_copied(make: Callable[..., AnyBatc
 @pytest.mark.parametrize("make", [collate, pack])
 def test_a_batch_arrives_on_the_gpu_as_it_was(make: Callable[..., AnyBatch]) -> None:
     batch = make([([7, 8], [5]), ([9], [4, 4])])
-    there = moved(batch, torch.device("cuda"))
+    there = to_device(batch, torch.device("cuda"))
     for name, value in vars(batch).items():
         found = getattr(there, name)
         assert (

@@ -338,7 +338,7 @@ class Watched:
     def __len__(self) -> int:
         return len(self.cache)
 
-    def expect(self, runs: Any) -> None:
+    def read_ahead(self, runs: Any) -> None:
         """Nothing to read ahead."""
 
     def lengths(self, indices: Any) -> Any:

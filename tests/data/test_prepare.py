@@ -1,7 +1,8 @@
-"""Tests of `mt.data.prepare`: what is unchanged is found again, what is changed is made again."""
+"""Tests of `mt.data.prepare`: unchanged data is found in the cache, and changed data is made again."""
 
 import contextlib
 import gzip
+import json
 import logging
 import shutil
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from mt.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from mt.data.prepare import Prepared, fingerprint_before_0_2, prepare, text_fingerprint
 from mt.data.sources import SentencePair
 from mt.errors import ConfigError, DataError
 from mt.files import atomic_write, locked
+from mt.runtime.world import World
 
 WriteCorpus = Callable[..., CorpusConfig]
 MakeConfig = Callable[..., Config]
@@ -24,6 +27,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
+    """The first 200 pairs of the sample corpus, as the contents of two files."""
     src, tgt = (
         "".join(pair[side] + "\n" for pair in sample_pairs[:200]).encode() for side in (0, 1)
     )
@@ -32,7 +36,7 @@ def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakeConfig:
-    """Configurations with one cache folder."""
+    """A function that makes configurations that share a cache folder."""
 
     def make(
         *corpora: CorpusConfig,
@@ -48,8 +52,8 @@ def make(tmp_path: Path) -> MakeConfig:
     return make
 
 
-def made(tmp_path: Path) -> dict[str, int]:
-    """Every file in the cache and when it was written."""
+def cached_files(tmp_path: Path) -> dict[str, int]:
+    """The modification time of every file in the cache."""
     return {
         str(path.relative_to(tmp_path)): path.stat().st_mtime_ns
         for path in (tmp_path / "cache").rglob("*.*")
@@ -57,10 +61,70 @@ def made(tmp_path: Path) -> dict[str, int]:
 
 
 def texts(prepared: Prepared) -> list[str]:
+    """The target text of every pair in the token cache."""
     return [
         prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist())
         for i in range(len(prepared.train))
     ]
+
+
+def test_the_cache_is_what_a_loop_over_the_lines_gives(
+    make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    corpora = [write_corpus(*text, "one"), write_corpus(b"eins\nzwei\n", b"one\ntwo\n", "two")]
+    prepared = prepare(make(*corpora))
+    expected: list[tuple[list[int], list[int]]] = []
+    for corpus in corpora:
+        sides = []
+        for path, model in (
+            (corpus.src, prepared.tokenizer.src_model),
+            (corpus.tgt, prepared.tokenizer.tgt_model),
+        ):
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+            lines = Path(str(path)).read_text(encoding="utf-8").split("\n")[:-1]
+            sides.append([processor.encode(line) for line in lines])
+        expected += zip(*sides, strict=True)
+    assert len(expected) == 202
+    pairs = [prepared.train[i] for i in range(len(prepared.train))]
+    assert [(src.tolist(), tgt.tolist()) for src, tgt in pairs] == expected
+
+
+class SecondRank(World):
+    """Receives, in place of the answer of `work`, the JSON that rank 0 sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(rank=1, size=2)
+        self.message = message
+
+    def broadcast_from_rank0(self, work: Callable[[], Any]) -> Any:
+        return json.loads(self.message)
+
+
+class FirstRank(World):
+    """Keeps the JSON of what rank 0 sends to the other ranks."""
+
+    def broadcast_from_rank0(self, work: Callable[[], Any]) -> Any:
+        answer = work()
+        self.message = json.dumps(answer)
+        return answer
+
+
+def test_the_other_ranks_open_what_rank_0_made(
+    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
+) -> None:
+    config, rank0 = make(write_corpus(*text)), FirstRank()
+    first = prepare(config, rank0)
+    before = cached_files(tmp_path)
+    second = prepare(config, SecondRank(rank0.message))
+    assert cached_files(tmp_path) == before
+    assert (second.data_fingerprint, second.tokenizer.hash, texts(second)) == (
+        first.data_fingerprint,
+        first.tokenizer.hash,
+        texts(first),
+    )
+    shutil.rmtree(first.train.folder)
+    with pytest.raises(DataError, match="must be a folder that all machines can read"):
+        prepare(config, SecondRank(rank0.message))
 
 
 def test_the_cache_holds_the_corpora_one_after_the_other(
@@ -81,7 +145,7 @@ def test_an_unchanged_corpus_is_tokenized_once(
 ) -> None:
     config = make(write_corpus(*text))
     first = prepare(config)
-    before = made(tmp_path)
+    before = cached_files(tmp_path)
     cached = [
         f"{side}.{what}.{kind}"
         for side in ("src", "tgt")
@@ -92,7 +156,7 @@ def test_an_unchanged_corpus_is_tokenized_once(
         ["src.spm", "tgt.spm", "manifest.json", *cached]
     )
     second = prepare(config)
-    assert made(tmp_path) == before
+    assert cached_files(tmp_path) == before
     assert (second.data_fingerprint, second.tokenizer.hash, texts(second)) == (
         first.data_fingerprint,
         first.tokenizer.hash,
@@ -100,17 +164,17 @@ def test_an_unchanged_corpus_is_tokenized_once(
     )
 
 
-def test_a_changed_line_makes_both_anew(
+def test_a_changed_line_makes_a_new_tokenizer_and_token_cache(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     first = prepare(make(write_corpus(*text)))
-    before = made(tmp_path)
+    before = cached_files(tmp_path)
     changed = text[1].replace(b"\n", b" indeed\n", 1)
     second = prepare(make(write_corpus(text[0], changed)))
     assert texts(second) != texts(first)
     assert texts(second)[1:] == texts(first)[1:]
     assert second.data_fingerprint != first.data_fingerprint
-    after = made(tmp_path)
+    after = cached_files(tmp_path)
     assert len(after) == 2 * len(before)
     assert before.items() <= after.items()
 
@@ -119,14 +183,14 @@ def test_moving_the_text_changes_nothing(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     first = prepare(make(write_corpus(*text)))
-    before = made(tmp_path)
+    before = cached_files(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     moved = [
         shutil.move(tmp_path / f"train.{side}", tmp_path / "elsewhere" / f"text.{side}")
         for side in ("src", "tgt")
     ]
     second = prepare(make(CorpusConfig(src=str(moved[0]), tgt=str(moved[1]))))
-    assert made(tmp_path) == before
+    assert cached_files(tmp_path) == before
     assert second.data_fingerprint == first.data_fingerprint
 
 
@@ -140,7 +204,7 @@ def test_other_filters_share_the_tokenizer(
     assert max(len(side) for i in range(len(short.train)) for side in short.train[i]) <= 19
     assert short.tokenizer.hash == all_pairs.tokenizer.hash
     assert short.data_fingerprint != all_pairs.data_fingerprint
-    names = [name for name in made(tmp_path) if name.endswith(("spm", "json"))]
+    names = [name for name in cached_files(tmp_path) if name.endswith(("spm", "json"))]
     assert sorted(name.rpartition("/")[2] for name in names) == [
         "manifest.json",
         "manifest.json",
@@ -178,24 +242,20 @@ def test_a_trained_tokenizer_is_used_as_it_is(
     )
 
 
-def test_what_is_made_does_not_depend_on_what_was_made_before(
+def test_a_tokenizer_does_not_depend_on_the_one_trained_before(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
-    broken = (
-        text[0] + b"qq\xffqq xyxyx\n" * 50,
-        text[1] + b"vwvwv vvwwv\n" * 50,
-    )  # skipped, these 50 lines train no tokenizer
+    # 50 lines that are used to train the tokenizer if they are replaced, but not if they are skipped.
+    broken = (text[0] + b"qq\xffqq xyxyx\n" * 50, text[1] + b"vwvwv vvwwv\n" * 50)
     configs = {
         policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy})
         for policy in ("replace", "skip")
     }
-    one_after_the_other = {
-        policy: prepare(config).tokenizer.hash for policy, config in configs.items()
-    }
+    hashes = {policy: prepare(config).tokenizer.hash for policy, config in configs.items()}
     for policy, config in configs.items():
         shutil.rmtree(tmp_path / "cache")
-        assert prepare(config).tokenizer.hash == one_after_the_other[policy]
-    assert len(set(one_after_the_other.values())) == 2
+        assert prepare(config).tokenizer.hash == hashes[policy]
+    assert len(set(hashes.values())) == 2
 
 
 def test_gz_and_plain_text_give_the_same_tokens(
@@ -211,46 +271,45 @@ def test_gz_and_plain_text_give_the_same_tokens(
     assert texts(packed) == texts(plain)
 
 
-def test_the_fingerprint_sees_sides_and_the_order_of_corpora(
+def test_the_fingerprint_depends_on_the_sides_and_the_order_of_corpora(
     make: MakeConfig, write_corpus: WriteCorpus
 ) -> None:
     one, two = write_corpus(b"a\n", b"b\n", "one"), write_corpus(b"c\n", b"d\n", "two")
     swapped = CorpusConfig(src=one.tgt, tgt=one.src)
-    corpora = [(one,), (two,), (swapped,), (one, two), (two, one), (one, one)]
-    assert len({text_fingerprint(make(*each)) for each in corpora}) == len(corpora)
+    lists = [(one,), (two,), (swapped,), (one, two), (two, one), (one, one)]
+    assert len({text_fingerprint(make(*corpora)) for corpora in lists}) == len(lists)
     assert text_fingerprint(make(one)) == text_fingerprint(
         make(one.model_copy(update={"name": "other"}))
     )
 
 
-def test_a_corpus_of_a_dataset_is_named_by_its_text(
+def test_the_fingerprint_of_a_dataset_depends_on_its_text_only(
     tmp_path: Path, make: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    found = []
+    fingerprints = []
     for folder, target in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.jsonl").write_text(f'{{"de": "x", "en": "{target}"}}\n')
-        found.append(
+        fingerprints.append(
             text_fingerprint(
                 make(CorpusConfig(dataset=str(tmp_path / folder), src_column="de", tgt_column="en"))
             )
         )
-    assert found[0] == found[1] != found[2]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_the_log_shows_what_became_of_the_pairs(
+def test_the_log_shows_how_many_pairs_were_skipped_and_dropped(
     make: MakeConfig,
     write_corpus: WriteCorpus,
     text: tuple[bytes, bytes],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        logging.getLogger("mt"), "propagate", True
-    )  # `setup_logging` in another test turns it off
+    # `setup_logging` in another test may have turned propagation off.
+    monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     corpus = write_corpus(text[0] + b"\nlost\n", text[1] + b"\n\n")
     with caplog.at_level(logging.INFO, logger="mt"):
         prepared = prepare(
@@ -282,10 +341,12 @@ def test_a_missing_file_is_refused_with_its_name(tmp_path: Path, make: MakeConfi
 @pytest.mark.parametrize(
     ("src", "tgt", "message"),
     [
-        (b"", b"", "no training pairs"), (b"\n\n", b"\n\n", "no training pairs"),
-        (b"a\nb\n", b"a\n", "2 lines"), (b"\xff\n", b"a\n", "UTF-8"),
+        (b"", b"", "no training pairs"),
+        (b"\n\n", b"\n\n", "no training pairs"),
+        (b"a\nb\n", b"a\n", "2 lines"),
+        (b"\xff\n", b"a\n", "UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_text_that_cannot_be_used_leaves_nothing_behind(
     tmp_path: Path,
     make: MakeConfig,
@@ -296,7 +357,7 @@ def test_text_that_cannot_be_used_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(DataError, match=message):
         prepare(make(write_corpus(src, tgt)))
-    assert made(tmp_path) == {}
+    assert cached_files(tmp_path) == {}
 
 
 def test_a_failed_tokenizer_leaves_nothing_behind(
@@ -304,7 +365,7 @@ def test_a_failed_tokenizer_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(DataError, match="at most"):
         prepare(make(write_corpus(b"a b\n", b"c d\n"), tokenizer={"vocab_size": 8000}))
-    assert made(tmp_path) == {}
+    assert cached_files(tmp_path) == {}
     assert list((tmp_path / "cache").rglob(".*")) == []
 
 
@@ -321,32 +382,36 @@ def test_a_damaged_cache_is_refused_and_made_again_once_deleted(
     assert texts(prepare(config)) == expected
 
 
-def test_too_many_lines_that_do_not_come_back_stop_a_run_with_examples(
-    make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture,
+def test_too_many_target_lines_that_the_tokenizer_changes_are_refused_with_examples(
+    make: MakeConfig,
+    write_corpus: WriteCorpus,
+    text: tuple[bytes, bytes],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     changed = text[1].replace(b".\n", "\u00b2.\n".encode())
     corpus = write_corpus(text[0], changed)
     plain = {"tgt_normalization": "nmt_nfkc", "src_normalization": "nmt_nfkc"}
     with pytest.raises(
-        DataError, match=r"target lines \(\d+\.\d%\) do not come back .*\n  .*\u00b2\.\n  .*2\.\n"
+        DataError,
+        match=r"the tokenizer changes .* target lines \(\d+\.\d%\) .*\n  .*\u00b2\.\n  .*2\.\n",
     ) as caught:
         prepare(make(corpus, tokenizer=plain))
     assert "tokenizer.max_lossy_share (0.1)" in str(caught.value)
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="mt"):
         prepare(make(corpus, tokenizer={**plain, "max_lossy_share": 1.0}))
-        assert "do not come back" in caplog.text
+        assert "the tokenizer changes" in caplog.text
         caplog.clear()
         prepare(make(corpus))
-    assert "do not come back" not in caplog.text
+    assert "the tokenizer changes" not in caplog.text
 
 
-def test_a_pair_of_models_with_different_pieces_shares_no_matrix(
+def test_two_models_with_different_pieces_cannot_share_all_embeddings(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     corpus = write_corpus(*text)
-    both = [
+    models = [
         prepare(make(corpus, tokenizer={"vocab_size": size})).tokenizer.src_model
         for size in (390, 400)
     ]
@@ -354,13 +419,17 @@ def test_a_pair_of_models_with_different_pieces_shares_no_matrix(
         ConfigError,
         match=r"tie_embeddings: `all` needs a joint vocabulary, but tokenizer.src_model",
     ):
-        prepare(make(corpus, tokenizer={"src_model": str(both[0]), "tgt_model": str(both[1])}))
+        prepare(make(corpus, tokenizer={"src_model": str(models[0]), "tgt_model": str(models[1])}))
 
 
-def test_what_is_ready_is_used_without_waiting_and_what_another_makes_is_named(
-    tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture,
+def test_a_complete_cache_needs_no_lock_and_waiting_for_a_lock_is_logged(
+    tmp_path: Path,
+    make: MakeConfig,
+    write_corpus: WriteCorpus,
+    text: tuple[bytes, bytes],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     config = make(write_corpus(*text))
     first = prepare(config)
     locks = list((tmp_path / "cache" / "locks").iterdir())
@@ -381,7 +450,7 @@ def test_what_is_ready_is_used_without_waiting_and_what_another_makes_is_named(
 
 
 def held_by_another_process(lock: Path) -> "subprocess.Popen[bytes]":
-    """A process that holds a lock for a second."""
+    """Start a process that holds a lock for a second, and wait until it has the lock."""
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom mt.files import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(1)"
@@ -392,23 +461,21 @@ def held_by_another_process(lock: Path) -> "subprocess.Popen[bytes]":
     return process
 
 
-def test_a_tokenizer_that_a_run_has_is_used_again(
+def test_the_tokenizer_of_a_run_is_used_again(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     config = make(write_corpus(*text))
     first = prepare(config)
+    expected = (first.tokenizer.hash, first.data_fingerprint)
     first.tokenizer.save(tmp_path / "kept")
     shutil.rmtree(tmp_path / "cache")
     again = prepare(config, tokenizer=tmp_path / "kept")
     shutil.rmtree(tmp_path / "kept")
     again.tokenizer.save(tmp_path / "saved")
-    assert (again.tokenizer.hash, again.data_fingerprint) == (
-        first.tokenizer.hash,
-        first.data_fingerprint,
-    )
+    assert (again.tokenizer.hash, again.data_fingerprint) == expected
 
 
-def test_a_packed_text_is_the_same_text_for_a_run_and_one_of_version_0_1_is_known_by_its_bytes(
+def test_the_fingerprint_ignores_compression_and_line_ends_but_that_of_version_0_1_does_not(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     plain = prepare(make(write_corpus(*text)))
@@ -428,14 +495,13 @@ def test_a_packed_text_is_the_same_text_for_a_run_and_one_of_version_0_1_is_know
     assert prepare(ends).data_fingerprint == plain.data_fingerprint
 
 
-def test_a_damaged_tokenizer_in_the_cache_is_seen(
+def test_a_damaged_tokenizer_in_the_cache_is_refused(
     make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
     config = make(write_corpus(*text))
     model = prepare(config).tokenizer.src_model
     content = bytearray(model.read_bytes())
-    place = content.index("\u2581".encode())
-    content[place + 2] ^= 1
+    content[content.index("\u2581".encode()) + 2] ^= 1
     model.write_bytes(content)
-    with pytest.raises(DataError, match=r"a damaged tokenizer; delete this folder"):
+    with pytest.raises(DataError, match=r"the tokenizer is damaged; delete this folder"):
         prepare(config)

@@ -230,8 +230,8 @@ def test_a_column_name_reaches_into_dictionaries_and_a_wrong_one_is_refused(
     corpus = {"dataset": str(tmp_path), "tgt_column": "translation.en"}
     assert read(CorpusConfig(**corpus, src_column="translation.de"))[0] == ROWS[:1]
     for wrong, message in [
-        ("translation.fr", "no column 'translation.fr'; there are id, translation"),
-        ("de", "no column 'de'; there are id, translation"),
+        ("translation.fr", "no column 'translation.fr'; the columns are id, translation"),
+        ("de", "no column 'de'; the columns are id, translation"),
         ("id.de", "no column 'id.de'"),
         ("id", "column 'id' holds int, not text"),
         ("translation", "column 'translation' holds dict, not text"),

@@ -29,15 +29,15 @@ def ids(*numbers: int) -> str:
 # The cache
 
 
-@pytest.mark.parametrize("lines_a_call", [1, 7, 100, 4096])
+@pytest.mark.parametrize("lines_per_call", [1, 7, 100, 4096])
 def test_a_cache_reads_back_as_the_tokenizer_wrote_it(
     tmp_path: Path,
     tokenizer: Tokenizer,
     sample_pairs: list[SentencePair],
     monkeypatch: pytest.MonkeyPatch,
-    lines_a_call: int,
+    lines_per_call: int,
 ) -> None:
-    monkeypatch.setattr(cache_module, "LINES_A_CALL", lines_a_call)
+    monkeypatch.setattr(cache_module, "LINES_PER_CALL", lines_per_call)
     pairs = sample_pairs[:100]
     built, stats = build_cache(
         iter(pairs), tokenizer, KEEP_ALL, tmp_path / "cache", {"corpora": ["Größe"]}
@@ -173,7 +173,7 @@ def test_without_a_ratio_any_ratio_is_kept() -> None:
 def test_kept_and_dropped_add_up_to_the_pairs(
     tmp_path: Path, id_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "LINES_A_CALL", 5)
+    monkeypatch.setattr(cache_module, "LINES_PER_CALL", 5)
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 14, (300, 2)).tolist()
     pairs = [SentencePair("7 " * src, "8 " * tgt) for src, tgt in lengths]
@@ -240,9 +240,9 @@ def test_the_lengths_of_training_lines_are_recorded(
 ) -> None:
     pairs = [SentencePair(ids(*[7] * (n + 1)), ids(*[7] * (2 * n + 1))) for n in range(100)]
     cache, _ = build_cache(pairs, id_tokenizer(1000), KEEP_ALL, tmp_path / "cache", {})
-    assert cache.lengths_seen.src == {"0.5": 50, "0.9": 90, "0.99": 99, "0.9999": 100, "1": 100}
-    assert cache.lengths_seen.tgt["1"] == 199
-    assert cache.lengths_seen.sentences["1"] == 1
+    assert cache.length_quantiles.src == {"0.5": 50, "0.9": 90, "0.99": 99, "0.9999": 100, "1": 100}
+    assert cache.length_quantiles.tgt["1"] == 199
+    assert cache.length_quantiles.sentences["1"] == 1
 
 
 def test_target_lines_that_do_not_come_back_are_counted_and_shown(

@@ -23,8 +23,8 @@ from mt.data.tokenizer import (
     PAD_ID,
     UNK_ID,
     Tokenizer,
+    copy_models,
     train_tokenizer,
-    write_trained,
 )
 from mt.errors import CheckpointError, ConfigError, DataError
 
@@ -105,7 +105,7 @@ def test_too_large_a_vocabulary_names_a_size_that_works(
     few = sample_pairs[:20]
     with pytest.raises(
         DataError,
-        match=r"^tokenizer.vocab_size: 5000 is more than this text can give; at most \d+$",
+        match=r"^tokenizer.vocab_size: 5000 is too large for this text; set it to at most \d+$",
     ) as caught:
         train(few, tmp_path, model_type=model_type, vocab_size=5000)
     limit = int(str(caught.value).split()[-1])
@@ -121,7 +121,7 @@ def test_too_small_a_vocabulary_names_a_size_that_works(
 ) -> None:
     options = {"model_type": model_type, "byte_fallback": byte_fallback}
     with pytest.raises(
-        DataError, match=r"^tokenizer.vocab_size: 8 is too small: .* alone need \d+ "
+        DataError, match=r"^tokenizer.vocab_size: 8 is too small: .* alone need \d+;"
     ) as caught:
         train(sample_pairs, tmp_path, **options, vocab_size=8)
     needed = int(re.findall(r"need (\d+)", str(caught.value))[0])
@@ -132,7 +132,7 @@ def test_too_small_a_vocabulary_names_a_size_that_works(
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_no_text_is_refused(tmp_path: Path, model_type: str) -> None:
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="no text to train the tokenizer on"):
         train([], tmp_path, model_type=model_type)
 
 
@@ -152,7 +152,7 @@ def test_overlong_lines_are_left_out_and_counted(
         assert caplog.messages == []
         train([*sample_pairs, long, at_the_limit, long], tmp_path / "b", max_line_bytes=200)
     assert len(caplog.messages) == 1
-    assert "4 lines of more than 200 bytes left out" in caplog.messages[0]
+    assert "not trained on 4 lines of more than 200 bytes" in caplog.messages[0]
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
@@ -383,7 +383,7 @@ def test_a_model_with_other_special_ids_gets_ours_and_reads_as_before(
     tmp_path: Path, sample_pairs: list[SentencePair], options: dict[str, Any]
 ) -> None:
     path = own_model(tmp_path / "theirs.model", sample_pairs, **options)
-    write_trained(TokenizerConfig(src_model=path, tgt_model=path), tmp_path / "ours")
+    copy_models(TokenizerConfig(src_model=path, tgt_model=path), tmp_path / "ours")
     tokenizer = Tokenizer.load(tmp_path / "ours")
     theirs = sentencepiece.SentencePieceProcessor(model_file=path)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.src_model))
@@ -411,16 +411,16 @@ def test_a_model_of_our_ids_is_copied_and_one_whose_special_piece_is_text_is_ref
     tmp_path: Path, tokenizer: Tokenizer, sample_pairs: list[SentencePair]
 ) -> None:
     ours = str(tokenizer.src_model)
-    write_trained(TokenizerConfig(src_model=ours, tgt_model=ours), tmp_path / "same")
+    copy_models(TokenizerConfig(src_model=ours, tgt_model=ours), tmp_path / "same")
     assert (tmp_path / "same" / "joint.spm").read_bytes() == tokenizer.src_model.read_bytes()
     odd = own_model(tmp_path / "odd.model", sample_pairs, bos_id=-1, user_defined_symbols=["<s>"])
     with pytest.raises(
         ConfigError, match=r"tokenizer.src_model, tgt_model: .*odd.model: .*<s> is ordinary text"
     ):
-        write_trained(TokenizerConfig(src_model=odd, tgt_model=odd), tmp_path / "refused")
+        copy_models(TokenizerConfig(src_model=odd, tgt_model=odd), tmp_path / "refused")
     (tmp_path / "none.model").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigError, match=r"tokenizer.tgt_model: .*none.model"):
-        write_trained(
+        copy_models(
             TokenizerConfig(src_model=ours, tgt_model=str(tmp_path / "none.model")),
             tmp_path / "refused",
         )

@@ -160,7 +160,7 @@ def test_deterministic_means_algorithms_workspaces_and_attention(
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_loss_and_its_gradients_are_computed_on_the_gpu(precision: str) -> None:
     from mt.config import ModelConfig
-    from mt.data.batch import collate, moved
+    from mt.data.batch import collate, to_device
     from mt.model.transformer import build_model
     from mt.train.objective import loss_sums
 
@@ -169,7 +169,7 @@ def test_a_loss_and_its_gradients_are_computed_on_the_gpu(precision: str) -> Non
         compute.device
     )
     with compute.autocast():
-        loss = loss_sums(model, moved(collate([([5, 6], [7, 8, 9])]), compute.device), 0.1)
+        loss = loss_sums(model, to_device(collate([([5, 6], [7, 8, 9])]), compute.device), 0.1)
     loss.smoothed.backward()
     assert {loss.smoothed.dtype, loss.nll.dtype, *(p.dtype for p in model.parameters())} == {
         torch.float32

@@ -1,6 +1,4 @@
-"""What a GPU does differently: when batches are packed, which layers are compiled, and that neither
-changes what is computed.
-"""
+"""Packed batches and compiled layers on a GPU: when they are used, and that results are equal."""
 
 import copy
 import subprocess
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mt.config import ModelConfig, OptimConfig
-from mt.data.batch import AnyBatch, collate, moved, pack
+from mt.data.batch import AnyBatch, collate, pack, to_device
 from mt.model.attention import PaddedAttention
 from mt.model.kernels import compile_layers, missing_compiler, packs
 from mt.model.transformer import Transformer, build_model
@@ -34,18 +32,18 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The warnings given."""
-    warnings: list[str] = []
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the warnings of `mt.model.kernels`."""
+    messages: list[str] = []
     monkeypatch.setattr(
-        "mt.model.kernels.logger.warning", lambda message, *args: warnings.append(message % args)
+        "mt.model.kernels.logger.warning", lambda message, *args: messages.append(message % args)
     )
-    return warnings
+    return messages
 
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Pretends a GPU of a compute capability; Ampere's to begin with."""
+    """Return a function that fakes the compute capability of the GPU, which is 8.0 until then."""
 
     def pretend(major: int, minor: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
@@ -69,17 +67,16 @@ def tiny(**options: Any) -> ModelConfig:
 
 
 # --- packing
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("d_model", "num_heads"), [(512, 8), (16, 2), (512, 2)])
 def test_half_precision_without_attention_dropout_is_packed(
-    dtype: torch.dtype, d_model: int, num_heads: int, said: list[str]
+    dtype: torch.dtype, d_model: int, num_heads: int, warnings: list[str]
 ) -> None:
     assert packs(tiny(d_model=d_model, num_heads=num_heads, dropout=0.3), Compute(CUDA, dtype))
-    assert said == []
+    assert warnings == []
 
 
 OBSTACLES = [
@@ -98,10 +95,10 @@ OBSTACLES = [
 @pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize(("dtype", "options", "named"), OBSTACLES)
 def test_one_warning_names_every_obstacle_to_packing(
-    dtype: torch.dtype, options: dict[str, Any], named: list[str], said: list[str]
+    dtype: torch.dtype, options: dict[str, Any], named: list[str], warnings: list[str]
 ) -> None:
     assert not packs(tiny(**options), Compute(CUDA, dtype))
-    [warning] = said
+    [warning] = warnings
     assert [text in warning for text in ("precision:", "model.attention_dropout:", "heads of")] == [
         any(text in name for name in named)
         for text in ("precision:", "model.attention_dropout:", "heads of")
@@ -111,11 +108,11 @@ def test_one_warning_names_every_obstacle_to_packing(
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 0), (7, 5)])
 def test_fp16_on_a_gpu_before_ampere_is_padded_and_the_warning_says_why(
-    major: int, minor: int, said: list[str], capability: Callable[[int, int], None]
+    major: int, minor: int, warnings: list[str], capability: Callable[[int, int], None]
 ) -> None:
     capability(major, minor)
     assert not packs(tiny(), Compute(CUDA, torch.float16))
-    [warning] = said
+    [warning] = warnings
     assert f"a GPU of compute capability {major}.{minor} (8.0" in warning
     assert "precision" not in warning
     capability(9, 0)
@@ -123,26 +120,25 @@ def test_fp16_on_a_gpu_before_ampere_is_padded_and_the_warning_says_why(
 
 
 @pytest.mark.usefixtures("capability")
-def test_a_deterministic_run_is_padded_as_it_was_asked_for(said: list[str]) -> None:
+def test_a_deterministic_run_is_padded_without_a_warning(warnings: list[str]) -> None:
     assert not packs(tiny(), Compute(CUDA, torch.bfloat16, is_deterministic=True))
-    assert said == []
+    assert warnings == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cpu_pads_and_says_nothing(dtype: torch.dtype, said: list[str]) -> None:
+def test_a_cpu_pads_without_a_warning(dtype: torch.dtype, warnings: list[str]) -> None:
     assert not packs(tiny(attention_dropout=0.1), Compute(CPU, dtype))
     assert not packs(tiny(), Compute(CPU, dtype))
-    assert said == []
+    assert warnings == []
 
 
 # --- compiling
-# ------------------------------------------------------------------------------------------------------------------
 
 
-def machine(
+def fake_installed(
     monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: str | None = None
 ) -> None:
-    """Pretend that these are installed, and nothing else."""
+    """Pretend that only these programs, and Triton if `triton` is set, are installed."""
     monkeypatch.setattr(
         "mt.model.kernels.importlib.util.find_spec",
         lambda name: object() if triton and name == "triton" else None,
@@ -161,14 +157,14 @@ def machine(
 def test_triton_and_any_c_compiler_are_enough(
     program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine(monkeypatch, True, program)
+    fake_installed(monkeypatch, True, program)
     assert missing_compiler() is None
 
 
-def test_the_c_compiler_that_the_environment_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, True, "icx", cc="icx")
+def test_the_c_compiler_in_the_variable_cc_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_installed(monkeypatch, True, "icx", cc="icx")
     assert missing_compiler() is None
-    machine(monkeypatch, True, "icx")
+    fake_installed(monkeypatch, True, "icx")
     assert "a C compiler" in str(missing_compiler())
 
 
@@ -176,62 +172,61 @@ def test_the_c_compiler_that_the_environment_names_counts(monkeypatch: pytest.Mo
     ("triton", "programs", "missing"),
     [(False, ["cc", "gcc"], "triton"), (True, [], "a C compiler"), (False, [], "triton")],
 )
-def test_what_a_compiler_lacks_is_named_and_nothing_is_compiled(
+def test_a_missing_part_of_the_compiler_is_named_and_nothing_is_compiled(
     triton: bool,
     programs: list[str],
     missing: str,
-    said: list[str],
+    warnings: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine(monkeypatch, triton, *programs)
+    fake_installed(monkeypatch, triton, *programs)
     assert missing in str(missing_compiler())
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     compile_layers(model.layers, Compute(CUDA, torch.bfloat16))
-    assert compiled(model) == []
-    [warning] = said
+    assert compiled_modules(model) == []
+    [warning] = warnings
     assert warning.startswith(f"train.compile: {missing_compiler()} is missing")
 
 
-def compiled(model: Transformer) -> list[str]:
-    """The modules that were compiled."""
+def compiled_modules(model: Transformer) -> list[str]:
+    """Return the names of the modules that were compiled."""
     return [
         name for name, module in model.named_modules() if module._compiled_call_impl is not None
     ]
 
 
-def test_a_cpu_compiles_nothing_and_says_nothing(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_cpu_compiles_nothing_without_a_warning(
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine(monkeypatch, True, "cc")
+    fake_installed(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     compile_layers(model.layers, Compute(CPU, torch.bfloat16))
-    assert compiled(model) == []
-    assert said == []
+    assert compiled_modules(model) == []
+    assert warnings == []
 
 
 def test_every_layer_is_compiled_and_its_weights_keep_their_names(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine(monkeypatch, True, "cc")
+    fake_installed(monkeypatch, True, "cc")
     model = build_model(tiny(), VOCAB, VOCAB, seed=1)
     names = list(model.state_dict())
     compile_layers(model.layers, Compute(CUDA, torch.bfloat16))
-    assert compiled(model) == [
+    assert compiled_modules(model) == [
         "encoder.layers.0",
         "encoder.layers.1",
         "decoder.layers.0",
         "decoder.layers.1",
     ]
     assert list(model.state_dict()) == names
-    assert said == []
+    assert warnings == []
 
 
-# --- what is compiled computes the same
-# -----------------------------------------------------------------------------------------
+# --- results of compiled layers
 
 
 def sentences(count: int, longest: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Random pairs; the first source is the longest, the last is short."""
+    """Return random pairs; the first source is the longest, and the last pair is short."""
     draw = torch.Generator().manual_seed(seed)
     lens = torch.randint(1, longest, (count, 2), generator=draw).tolist()
     lens[0], lens[-1] = [longest, longest - 1], [1, 2]
@@ -254,8 +249,9 @@ Tracer = Callable[[str], CompileCounterWithBackend]
 
 @pytest.fixture
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
-    """Makes `module.compile` trace without generating code, and gather the graphs; `aot_eager`
-    traces gradients too, and takes long.
+    """Make `module.compile` trace the layers without generating code, and collect the graphs.
+
+    The backend `aot_eager` traces gradients too, which takes longer.
     """
     real = nn.Module.compile
 
@@ -268,7 +264,7 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
         )
         return counter
 
-    machine(monkeypatch, True, "cc")
+    fake_installed(monkeypatch, True, "cc")
     torch._dynamo.reset()
     yield trace_with
     torch._dynamo.reset()
@@ -295,11 +291,10 @@ def test_traced_layers_give_the_same_loss_and_gradients(
     tracer: Tracer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the attention of a GPU; and neither more layers nor batches of other sizes are traced
-    again.
+    """Uses the attention of a GPU. More layers and batches of other sizes cause no new traces.
 
-    One graph for encoder layers and one for decoder layers: PyTorch gives up after eight of one
-    function.
+    There must be one graph for encoder layers and one for decoder layers, because PyTorch stops
+    compiling a function after eight graphs.
     """
     monkeypatch.setattr(PaddedAttention, "attend", PaddedAttention._fused)
     config = tiny(norm=norm, activation=activation, encoder_layers=5, decoder_layers=5)
@@ -318,7 +313,6 @@ def test_traced_layers_give_the_same_loss_and_gradients(
 
 
 # --- on a GPU
-# -------------------------------------------------------------------------------------------------------------------
 
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -332,7 +326,7 @@ BF16 = Compute(CUDA, torch.bfloat16)
 
 
 def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
-    """Of all numbers together."""
+    """Return the relative error of all tensors taken together."""
     a, b = (
         torch.cat([x.detach().flatten().double().cpu() for x in side]) for side in (ours, exact)
     )
@@ -343,16 +337,14 @@ def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("make", [collate, pack])
 def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyBatch]) -> None:
-    """Packed and padded: some dozen roundings to 8 bits lie between, and no mistake of a mask,
-    which would change whole numbers.
-    """
+    """The bounds allow some dozen roundings to 8 bits. A wrong mask would cause larger errors."""
     exact = build_model(
         tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1
     ).train()
     model = copy.deepcopy(exact).to(CUDA)
     pairs = sentences(17, 30, seed=1)
     with BF16.autocast():
-        ours = loss_sums(model, moved(make(pairs), CUDA), 0.1)
+        ours = loss_sums(model, to_device(make(pairs), CUDA), 0.1)
     theirs = loss_sums(exact, collate(pairs), 0.1)
     our_grads, their_grads = (
         list(torch.autograd.grad(loss.smoothed, trained(m)))
@@ -368,8 +360,8 @@ def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyB
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.no_grad()
 def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
-    """Layer norm leaves hidden states around 1, where bf16 rounds by 2^-8; a few such roundings
-    apart, and by far fewer on average.
+    """Hidden states after a layer norm are around 1, where bf16 rounds by 2^-8. Packed and padded
+    states may differ by a few such roundings, and by far less on average.
     """
     model = (
         build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1)
@@ -377,13 +369,18 @@ def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
         .train()
     )
     pairs = sentences(17, 30, seed=1)
-    padded, packed = moved(collate(pairs), CUDA), moved(pack(pairs), CUDA)
+    padded, packed = to_device(collate(pairs), CUDA), to_device(pack(pairs), CUDA)
     with BF16.autocast():
         losses = [loss_sums(model, batch, 0.1) for batch in (padded, packed)]
         hidden = model(padded.src, padded.src_mask, padded.tgt_in)  # type: ignore[union-attr]
         flat = model.packed(
-            packed.src, packed.src_offsets, packed.max_src_len, packed.tgt_in, packed.tgt_offsets, packed.max_tgt_len,  # type: ignore[union-attr]
-        )  # fmt: skip
+            packed.src,
+            packed.src_offsets,  # type: ignore[union-attr]
+            packed.max_src_len,  # type: ignore[union-attr]
+            packed.tgt_in,
+            packed.tgt_offsets,  # type: ignore[union-attr]
+            packed.max_tgt_len,  # type: ignore[union-attr]
+        )
     real = hidden[padded.tgt_out != 0]
     torch.testing.assert_close(flat, real, rtol=0, atol=0.1)
     assert relative_error([flat], [real]) < 0.01
@@ -408,7 +405,7 @@ def test_updates_on_a_gpu_lower_the_loss_with_dropout(
     model.recompute(recompute)
     optimizer = build_optimizer(model, OptimConfig(lr=3e-3), CUDA)
     scale = LossScale(CUDA, enabled=dtype == torch.float16)
-    batch = moved(make(sentences(8, 12, seed=2)), CUDA)
+    batch = to_device(make(sentences(8, 12, seed=2)), CUDA)
     losses, diverged = [], torch.tensor(False, device=CUDA)
     for _ in range(80):
         with compute.autocast():
@@ -433,21 +430,21 @@ def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]
     )
     model = copy.deepcopy(eager)
     compile_layers(model.layers, BF16)
-    assert compiled(model)
+    assert compiled_modules(model)
     for count, longest in ((17, 30), (9, 21)):
-        batch = moved(make(sentences(count, longest, seed=count)), CUDA)
+        batch = to_device(make(sentences(count, longest, seed=count)), CUDA)
         with BF16.autocast():
             ours, theirs = loss_and_gradients(model, batch), loss_and_gradients(eager, batch)
         assert relative_error(ours[:2], theirs[:2]) < 0.01
         assert relative_error(ours[2:], theirs[2:]) < 0.05
 
 
-# Some updates of a model with dropout, then a search: what they end in, as a hash.
+# Trains a model with dropout for some updates, searches, and prints a hash of all results.
 DETERMINISTIC_CODE = """
 import hashlib, sys
 import torch
 from mt.config import ModelConfig, OptimConfig
-from mt.data.batch import collate, moved
+from mt.data.batch import collate, to_device
 from mt.decode.search import SearchConfig, beam_search
 from mt.runtime.device import set_up_compute
 from mt.decode.steps import EagerModel
@@ -472,7 +469,7 @@ draw = torch.Generator().manual_seed(1)
 for step in range(10):
     lens = torch.randint(1, 40, (64, 2), generator=draw).tolist()
     pairs = [[torch.randint(4, 500, (n,), generator=draw).tolist() for n in pair] for pair in lens]
-    batch = moved(collate(pairs), compute.device)
+    batch = to_device(collate(pairs), compute.device)
     torch.manual_seed(step)
     with compute.autocast():
         loss = loss_sums(model, batch, 0.1)
@@ -489,8 +486,8 @@ print(compute, digest.hexdigest())
 """
 
 
-def deterministic_end(*arguments: str) -> str:
-    """Where `DETERMINISTIC_CODE` ends, in a process of its own as the settings are a process's."""
+def run_deterministic(*arguments: str) -> str:
+    """Run `DETERMINISTIC_CODE`, in a process of its own because it changes global settings."""
     command = [sys.executable, "-c", DETERMINISTIC_CODE, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
@@ -505,9 +502,9 @@ def deterministic_end(*arguments: str) -> str:
         pytest.param("cuda", "bf16", "compiled", marks=[pytest.mark.gpu, NEEDS_GPU]),
     ],
 )
-def test_a_deterministic_run_ends_in_the_same_bits_twice(
+def test_a_deterministic_run_gives_the_same_bits_twice(
     device: str, precision: str, kind: str
 ) -> None:
-    ends = [deterministic_end(device, precision, kind) for _ in range(2)]
-    assert ends[0] == ends[1]
-    assert ("deterministic" in ends[0]) == (device == "cuda")
+    outputs = [run_deterministic(device, precision, kind) for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    assert ("deterministic" in outputs[0]) == (device == "cuda")

@@ -1,5 +1,6 @@
-"""Which training pairs are left out: named filters over a pair's text and over its subwords, each
-counting what it drops.
+"""Filters that drop training pairs, by their text before tokenization or by their subwords after.
+
+Each filter is named after its option, and the pairs that it drops are counted under that name.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from mt.data.sources import SentencePair
 
 
 class FilterStats(Counter[str]):
-    """How many pairs each filter dropped (by its name), and how many were kept (`kept`)."""
+    """The number of pairs that each filter dropped, by name, and the number `kept`."""
 
     def __str__(self) -> str:
         dropped = ", ".join(
@@ -22,16 +23,20 @@ class FilterStats(Counter[str]):
 
 
 def text_filter(pair: SentencePair, config: FilterConfig) -> str | None:
-    """The name of the filter that drops this pair before it is tokenized, or None."""
+    """Return the name of the filter that drops a pair because of its text, or None to keep it."""
     if any(len(side.encode()) > config.max_bytes for side in pair):
         return "max_bytes"
     return None
 
 
 def token_filter(src: Sequence[int], tgt: Sequence[int], config: FilterConfig) -> str | None:
-    """The name of the filter that drops this tokenized pair (ends of sentence not in it), or None."""
+    """Return the name of the filter that drops a pair because of its subwords, or None to keep it.
+
+    `src` and `tgt` are ids without end of sentence.
+    """
     if not src or not tgt:
-        return "no_subwords"  # nothing but characters that the tokenizer's normalization removes
+        # The side has only characters that the tokenizer's normalization removes.
+        return "no_subwords"
     longer, shorter = max(len(src), len(tgt)), min(len(src), len(tgt))
     if longer + 1 > config.max_len:
         return "max_len"

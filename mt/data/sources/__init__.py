@@ -1,18 +1,16 @@
-"""Parallel text as it stands in files and datasets: one `SentencePair` a line, every odd line
-counted or refused.
+"""Read parallel text from files and datasets, one `SentencePair` per line.
 
-A line is bytes up to `\\n` with one `\\r` before it dropped; U+2028 and its kind stand inside
-lines. What can be wrong and its fate:
-  - the sides differ in their number of lines    error with both counts
-  - UTF-16, binary, or lines that end in `\\r`     error with the command that converts the file
-  - a byte-order mark at the beginning           dropped
-  - bytes that are not UTF-8                     `on_invalid_utf8`: error, replaced, or the pair
-    skipped
-  - empty on one side only                       `on_one_sided_empty`: error, or the pair skipped
-  - empty on both sides                          skipped
-  - `\\r`, NUL, line separators inside            kept as they are
-  - a newline inside a dataset's text            becomes a space
-What is not an error is counted in `CorpusStats`, but for the mark.
+A line ends with `\\n` or `\\r\\n`; other separators, such as U+2028, do not end a line. Unusual
+input is handled as follows. Except for errors and byte-order marks, `CorpusStats` counts it.
+
+  the sides have different numbers of lines    error that gives both numbers
+  UTF-16, binary data, lines ending in `\\r`     error that gives the command to convert the file
+  byte-order mark at the start of a file       removed
+  bytes that are not UTF-8                     `on_invalid_utf8`: error, replace, or skip the pair
+  line that is empty on one side only          `on_one_sided_empty`: error, or skip the pair
+  line that is empty on both sides             the pair is skipped
+  `\\r`, NUL or line separator inside a line    kept
+  newline inside the text of a dataset         replaced by a space
 """
 
 import itertools
@@ -27,12 +25,16 @@ from mt.files import BYTE_ORDER_MARK, read_lines
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
-MAX_CONTROLS = 0.25  # share of a line in text; half of UTF-16 is such bytes, in most languages
-LINES_LOOKED_INTO = 100
+# A line with a larger share of `CONTROLS` is not text. In UTF-16, about half of the bytes are zero.
+MAX_CONTROLS = 0.25
+NUM_LINES_CHECKED = 100  # lines at the start of a file that are checked to be text
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 ODD_CHARACTERS = {
-    "with NUL": "\0", "with \\r inside": "\r", "with a line separator inside": LINE_SEPARATORS, "with a byte-order mark inside": "\ufeff",
-}  # fmt: skip
+    "with NUL": "\0",
+    "with \\r inside": "\r",
+    "with a line separator inside": LINE_SEPARATORS,
+    "with a byte-order mark inside": "\ufeff",
+}
 
 
 class SentencePair(NamedTuple):
@@ -43,7 +45,7 @@ class SentencePair(NamedTuple):
 
 
 class CorpusStats(Counter[str]):
-    """How many pairs were read (`pairs`), and how many had each oddity."""
+    """The number of pairs read, as `pairs`, and the number of pairs with each kind of odd text."""
 
     def __str__(self) -> str:
         odd = ", ".join(
@@ -53,14 +55,15 @@ class CorpusStats(Counter[str]):
 
 
 class InvalidUtf8(Exception):
-    """A line that is not UTF-8 where the configuration says to skip it."""
+    """A line is not UTF-8, and `on_invalid_utf8` is `skip`."""
 
 
 def open_corpus(
     corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
 ) -> Iterator[SentencePair]:
-    """Training pairs of one corpus in their order, `stats` filled on the way. Raises `DataError` as
-    the module says.
+    """Yield the training pairs of a corpus in order, and count them in `stats`.
+
+    Raises `DataError` for the errors that the docstring of this module lists.
     """
     for number, pair in _decoded(corpus, data, stats):
         stats["pairs"] += 1
@@ -74,7 +77,8 @@ def open_corpus(
             if data.on_one_sided_empty == "error":
                 path = corpus.label if corpus.dataset else (corpus.src if empty_src else corpus.tgt)
                 raise DataError(
-                    f"{path}:{number}: empty, but its other side is not (data.on_one_sided_empty: skip leaves it out)"
+                    f"{path}:{number}: empty, but the other side is not "
+                    "(data.on_one_sided_empty: skip drops such pairs)"
                 )
             stats["skipped: empty on one side"] += 1
         else:
@@ -83,15 +87,17 @@ def open_corpus(
 
 
 def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[list[str], list[str]]:
-    """Source and target lines of validation or test corpora, nothing left out: line N of one
-    translates line N of the other.
+    """Return all source lines and all target lines of validation or test corpora.
+
+    No line is dropped, so line N of one side is the translation of line N of the other.
     """
     sides: tuple[list[str], list[str]] = ([], [])
     for corpus in corpora:
         for number, pair in _decoded(corpus, data, CorpusStats()):
             if pair is None:
                 raise DataError(
-                    f"{corpus.label}:{number}: not UTF-8; validation and test text cannot skip lines (choose replace)"
+                    f"{corpus.label}:{number}: not UTF-8; lines of validation and test text cannot "
+                    "be skipped (set data.on_invalid_utf8: replace)"
                 )
             for side, text in zip(sides, pair, strict=True):
                 side.append(text)
@@ -101,8 +107,9 @@ def read_parallel(corpora: Iterable[CorpusConfig], data: DataConfig) -> tuple[li
 
 
 def read_text(path: str | Path) -> list[str]:
-    """All lines of one UTF-8 text file, as `open_corpus` reads them. Raises `DataError` with file
-    and line.
+    """Return all lines of a UTF-8 text file, read in the same way as training text.
+
+    Raises `DataError` with the file and line of invalid UTF-8.
     """
     return [
         decode_line(line, f"{path}:{number}", "error", CorpusStats())
@@ -111,10 +118,9 @@ def read_text(path: str | Path) -> list[str]:
 
 
 def text_lines(path: str | Path) -> Iterator[bytes]:
-    """The lines of a text file, without a byte-order mark before the first.
+    """Yield the lines of a text file as bytes, without the byte-order mark; `-` is standard input.
 
-    Raises `DataError` for UTF-16, for bytes that are no text, and for lines that end in `\\r`
-    alone.
+    Raises `DataError` if the file is UTF-16 or binary, or if its lines end in `\\r` without `\\n`.
     """
     name = "standard input" if str(path) == "-" else path
     lines = read_lines(path)
@@ -128,17 +134,17 @@ def text_lines(path: str | Path) -> Iterator[bytes]:
     second: list[bytes] = []
     if first.rstrip(b"\r").count(b"\r") > 1 and not (second := list(itertools.islice(lines, 1))):
         raise DataError(
-            f"{name}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n' < {path} > NEW"
+            f"{name}: lines end in \\r without \\n; convert it: tr '\\r' '\\n' < {path} > NEW"
         )
     for number, line in enumerate(
         itertools.chain([first.removeprefix(BYTE_ORDER_MARK)], second, lines), 1
     ):
-        if number <= LINES_LOOKED_INTO and len(line) - len(line.translate(None, CONTROLS)) > max(
+        if number <= NUM_LINES_CHECKED and len(line) - len(line.translate(None, CONTROLS)) > max(
             2, MAX_CONTROLS * len(line)
         ):
             raise DataError(
-                f"{name}:{number}: not text in UTF-8 but binary, or UTF-16 without its mark; if so, convert it: "
-                f"iconv -f UTF-16LE -t UTF-8 {path} > NEW"
+                f"{name}:{number}: not UTF-8 text but binary data, or UTF-16 without a byte-order "
+                f"mark; if it is UTF-16, convert it: iconv -f UTF-16LE -t UTF-8 {path} > NEW"
             )
         yield line
 
@@ -150,7 +156,12 @@ def decode_line(
     stats: CorpusStats,
     remedy: str = "data.on_invalid_utf8: replace or skip",
 ) -> str:
-    """The text of one line. Raises `DataError`, or `InvalidUtf8` where `on_invalid` is `skip`."""
+    """Decode a line, without a `\\r` at its end.
+
+    `where` (file and line) and `remedy` (the option to set) are for the error message. If the line
+    is not UTF-8, `on_invalid` decides: `error` raises `DataError`, `skip` raises `InvalidUtf8`, and
+    `replace` puts U+FFFD in place of the invalid bytes.
+    """
     if line.endswith(b"\r"):
         line = line[:-1]
         stats["with \\r at the end"] += 1
@@ -160,10 +171,10 @@ def decode_line(
         if on_invalid == "skip":
             raise InvalidUtf8 from error
         if on_invalid == "error":
-            found = line[error.start : error.start + 4].hex(" ")
+            invalid = line[error.start : error.start + 4].hex(" ")
             raise DataError(
-                f"{where}: not UTF-8 at byte {error.start + 1} ({found}); convert the file, as with iconv -f LATIN1 -t UTF-8, or choose "
-                f"{remedy}"
+                f"{where}: not UTF-8 at byte {error.start + 1} ({invalid}); convert the file, for "
+                f"example with iconv -f LATIN1 -t UTF-8, or set {remedy}"
             ) from error
         stats["with bytes replaced (not UTF-8)"] += 1
         return line.decode("utf-8", errors="replace")
@@ -172,7 +183,7 @@ def decode_line(
 def _decoded(
     corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
 ) -> Iterator[tuple[int, SentencePair | None]]:
-    """(line number, pair), None for a pair to skip."""
+    """Yield (line number, pair) of every line; the pair is None if it must be skipped."""
     if corpus.dataset is not None:
         yield from enumerate(_dataset_pairs(corpus, stats), 1)
         return
@@ -190,14 +201,18 @@ def _decoded(
 
 
 def _paired_lines(src: str, tgt: str) -> Iterator[tuple[bytes, bytes]]:
-    """Lines of two files together. Raises `DataError` with both counts where one ends first."""
+    """Yield line N of both files together.
+
+    Raises `DataError` with the number of lines of each if the numbers differ.
+    """
     sources, targets = text_lines(src), text_lines(tgt)
     for count, (source, target) in enumerate(itertools.zip_longest(sources, targets)):
         if source is None or target is None:
             rest = 1 + sum(1 for _ in (targets if source is None else sources))
             num_src, num_tgt = (count, count + rest) if source is None else (count + rest, count)
             raise DataError(
-                f"{src} has {num_src:,} lines but {tgt} has {num_tgt:,}; parallel files must match line by line"
+                f"{src} has {num_src:,} lines but {tgt} has {num_tgt:,}; "
+                "parallel files must match line by line"
             )
         yield source, target
 
@@ -224,7 +239,7 @@ def _load_dataset(corpus: CorpusConfig) -> Any:
     assert corpus.dataset is not None
     try:
         return datasets.load_dataset(corpus.dataset, corpus.subset, split=corpus.split)
-    except Exception as error:  # the library raises a dozen kinds, network errors among them
+    except Exception as error:  # the library raises many kinds, including network errors
         raise DataError(
             f"{corpus.label}: datasets.load_dataset failed: {type(error).__name__}: {error}"
         ) from error
@@ -234,7 +249,9 @@ def _column(row: Any, name: str, where: str) -> str:
     value = row
     for part in [name] if name in row else name.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise DataError(f"{where}: no column {name!r}; there are {', '.join(map(str, row))}")
+            raise DataError(
+                f"{where}: no column {name!r}; the columns are {', '.join(map(str, row))}"
+            )
         value = value[part]
     if value is None:
         return ""
