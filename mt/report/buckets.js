@@ -1,11 +1,14 @@
-// Scores of sentences grouped by length or rarity, as bars side by side with the number of sentences below.
+// Bar charts of scores on sentences of similar length or rarity, with a bar per system. Below each
+// group of bars is its number of sentences.
 
 const BARS = { height: 230, left: 44, right: 8, top: 18, bottom: 42 };
 
 function showBuckets(test) {
   const buckets = (test?.buckets ?? []).filter((bucket) => bucket.labels?.length);
   if (!test) return fill("buckets", missing(NO_TEST));
-  if (!buckets.length) return fill("buckets", missing("No buckets: this test set was not cut by length or rarity."));
+  if (!buckets.length) {
+    return fill("buckets", missing("This test set has no scores by sentence length or rarity."));
+  }
   const names = (test.systems ?? []).map((system) => system.name);
   return fill("buckets",
     h("p", { class: "legend" }, names.map(named)),
@@ -13,21 +16,25 @@ function showBuckets(test) {
 }
 
 function bucketFigure(bucket, names) {
-  const label = `${bucket.metric} by ${bucket.title}. Arrow keys read values.`;
+  const label = `${bucket.metric} by ${bucket.title}. Arrow keys read the values.`;
   const plot = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": label });
   const chart = { plot, bucket, names, at: -1 };
   drawings.set(plot, () => drawBars(chart));
   listenToBars(chart);
   const cells = (i) => names.map((_, s) => num(number(bucket.values?.[s]?.[i], 2)));
-  const rows = bucket.labels.map((label, i) => [label, num(number(bucket.counts?.[i], 0)), ...cells(i)]);
-  return h("figure", {}, h("figcaption", {}, bucket.title, h("span", { class: "note" }, bucket.metric)), plot,
+  const rows = bucket.labels.map((name, i) =>
+    [name, num(number(bucket.counts?.[i], 0)), ...cells(i)]);
+  const caption = h("figcaption", {}, bucket.title, h("span", { class: "note" }, bucket.metric));
+  return h("figure", {}, caption, plot,
     h("details", {}, h("summary", {}, "As a table"),
-      table(`${bucket.metric} by ${bucket.title}`, ["", num("Sentences"), ...names.map(num)], rows)));
+      table(`${bucket.metric} by ${bucket.title}`, ["", num("Sentences"), ...names.map(num)],
+        rows)));
 }
 
 function listenToBars(chart) {
   const { plot, bucket } = chart;
-  const at = (event) => Math.floor(chart.x.invert(event.clientX - plot.getBoundingClientRect().left));
+  const left = () => plot.getBoundingClientRect().left;
+  const at = (event) => Math.floor(chart.x.invert(event.clientX - left()));
   plot.addEventListener("pointermove", (event) => readBars(chart, at(event)));
   plot.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -35,7 +42,9 @@ function listenToBars(chart) {
     event.preventDefault();
     readBars(chart, clamp(chart.at + move, 0, bucket.labels.length - 1));
   });
-  for (const away of ["pointerleave", "blur"]) plot.addEventListener(away, () => { chart.band.replaceChildren(); hideTip(); });
+  for (const type of ["pointerleave", "blur"]) {
+    plot.addEventListener(type, () => { chart.band.replaceChildren(); hideTip(); });
+  }
 }
 
 function drawBars(chart) {
@@ -43,13 +52,15 @@ function drawBars(chart) {
   const width = plot.clientWidth;
   const top = Math.max(1e-9, ...(bucket.values ?? []).flat().filter(Number.isFinite));
   chart.x = scale([0, bucket.labels.length], [BARS.left, width - BARS.right]);
-  chart.y = scale([0, top * 1.04], [BARS.height - BARS.bottom, BARS.top]); // from 0, or lengths of bars would lie
+  // The axis begins at 0, so that the lengths of the bars are proportional to the scores.
+  chart.y = scale([0, top * 1.04], [BARS.height - BARS.bottom, BARS.top]);
   chart.step = chart.x(1) - chart.x(0);
   chart.bar = Math.min(34, (chart.step * 0.8) / Math.max(1, names.length));
   chart.band = svg("g", {});
   plot.replaceChildren(picture(width, BARS.height,
     valueLines(chart.y, BARS.left, width - BARS.right), chart.band,
-    names.map((name, s) => svg("g", { class: `c${slot(name)}` }, bucket.labels.map((_, i) => barOf(chart, s, i)))),
+    names.map((name, s) => svg("g", { class: `c${slot(name)}` },
+      bucket.labels.map((_, i) => barOf(chart, s, i)))),
     bucket.labels.map((_, i) => bucketLabel(chart, i))));
 }
 
@@ -57,13 +68,18 @@ function barOf({ bucket, names, x, y, bar }, s, i) {
   const value = bucket.values?.[s]?.[i];
   if (!Number.isFinite(value)) return null;
   const left = x(i + 0.5) + (s - names.length / 2) * bar;
-  return [svg("rect", { class: "bar", x: left + 0.5, width: Math.max(1, bar - 1), y: y(value), height: Math.max(0, y(0) - y(value)) }),
-    bar >= 27 && svg("text", { class: "bar-value", x: left + bar / 2, y: y(value) - 4 }, number(value, 1))];
+  return [
+    svg("rect", { class: "bar", x: left + 0.5, width: Math.max(1, bar - 1),
+      y: y(value), height: Math.max(0, y(0) - y(value)) }),
+    bar >= 27 && svg("text", { class: "bar-value", x: left + bar / 2, y: y(value) - 4 },
+      number(value, 1))];
 }
 
 function bucketLabel({ bucket, x, step }, i) {
-  const text = (up, content) => svg("text", { x: x(i + 0.5), y: BARS.height - up, "text-anchor": "middle" }, content);
-  return [text(24, shortened(bucket.labels[i], step / 6.5)), step > 30 && text(8, `n ${compact(bucket.counts?.[i] ?? 0)}`)];
+  const text = (up, content) =>
+    svg("text", { x: x(i + 0.5), y: BARS.height - up, "text-anchor": "middle" }, content);
+  return [text(24, shortened(bucket.labels[i], step / 6.5)),
+    step > 30 && text(8, `n ${compact(bucket.counts?.[i] ?? 0)}`)];
 }
 
 function readBars(chart, at) {
@@ -71,8 +87,11 @@ function readBars(chart, at) {
   if (!(at in bucket.labels)) return;
   chart.at = at;
   const height = BARS.height - BARS.top - BARS.bottom;
-  chart.band.replaceChildren(svg("rect", { class: "band", x: x(at), width: step, y: BARS.top, height }));
-  const values = names.map((name, s) => [name, ` ${bucket.metric}`, number(bucket.values?.[s]?.[at], 2)]);
+  const band = { class: "band", x: x(at), width: step, y: BARS.top, height };
+  chart.band.replaceChildren(svg("rect", band));
+  const values = names.map((name, s) =>
+    [name, ` ${bucket.metric}`, number(bucket.values?.[s]?.[at], 2)]);
   const title = `${bucket.title}: ${bucket.labels[at]}`;
-  showTip(title, [...values, ["", "sentences", number(bucket.counts?.[at], 0)]], placeIn(plot, x(at + 0.5), BARS.top + 12));
+  showTip(title, [...values, ["", "sentences", number(bucket.counts?.[at], 0)]],
+    placeIn(plot, x(at + 0.5), BARS.top + 12));
 }

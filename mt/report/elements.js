@@ -1,4 +1,5 @@
-// Makes elements. Text of the data becomes text nodes and attribute values here, never markup; `h` and `svg` are the only makers.
+// Creates elements: `h` makes HTML, `svg` makes SVG. Text from the data only ever becomes a text
+// node or an attribute value, never markup.
 
 const drawings = new Map(); // element -> the function that draws into it
 
@@ -10,14 +11,15 @@ function svg(tag, attributes, ...children) {
   return furnish(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 
-/** Attributes, `on...` listeners, and children, of which strings become text and what is null or false is left out. */
+/** Add attributes, `on...` listeners and children: strings as text, null and false not at all. */
 function furnish(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  const isShown = (child) => child !== null && child !== undefined && child !== false;
+  node.append(...children.flat(Infinity).filter(isShown));
   return node;
 }
 
@@ -29,38 +31,43 @@ function fill(id, ...nodes) {
   byId(id).querySelector(".part").replaceChildren(...nodes.filter(Boolean));
 }
 
-/** What stands in place of an empty part. */
+/** A message in place of an empty part. */
 function missing(text) {
   return h("p", { class: "missing" }, prose(text));
 }
 
-/** Text in which `this` is code. */
+/** Convert text in `backticks` to code. */
 function prose(text) {
   return text.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
 }
 
-/** A run or system with its colour. */
+/** The name of a run or system, with its colour. */
 function named(name) {
-  return h("span", { class: "named" }, h("span", { class: `key c${slot(name)}`, "aria-hidden": "true" }), h("bdi", {}, name));
+  const colour = h("span", { class: `key c${slot(name)}`, "aria-hidden": "true" });
+  return h("span", { class: "named" }, colour, h("bdi", {}, name));
 }
 
-/** A cell of numbers. */
+/** A table cell with a number. */
 function num(content) {
   return h("td", { class: "num" }, content);
 }
 
-/** Rows of text, elements or whole cells; the first of each row is its head. */
+/** A table of text, elements or whole cells. The first entry of each row is its header. */
 function table(caption, heads, rows, kind = "") {
-  const asHead = (scope) => (content) => {
-    const isCell = content instanceof Element && content.tagName === "TD";
-    return h("th", { scope, class: isCell ? content.className : "" }, isCell ? [...content.childNodes] : content);
-  };
-  const asCell = (content) => (content instanceof Element && content.tagName === "TD" ? content : h("td", {}, content));
+  const isCell = (content) => content instanceof Element && content.tagName === "TD";
+  const asHead = (scope) => (content) => h("th",
+    { scope, class: isCell(content) ? content.className : "" },
+    isCell(content) ? [...content.childNodes] : content);
+  const asCell = (content) => (isCell(content) ? content : h("td", {}, content));
   const body = rows.map(([first, ...rest]) => h("tr", {}, asHead("row")(first), rest.map(asCell)));
   const box = h("div", { class: "scroll", role: "region", "aria-label": caption },
-    h("table", { class: kind }, h("caption", {}, caption), h("thead", {}, h("tr", {}, heads.map(asHead("col")))), h("tbody", {}, body)));
-  // A stop of the Tab key only where there is something to scroll.
-  drawings.set(box, () => (box.scrollWidth > box.clientWidth ? box.setAttribute("tabindex", "0") : box.removeAttribute("tabindex")));
+    h("table", { class: kind }, h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, heads.map(asHead("col")))), h("tbody", {}, body)));
+  // The Tab key stops here only if the table can be scrolled.
+  drawings.set(box, () => {
+    if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
+    else box.removeAttribute("tabindex");
+  });
   return box;
 }
 
@@ -70,7 +77,7 @@ function setOptions(select, labels, chosen, values = labels.map((_, i) => i)) {
   return select;
 }
 
-/** Draw again what is still on the page; forget the rest. */
+/** Draw all charts on the page again, and forget those that have been removed. */
 function redraw() {
   for (const [node, draw] of drawings) {
     if (!node.isConnected) drawings.delete(node);
@@ -78,11 +85,11 @@ function redraw() {
   }
 }
 
-/** Rows are [name with a colour or "", what, value]. */
+/** Show a tooltip at a place in the window. Each row is [name with a colour or "", note, value]. */
 function showTip(title, rows, [x, y]) {
   const tip = byId("tip");
-  tip.replaceChildren(h("b", { dir: "auto" }, title), ...rows.map(([name, what, value]) =>
-    h("div", {}, h("span", {}, name && named(name), what), h("strong", {}, value))));
+  tip.replaceChildren(h("b", { dir: "auto" }, title), ...rows.map(([name, note, value]) =>
+    h("div", {}, h("span", {}, name && named(name), note), h("strong", {}, value))));
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = x + 14 + width > innerWidth - 8 ? x - 14 - width : x + 14;
@@ -94,18 +101,20 @@ function hideTip() {
   byId("tip").hidden = true;
 }
 
-/** A place inside an element, in the window's pixels. */
+/** Convert a place inside an element to pixels of the window. */
 function placeIn(node, x, y) {
   const box = node.getBoundingClientRect();
   return [box.left + x, box.top + y];
 }
 
-/** A frame of horizontal lines with their values, for both kinds of chart. */
+/** Horizontal grid lines with their values. */
 function valueLines(y, from, to) {
-  return ticks(y.domain, 4).map((v) => [svg("line", { class: "grid", x1: from, x2: to, y1: y(v), y2: y(v) }),
+  return ticks(y.domain, 4).map((v) => [
+    svg("line", { class: "grid", x1: from, x2: to, y1: y(v), y2: y(v) }),
     svg("text", { x: from - 7, y: y(v) + 4, "text-anchor": "end" }, compact(v))]);
 }
 
 function picture(width, height, ...children) {
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, children);
+  const attributes = { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" };
+  return svg("svg", attributes, children);
 }

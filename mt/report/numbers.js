@@ -1,8 +1,9 @@
-// Numbers as a person reads them, scales and ticks, and what little there is to know about words.
+// Formatting of numbers and text, scales, ticks, and search in sorted lists.
 
 function number(value, digits) {
   if (!Number.isFinite(value)) return "–";
-  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return value.toLocaleString("en", options);
 }
 
 function signed(value, digits) {
@@ -13,12 +14,12 @@ function counted(count, what) {
   return count ? `${number(count, 0)} ${what}${count === 1 ? "" : "s"}` : "";
 }
 
-/** Four digits of a number of any size. */
+/** Write a number of any size with four significant digits. */
 function precise(value) {
   return Math.abs(value) < 0.001 && value !== 0 ? value.toExponential(3) : value.toPrecision(4);
 }
 
-/** As short as an axis wants it: 12k, 0.35, 3e-4. */
+/** Write a number as short as possible, for an axis: 12k, 0.35, 3e-4. */
 function compact(value) {
   if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(2).replace(/\.?0+e/, "e");
   if (Math.abs(value) >= 10_000) return `${Number((value / 1000).toPrecision(4))}k`;
@@ -31,7 +32,8 @@ function pValue(p) {
 }
 
 function extent(values) {
-  const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+  const widen = ([low, high], v) => [Math.min(low, v), Math.max(high, v)];
+  const [low, high] = values.reduce(widen, [Infinity, -Infinity]);
   return low <= high ? [low, high] : [0, 1];
 }
 
@@ -40,23 +42,26 @@ function padded([low, high]) {
   return [low - pad, high + pad];
 }
 
-/** A linear scale: call it with a value, or its `invert` with a place. */
+/** A linear scale: call it to convert a value to pixels, and its `invert` for the other way. */
 function scale(domain, [from, to]) {
   const factor = (to - from) / (domain[1] - domain[0] || 1);
-  return Object.assign((value) => from + (value - domain[0]) * factor, { domain, invert: (place) => domain[0] + (place - from) / factor });
+  const toPixels = (value) => from + (value - domain[0]) * factor;
+  const invert = (place) => domain[0] + (place - from) / factor;
+  return Object.assign(toPixels, { domain, invert });
 }
 
-/** About `count` round numbers. */
+/** About `count` round numbers in the range. */
 function ticks([low, high], count) {
   if (!(high > low)) return [low];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
   const first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  const length = Math.floor(high / step) - first + 1;
+  return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** Where in a rising list the value next to this one stands. */
+/** The index of the number in a sorted list that is nearest to `value`. */
 function nearest(sorted, value) {
   let [low, high] = [0, sorted.length - 1];
   while (high - low > 1) {
@@ -75,12 +80,13 @@ function unique(values) {
   return [...new Set(values)];
 }
 
-/** As a search compares text. */
+/** Normalize text for a search that ignores case. */
 function folded(text) {
   return text.normalize("NFC").toLowerCase();
 }
 
 function shortened(text, letters) {
-  const signs = Array.from(text); // whole characters, where slicing the text would cut an emoji in two
-  return signs.length > letters ? signs.slice(0, Math.max(1, Math.floor(letters) - 1)).join("") + "…" : text;
+  const characters = Array.from(text); // whole characters: slicing the text could split an emoji
+  if (characters.length <= letters) return text;
+  return characters.slice(0, Math.max(1, Math.floor(letters) - 1)).join("") + "…";
 }

@@ -1,18 +1,22 @@
-// The sentence browser, and the counts that lead into it. Sentences come in pages: only those of one page are compared word by word, so ten
-// thousand cost what twenty do.
+// The sentence browser, and the diagnosis counts that lead to it. Sentences come in pages, and only
+// those of one page are compared word by word, so that 10,000 sentences cost no more than 20.
 
 const PAGE = 20;
 
 function showDiagnosis(test) {
   const systems = test?.systems ?? [];
-  const labels = unique(systems.flatMap((system) => (system.diagnosis ?? []).map((item) => item.label)));
-  if (!labels.length) return fill("diagnosis", missing(test ? "No diagnosis: nothing was counted for this test set." : NO_TEST));
+  const items = systems.flatMap((system) => system.diagnosis ?? []);
+  const labels = unique(items.map((item) => item.label));
+  if (!labels.length) {
+    return fill("diagnosis", missing(test ? "This test set has no diagnosis." : NO_TEST));
+  }
   const cell = (label) => (system, s) => {
-    const item = (system.diagnosis ?? []).find((one) => one.label === label);
+    const item = (system.diagnosis ?? []).find((candidate) => candidate.label === label);
     return num(item ? flagButton(test, item, s) : "–");
   };
-  return fill("diagnosis", table("Sentences in which something looks wrong; a number shows its sentences below",
-    ["", ...systems.map((system) => num(named(system.name)))], labels.map((label) => [label, ...systems.map(cell(label))])));
+  return fill("diagnosis", table("Suspicious translations; click a number to see its sentences",
+    ["", ...systems.map((system) => num(named(system.name)))],
+    labels.map((label) => [label, ...systems.map(cell(label))])));
 }
 
 function flagButton(test, { label, count, flag }, s) {
@@ -23,19 +27,24 @@ function flagButton(test, { label, count, flag }, s) {
     showSentences(test);
     jump("sentences");
   };
-  const says = `${label}, ${test.systems[s].name}: show ${counted(count, "sentence")}`;
-  return h("button", { type: "button", class: "link", "aria-label": says, onclick: show }, number(count, 0));
+  const description = `${label}, ${test.systems[s].name}: show ${counted(count, "sentence")}`;
+  return h("button", { type: "button", class: "link", "aria-label": description, onclick: show },
+    number(count, 0));
 }
 
 function showSentences(test) {
-  if (!test?.sentences?.src?.length) return fill("sentences", missing(test ? "The sentences were not kept with these scores." : NO_TEST));
+  if (!test?.sentences?.src?.length) {
+    return fill("sentences", missing(test ? "The scores came without sentences." : NO_TEST));
+  }
   const names = (test.systems ?? []).map((system) => system.name);
   const corpus = { test, names, ref: [], hyps: [], scores: [], flags: [], ...test.sentences };
   const [sorts, filters] = [sortings(corpus), filterings(corpus)];
-  const change = (what) => { Object.assign(view, { page: 0 }, what); update(); };
-  const search = h("input", { type: "search", value: view.query, placeholder: "a word, or part of one", spellcheck: "false",
+  const change = (choice) => { Object.assign(view, { page: 0 }, choice); update(); };
+  const search = h("input", { type: "search", value: view.query, spellcheck: "false",
+    placeholder: "a word, or part of one",
     oninput: () => change({ query: search.value }) });
-  const sort = setOptions(h("select", { onchange: () => change({ sort: Number(sort.value) }) }), sorts.map((s) => s.label), view.sort);
+  const sort = h("select", { onchange: () => change({ sort: Number(sort.value) }) });
+  setOptions(sort, sorts.map((s) => s.label), view.sort);
   const flag = h("select", { onchange: () => change({ flag: flag.value }) });
   setOptions(flag, filters.map((f) => f.label), view.flag, filters.map((f) => f.value));
   const count = h("p", { role: "status", class: "note" });
@@ -43,27 +52,35 @@ function showSentences(test) {
   const pages = h("nav", { class: "pager", "aria-label": "Pages of sentences" });
   const turn = (page) => { view.page = page; update(); jump("sentences"); };
   const update = () => {
-    const found = findSentences(corpus, sorts[view.sort], filters.find((f) => f.value === view.flag) ?? filters[0]);
+    const filter = filters.find((f) => f.value === view.flag) ?? filters[0];
+    const found = findSentences(corpus, sorts[view.sort], filter);
+    const shown = found.slice(view.page * PAGE, (view.page + 1) * PAGE);
     count.textContent = `${number(found.length, 0)} of ${counted(corpus.src.length, "sentence")}`;
-    const shown = found.slice(view.page * PAGE, (view.page + 1) * PAGE).map((n) => sentenceCard(corpus, n));
-    cards.replaceChildren(...(shown.length ? shown : [missing("No sentence matches. Search for less, or show all sentences.")]));
+    cards.replaceChildren(...shown.map((n) => sentenceCard(corpus, n)));
+    if (!shown.length) {
+      cards.append(missing("No sentence matches. Shorten the search, or show all sentences."));
+    }
     pages.replaceChildren(...pager(Math.ceil(found.length / PAGE), turn));
     markHits(cards, folded(view.query));
   };
   const field = (label, control, kind = "") => h("label", { class: kind }, label, control);
   fill("sentences",
     h("div", { class: "controls" },
-      field("Search source, reference and translations", search, "grow"), field("Order", sort), field("Show", flag)),
+      field("Search source, reference and translations", search, "grow"),
+      field("Order", sort), field("Show", flag)),
     corpus.ref.length > 0 && keyOfMarks(), count, cards, pages);
   return update();
 }
 
+/** An explanation of the marks and scores. */
 function keyOfMarks() {
-  return h("p", { class: "note" }, h("span", { class: "differ" }, "Bold and underlined"), ": not in the reference. ",
-    h("span", { class: "lost" }, "Dotted"), ": in the reference, but not in every translation. Scores are sentence chrF.");
+  return h("p", { class: "note" },
+    h("span", { class: "differ" }, "Bold and underlined"), ": not in the reference. ",
+    h("span", { class: "lost" }, "Dotted"), ": in the reference, but not in every translation. ",
+    "Scores are sentence chrF.");
 }
 
-/** Ways to order sentences, each with the key that it sorts by, lowest first. */
+/** The orders to choose from, each with the key to sort by, lowest first. */
 function sortings({ src, names, scores }) {
   const score = (s, n) => scores[s]?.[n] ?? NaN;
   const scored = [...names.keys()].filter((s) => scores[s]?.length);
@@ -76,84 +93,107 @@ function sortings({ src, names, scores }) {
       { label: `Lowest chrF of ${names[s]}`, key: (n) => score(s, n) },
       { label: `Highest chrF of ${names[s]}`, key: (n) => -score(s, n) }]),
     ...pairs.flatMap(([a, b]) => [
-      { label: `Largest gain, ${names[a]} to ${names[b]}`, key: (n) => score(a, n) - score(b, n) },
-      { label: `Largest loss, ${names[a]} to ${names[b]}`, key: (n) => score(b, n) - score(a, n) }]),
+      { label: `Largest gain, ${names[a]} to ${names[b]}`,
+        key: (n) => score(a, n) - score(b, n) },
+      { label: `Largest loss, ${names[a]} to ${names[b]}`,
+        key: (n) => score(b, n) - score(a, n) }]),
   ];
 }
 
+/** The filters to choose from, one per flag and system. */
 function filterings({ test, names, flags }) {
   const filters = [{ value: "", label: "All sentences", keeps: () => true }];
   for (const [s, name] of names.entries()) {
     for (const flag of unique((flags[s] ?? []).flat())) {
-      filters.push({ value: `${s} ${flag}`, label: `${flagLabel(test, flag)}: ${name}`, keeps: (n) => flags[s][n]?.includes(flag) });
+      filters.push({ value: `${s} ${flag}`, label: `${flagLabel(test, flag)}: ${name}`,
+        keeps: (n) => flags[s][n]?.includes(flag) });
     }
   }
   return filters;
 }
 
 function flagLabel(test, flag) {
-  return (test.systems ?? []).flatMap((system) => system.diagnosis ?? []).find((item) => item.flag === flag)?.label ?? flag;
+  const items = (test.systems ?? []).flatMap((system) => system.diagnosis ?? []);
+  return items.find((item) => item.flag === flag)?.label ?? flag;
 }
 
+/** The indices of the sentences that match search and filter, in the chosen order. */
 function findSentences(corpus, { key }, { keeps }) {
   const query = folded(view.query);
   const matches = (n) => !query || searchedText(corpus)[n].includes(query);
   const found = [...corpus.src.keys()].filter((n) => keeps(n) && matches(n));
   if (!key) return found;
   const keys = Float64Array.from(corpus.src, (_, n) => key(n));
-  const rank = (n) => (Number.isNaN(keys[n]) ? Infinity : keys[n]); // a sentence without a score comes last
+  // Sentences without a score come last.
+  const rank = (n) => (Number.isNaN(keys[n]) ? Infinity : keys[n]);
   return found.sort((a, b) => rank(a) - rank(b) || a - b);
 }
 
-/** All text of each sentence as a search wants it, prepared by the first search. */
+/** The searchable text of each sentence, prepared by the first search. */
 function searchedText(corpus) {
-  const all = (n) => [corpus.src[n], corpus.ref[n], ...corpus.hyps.map((hyp) => hyp[n])].join("\n");
+  const all = (n) =>
+    [corpus.src[n], corpus.ref[n], ...corpus.hyps.map((hyp) => hyp[n])].join("\n");
   return (corpus.searched ??= corpus.src.map((_, n) => folded(all(n))));
 }
 
 function sentenceCard(corpus, n) {
   const { src, ref, hyps, scores, flags, names, test } = corpus;
   const reference = ref[n] === undefined ? null : segments(ref[n]);
-  const compared = hyps.map((hyp) => reference && compareWords(reference, segments(hyp[n] ?? "")));
-  const badges = (s) => (flags[s]?.[n] ?? []).map((flag) => h("span", { class: "flag" }, flagLabel(test, flag)));
+  const words = hyps.map((hyp) => segments(hyp[n] ?? ""));
+  const compared = words.map((hyp) => reference && compareWords(reference, hyp));
+  const badges = (s) => (flags[s]?.[n] ?? []).map((flag) =>
+    h("span", { class: "flag" }, flagLabel(test, flag)));
   return h("article", { class: "sentence" },
     h("h3", {}, `Sentence ${number(n + 1, 0)}`, attentionButton(test, n)),
     row("Source", [src[n]]),
     reference && row("Reference", markedReference(reference, compared, names)),
-    hyps.map((hyp, s) => row(named(names[s]), marked(segments(hyp[n] ?? ""), compared[s]?.hyp), scoreNote(scores, s, n), badges(s))));
+    words.map((hyp, s) =>
+      row(named(names[s]), marked(hyp, compared[s]?.hyp), scoreNote(scores, s, n), badges(s))));
 }
 
 function attentionButton(test, n) {
-  const entry = (test.attention ?? []).findIndex((one) => one.sentence === n);
+  const entry = (test.attention ?? []).findIndex((map) => map.sentence === n);
   const show = () => { view.entry = entry; showAttention(test); jump("attention"); };
-  return entry >= 0 && h("button", { type: "button", class: "link", onclick: show }, "Attention");
+  return entry >= 0
+    && h("button", { type: "button", class: "link", onclick: show }, "Attention");
 }
 
-function row(who, text, score = [], badges = []) {
-  return h("div", { class: "row" }, h("span", { class: "who" }, who),
-    h("div", { class: "said" }, h("div", { class: "text", dir: "auto" }, text), badges), h("span", { class: "score" }, score));
+function row(label, text, score = [], badges = []) {
+  return h("div", { class: "row" }, h("span", { class: "label" }, label),
+    h("div", { class: "content" }, h("div", { class: "text", dir: "auto" }, text), badges),
+    h("span", { class: "score" }, score));
 }
 
-/** A system's score, and beside it the change to the first system. */
+/** The score of a system, after the difference to the first system. */
 function scoreNote(scores, s, n) {
   const value = scores[s]?.[n];
   const change = s > 0 ? value - scores[0]?.[n] : NaN;
   const isChange = Math.abs(change) >= 0.05;
-  const arrow = change > 0 ? "▲" : "▼";
-  return [isChange && h("span", { class: change > 0 ? "up" : "down" }, `${arrow} ${number(Math.abs(change), 1)} `), number(value, 1)];
+  const [kind, arrow] = change > 0 ? ["up", "▲"] : ["down", "▼"];
+  return [isChange && h("span", { class: kind }, `${arrow} ${number(Math.abs(change), 1)} `),
+    number(value, 1)];
 }
 
+/** The text of a translation, with the words that are not in the reference marked. */
 function marked(tokens, isKept) {
   const kindOf = (i) => (isKept && !isKept[i] ? "differ" : "");
-  return stretches(tokens, kindOf).map(([kind, text]) => (kind ? h("span", { class: kind }, text) : text));
+  return stretches(tokens, kindOf).map(([kind, text]) =>
+    (kind ? h("span", { class: kind }, text) : text));
 }
 
+/** The text of the reference, with the words that a translation lacks marked. */
 function markedReference(tokens, compared, names) {
-  const losers = (i) => names.filter((_, s) => compared[s] && !compared[s].ref[i]).join(", ");
-  return stretches(tokens, losers).map(([who, text]) => (who ? h("span", { class: "lost", title: `not in ${who}` }, text) : text));
+  const losers = (i) =>
+    names.filter((_, s) => compared[s] && !compared[s].ref[i]).join(", ");
+  return stretches(tokens, losers).map(([systems, text]) =>
+    (systems ? h("span", { class: "lost", title: `not in ${systems}` }, text) : text));
 }
 
-/** Neighbours of one kind joined; space takes the kind of its neighbours where both agree. */
+/**
+ * Join neighbouring tokens of the same kind to pairs [kind, text].
+ *
+ * A space takes the kind of its neighbours if both have the same.
+ */
 function stretches(tokens, kindOf) {
   const kinds = tokens.map((token, i) => (isSpace(token) ? null : kindOf(i)));
   const joined = [];
@@ -165,26 +205,33 @@ function stretches(tokens, kindOf) {
   return joined;
 }
 
-/** Words, punctuation and the space between, by the rules of Unicode: Chinese and Thai fall apart too. */
+/** Split text into words, punctuation and spaces by the rules of Unicode, also Chinese and Thai. */
 function segments(text) {
-  const segmenter = (segments.segmenter ??= new Intl.Segmenter(undefined, { granularity: "word" }));
-  return Array.from(segmenter.segment(text), (part) => part.segment);
+  segments.segmenter ??= new Intl.Segmenter(undefined, { granularity: "word" });
+  return Array.from(segments.segmenter.segment(text), (part) => part.segment);
 }
 
 function isSpace(token) {
   return /^\s*$/.test(token);
 }
 
-/** Which tokens of both sides stand in a longest common subsequence; null where that would take too long. */
+/**
+ * Find the tokens of both sides that belong to a longest common subsequence.
+ *
+ * Returns {ref, hyp}, each with a boolean per token, or null if the texts are too long.
+ */
 function compareWords(ref, hyp) {
-  const [refAt, hypAt] = [ref, hyp].map((tokens) => [...tokens.keys()].filter((i) => !isSpace(tokens[i])));
+  const [refAt, hypAt] = [ref, hyp].map((tokens) =>
+    [...tokens.keys()].filter((i) => !isSpace(tokens[i])));
   const [rows, columns] = [refAt.length, hypAt.length];
   if (rows * columns > 2_000_000) return null;
-  const length = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1)); // of what ref from i and hyp from j share
+  // length[i][j] is the length of the subsequence for the words of ref from i and of hyp from j.
+  const length = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1));
   const isSame = (i, j) => ref[refAt[i]] === hyp[hypAt[j]];
   for (let i = rows - 1; i >= 0; i--) {
     for (let j = columns - 1; j >= 0; j--) {
-      length[i][j] = isSame(i, j) ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
+      length[i][j] = isSame(i, j) ? length[i + 1][j + 1] + 1
+        : Math.max(length[i + 1][j], length[i][j + 1]);
     }
   }
   const kept = { ref: ref.map(isSpace), hyp: hyp.map(isSpace) };
@@ -196,22 +243,28 @@ function compareWords(ref, hyp) {
   return kept;
 }
 
-/** What was searched for, lit by the browser over the marks of the words: no element changes. */
+/** Highlight what was searched for, on top of the other marks and without changing any element. */
 function markHits(root, query) {
   if (!globalThis.CSS?.highlights) return;
   CSS.highlights.delete("hit");
-  const ranges = query ? [...root.querySelectorAll(".text")].flatMap((text) => hitsIn(text, query)) : [];
+  const texts = query ? [...root.querySelectorAll(".text")] : [];
+  const ranges = texts.flatMap((text) => hitsIn(text, query));
   if (ranges.length) CSS.highlights.set("hit", new Highlight(...ranges));
 }
 
 function hitsIn(element, query) {
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
-  const ends = []; // [text node, where in the whole text it ends]
-  while (walker.nextNode()) ends.push([walker.currentNode, (ends.at(-1)?.[1] ?? 0) + walker.currentNode.length]);
+  const ends = []; // [text node, the position in the whole text at which it ends]
+  let length = 0;
+  while (walker.nextNode()) {
+    length += walker.currentNode.length;
+    ends.push([walker.currentNode, length]);
+  }
   const text = folded(element.textContent);
-  if (text.length !== element.textContent.length) return []; // folding moved the letters, as with a Turkish capital I
+  // If lower case changes the length, as for a Turkish capital I, the positions would be wrong.
+  if (text.length !== element.textContent.length) return [];
   const place = (at) => {
-    const [node, end] = ends.find((one) => at <= one[1]);
+    const [node, end] = ends.find((entry) => at <= entry[1]);
     return [node, node.length - (end - at)];
   };
   const ranges = [];
@@ -224,12 +277,15 @@ function hitsIn(element, query) {
   return ranges;
 }
 
+/** The buttons that turn pages, and a field for the page number. */
 function pager(pages, turn) {
   if (pages < 2) return [];
-  const button = (label, text, page) => h("button", { type: "button", "aria-label": label, onclick: () => turn(page),
-    disabled: page < 0 || page >= pages || page === view.page }, text);
-  const input = h("input", { type: "number", min: 1, max: pages, value: view.page + 1, "aria-label": "Page",
+  const button = (label, text, page) => h("button", { type: "button", "aria-label": label,
+    onclick: () => turn(page), disabled: page < 0 || page >= pages || page === view.page }, text);
+  const input = h("input", { type: "number", min: 1, max: pages, value: view.page + 1,
+    "aria-label": "Page",
     onchange: () => turn(clamp(Math.round(Number(input.value)) - 1 || 0, 0, pages - 1)) });
-  return [button("First page", "«", 0), button("Page before", "‹", view.page - 1), input, `of ${number(pages, 0)}`,
+  return [button("First page", "«", 0), button("Previous page", "‹", view.page - 1),
+    input, `of ${number(pages, 0)}`,
     button("Next page", "›", view.page + 1), button("Last page", "»", pages - 1)];
 }
