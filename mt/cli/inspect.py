@@ -17,10 +17,10 @@ def inspect(
     """
     from mt.errors import CheckpointError
     from mt.runs.inspect import as_json as to_json
-    from mt.runs.inspect import as_text, broken
+    from mt.runs.inspect import as_text, errors
     from mt.runs.inspect import inspect as look
 
     report = look(path)
     typer.echo(to_json(report) if as_json else as_text(report))
-    if damaged := broken(report):
+    if damaged := errors(report):
         raise CheckpointError("\n".join(damaged))

@@ -1,1 +1,1 @@
-"""Runs: settings resolved, started, planned, launched, looked into, replayed, reproduced."""
+"""Runs: resolve settings, then start, plan, launch, inspect, replay or reproduce a run."""

@@ -1,4 +1,4 @@
-"""`mt reproduce`: train and evaluate again what a score card says, and hold the scores against it."""
+"""`mt reproduce`: repeats the training and evaluation of a score card, and compares the scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,45 +17,44 @@ from mt.runs.start import train
 
 @dataclass(frozen=True)
 class Agreement:
-    """One score of the card and the same measured again."""
+    """A score on the card, and the same score measured again."""
 
     test: str
     metric: str
     expected: float
-    found: float
+    measured: float
 
     @property
     def holds(self) -> bool:
-        """To the last digit that is printed."""
-        return f"{self.expected:.2f}" == f"{self.found:.2f}"
+        """Whether both scores are equal to two decimals."""
+        return f"{self.expected:.2f}" == f"{self.measured:.2f}"
 
     def __str__(self) -> str:
-        verdict = "the same" if self.holds else f"not the same ({self.found - self.expected:+.2f})"
-        return f"{self.test}: {TITLES[self.metric]} {self.expected:.2f} on the card, {self.found:.2f} now: {verdict}"
+        change = self.measured - self.expected
+        verdict = "the same" if self.holds else f"not the same ({change:+.2f})"
+        scores = f"{self.expected:.2f} on the card, {self.measured:.2f} now"
+        return f"{self.test}: {TITLES[self.metric]} {scores}: {verdict}"
 
 
 def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement], list[str]]:
-    """Train in a folder of its own (default: the card's run folder with `-reproduced`), evaluate,
-    and compare.
+    """Train and evaluate again; return the compared scores, and the versions and hardware that
+    differ.
 
-    Gives the scores side by side, and what else is not as it was (versions, hardware). Raises
-    `ConfigError` where the card is not of one training run, or the text is no longer the same,
-    before anything is trained.
+    The new run folder is `run_dir`, by default the run folder of the card with `-reproduced` added.
+    Raises `ConfigError` before training if the card does not describe a checkpoint of a training
+    run, or if the data has changed.
     """
     card = read_scorecard(path)
     if "step" not in card["training"]:
         raise ConfigError(
-            f"{path}: of an averaged or converted model; a card of a checkpoint can be reproduced"
+            f"{path}: describes an averaged or converted model; only a checkpoint can be reproduced"
         )
     config = Config.model_validate(card["config"])
     out = run_dir or Path(f"{config.run_dir}-reproduced")
     config = config.model_copy(update={"run_dir": str(out)})
-    sources, references = (
-        zip(*given, strict=True)
-        if (given := [r["files"] for r in card["results"] if r["files"]])
-        else ((), ())
-    )
-    _check_text(path, card, config, sources, references)
+    files = [result["files"] for result in card["results"] if result["files"]]
+    sources, references = zip(*files, strict=True) if files else ((), ())
+    _check_data(path, card, config, sources, references)
     train(config)
     checkpoint = RunFolder(out).checkpoint(card["training"]["step"])
     options = {
@@ -65,47 +64,45 @@ def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement],
         "threads": config.threads,
     }
     scoring = Scoring(**{**card["scoring"], "metrics": tuple(card["scoring"]["metrics"])})
-    found = evaluate_model(
-        checkpoint.path if checkpoint.exists else out, scoring, sources, references, options
-    )
-    return _agreements(card, found), _circumstances(card, found.card)
+    model = checkpoint.path if checkpoint.exists else out
+    evaluated = evaluate_model(model, scoring, sources, references, options)
+    return _agreements(card, evaluated), _circumstances(card, evaluated.card)
 
 
-def _check_text(
+def _check_data(
     path: Path,
     card: Mapping[str, Any],
     config: Config,
     sources: Sequence[str],
     references: Sequence[str],
 ) -> None:
-    texts = {test.name: test.fingerprint for test in read_tests(config.data, sources, references)}
-    wrong = [
+    tests = {test.name: test.fingerprint for test in read_tests(config.data, sources, references)}
+    changed = [
         f"the test set {result['test']}"
         for result in card["results"]
-        if texts.get(result["test"]) != result["text"]
+        if tests.get(result["test"]) != result["text"]
     ]
     if prepare(config).data_fingerprint != card["training"]["data"]:
-        wrong.insert(0, "the training text")
-    if wrong:
+        changed.insert(0, "the training data")
+    if changed:
         raise ConfigError(
-            f"{path}: {', '.join(wrong)} is no longer what it was; put the text back where the configuration looks for it"
+            f"{path}: changed since the card was written: {', '.join(changed)};\n"
+            "restore the files that the configuration names"
         )
 
 
-def _agreements(card: Mapping[str, Any], found: EvaluatedModel) -> list[Agreement]:
-    now = {result.test: result.scores for result in found.results}
+def _agreements(card: Mapping[str, Any], evaluated: EvaluatedModel) -> list[Agreement]:
+    measured = {result.test: result.scores for result in evaluated.results}
     return [
-        Agreement(
-            result["test"], score["name"], score["value"], now[result["test"]][score["name"]].value
-        )
-        for result in card["results"]
-        for score in result["scores"]
-        if score["name"] in now[result["test"]]
+        Agreement(test, score["name"], score["value"], measured[test][score["name"]].value)
+        for test, scores in ((result["test"], result["scores"]) for result in card["results"])
+        for score in scores
+        if score["name"] in measured[test]
     ]
 
 
 def _circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Versions and hardware that differ."""
+    """Return a line for each difference in versions, hardware or precision."""
     pairs = [
         (key, before[part].get(key), now[part].get(key))
         for part in ("versions", "hardware")

@@ -32,7 +32,7 @@ NOT_INHERITED = {
 }
 
 
-def settle(config: Config, run: RunFolder, overwrite: bool) -> tuple[Config, list[str]]:
+def final_settings(config: Config, run: RunFolder, overwrite: bool) -> tuple[Config, list[str]]:
     """Return the settings for a run that starts or resumes in a folder, and messages for the user.
 
     Raises `ConfigError` if the folder is not a run folder, or contains a run with other settings

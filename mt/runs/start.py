@@ -1,5 +1,5 @@
-"""A run from its configuration: folder and lock, data, resume, training, and the status that
-schedulers read.
+"""Runs the training that a configuration describes: locks the run folder, prepares the data,
+resumes, trains, and writes status.json for job schedulers.
 """
 
 import contextlib
@@ -14,41 +14,37 @@ from mt.data.prepare import Prepared, fingerprint_before_0_2
 from mt.errors import CheckpointError, ConfigError, Interrupted, MTError, RankLostError, exit_code
 from mt.log import format_seconds, setup_logging
 from mt.runs.autobatch import smaller_that_fits
-from mt.runs.resolve import resolve, settle
+from mt.runs.resolve import final_settings, resolve
 from mt.runtime.memory import is_out_of_memory
 from mt.runtime.world import World, joined
 from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)
 
-ENDS_FOR_GOOD = (2, 3, 130, 143)  # exit codes after which a launcher need not start the run anew
-LEAST_BUSY = 0.8  # share of the time in which ranks have work, below which a warning is due
-STATES = {
-    3: "diverged",
-    130: "interrupted",
-    143: "interrupted",
-}  # of status.json, by exit code; all others have failed
+FINAL_EXIT_CODES = (2, 3, 130, 143)  # after these, a launcher must not restart the run
+LEAST_BUSY = 0.8  # warn if ranks have work for a smaller share of the time
+# The state in status.json by exit code; "failed" for all other codes.
+STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}
 
 
 def train(config: Config, *, overwrite: bool = False) -> None:
-    """Train, or go on with, the run that `config` describes; with `overwrite`, forget what its
-    folder holds of an earlier run.
+    """Start or resume the run that `config` describes; with `overwrite`, delete an earlier run in
+    its folder first.
 
-    Under `torchrun` all ranks call this. Raises `MTError` for all that a user can mend.
+    Under `torchrun`, all ranks call this function. Raises `MTError` for errors that users can fix.
     """
     assert config.run_dir is not None
     run = RunFolder(Path(config.run_dir))
-    with joined(config.train.timeout) as world, contextlib.ExitStack() as held:
+    with joined(config.train.timeout) as world, contextlib.ExitStack() as lock:
         setup_logging(is_first=world.is_rank0)
         overwrite = overwrite and not world.attempt
-        # What is trained is what the first rank reads, and the checkpoint to begin with the one
-        # that it finds.
+        # All ranks use the settings that rank 0 has read, even if a file changes meanwhile.
         text = world.broadcast_from_rank0(
-            lambda: to_yaml(_claim(config, run, overwrite, world.attempt, held))
+            lambda: to_yaml(_claim(config, run, overwrite, world.attempt, lock))
         )
         try:
-            settled = config_from_text(text, str(run), is_saved=True)
-            limit = _train_claimed(settled, run, overwrite, world)
+            config = config_from_text(text, str(run), is_saved=True)
+            limit = _train_locked(config, run, overwrite, world)
         except BaseException as error:
             if world.presence.speaks:
                 code = exit_code(error)
@@ -60,20 +56,21 @@ def train(config: Config, *, overwrite: bool = False) -> None:
 
 
 def _claim(
-    config: Config, run: RunFolder, overwrite: bool, attempt: int, held: contextlib.ExitStack
+    config: Config, run: RunFolder, overwrite: bool, attempt: int, lock: contextlib.ExitStack
 ) -> Config:
-    """Lock the folder until `held` is closed, and see that it is this run's; gives what is to be
-    trained.
+    """Lock the run folder until `lock` is closed, check that it may be used, and return the final
+    settings.
     """
     if config.train.patience is not None and not config.data.valid:
         raise ConfigError(
-            "train.patience counts validations, and there is no data.valid; name validation text, or leave patience out"
+            "train.patience needs validation data, but data.valid is empty; "
+            "add validation data or remove train.patience"
         )
     run.path.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run.lock())
+    lock.enter_context(run.lock())
     if attempt:
-        _check_last_end(run, attempt)
-    config, messages = settle(config, run, overwrite)
+        _check_restart(run, attempt)
+    config, messages = final_settings(config, run, overwrite)
     run.remove_leftovers()
     setup_logging(run.log_path)
     for message in messages:
@@ -81,26 +78,24 @@ def _claim(
     return config
 
 
-def _check_last_end(run: RunFolder, attempt: int) -> None:
-    """Raise again what ended this run before its launcher started it anew, where that was asked for
-    or would only come again.
+def _check_restart(run: RunFolder, attempt: int) -> None:
+    """Raise `Interrupted` if the launcher restarts a run that was stopped on purpose, or that would
+    only fail again.
     """
     status = run.status()
-    if status.get("exit_code") in ENDS_FOR_GOOD:
-        raise Interrupted(f"not started anew: {status.get('message')}", status["exit_code"])
-    logger.info("started anew by the launcher (restart %d)", attempt)
+    if status.get("exit_code") in FINAL_EXIT_CODES:
+        raise Interrupted(f"not restarted: {status.get('message')}", status["exit_code"])
+    logger.info("restarted by the launcher (restart %d)", attempt)
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, SystemExit | KeyboardInterrupt):
-        return "stopped while preparing; the same command goes on"
+        return "stopped while preparing; run the same command to continue"
     return str(error) or type(error).__name__
 
 
-def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World) -> str:
-    """Train a run whose settings are settled and whose folder is locked; gives the limit that ended
-    it.
-    """
+def _train_locked(config: Config, run: RunFolder, overwrite: bool, world: World) -> str:
+    """Train a run whose folder is locked; return the limit that ended it."""
     if world.is_rank0:
         run.write_status(state="running", exit_code=None, message="preparing")
     train = config.train
@@ -118,61 +113,64 @@ def _train_claimed(config: Config, run: RunFolder, overwrite: bool, world: World
         _resume(trainer, prepared, checkpoint)
     if world.is_rank0:
         run.write_settings(config)
-    _introduce(trainer, world)
+    _log_model_and_device(trainer, world)
     if (limit := trainer.limit_reached()) is not None and trainer.is_validated():
         setting = limit.partition(":")[0]
         logger.info(
-            "%s: this run is finished at update %d (%s); raise %s to go on",
-            run, trainer.step, limit, setting,
-        )  # fmt: skip
+            "%s: this run is finished at update %d (%s); raise %s to train longer",
+            run,
+            trainer.step,
+            limit,
+            setting,
+        )
         return limit
     if world.is_rank0:
         run.write_status(state="running", exit_code=None, message="training")
     limit = _train_together(trainer, world)
-    took = format_seconds(trainer.seconds())
-    logger.info(
-        "done after update %d and %s (%s); %s", trainer.step, took, limit, _where(checkpoints)
-    )
+    duration = format_seconds(trainer.seconds())
+    result = _best_or_last(checkpoints)
+    logger.info("done after update %d and %s (%s); %s", trainer.step, duration, limit, result)
     return limit
 
 
-def _introduce(trainer: Trainer, world: World) -> None:
-    """Say what is trained, and where."""
+def _log_model_and_device(trainer: Trainer, world: World) -> None:
     num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    where = (
+    device = (
         str(trainer.compute)
         if world.is_alone
         else f"{world.size} ranks ({trainer.config.train.parallel}), each {trainer.compute}"
     )
     logger.info(
-        "model: %s parameters; %s; run folder %s", f"{num_parameters:,}", where, trainer.run
+        "model: %s parameters; %s; run folder %s", f"{num_parameters:,}", device, trainer.run
     )
 
 
 def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
-    """Refuse a new run in which some of `size` ranks would never have anything to do; warn where
-    they often have not.
+    """Raise `ConfigError` if some of `size` ranks would never have work in a new run; warn if ranks
+    are often idle.
     """
     counts = [len(update) for update in itertools.islice(loader.epoch_updates(), 100)]
     busy = sum(counts) / sum(size * -(-count // size) for count in counts)
     remedy = "raise train.grad_accum_steps or train.batch_tokens, or lower batching.max_tokens"
     if is_new and max(counts) < size:
         raise ConfigError(
-            f"updates have {max(counts)} micro-batches at most, over all ranks, too few for {size} ranks; {remedy}"
+            f"updates have at most {max(counts)} micro-batches, too few for {size} ranks;\n{remedy}"
         )
     if busy < LEAST_BUSY:
-        idle = 100 - 100 * busy
         logger.warning(
-            "ranks have no work for %.0f%% of the time: the micro-batches of updates do not go into %d; %s",
-            idle,
+            "ranks are idle %.0f%% of the time, because %d ranks do not divide the micro-batches of "
+            "an update evenly;\n%s",
+            100 - 100 * busy,
             size,
             remedy,
         )
 
 
 def _train_together(trainer: Trainer, world: World) -> str:
-    """Train; where memory runs out, find out what would have fitted, and where a rank is lost,
-    which. Raises `MTError` with it.
+    """Train; return the limit that ended training.
+
+    Raises an `MTError` that names a `batching.max_tokens` that fits if memory runs out, or the rank
+    that was lost.
     """
     try:
         return trainer.train()
@@ -182,17 +180,19 @@ def _train_together(trainer: Trainer, world: World) -> str:
         if not is_out_of_memory(error):
             raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # Out here the error is gone, and with it what the failed update held.
+    # Outside the `except` block, the traceback no longer keeps tensors of the failed update alive.
     now = trainer.config.batching.max_tokens
-    if not world.is_alone:  # the others wait for this rank, and cannot join in trying
-        smaller = f"start anew with a batching.max_tokens below {now}"
+    remedy = "start from scratch with batching.max_tokens "
+    if not world.is_alone:  # the other ranks are waiting and cannot take part in trying sizes
+        remedy += f"below {now}"
     elif fits := smaller_that_fits(trainer):
-        smaller = f"start anew with batching.max_tokens: {fits}, which fits (tried just now; it was {now})"
+        remedy += f"{fits}, which fits (just tried; it was {now})"
     else:
-        smaller = "use a smaller model"
+        remedy = "use a smaller model"
     raise MTError(
-        f"update {trainer.step}: out of memory ({cause})\n{smaller}, with train.batch_tokens to keep the update as large; or go on with "
-        "train.gradient_checkpointing=true"
+        f"update {trainer.step}: out of memory ({cause})\n"
+        f"{remedy}, and set train.batch_tokens to keep the size of an update;\n"
+        "or resume with train.gradient_checkpointing=true"
     )
 
 
@@ -203,7 +203,7 @@ def _resume(trainer: Trainer, prepared: Prepared, folder: ModelFolder) -> None:
         names.add(fingerprint_before_0_2(trainer.config, prepared.tokenizer))
     if before.get("data") not in names:
         raise ConfigError(
-            f"{folder}: this run was started with other text; put it back, or choose another run_dir"
+            f"{folder}: this run was started with other data; restore it, or choose another run_dir"
         )
     try:
         trainer.load(folder)
@@ -211,10 +211,10 @@ def _resume(trainer: Trainer, prepared: Prepared, folder: ModelFolder) -> None:
         raise CheckpointError(
             f"{folder}: its training state cannot be used: {type(error).__name__}: {error}"
         ) from error
-    logger.info("going on from %s", folder)
+    logger.info("resuming from %s", folder)
 
 
-def _where(checkpoints: CheckpointManager) -> str:
+def _best_or_last(checkpoints: CheckpointManager) -> str:
     best = checkpoints.ranked()
     return (
         f"the best checkpoint is {checkpoints.path(best[0])}"

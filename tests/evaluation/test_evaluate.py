@@ -143,7 +143,7 @@ def test_a_card_is_reproduced_by_training_again(
     card.write_text(json.dumps(changed), encoding="utf-8")
     other = run_mt("reproduce", card)
     assert other.returncode == 2
-    assert "the test set tiny test is no longer what it was" in other.stderr
+    assert "changed since the card was written: the test set tiny test" in other.stderr
 
 
 def test_comet_is_what_its_command_prints_and_its_failures_are_told(

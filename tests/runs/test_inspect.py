@@ -1,4 +1,4 @@
-"""`mt inspect` says what a folder is, and names the file that is not as it was written."""
+"""`mt inspect` reports what a folder contains, and names a damaged file."""
 
 import json
 import shutil
@@ -27,12 +27,12 @@ def test_a_run_shows_its_state_model_data_and_every_checkpoint(trained_run: Path
         assert text in result.stdout, result.stdout
     for path in folder.glob("step_*"):
         assert path.name in result.stdout
-    assert result.stdout.count("every file as written") == len(list(folder.glob("step_*")))
+    assert result.stdout.count("files intact") == len(list(folder.glob("step_*")))
     assert "last" in result.stdout
     assert "BLEU" in result.stdout
 
 
-def test_json_holds_the_same(trained_run: Path) -> None:
+def test_json_contains_the_same_facts(trained_run: Path) -> None:
     report = json.loads(run_mt("inspect", trained_run, "--json").stdout)
     state = json.loads((trained_run / "checkpoints/last/training/state.json").read_text())
     assert report["status"]["state"] == "done"
@@ -40,11 +40,11 @@ def test_json_holds_the_same(trained_run: Path) -> None:
     last = report["checkpoints"][-1]
     assert (last["kind"], last["step"], last["error"]) == ("checkpoint", 12, None)
     assert last["scores"] == json.loads((trained_run / "checkpoints/last/scores.json").read_text())
-    assert state["scores"] == {}  # it was saved before it was validated
+    assert state["scores"] == {}  # saved before validation
     assert state["data"] in last["data"]
 
 
-def test_a_model_folder_needs_no_training_part(trained_run: Path, tmp_path: Path) -> None:
+def test_a_model_folder_without_training_state_is_intact(trained_run: Path, tmp_path: Path) -> None:
     shutil.copytree(
         trained_run / "checkpoints/step_00000012",
         tmp_path / "model",
@@ -53,7 +53,7 @@ def test_a_model_folder_needs_no_training_part(trained_run: Path, tmp_path: Path
     result = run_mt("inspect", tmp_path / "model")
     assert result.returncode == 0, result.stderr
     assert "model folder" in result.stdout
-    assert "every one as written" in result.stdout
+    assert "all intact" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training/state.json", "tokenizer/src.spm"])
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named_and_the_exit_is_1(
 
 
 @pytest.mark.parametrize("path", ["nowhere", "tests"])
-def test_what_is_no_folder_of_mt_is_said_so(path: str) -> None:
+def test_a_folder_that_mt_has_not_written_is_an_error(path: str) -> None:
     result = run_mt("inspect", path)
     assert result.returncode == 1
     assert path in result.stderr

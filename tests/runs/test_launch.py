@@ -1,5 +1,5 @@
-"""Real launchers: `mt train --nproc` keeps the exit codes of one process, and a job script for
-Slurm goes on after its signal.
+"""Real launchers: `mt train --nproc` keeps the exit codes of a single process, and a Slurm job
+resumes after SIGTERM.
 """
 
 import json
@@ -21,20 +21,20 @@ from tests.conftest import ROOT, run_mt
 
 
 @pytest.mark.parametrize(
-    ("nproc", "says"),
-    [("0", "neither a number"), ("two", "neither a number"), ("gpu", "PyTorch sees no GPU")],
+    ("nproc", "message"),
+    [("0", "a positive number"), ("two", "a positive number"), ("gpu", "PyTorch finds no GPU")],
 )
-def test_a_number_of_processes_that_is_none_exits_2(
-    nproc: str, says: str, small_yaml: Callable[..., Path], tmp_path: Path
+def test_an_impossible_number_of_processes_exits_2(
+    nproc: str, message: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     if nproc == "gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     result = run_mt("train", small_yaml(tmp_path), "--nproc", nproc)
     assert result.returncode == 2
-    assert says in result.stderr
+    assert message in result.stderr
 
 
-def test_two_processes_that_diverge_exit_3_and_are_not_started_again_in_vain(
+def test_two_processes_that_diverge_exit_3_and_are_not_restarted(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -49,19 +49,20 @@ def test_two_processes_that_diverge_exit_3_and_are_not_started_again_in_vain(
     )
     result = run_mt("train", config, *options, env=dict(os.environ))
     assert result.returncode == 3, result.stderr
-    assert result.stderr.count("mt replay") == 2  # as it ended, and why it was not started anew
-    assert "not started anew: update" in result.stderr
+    # Once when training diverged, and once as the reason for not restarting.
+    assert result.stderr.count("mt replay") == 2
+    assert "not restarted: update" in result.stderr
     assert "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
 
 
 def stub(path: Path, script: str) -> None:
-    """A program of a cluster, as far as the job script needs it."""
+    """Write a fake Slurm program that does just what the job script needs."""
     path.write_text(f"#!/usr/bin/env bash\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_a_slurm_job_saves_on_its_signal_asks_to_be_queued_again_and_goes_on(
+def test_a_slurm_job_saves_on_sigterm_requeues_itself_and_resumes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config, programs, job = small_yaml(tmp_path), tmp_path / "bin", tmp_path / "job.sh"
@@ -92,9 +93,12 @@ def test_a_slurm_job_saves_on_its_signal_asks_to_be_queued_again_and_goes_on(
         f'if [ "$1" = requeue ]; then echo "$2" >> {tmp_path}/requeued; else echo localhost; fi',
     )
     environment = {
-        **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "1",
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NUM_NODES": "1",
         "SLURM_JOB_NODELIST": "localhost",
-    }  # fmt: skip
+    }
     process = subprocess.Popen(
         ["bash", job], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -102,17 +106,16 @@ def test_a_slurm_job_saves_on_its_signal_asks_to_be_queued_again_and_goes_on(
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         assert time.monotonic() < end
         time.sleep(0.02)
-    for pid in step_processes(
-        config
-    ):  # Slurm signals every process of a step, and the launcher passes it on besides
+    # Slurm signals all processes of a step; in addition, the launcher forwards the signal.
+    for pid in step_processes(config):
         os.kill(pid, signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    stderr = process.communicate(timeout=120)[1]
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert (process.returncode != 0, status["state"], status["exit_code"]) == (
         True,
         "interrupted",
         143,
-    ), said
+    ), stderr
     assert (tmp_path / "requeued").read_text() == f"{os.getpid()}\n"
     assert step_processes(config) == []
     again = subprocess.run(
@@ -125,7 +128,7 @@ def test_a_slurm_job_saves_on_its_signal_asks_to_be_queued_again_and_goes_on(
         check=False,
     )
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
     assert (tmp_path / "requeued").read_text() == f"{os.getpid()}\n"
     steps = [
@@ -137,19 +140,19 @@ def test_a_slurm_job_saves_on_its_signal_asks_to_be_queued_again_and_goes_on(
 
 
 def step_processes(config: Path) -> list[int]:
-    """The launcher and its ranks."""
-    found = []
+    """Return the process ids of the launcher and its ranks."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_text().split("\0")
         except OSError:
             continue
         if str(config) in words and words[0] == sys.executable:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
-def test_a_job_of_a_cpu_asks_for_no_gpu_and_quotes_its_paths(
+def test_a_cpu_job_requests_cpus_only_and_quotes_its_paths(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a b"

@@ -1,4 +1,4 @@
-"""A batch that broke training is written down, and breaks again when it is run alone, in the same
+"""A batch that breaks training is saved in a crash folder, and replaying it breaks in the same
 place.
 """
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mt.artifacts import MANIFEST, seal
 from mt.config import load_config
-from mt.data.batch import collate, pack, pairs_of
+from mt.data.batch import collate, pack, unbatch
 from mt.runs.replay import replay
 from tests.conftest import run_mt
 
@@ -21,14 +21,14 @@ PAIRS = [([5, 6, 7], [8]), ([9], [10, 11, 12, 13]), ([14, 15], [16, 17])]
 
 
 @pytest.mark.parametrize("make", [collate, pack])
-def test_the_pairs_of_a_batch_are_those_that_it_was_made_of(make: Callable[..., object]) -> None:
-    assert pairs_of(make(PAIRS)) == PAIRS  # type: ignore[arg-type]
+def test_unbatch_returns_the_pairs_that_a_batch_was_made_from(make: Callable[..., object]) -> None:
+    assert unbatch(make(PAIRS)) == PAIRS  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def crashed(trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path) -> Path:
-    """The configuration of a run whose last checkpoint has a weight of 10^38, which some batch soon
-    meets.
+    """Return the configuration of a run whose last checkpoint has embeddings of 1e38, so that the
+    next update is not finite.
     """
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     config = small_yaml(tmp_path)
@@ -45,7 +45,7 @@ def crashed(trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path) 
     return config
 
 
-def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(
+def test_a_batch_that_breaks_training_exits_3_and_can_be_replayed(
     crashed: Path, tmp_path: Path
 ) -> None:
     result = run_mt("train", crashed, "train.max_steps=20")
@@ -70,13 +70,13 @@ def test_a_batch_that_breaks_training_exits_3_and_can_be_run_again_alone(
     assert "batch.jsonl" in again.stderr
 
 
-def test_a_replay_with_sound_weights_gives_the_loss_of_training(
+def test_a_replay_with_good_weights_gives_the_loss_of_training(
     crashed: Path, trained_run: Path, tmp_path: Path
 ) -> None:
     assert run_mt("train", crashed, "train.max_steps=20").returncode == 3
     folder = tmp_path / "run/crash/step_00000013"
-    sound = load_file(trained_run / "checkpoints/step_00000012/training/weights.safetensors")
-    save_file(sound, folder / "model.safetensors")
+    good = load_file(trained_run / "checkpoints/step_00000012/training/weights.safetensors")
+    save_file(good, folder / "model.safetensors")
     (folder / MANIFEST).unlink()
     seal(folder)
     torch.set_num_threads(1)
@@ -87,9 +87,8 @@ def test_a_replay_with_sound_weights_gives_the_loss_of_training(
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     straight = run_mt("train", crashed, "train.max_steps=13", "train.log_every=1")
     assert straight.returncode == 0, straight.stderr
-    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][
-        -2:
-    ]
+    metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in metrics[-2:]]
     loss = next(line["loss"] for line in last if line["kind"] == "train")
     tokens = [
         sum(len(p["tgt_ids"]) + 1 for p in pairs if p["micro_batch"] == index) for index in (0, 1)
@@ -98,7 +97,7 @@ def test_a_replay_with_sound_weights_gives_the_loss_of_training(
     assert mean == pytest.approx(loss, abs=1e-6)
 
 
-def test_a_folder_that_is_no_crash_is_refused(trained_run: Path) -> None:
+def test_a_folder_that_is_not_a_crash_folder_is_refused(trained_run: Path) -> None:
     result = run_mt("replay", trained_run / "checkpoints/last")
     assert result.returncode == 1
     assert "not a crash folder" in result.stderr

@@ -1,5 +1,5 @@
-"""A run and its folder: nothing of an earlier run is overwritten unasked, a full disk or too little
-memory loses nothing.
+"""A run and its folder: no earlier run is overwritten unless asked, and nothing is lost when disk or
+memory run out.
 """
 
 import json
@@ -20,12 +20,12 @@ from tests.conftest import ROOT, run_mt
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, for a configuration in the same folder."""
+    """A copy of the finished run, in the `run_dir` of configurations from `small_yaml`."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 
-def test_other_settings_are_refused_and_overwrite_starts_anew(
+def test_changed_settings_are_refused_and_overwrite_starts_from_scratch(
     run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -35,8 +35,8 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr
     assert (run / "checkpoints/step_00000012/model.safetensors").read_bytes() == before
-    anew = run_mt("train", config, "seed=2", "--overwrite")
-    assert anew.returncode == 0, anew.stderr
+    restarted = run_mt("train", config, "seed=2", "--overwrite")
+    assert restarted.returncode == 0, restarted.stderr
     assert (run / "checkpoints/step_00000012/model.safetensors").read_bytes() != before
     assert "seed: 2" in (run / "config.yaml").read_text()
     assert (run / "notes.txt").read_text() == "mine"
@@ -45,19 +45,19 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(
     assert steps[0] == 2
 
 
-def test_overwrite_takes_the_place_of_a_run_whose_settings_cannot_be_read(
+def test_overwrite_replaces_a_run_whose_settings_cannot_be_read(
     run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = run / "config.yaml"
     settings.write_text(settings.read_text() + "no_such_section: {a: 1}\n")
     config = small_yaml(tmp_path)
     assert run_mt("train", config).returncode == 2
-    anew = run_mt("train", config, "seed=2", "--overwrite")
-    assert anew.returncode == 0, anew.stderr
+    restarted = run_mt("train", config, "seed=2", "--overwrite")
+    assert restarted.returncode == 0, restarted.stderr
     assert "no_such_section" not in settings.read_text()
 
 
-def test_a_run_without_a_checkpoint_keeps_its_settings_too(
+def test_changed_settings_are_refused_even_without_a_checkpoint(
     small_yaml: Callable[..., Path], run: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(run / "checkpoints")
@@ -66,7 +66,7 @@ def test_a_run_without_a_checkpoint_keeps_its_settings_too(
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_a_config_yaml_that_is_the_users_own_is_left_alone(
+def test_a_config_yaml_written_by_the_user_is_not_touched(
     options: list[str], small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     mine = tmp_path / "experiment/config.yaml"
@@ -90,7 +90,7 @@ def test_a_config_yaml_that_is_the_users_own_is_left_alone(
         }
 
 
-def test_overwrite_deletes_nothing_where_no_run_was(
+def test_overwrite_deletes_nothing_if_the_folder_is_not_a_run(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "run/valid").mkdir(parents=True)
@@ -115,10 +115,10 @@ def test_overwrite_with_a_mistake_in_the_data_keeps_the_old_run(
     assert (run / "valid/step_00000012/scores.json").exists()
 
 
-def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(
+def test_a_run_stopped_before_its_last_validation_validates_on_resume(
     run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """As after a kill between the last save and the last validation."""
+    """The folder looks as if the run was killed between its last save and its last validation."""
     shutil.rmtree(run / "valid/step_00000012")
     lines = [
         line
@@ -146,17 +146,17 @@ def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(
     assert "is finished at update 12" in third.stderr
 
 
-def test_the_config_yaml_of_a_run_goes_on_with_it(run: Path, trained_run: Path) -> None:
+def test_the_config_yaml_of_a_run_resumes_it(run: Path, trained_run: Path) -> None:
     assert (run / "config.yaml").read_text().startswith(HEADER)
     result = run_mt("train", run / "config.yaml", f"run_dir={run}", "train.max_steps=14")
     assert result.returncode == 0, result.stderr
-    assert "going on from" in result.stderr
+    assert "resuming from" in result.stderr
 
 
-def test_a_run_continues_in_the_precision_that_it_began_with(
+def test_a_resumed_run_keeps_its_precision(
     small_yaml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine without hardware for bf16, then on one with it."""
+    """The first machine lacks hardware support for bf16, the second has it."""
     config = small_yaml(tmp_path)
 
     def trained(name: str, native: str, *options: str) -> tuple[str, bytes, str]:
@@ -168,7 +168,7 @@ def test_a_run_continues_in_the_precision_that_it_began_with(
         assert state["threads"] == 1
         return result.stderr, (last / "model.safetensors").read_bytes(), state["precision"]
 
-    _, in_one_go, precision = trained("one", "1", "precision=fp32")
+    _, uninterrupted, precision = trained("one", "1", "precision=fp32")
     assert precision == "fp32"
     trained("two", "0", "precision=auto", "train.max_steps=8")
     messages, resumed, precision = trained("two", "1", "precision=auto")
@@ -177,7 +177,7 @@ def test_a_run_continues_in_the_precision_that_it_began_with(
         "changed since the last start: train.max_steps: 8 -> 12"
     ]
     assert "CPU, 1 threads, fp32" in messages
-    assert resumed == in_one_go
+    assert resumed == uninterrupted
     messages, _, precision = trained("two", "1", "precision=bf16", "train.max_steps=16")
     assert precision == "bf16"
     assert "changed since the last start: precision: fp32 -> bf16\n" in messages
@@ -188,13 +188,14 @@ LITTLE_SPACE = """
 import shutil, types
 from mt.artifacts import checkpoints
 
-checkpoints.shutil = types.SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: types.SimpleNamespace(free=1 << 20))
+checkpoints.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)
+checkpoints.shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 20)
 from mt.cli import main
 main()
 """
 
 
-def test_too_little_free_space_is_seen_before_a_save(
+def test_a_checkpoint_is_not_started_without_enough_disk_space(
     run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = ("train.max_steps=40", "train.save_every=5", "train.valid_every=100")
@@ -205,7 +206,7 @@ def test_too_little_free_space_is_seen_before_a_save(
     assert result.returncode == 1
     message = json.loads((run / "status.json").read_text())["message"]
     assert "1 MiB are free" in message
-    assert "that of update 12" in message
+    assert "is of update 12" in message
     assert (run / "train.log").read_text().count("of 3 failed saves") == 2
     assert not (run / "checkpoints/step_00000015").exists()
 
@@ -214,7 +215,7 @@ OUT_OF_MEMORY = """
 import re, resource
 from pathlib import Path
 from mt.cli import main
-from mt.runs import start as run  # PyTorch and all else that takes room
+from mt.runs import start as run  # loads PyTorch before the limit is set
 
 size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20), resource.RLIM_INFINITY))
@@ -223,7 +224,7 @@ main()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_out_of_memory_in_training_names_what_fits(
+def test_out_of_memory_names_a_size_that_fits(
     precision: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -238,14 +239,12 @@ def test_out_of_memory_in_training_names_what_fits(
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "out of memory" in result.stderr
-    assert "which fits (tried just now; it was 32768)" in result.stderr
+    assert "which fits (just tried; it was 32768)" in result.stderr
     assert "train.gradient_checkpointing=true" in result.stderr
 
 
 def test_a_signal_does_not_wait_for_the_tokenizer(tmp_path: Path) -> None:
-    """SentencePiece trains in one call, here for some seconds, with millions of lines for many
-    minutes.
-    """
+    """SentencePiece trains in a single call, which takes minutes for millions of lines."""
     options = (
         f"run_dir={tmp_path}/run",
         f"cache_dir={tmp_path}/cache",

@@ -237,7 +237,7 @@ def test_a_mistake_is_told_once_and_ends_every_rank_with_its_code(
     first, second = mt_on_ranks(2, "train", config, "data.src_lang=de", "train.grad_accum_steps=1")
     assert (first.returncode, second.returncode) == (2, 2)
     assert (
-        "updates have 1 micro-batches at most, over all ranks, too few for 2 ranks" in first.stderr
+        "updates have at most 1 micro-batches, too few for 2 ranks" in first.stderr
     )
     (tmp_path / "train.de").write_text("one line\n")
     first, second = mt_on_ranks(
@@ -261,7 +261,7 @@ def test_what_ended_for_good_is_not_started_anew(
     assert json.loads(before)["state"] == "diverged"
     first, second = mt_on_ranks(2, "train", config, *bad, attempt=1)
     assert (first.returncode, second.returncode) == (3, 3)
-    assert "not started anew: update" in first.stderr
+    assert "not restarted: update" in first.stderr
     assert second.stderr == ""
     assert (tmp_path / "run/status.json").read_text() == before
 

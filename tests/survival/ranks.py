@@ -44,7 +44,7 @@ def kill(chance: random.Random, case: str, folder: Path) -> str:
     code = process.wait(WAIT)
     if code:
         return f"exit {code}: {said(folder)}"
-    if "started anew by the launcher" not in said(folder, 100_000):
+    if "restarted by the launcher" not in said(folder, 100_000):
         return "no rank was started anew"
     return orphans(folder) or same_end(folder / "run", straight(folder))
 

@@ -1,4 +1,4 @@
-"""Training that begins with a model."""
+"""Fine-tuning: starting from a model, and freezing parameters."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.conftest import run_mt
 
 
 def write_config(path: Path, base: Path, **train: Any) -> Path:
-    """The configuration of a run, as another run of other sizes."""
+    """Write the configuration of a new run, with other sizes than those of the run `base`."""
     config = yaml.safe_load((base / "config.yaml").read_text(encoding="utf-8"))
     config["run_dir"] = str(path.parent / "tuned")
     config["model"] |= {"d_model": 64, "dropout": 0.25}
@@ -31,7 +31,7 @@ def write_config(path: Path, base: Path, **train: Any) -> Path:
     return path
 
 
-def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(
+def test_a_run_starts_from_the_weights_tokenizer_and_sizes_of_a_model(
     trained_run: Path, tmp_path: Path
 ) -> None:
     base = load_model(trained_run, torch.device("cpu"))
@@ -65,9 +65,7 @@ def test_a_run_begins_with_the_weights_tokenizer_and_sizes_of_a_model(
     assert "resuming from" in again.stderr
 
 
-def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(
-    trained_run: Path, tmp_path: Path
-) -> None:
+def test_only_parameters_that_are_not_frozen_change(trained_run: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "c.yaml", trained_run, freeze=["encoder.layers.*", "*.embed_tokens.*"]
     )
@@ -82,27 +80,31 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(
     )
     for name in before:
         is_frozen = name.startswith("encoder.layers.") or ".embed_tokens." in name
-        is_frozen |= name.endswith("k_proj.bias")  # which no run trains
+        is_frozen |= name.endswith("k_proj.bias")  # never trained
         assert torch.equal(before[name], after[name]) == is_frozen, name
 
 
-def test_what_cannot_be_begun_with_or_frozen_is_told(trained_run: Path, tmp_path: Path) -> None:
+def test_a_missing_model_and_a_wrong_freeze_pattern_are_errors(
+    trained_run: Path, tmp_path: Path
+) -> None:
     missing = run_mt(
         "train", write_config(tmp_path / "c.yaml", trained_run), "--init-from", tmp_path / "nowhere"
     )
     assert missing.returncode == 1
     assert "nowhere: no such folder" in missing.stderr
     loaded = load_model(trained_run, torch.device("cpu"))
-    for freeze, says in (
+    for freeze, message in (
         (["nothing.*"], "matches no parameter"),
         (["*"], "no parameter is left to train"),
     ):
         train = loaded.config.train.model_copy(update={"freeze": freeze, "init_from": None})
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=message):
             initialize(loaded.model, loaded.config.model_copy(update={"train": train}))
 
 
-def test_a_plan_is_that_of_the_model_that_is_taken_over(trained_run: Path, tmp_path: Path) -> None:
+def test_the_plan_of_a_fine_tuning_has_the_size_of_the_initial_model(
+    trained_run: Path, tmp_path: Path
+) -> None:
     result = run_mt(
         "train",
         write_config(tmp_path / "c.yaml", trained_run),
