@@ -1,5 +1,6 @@
-"""No file can make `mt` run code: nothing that unpickles or evaluates is called, by its usual name,
-anywhere.
+"""No file can make `mt` run code, because nothing in it unpickles or evaluates data.
+
+The test searches the source for the usual names of such functions and modules.
 """
 
 import ast
@@ -19,10 +20,22 @@ BANNED_MODULES = {
     "marshal",
     "multiprocessing",
 }
-BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "torch.jit.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-                "np.load", "numpy.load", "os.system", "importlib.reload"}  # fmt: skip
-HOSTILE = "tests/survival/hostile.py"  # makes a pickle, to see it refused
-# Send pickles to processes that they have started, over sockets that those have inherited.
+BANNED_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.save",
+    "torch.jit.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "np.load",
+    "numpy.load",
+    "os.system",
+    "importlib.reload",
+}
+HOSTILE = "tests/survival/hostile.py"  # writes a pickle, and checks that mt refuses it
+# These send pickles only to processes that they have started, over inherited sockets.
 OWN_CHILDREN = (
     "mt/runtime/template.py",
     "mt/runtime/workers.py",
@@ -35,23 +48,23 @@ FILES = sorted({path for name in FOLDERS for path in (ROOT / name).rglob("*.py")
 
 
 def banned(source: str) -> list[str]:
-    """What of it is banned."""
-    found = []
+    """Return the banned modules and calls in a source text."""
+    names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [
+            names += [
                 alias.name for alias in node.names if alias.name.split(".")[0] in BANNED_MODULES
             ]
         elif isinstance(node, ast.ImportFrom):
-            found += [str(node.module)] if str(node.module).split(".")[0] in BANNED_MODULES else []
-            found += [
+            names += [str(node.module)] if str(node.module).split(".")[0] in BANNED_MODULES else []
+            names += [
                 f"{node.module}.{a.name}"
                 for a in node.names
                 if f"{node.module}.{a.name}" in BANNED_CALLS
             ]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in BANNED_CALLS:
-            found.append(ast.unparse(node.func))
-    return found
+            names.append(ast.unparse(node.func))
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -60,7 +73,7 @@ def test_nothing_unpickles_or_evaluates(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OWN_CHILDREN)
-def test_pickles_for_own_children_come_through_no_file_and_no_network(name: str) -> None:
+def test_pickles_for_child_processes_use_no_files_and_no_network(name: str) -> None:
     source = (ROOT / name).read_text(encoding="utf-8")
     assert set(banned(source)) <= {"multiprocessing", "multiprocessing.connection", "cloudpickle"}
     called = {
@@ -72,9 +85,14 @@ def test_pickles_for_own_children_come_through_no_file_and_no_network(name: str)
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from pickle import loads", "torch.load(f)", "yaml.load(f)", "eval(x)",
-        "from torch import load", "from multiprocessing.connection import Client",
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(f)",
+        "yaml.load(f)",
+        "eval(x)",
+        "from torch import load",
+        "from multiprocessing.connection import Client",
     ],
-)  # fmt: skip
-def test_the_gate_sees_what_is_banned(line: str) -> None:
+)
+def test_banned_modules_and_calls_are_found(line: str) -> None:
     assert banned(line)

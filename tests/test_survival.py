@@ -1,4 +1,4 @@
-"""A small sample of the survival campaign (scripts/campaign.py): real runs that are harmed."""
+"""A small sample of the survival campaign (scripts/campaign.py), which disturbs real runs."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.fixture(scope="session")
 def campaign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where cases find the runs that nobody disturbed; all workers share it."""
+    """The folder with the undisturbed runs that cases compare with; all workers share it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "survival"
     folder.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def campaign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("promise", "case"), CASES, ids=[f"{promise}-{case}" for promise, case in CASES]
 )
-def test_every_try_of_a_promise_is_kept(promise: str, case: str, campaign_folder: Path) -> None:
+def test_the_promise_holds_in_every_case(promise: str, case: str, campaign_folder: Path) -> None:
     folder = campaign_folder / re.sub(r"\W+", "-", f"{promise} {case}")
     folder.mkdir()
     assert importlib.import_module(f"survival.{promise}").run(case, folder) == ""
@@ -41,7 +41,7 @@ def test_every_try_of_a_promise_is_kept(promise: str, case: str, campaign_folder
 
 
 def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """The script in a process of its own."""
+    """Run the campaign script in a process of its own."""
     command = [
         sys.executable,
         "scripts/campaign.py",
@@ -58,12 +58,12 @@ def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_repeatedly_ends(tmp_path: Path) -> None:
     result = campaign(tmp_path, "spot")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_campaign_goes_on_where_it_stopped_and_tells_what_was_not_kept(tmp_path: Path) -> None:
+def test_a_campaign_resumes_and_reports_failures(tmp_path: Path) -> None:
     first = campaign(tmp_path, "races")
     assert first.returncode == 0, first.stdout
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
@@ -78,10 +78,10 @@ def test_a_campaign_goes_on_where_it_stopped_and_tells_what_was_not_kept(tmp_pat
         for line in (tmp_path / "results.jsonl").read_text().splitlines()
         if line.endswith("}")
     ]
-    assert len(again) == len(lines)  # only the one cut short was tried again
+    assert len(again) == len(lines)  # only the incomplete case was tried again
 
 
-def test_a_case_that_breaks_is_a_failure_that_shows_where(tmp_path: Path) -> None:
+def test_a_case_that_raises_is_a_failure_with_a_traceback(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     import campaign as script

@@ -1,6 +1,4 @@
-"""What guards a model folder: the manifest, byte for byte, every file that is read, and nothing
-outside.
-"""
+"""The manifest of a model folder: changed files, changed manifests and links are detected."""
 
 import errno
 import json
@@ -18,13 +16,13 @@ from mt.errors import CheckpointError
 
 @pytest.fixture
 def folder(trained_run: Path, tmp_path: Path) -> Path:
-    """A checkpoint of a run of its own."""
+    """A checkpoint in a copy of the trained run."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run/checkpoints/step_00000012"
 
 
 def rewrite(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], None]:
-    """Changes the entries of a manifest, and writes it as `mt` writes one."""
+    """Return a function that changes the entries of a manifest, and writes a valid manifest."""
 
     def harm(folder: Path) -> None:
         files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -35,12 +33,12 @@ def rewrite(change: Callable[[dict[str, dict[str, object]]], object]) -> Callabl
 
 
 def append(text: str) -> Callable[[Path], object]:
-    """Adds to the manifest what changes nothing of what it says."""
+    """Return a function that appends `text` to the manifest."""
     return lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + text)
 
 
-def turn_a_digit(folder: Path) -> None:
-    """Changes the SHA-256 of a file of the training part."""
+def change_a_digit(folder: Path) -> None:
+    """Change a digit of the SHA-256 of a file in training/."""
     text = (folder / MANIFEST).read_text()
     place = text.index('"sha256"', text.index("training/optimizer")) + 12
     (folder / MANIFEST).write_text(
@@ -55,7 +53,7 @@ HARMS = {
         lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:-1]),
         "the content has changed",
     ),
-    "a digit of what is not read": (turn_a_digit, "the content has changed"),
+    "a digit of a file that is not read": (change_a_digit, "the content has changed"),
     "another size": (rewrite(lambda files: files["config.yaml"].update(size=1)), "config.yaml"),
     "a size that is text": (
         rewrite(lambda files: files["config.yaml"].update(size="1")),
@@ -82,21 +80,21 @@ HARMS = {
 
 
 @pytest.mark.parametrize("kind", HARMS)
-def test_a_manifest_is_what_was_written_and_names_all_that_is_read(kind: str, folder: Path) -> None:
+def test_a_changed_manifest_or_an_unlisted_file_is_detected(kind: str, folder: Path) -> None:
     verify(folder, with_training=True)
-    harm, says = HARMS[kind]
+    harm, message = HARMS[kind]
     harm(folder)
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=message):
         verify(folder, with_training="optimizer" in kind or "weights" in kind)
 
 
-def test_a_readme_beside_the_model_does_no_harm(folder: Path) -> None:
+def test_a_readme_in_the_folder_is_allowed(folder: Path) -> None:
     (folder / "README.md").write_text("What this model is for.")
     verify(folder, with_training=True)
     assert CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest() is not None
 
 
-def test_a_link_within_the_folder_is_followed_and_one_out_of_it_is_not(folder: Path) -> None:
+def test_only_links_within_the_folder_are_followed(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights")
     (folder / "model.safetensors").symlink_to("weights")
     verify(folder)
@@ -107,7 +105,7 @@ def test_a_link_within_the_folder_is_followed_and_one_out_of_it_is_not(folder: P
         verify(folder)
 
 
-def test_a_file_that_the_disk_does_not_give_is_damage_and_the_checkpoint_before_is_taken(
+def test_an_unreadable_file_counts_as_damage_and_the_previous_checkpoint_is_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = manifest.sha256_file
@@ -118,9 +116,9 @@ def test_a_file_that_the_disk_does_not_give_is_damage_and_the_checkpoint_before_
         return real(path)
 
     monkeypatch.setattr(manifest, "sha256_file", unreadable)
-    found = CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest()
-    assert found is not None
-    assert found.path.name == "step_00000008"
+    newest = CheckpointManager(folder.parent.parent, 2, 1, "bleu").newest()
+    assert newest is not None
+    assert newest.path.name == "step_00000008"
     assert (folder.parent / "last").readlink() == Path("step_00000008")
 
 
@@ -136,7 +134,7 @@ def test_links_that_cannot_be_made_are_a_warning(
     assert "No space left on device" in caplog.text
 
 
-def test_a_folder_that_is_sealed_verifies(folder: Path) -> None:
+def test_a_sealed_folder_verifies(folder: Path) -> None:
     (folder / "config.yaml").write_text("seed: 7\n")
     with pytest.raises(CheckpointError, match=r"config\.yaml"):
         verify(folder)

@@ -115,7 +115,7 @@ def test_the_bias_of_the_logits_counts_in_loss_and_gradients(
 
 
 def test_backward_scales_the_gradients_each_time_it_runs() -> None:
-    """The gradients are computed in the forward pass, which does not know the factor of the loss."""
+    """The gradients come from the forward pass, which does not know the factor of the loss."""
     hidden, weight, targets = inputs()
     ours, theirs = (
         linear_cross_entropy(hidden, weight, targets, 0.1).smoothed,

@@ -1,6 +1,4 @@
-"""From gradients to weights: the step against PyTorch's clipping and AdamW, the guard that leaves
-weights alone, the scale of fp16.
-"""
+"""From gradients to weights: steps against PyTorch, skipped updates, and the loss scale of fp16."""
 
 import time
 from collections.abc import Callable
@@ -18,13 +16,13 @@ from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradi
 from mt.train.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
-# With an epsilon of the size of the gradients a step depends on their scale, which Adam would
-# otherwise divide out.
+# With an epsilon as large as the gradients, a step of Adam depends on their scale. Otherwise, Adam
+# would divide by it, and the tests would not notice a wrong scale.
 CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
-NOT_YET = torch.tensor(False)  # diverged
-ONE = torch.tensor(1.0)  # the loss scale
-UPDATE = Update.from_batches([empty_batch((8, 10, 80), CPU, packed=False)])  # of 640 target tokens
+NONE_BAD = torch.tensor(False)  # bad updates so far
+ONE = torch.tensor(1.0)  # a loss scale
+UPDATE = Update.from_batches([empty_batch((8, 10, 80), CPU, packed=False)])  # 640 target tokens
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +36,7 @@ def network() -> nn.Sequential:
 
 
 def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
-    """A loss whose gradients are tenfold of one another from update to update, so that some are
+    """Return a loss whose gradients vary by factors of ten from update to update, so that some are
     clipped and some are not.
     """
     draw = torch.Generator().manual_seed(step)
@@ -48,14 +46,14 @@ def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
 
 
 class FakeEvent:
-    """An event of a GPU that is come to after so many looks; None: never."""
+    """An event that a GPU reaches when it is queried for the `done_at`-th time, or never (None)."""
 
-    def __init__(self, looks: int | None) -> None:
-        self.looks, self.seen, self.waited = looks, 0, False
+    def __init__(self, done_at: int | None) -> None:
+        self.done_at, self.queries, self.waited = done_at, 0, False
 
     def query(self) -> bool:
-        self.seen += 1
-        return self.looks is not None and self.seen >= self.looks
+        self.queries += 1
+        return self.done_at is not None and self.queries >= self.done_at
 
     def synchronize(self) -> None:
         self.waited = True
@@ -72,26 +70,28 @@ def train(
     scale: LossScale,
     clip_norm: float,
 ) -> list[float]:
-    """Some updates; gives their gradient norms."""
+    """Run some updates, and return their gradient norms."""
     norms = []
     for step in steps:
         loss = loss_of(model, step)
         (loss * scale.scale).backward()
-        norm, diverged = apply_gradients(model, optimizer, loss.detach(), scale, clip_norm, NOT_YET)
+        norm, diverged = apply_gradients(
+            model, optimizer, loss.detach(), scale, clip_norm, NONE_BAD
+        )
         assert not diverged
         norms.append(float(norm))
     return norms
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of weights and optimizer state, step counters included."""
-    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Return copies of the weights and the optimizer state, including step counters."""
+    tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        found |= {
-            f"{what}.{name}": torch.as_tensor(value).clone()
-            for what, value in optimizer.state[parameter].items()
+        tensors |= {
+            f"{key}.{name}": torch.as_tensor(value).clone()
+            for key, value in optimizer.state[parameter].items()
         }
-    return found
+    return tensors
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -101,12 +101,11 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 # --- the step
-# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
-def test_updates_are_pytorchs_clipping_and_adamw(fused: bool, clip_norm: float) -> None:
+def test_updates_equal_those_of_pytorchs_clipping_and_adamw(fused: bool, clip_norm: float) -> None:
     ours, theirs = network(), network()
     optimizer = build_optimizer(ours, CONFIG, CPU)
     groups = [
@@ -129,12 +128,12 @@ def test_updates_are_pytorchs_clipping_and_adamw(fused: bool, clip_norm: float) 
         assert norm == pytest.approx(float(expected), rel=1e-5)
         reference.step()
         reference.zero_grad()
-    assert min(norms) < 0.3 < max(norms)  # clipping has work to do, and not always
+    assert min(norms) < 0.3 < max(norms)  # some updates are clipped, and some are not
     ours_now, theirs_now = everything(ours, optimizer), everything(theirs, reference)
     assert ours_now.keys() == theirs_now.keys()
     for name, value in ours_now.items():
         torch.testing.assert_close(value, theirs_now[name], rtol=1e-5, atol=1e-6, msg=name)
-    assert all(p.grad is None for p in ours.parameters())  # they are used up
+    assert all(p.grad is None for p in ours.parameters())  # the step has removed them
 
 
 def test_the_clip_norm_changes_the_step() -> None:
@@ -144,12 +143,12 @@ def test_the_clip_norm_changes_the_step() -> None:
         train(model, build_optimizer(model, CONFIG, CPU), range(6), no_scale(), clip_norm)
         results.append(model[0].weight.detach())
     assert not torch.allclose(results[0], results[1], atol=1e-4)
-    assert torch.equal(results[0], results[2])  # a norm that is never reached clips nothing
+    assert torch.equal(results[0], results[2])  # no gradient norm is above 1e6
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 def test_a_loss_scale_does_not_change_the_weights(clip_norm: float) -> None:
-    """It is a power of two, so in fp32 not even in the last bit."""
+    """The scale is a power of two, so in fp32 not even the last bit changes."""
     results = []
     for enabled in (False, True):
         model = network()
@@ -160,7 +159,7 @@ def test_a_loss_scale_does_not_change_the_weights(clip_norm: float) -> None:
     assert_equal(results[0][1], results[1][1])
 
 
-def test_a_parameter_without_a_gradient_stays() -> None:
+def test_a_parameter_without_a_gradient_does_not_change() -> None:
     model = network()
     model[3].requires_grad_(False)
     before = model[3].weight.clone()
@@ -168,8 +167,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert torch.equal(model[3].weight, before)
 
 
-# --- what is not finite
-# ---------------------------------------------------------------------------------------------------------
+# --- updates that are not finite
 
 
 def spoil_gradient(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
@@ -187,14 +185,14 @@ def spoil_loss(model: nn.Sequential, loss: Tensor, bad: float) -> Tensor:
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 @pytest.mark.parametrize("enabled", [False, True])
-def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
+def test_an_update_that_is_not_finite_changes_nothing(
     spoil: Callable[[nn.Sequential, Tensor, float], Tensor],
     bad: float,
     before: int,
     clip_norm: float,
     enabled: bool,
 ) -> None:
-    """Bit for bit, and the updates after it are as if it had never been, be it the first of all."""
+    """Weights and optimizer state stay the same bit for bit, and so do the following updates."""
     model, untouched = network(), network()
     optimizer, other = build_optimizer(model, CONFIG, CPU), build_optimizer(untouched, CONFIG, CPU)
     scale = LossScale(CPU, enabled)
@@ -203,13 +201,12 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
     loss = loss_of(model, before)
     (loss * scale.scale).backward()
     _, diverged = apply_gradients(
-        model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NOT_YET
+        model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NONE_BAD
     )
-    assert bool(diverged) is not enabled  # the scale can still fall
+    assert bool(diverged) is not enabled  # with a scale, it can still be halved
     expected = everything(untouched, other)
-    for name, value in everything(
-        model, optimizer
-    ).items():  # before the first update there is no state; then it may be there, empty
+    # Before the first update there is no state; the skipped update may create it, filled with 0.
+    for name, value in everything(model, optimizer).items():
         assert torch.equal(value, expected.get(name, torch.zeros_like(value))), name
     assert all(p.grad is None for p in model.parameters())
     train(model, optimizer, range(before, before + 3), scale, clip_norm)
@@ -217,8 +214,7 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(
     assert_equal(everything(model, optimizer), everything(untouched, other))
 
 
-# --- the scale of fp16
-# ----------------------------------------------------------------------------------------------------------
+# --- the loss scale of fp16
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 
@@ -230,7 +226,7 @@ def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_on
     scale = LossScale(CPU, enabled=True)
     start = float(scale.scale)
     assert start == 65536
-    found = []
+    scales = []
     for finite in [
         GOOD,
         GOOD,
@@ -250,8 +246,8 @@ def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_on
         GOOD,
     ]:
         scale.update(finite)
-        found.append(float(scale.scale) / start)
-    assert found == [
+        scales.append(float(scale.scale) / start)
+    assert scales == [
         1,
         1,
         2,
@@ -268,10 +264,10 @@ def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_on
         0.5,
         0.5,
         1,
-    ]  # a bad one starts the count again
+    ]  # a bad update starts the count again
 
 
-def test_a_scale_that_is_off_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_scale_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients_module, "GROW_AFTER", 1)
     scale = no_scale()
     for finite in (GOOD, BAD, GOOD, GOOD):
@@ -280,27 +276,25 @@ def test_a_scale_that_is_off_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert scale.state_dict() == {}
 
 
-def test_a_scale_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scale_continues_from_its_saved_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients_module, "GROW_AFTER", 3)
     straight, resumed = LossScale(CPU, enabled=True), LossScale(CPU, enabled=True)
     for finite in (BAD, GOOD, GOOD):
         straight.update(finite)
     state = straight.state_dict()
-    resumed.load_state_dict(
-        state | {"exp_avg.weight": torch.zeros(3)}
-    )  # it lies among the tensors of the optimizer
+    # The state is stored together with the tensors of the optimizer.
+    resumed.load_state_dict(state | {"exp_avg.weight": torch.zeros(3)})
     for _ in range(3):
         assert float(resumed.scale) == float(straight.scale)
         for scale in (straight, resumed):
             scale.update(GOOD)
-    assert (
-        float(resumed.scale) == 65536 * 2 / 2
-    )  # the two good ones before the state was taken count
-    assert float(state["loss_scale"]) == 65536 / 2  # later updates left the state as it was taken
+    # The two good updates before the state was saved count.
+    assert float(resumed.scale) == 65536 * 2 / 2
+    assert float(state["loss_scale"]) == 65536 / 2  # later updates do not change a saved state
 
 
-def test_a_scale_without_a_state_stays_as_it_is() -> None:
-    """A run that was begun in fp32 goes on in fp16, and the reverse."""
+def test_a_scale_ignores_the_state_of_another_precision() -> None:
+    """A run that started in fp32 resumes in fp16, and the other way round."""
     fresh, off = LossScale(CPU, enabled=True), no_scale()
     fresh.load_state_dict({})
     assert float(fresh.scale) == 65536
@@ -308,24 +302,24 @@ def test_a_scale_without_a_state_stays_as_it_is() -> None:
     assert float(off.scale) == 1
 
 
-def test_an_overflow_is_no_divergence_until_the_scale_has_fallen_to_one() -> None:
+def test_an_overflow_is_not_a_bad_update_until_the_scale_is_one() -> None:
     model = network()
     optimizer, scale = build_optimizer(model, CONFIG, CPU), LossScale(CPU, enabled=True)
     scales, outcomes = [], []
     for _ in range(17):
         scales.append(float(scale.scale))
         (loss_of(model, 0) * float("inf")).backward()
-        outcomes.append(bool(apply_gradients(model, optimizer, FINITE, scale, 1.0, NOT_YET)[1]))
+        outcomes.append(bool(apply_gradients(model, optimizer, FINITE, scale, 1.0, NONE_BAD)[1]))
     assert scales == [2.0**n for n in range(16, -1, -1)]
     assert outcomes == [False] * 16 + [True]
 
 
-def test_once_diverged_no_later_update_moves_the_weights() -> None:
+def test_after_a_bad_update_no_later_update_changes_the_weights() -> None:
     model = network()
     optimizer, scale = build_optimizer(model, CONFIG, CPU), no_scale()
     train(model, optimizer, range(2), scale, 1.0)
     before = everything(model, optimizer)
-    diverged = NOT_YET
+    diverged = NONE_BAD
     for factor in (float("nan"), 1.0, 1.0):
         loss_of(model, 2, factor).backward()
         _, diverged = apply_gradients(model, optimizer, FINITE, scale, 1.0, diverged)
@@ -336,7 +330,6 @@ def test_once_diverged_no_later_update_moves_the_weights() -> None:
 
 
 # --- the numbers of an update
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_stats_of_a_good_update_are_its_numbers() -> None:
@@ -351,26 +344,26 @@ def pending_on_a_gpu(event: FakeEvent) -> PendingStats:
     return stats
 
 
-def test_a_gpu_is_waited_for_as_long_as_it_takes_without_other_ranks() -> None:
-    event = FakeEvent(looks=None)
+def test_without_other_ranks_the_wait_for_a_gpu_has_no_limit() -> None:
+    event = FakeEvent(done_at=None)
     assert pending_on_a_gpu(event).read() == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
-    assert (event.waited, event.seen) == (True, 0)
+    assert (event.waited, event.queries) == (True, 0)
 
 
-def test_a_gpu_that_comes_to_the_numbers_in_time_is_read() -> None:
-    event = FakeEvent(looks=5)
+def test_numbers_that_a_gpu_computes_in_time_are_read() -> None:
+    event = FakeEvent(done_at=5)
     assert pending_on_a_gpu(event).read(patience=60.0) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
-    assert (event.waited, event.seen) == (False, 5)
+    assert (event.waited, event.queries) == (False, 5)
 
 
-def test_a_gpu_that_never_comes_to_the_numbers_is_an_error_after_the_patience() -> None:
-    began = time.monotonic()
+def test_a_gpu_that_never_finishes_is_an_error_after_the_patience() -> None:
+    start = time.monotonic()
     with pytest.raises(RuntimeError, match=r"Timed out waiting for the GPU for 0\.3 s"):
-        pending_on_a_gpu(FakeEvent(looks=None)).read(patience=0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+        pending_on_a_gpu(FakeEvent(done_at=None)).read(patience=0.3)
+    assert 0.3 <= time.monotonic() - start < 5
 
 
-def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
+def test_reading_the_stats_of_a_bad_update_names_the_update() -> None:
     pending = PendingStats(
         1234, torch.tensor([float("nan"), 1.5, float("inf"), 1.0]), 1e-3, UPDATE, ONE
     )
@@ -378,14 +371,13 @@ def test_reading_the_stats_of_an_update_that_was_left_out_names_it() -> None:
         pending.read()
 
 
-def test_an_overflow_that_lowers_the_scale_can_be_read() -> None:
-    """Not finite, and yet no divergence."""
+def test_the_stats_of_an_overflow_that_halves_the_scale_can_be_read() -> None:
+    """The gradient norm is not finite, but the update does not count as bad."""
     stats = PendingStats(3, torch.tensor([2.5, 1.5, float("inf"), 0.0]), 1e-3, UPDATE, ONE).read()
     assert stats.grad_norm == float("inf")
 
 
 # --- on a GPU
-# -------------------------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -393,7 +385,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("patience", [None, 60.0])
-def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read(
+def test_stats_on_a_gpu_do_not_change_if_they_are_read_late(
     patience: float | None,
 ) -> None:
     numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
@@ -409,13 +401,13 @@ def test_stats_on_a_gpu_are_those_of_their_update_however_late_they_are_read(
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
-def test_updates_on_a_gpu_are_those_of_a_cpu(clip_norm: float) -> None:
-    here, there = network(), network().cuda()
+def test_updates_on_a_gpu_equal_those_on_a_cpu(clip_norm: float) -> None:
+    on_cpu, on_gpu = network(), network().cuda()
     cuda = torch.device("cuda")
-    optimizers = [build_optimizer(here, CONFIG, CPU), build_optimizer(there, CONFIG, cuda)]
+    optimizers = [build_optimizer(on_cpu, CONFIG, CPU), build_optimizer(on_gpu, CONFIG, cuda)]
     scales = [LossScale(CPU, enabled=True), LossScale(cuda, enabled=True)]
     for step in range(4):
-        for model, optimizer, scale in zip((here, there), optimizers, scales, strict=True):
+        for model, optimizer, scale in zip((on_cpu, on_gpu), optimizers, scales, strict=True):
             x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)).to(
                 scale.scale.device
             )
@@ -424,9 +416,9 @@ def test_updates_on_a_gpu_are_those_of_a_cpu(clip_norm: float) -> None:
             if step == 2:
                 next(model.parameters()).grad[0] = float("inf")
             apply_gradients(
-                model, optimizer, loss.detach(), scale, clip_norm, NOT_YET.to(scale.scale.device)
+                model, optimizer, loss.detach(), scale, clip_norm, NONE_BAD.to(scale.scale.device)
             )
     assert float(scales[1].scale) == float(scales[0].scale) == 65536 / 2
-    ours, theirs = everything(there, optimizers[1]), everything(here, optimizers[0])
+    ours, theirs = everything(on_gpu, optimizers[1]), everything(on_cpu, optimizers[0])
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)

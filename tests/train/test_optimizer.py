@@ -1,6 +1,4 @@
-"""The schedule against its formula, the moving average against a loop, and an optimizer that goes
-on where it was saved.
-"""
+"""The schedule against its formula, the average against a loop, and resuming an optimizer."""
 
 import copy
 
@@ -31,7 +29,7 @@ def toy(seed: int = 1) -> nn.Sequential:
 
 
 def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    """Updates first to last, each with its own data."""
+    """Run the updates `first` to `last`, each with its own data."""
     for step in range(first, last + 1):
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
         model(x).square().mean().backward()
@@ -57,7 +55,9 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, l
         ("constant", 0, 1, 5e-4),
     ],
 )
-def test_the_learning_rate_at(schedule: str, warmup: int, step: int, expected: float) -> None:
+def test_the_learning_rate_of_some_updates(
+    schedule: str, warmup: int, step: int, expected: float
+) -> None:
     config = OptimConfig(lr=5e-4, schedule=schedule, warmup_steps=warmup)
     assert learning_rate(step, config) == pytest.approx(expected, rel=1e-12)
 
@@ -71,8 +71,8 @@ def test_the_inverse_square_root_is_the_papers_formula_at_every_step() -> None:
         assert learning_rate(step, config) == pytest.approx(paper, rel=1e-12)
 
 
-def test_weight_decay_falls_on_matrices_only() -> None:
-    """With gradients of zero Adam moves nothing, so what shrinks has shrunk by its decay."""
+def test_weight_decay_applies_only_to_matrices() -> None:
+    """With zero gradients, only weight decay changes parameters."""
     model = toy()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 1.0)
@@ -91,8 +91,8 @@ def test_every_parameter_is_optimized_once_with_the_settings_given() -> None:
         assert (group["lr"], group["betas"], group["eps"]) == (0.2, (0.8, 0.9), 1e-7)
 
 
-def test_updates_are_adams_formula() -> None:
-    """Kingma and Ba 2015, algorithm 1, three updates written out in float64."""
+def test_updates_follow_the_formula_of_adam() -> None:
+    """Three updates of Kingma and Ba 2015, algorithm 1, computed in float64."""
     parameter = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
     model = nn.ParameterList([parameter])
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, betas=[0.9, 0.98], eps=1e-9), CPU)
@@ -110,7 +110,7 @@ def test_updates_are_adams_formula() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_the_weight_average_is_that_of_a_plain_loop(decay: float) -> None:
+def test_the_weight_average_equals_that_of_a_plain_loop(decay: float) -> None:
     model = toy()
     optimizer = build_optimizer(model, OptimConfig(lr=0.05), CPU)
     average = WeightAverage(model, decay)
@@ -126,7 +126,7 @@ def test_the_weight_average_is_that_of_a_plain_loop(decay: float) -> None:
         assert not torch.equal(weight, dict(model.named_parameters())[name])
 
 
-def test_the_average_does_not_move_the_model() -> None:
+def test_the_average_does_not_change_the_model() -> None:
     model = toy()
     before = copy.deepcopy(model.state_dict())
     average = WeightAverage(model, 0.5)
@@ -137,7 +137,7 @@ def test_the_average_does_not_move_the_model() -> None:
     assert all(torch.equal(weight, after[name]) for name, weight in model.state_dict().items())
 
 
-def test_an_optimizer_goes_on_bit_for_bit_from_its_saved_tensors() -> None:
+def test_an_optimizer_resumes_bit_for_bit_from_its_saved_tensors() -> None:
     config = OptimConfig(lr=0.05, weight_decay=0.1)
     straight = toy()
     take_steps(straight, build_optimizer(straight, config, CPU), 1, 8)
@@ -158,19 +158,21 @@ def test_an_optimizer_goes_on_bit_for_bit_from_its_saved_tensors() -> None:
         for name, weight in resumed.state_dict().items()
     )
 
-    forgetful = copy.deepcopy(model)
-    take_steps(forgetful, build_optimizer(forgetful, config, CPU), 5, 8)
-    assert not torch.equal(forgetful[0].weight, straight[0].weight)  # so the state did matter
+    without_state = copy.deepcopy(model)
+    take_steps(without_state, build_optimizer(without_state, config, CPU), 5, 8)
+    assert not torch.equal(
+        without_state[0].weight, straight[0].weight
+    )  # without the state, results differ
 
 
-def test_saved_tensors_are_named_by_what_and_parameter() -> None:
+def test_saved_tensors_are_named_after_moment_and_parameter() -> None:
     model = toy()
     optimizer = build_optimizer(model, OptimConfig(), CPU)
     assert optimizer_tensors(optimizer, model) == {}
     take_steps(model, optimizer, 1, 1)
     names = {
-        f"{what}.{name}"
-        for what in ("step", "exp_avg", "exp_avg_sq")
+        f"{key}.{name}"
+        for key in ("step", "exp_avg", "exp_avg_sq")
         for name, _ in model.named_parameters()
     }
     assert set(optimizer_tensors(optimizer, model)) == names

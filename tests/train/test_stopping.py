@@ -96,8 +96,9 @@ def test_after_sharing_every_rank_knows_the_highest_signal_of_all(
 def test_a_second_signal_ends_the_process() -> None:
     code = (
         "import os, signal, time\nfrom mt.train.stopping import SignalStop\nstop = SignalStop()\n"
-        "with stop.installed():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('one', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n    print('still here')"
+        "with stop.installed():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('one', flush=True)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(5)\n    print('still here')"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -112,7 +113,7 @@ def test_a_second_signal_ends_the_process() -> None:
 
 
 def watched(losses: list[float], **options: object) -> int | None:
-    """Return the update at which a watch raises, or None; the watch is saved and loaded each time."""
+    """Return the update at which a watch raises, or None; it is resumed after each update."""
     config = TrainConfig.model_validate(
         {"divergence_window": 4, "divergence_factor": 1.5, **options}
     )
@@ -123,7 +124,7 @@ def watched(losses: list[float], **options: object) -> int | None:
         except DivergedError as error:
             return step if f"update {step}" in str(error) and "optim.lr" in str(error) else -1
         saved, watch = json.dumps(watch.state_dict()), DivergenceWatch(config)
-        watch.load_state_dict(json.loads(saved))  # as if the run resumed after every update
+        watch.load_state_dict(json.loads(saved))
     return None
 
 
@@ -135,7 +136,7 @@ def watched(losses: list[float], **options: object) -> int | None:
         ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # slightly less
         # a single update that raises the mean of its window
         ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),
-        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # the window is not complete
+        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # an incomplete window
         # a best loss below 1 counts as 1
         ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),
         ([9.0] * 4 + [0.1] * 4 + [1.6] * 8, {}, 12),

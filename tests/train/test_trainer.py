@@ -1,5 +1,5 @@
-"""The loop: killed or stopped at any point it goes on to the same weights; what is not finite never
-reaches them.
+"""The training loop: a run that is killed or stopped resumes to the same weights, and updates that
+are not finite are skipped.
 """
 
 import json
@@ -41,7 +41,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 @pytest.fixture
 def make_trainer(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., Trainer]:
-    """Builds a trainer of the small configuration with overrides."""
+    """Return a function that builds a trainer from the small configuration and overrides."""
 
     def make(*overrides: str) -> Trainer:
         config: Config = load_config(small_yaml(tmp_path), overrides)
@@ -65,7 +65,7 @@ def test_ranks_share_signals_before_they_wait_for_the_gpu(
 
 
 def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
-    """`mt train` in the background."""
+    """Start `mt train` in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "mt", "train", str(config), *overrides],
         cwd=ROOT,
@@ -74,22 +74,22 @@ def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
-    """Until `path` is there."""
+    """Wait until `path` exists, while the process runs."""
     end = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < end, f"{path} never came"
+        assert time.monotonic() < end, f"{path} was not written"
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.002)
 
 
 def final_files(run: Path, step: int) -> dict[str, bytes]:
-    """The bytes of all that was learned."""
+    """Return the bytes of the weights and the optimizer state in a checkpoint."""
     folder = run / f"checkpoints/step_{step:08d}"
     names = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_deterministic_may_be_set_when_a_run_goes_on_and_is_told(
+def test_deterministic_may_be_changed_when_a_run_resumes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("straight", "changed")]
@@ -107,7 +107,7 @@ def test_deterministic_may_be_set_when_a_run_goes_on_and_is_told(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_deterministic_run_on_a_gpu_goes_on_to_the_same_bytes(
+def test_a_deterministic_run_on_a_gpu_resumes_to_the_same_bytes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("straight", "stopped")]
@@ -123,7 +123,7 @@ def test_a_deterministic_run_on_a_gpu_goes_on_to_the_same_bytes(
     assert straight == stopped
 
 
-def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(
+def test_a_run_killed_at_random_updates_ends_with_the_same_bytes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = ("train.max_steps=60", "train.save_every=3", "train.valid_every=20")
@@ -146,7 +146,7 @@ def test_killed_at_random_updates_a_run_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
+def test_after_a_signal_the_same_command_resumes_to_the_same_bytes(
     number: signal.Signals, code: int, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = ("train.max_steps=60", "train.save_every=25", "train.valid_every=30")
@@ -166,7 +166,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bytes(
     assert final_files(stopped / "run", 60) == final_files(straight / "run", 60)
 
 
-def test_a_signal_in_validation_abandons_it_and_resume_makes_it_up(
+def test_a_validation_abandoned_by_a_signal_is_repeated_on_resume(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mt.errors import Interrupted
@@ -222,7 +222,7 @@ def test_resume_at_every_update_gives_the_same_weights(
             assert torch.equal(parameter, weights[step][name])
 
 
-def test_a_checkpoint_of_when_the_biases_of_keys_were_trained_still_loads(
+def test_a_checkpoint_with_trained_key_biases_still_loads(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     old = make_trainer()
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_when_the_biases_of_keys_were_trained_still_loads(
 
 
 def clone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies that later updates leave alone."""
+    """Return copies that later updates do not change."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -265,7 +265,7 @@ def test_two_micro_batches_equal_one_big_batch_without_dropout(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_never_reaches_the_weights(
+def test_an_update_that_is_not_finite_does_not_change_the_weights(
     bad: float, make_trainer: Callable[..., Trainer]
 ) -> None:
     trainer = make_trainer()
@@ -286,7 +286,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
     assert DivergedError.exit_code == 3
 
 
-def test_draws_are_a_function_of_their_place() -> None:
+def test_random_numbers_depend_only_on_seed_update_and_micro_batch() -> None:
     def draw(*place: int) -> float:
         seed_draws(*place)
         return float(torch.rand(()))
@@ -295,7 +295,7 @@ def test_draws_are_a_function_of_their_place() -> None:
     assert len({draw(1, 2, 0), draw(1, 2, 1), draw(1, 3, 0), draw(2, 2, 0)}) == 4
 
 
-def test_validation_in_training_is_what_evaluate_prints(
+def test_scores_of_training_equal_those_of_mt_evaluate(
     trained_run: Path, sample: Path, tmp_path: Path
 ) -> None:
     folder = trained_run / "valid/step_00000012"
@@ -329,7 +329,7 @@ def test_a_run_keeps_its_last_and_best_checkpoints_and_links_them(trained_run: P
     }
 
 
-def test_a_checkpoint_carries_the_lengths_of_what_was_trained_on(trained_run: Path) -> None:
+def test_a_checkpoint_contains_the_lengths_of_the_training_data(trained_run: Path) -> None:
     folder = trained_run / "checkpoints/step_00000012"
     lengths = json.loads((folder / "provenance.json").read_text())["lengths"]
     decode = json.loads((folder / "generation.json").read_text())
@@ -353,7 +353,7 @@ def test_a_second_process_is_refused_while_one_trains(
         process.wait()
 
 
-def test_patience_and_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
+def test_patience_and_max_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path: Path) -> None:
     config = small_yaml(tmp_path)
     assert run_mt("train", config, "train.max_steps=null", "train.max_epochs=1").returncode == 0
     status = json.loads((tmp_path / "run/status.json").read_text())
@@ -370,7 +370,7 @@ def test_patience_and_epochs_end_a_run(small_yaml: Callable[..., Path], tmp_path
     assert "train.patience: 2" in json.loads((tmp_path / "run/status.json").read_text())["message"]
 
 
-def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
+def test_a_validation_batch_that_does_not_fit_into_memory_is_split(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mt.train import validation
@@ -393,7 +393,7 @@ def test_validation_that_runs_out_of_memory_goes_on_in_halves_to_the_same_loss(
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weights_alone(
+def test_a_signal_while_averaged_weights_are_swapped_leaves_the_weights_alone(
     call: int, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mt.train import updates as trainer_module
@@ -432,7 +432,7 @@ def test_a_signal_while_the_average_is_put_in_place_or_taken_out_leaves_the_weig
 
 
 def break_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the loss of an update not a number."""
+    """Make the loss of one update NaN."""
     real = trainer.forward
 
     def forward(batch: AnyBatch) -> Loss:
@@ -444,7 +444,7 @@ def break_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trainer, "forward", forward)
 
 
-def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
+def test_bad_updates_are_skipped_and_written_up_to_the_maximum(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainer = make_trainer("train.max_steps=5", "train.max_bad_updates=1", "train.ema_decay=0")
@@ -463,7 +463,7 @@ def test_a_bounded_number_of_bad_updates_is_left_out_and_kept(
         again.train()
 
 
-def test_reports_and_scores_are_those_of_a_run_that_was_never_stopped(
+def test_a_resumed_run_has_the_reports_of_an_uninterrupted_run(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     def rows(folder: Path) -> list[dict[str, Any]]:
@@ -488,16 +488,19 @@ def test_reports_and_scores_are_those_of_a_run_that_was_never_stopped(
             == 0
         )
     straight, stopped = rows(tmp_path / "straight"), rows(tmp_path / "stopped")
-    trained = [[row for row in each if row["kind"] == "train"] for each in (straight, stopped)]
+    trained = [
+        [row for row in rows_of_run if row["kind"] == "train"]
+        for rows_of_run in (straight, stopped)
+    ]
     assert trained[0] == trained[1]
     assert [row["step"] for row in trained[0]] == [5, 10, 12]
     scored = [
         {
             row["step"]: (row["loss"], row["bleu"], row["chrf"])
-            for row in each
+            for row in rows_of_run
             if row["kind"] == "valid"
         }
-        for each in (straight, stopped)
+        for rows_of_run in (straight, stopped)
     ]
     assert sorted(scored[0]) == [4, 8, 12]
     assert {step: scored[1][step] for step in scored[0]} == scored[0]
@@ -522,7 +525,7 @@ def test_a_checkpoint_is_saved_before_it_is_validated(
     assert again.checkpoints.scores(4) == again.scores
 
 
-def test_a_score_counts_only_beside_those_that_measured_the_same(
+def test_only_scores_of_the_same_validation_are_compared(
     small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -561,14 +564,17 @@ def test_a_score_counts_only_beside_those_that_measured_the_same(
         alike = {
             name: scores["loss"] for name, scores in kept.items() if scores["measured"] == measured
         }
-        assert len(alike) >= 2  # the kept best was scored again
+        assert len(alike) >= 2  # the best checkpoint was scored again
         assert (folder / "best").readlink().name == min(alike, key=lambda name: alike[name])
 
 
-def test_validation_takes_lines_of_each_corpus_and_reports_each(
+def test_validation_samples_and_reports_each_corpus(
     small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
-    valid = f"[{{name: one, src: {sample}/valid.de, tgt: {sample}/valid.en}}, {{name: two, src: {sample}/test.de, tgt: {sample}/test.en}}]"
+    valid = (
+        f"[{{name: one, src: {sample}/valid.de, tgt: {sample}/valid.en}}, "
+        f"{{name: two, src: {sample}/test.de, tgt: {sample}/test.en}}]"
+    )
     result = run_mt(
         "train",
         small_yaml(tmp_path),
@@ -585,7 +591,7 @@ def test_validation_takes_lines_of_each_corpus_and_reports_each(
     assert sample_sizes([3, 4], 10) == [3, 4]
 
 
-def test_an_over_long_validation_line_is_named_and_takes_no_memory(
+def test_a_very_long_validation_line_is_named_and_left_out(
     small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
     for language in ("de", "en"):
@@ -606,7 +612,7 @@ def test_an_over_long_validation_line_is_named_and_takes_no_memory(
     assert "left out of the validation loss" in result.stderr
 
 
-def test_a_schedule_may_change_and_a_finished_run_names_what_ended_it(
+def test_a_schedule_may_change_and_a_finished_run_names_its_limit(
     trained_run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
