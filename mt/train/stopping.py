@@ -70,7 +70,7 @@ class SignalStop:
             self._interruptible = False
 
     def share_signal(self) -> None:
-        """Make a signal that any rank has received known to all ranks. A collective."""
+        """Let all ranks know the signal that any of them received. All ranks must call this."""
         number = self.world.all_reduce_max(self._received or 0)
         if number:
             self.signal = signal.Signals(number)

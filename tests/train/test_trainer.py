@@ -634,6 +634,6 @@ def test_a_schedule_may_change_and_a_finished_run_names_its_limit(
         "train.max_steps=400",
     )
     assert run_mt("train", config, *patient).returncode == 0
-    assert "raise train.patience to go on" in run_mt("train", config, *patient).stderr
+    assert "raise train.patience to train longer" in run_mt("train", config, *patient).stderr
     alone = run_mt("train", config, "run_dir=elsewhere", "data.valid=[]", "train.patience=2")
-    assert (alone.returncode, "there is no data.valid" in alone.stderr) == (2, True)
+    assert (alone.returncode, "but data.valid is empty" in alone.stderr) == (2, True)
