@@ -1,5 +1,5 @@
-"""Own the tests of the sample corpus: its size, its grammar, its lexicon and how far it is from a
-lookup table.
+"""Tests of the sample corpus: its size, grammar and vocabulary, and that it cannot be translated by
+looking up similar training sentences.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def read(part: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus() -> dict[tuple[str, str], list[str]]:
-    """The six files by part and language."""
+    """The lines of the six files, by part and language."""
     return {(part, language): read(part, language) for part in PARTS for language in LANGUAGES}
 
 
 @pytest.fixture(scope="module")
 def pairs(corpus: dict[tuple[str, str], list[str]]) -> list[tuple[str, str]]:
-    """All pairs of the three parts."""
+    """All (German, English) pairs of the three parts."""
     return [
         pair for part in PARTS for pair in zip(corpus[part, "de"], corpus[part, "en"], strict=True)
     ]
 
 
-def test_the_generator_writes_the_committed_bytes_again(tmp_path: Path) -> None:
+def test_the_generator_reproduces_the_committed_files(tmp_path: Path) -> None:
     maker.main(["--out", str(tmp_path)])
     for part in PARTS:
         for language in LANGUAGES:
@@ -74,10 +74,10 @@ def test_no_german_source_has_two_targets(pairs: list[tuple[str, str]]) -> None:
     targets = defaultdict(set)
     for german, english in pairs:
         targets[german].add(english)
-    assert max(len(found) for found in targets.values()) == 1
+    assert max(map(len, targets.values())) == 1
 
 
-def test_no_test_or_valid_sentence_stands_in_another_part(
+def test_no_sentence_occurs_twice_in_any_part(
     corpus: dict[tuple[str, str], list[str]],
 ) -> None:
     for language in LANGUAGES:
@@ -85,7 +85,9 @@ def test_no_test_or_valid_sentence_stands_in_another_part(
         assert len(set(lines)) == len(lines) == sum(PARTS.values())
 
 
-def test_sentences_average_eight_words_and_stay_within_bounds(pairs: list[tuple[str, str]]) -> None:
+def test_sentences_have_at_least_eight_words_on_average_and_keep_to_their_limits(
+    pairs: list[tuple[str, str]],
+) -> None:
     for side in (0, 1):
         lengths = [len(pair[side].split()) for pair in pairs]
         assert sum(lengths) / len(lengths) >= 8
@@ -93,7 +95,9 @@ def test_sentences_average_eight_words_and_stay_within_bounds(pairs: list[tuple[
         assert 18 <= max(lengths) <= maker.LONGEST
 
 
-def test_sentences_are_written_like_sentences(pairs: list[tuple[str, str]]) -> None:
+def test_sentences_start_with_a_capital_and_end_with_a_full_stop_or_question_mark(
+    pairs: list[tuple[str, str]],
+) -> None:
     for german, english in pairs:
         for line in (german, english):
             assert re.fullmatch(r"[A-ZÄÖÜ][A-Za-zÄÖÜäöüß0-9, ]*[a-zäöüß][.?]", line), line
@@ -102,7 +106,7 @@ def test_sentences_are_written_like_sentences(pairs: list[tuple[str, str]]) -> N
 
 
 def occurrences(forms: set[str], words: Counter[str], text: str) -> int:
-    """Return how often any of the forms stands in the text."""
+    """Return how often the forms occur: single words in `words`, phrases in `text`."""
     single = sum(words[form] for form in {form.lower() for form in forms} if " " not in form)
     several = sum(
         text.count(f" {form} ") for form in {form.lower() for form in forms} if " " in form
@@ -111,7 +115,7 @@ def occurrences(forms: set[str], words: Counter[str], text: str) -> int:
 
 
 @pytest.mark.parametrize(("language", "side"), [("de", 0), ("en", 1)])
-def test_every_one_of_over_300_lemmas_is_frequent_in_train(
+def test_at_least_300_lemmas_are_frequent_in_train(
     corpus: dict[tuple[str, str], list[str]], language: str, side: int
 ) -> None:
     lexicon = grammar.lexicon()[side]
@@ -124,9 +128,9 @@ def test_every_one_of_over_300_lemmas_is_frequent_in_train(
         *(city.en for city in grammar.CITIES),
     }
     rare = {
-        lemma: found
+        lemma: count
         for lemma, forms in lexicon.items()
-        if (found := occurrences(forms, words, text)) < 20
+        if (count := occurrences(forms, words, text)) < 20
     }
     assert rare == {}
     assert len(set(lexicon) - names) >= 300
@@ -233,7 +237,9 @@ def test_an_english_phenomenon_is_frequent(
     assert sum(bool(re.search(pattern, line)) for line in corpus["train", "en"]) >= least
 
 
-def test_contractions_leave_no_long_form_behind(corpus: dict[tuple[str, str], list[str]]) -> None:
+def test_prepositions_are_always_contracted_with_the_article(
+    corpus: dict[tuple[str, str], list[str]],
+) -> None:
     long_form = re.compile(
         r"\b(in|an|zu|von|bei) dem [A-Z]|\bzu der\b|\b(in|an) das [A-Z]", re.IGNORECASE
     )
@@ -302,8 +308,8 @@ def test_word_order_follows_the_kind_of_clause() -> None:
     assert grammar.german_infinitive(clause) == "morgen aufzustehen"
 
 
-def features(line: str) -> Counter[str]:
-    """Return the word n-grams of a sentence up to length four."""
+def ngrams(line: str) -> Counter[str]:
+    """Count the word n-grams of a sentence up to length four."""
     words = re.findall(r"\w+|[.,?]", line)
     return Counter(
         " ".join(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)
@@ -311,34 +317,37 @@ def features(line: str) -> Counter[str]:
 
 
 def nearest(train: list[str], test: list[str]) -> list[int]:
-    """Return for each test sentence the index of the train sentence that shares the most n-grams
-    with it (F1).
+    """Return, for each test sentence, the index of the most similar train sentence.
+
+    The similarity is the F1 score of shared n-grams.
     """
     postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
     sizes = np.zeros(len(train))
     for index, line in enumerate(train):
-        found = features(line)
-        sizes[index] = sum(found.values())
-        for feature, count in found.items():
-            postings[feature].append((index, count))
-    arrays = {feature: np.array(rows).T for feature, rows in postings.items()}
-    return [int(np.argmax(_shared(features(line), arrays, sizes))) for line in test]
+        counts = ngrams(line)
+        sizes[index] = sum(counts.values())
+        for ngram, count in counts.items():
+            postings[ngram].append((index, count))
+    arrays = {ngram: np.array(rows).T for ngram, rows in postings.items()}
+    return [int(np.argmax(_f1_scores(ngrams(line), arrays, sizes))) for line in test]
 
 
-def _shared(found: Counter[str], arrays: dict[str, np.ndarray], sizes: np.ndarray) -> np.ndarray:
-    score = np.zeros(len(sizes))
-    for feature, count in found.items():
-        if feature in arrays:
-            indices, counts = arrays[feature]
-            score[indices] += np.minimum(count, counts)
-    return 2 * score / (sizes + sum(found.values()))
+def _f1_scores(
+    line_counts: Counter[str], arrays: dict[str, np.ndarray], sizes: np.ndarray
+) -> np.ndarray:
+    shared = np.zeros(len(sizes))
+    for ngram, count in line_counts.items():
+        if ngram in arrays:
+            indices, counts = arrays[ngram]
+            shared[indices] += np.minimum(count, counts)
+    return 2 * shared / (sizes + sum(line_counts.values()))
 
 
 def test_the_nearest_train_sentence_is_a_poor_translation(
     corpus: dict[tuple[str, str], list[str]],
 ) -> None:
     test = corpus["test", "de"]
-    answers = [corpus["train", "en"][index] for index in nearest(corpus["train", "de"], test)]
-    score = sacrebleu.corpus_bleu(answers, [corpus["test", "en"]]).score
+    hyps = [corpus["train", "en"][index] for index in nearest(corpus["train", "de"], test)]
+    score = sacrebleu.corpus_bleu(hyps, [corpus["test", "en"]]).score
     assert 5 < score <= 50
     assert nearest(corpus["train", "de"][:50], corpus["train", "de"][7:9]) == [7, 8]

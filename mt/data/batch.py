@@ -105,7 +105,7 @@ def unbatch(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
 
 
 def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool) -> AnyBatch:
-    """Return a micro-batch of meaningless ids with the given `shape` (rows, src_len, tgt_len)."""
+    """Return a dummy micro-batch with the given `shape` (rows, src_len, tgt_len)."""
     rows, src_len, tgt_len = shape
     src, tgt = (
         torch.ones(rows, length, dtype=torch.int64, device=device) for length in (src_len, tgt_len)
@@ -162,7 +162,7 @@ def token_buckets(
     """Group pairs of similar length into buckets; return the indices of the pairs in each bucket.
 
     The padded size of a bucket, rows x longest side, is at most `max_tokens`. A pair that is longer
-    than that gets a bucket to itself. Lengths include the end of sentence.
+    than that gets a bucket to itself. Lengths include end of sentence.
 
     Pairs are sorted by target length, then by source length, then by `tie_break`. The source
     lengths ascend for even target lengths and descend for odd ones, so that a bucket that spans

@@ -5,13 +5,14 @@ The order depends only on the seed, the epoch and the position in the epoch:
   1. The corpus is cut into runs of `RUN` neighbouring pairs, and every epoch shuffles the runs. A
      corpus that fits in one block is cut into single pairs instead.
   2. `block_size` pairs of the shuffled runs form a block. The pairs of a block are shuffled, sorted
-     by length and cut into token buckets, and the buckets are shuffled.
+     by length and cut into buckets of at most `max_tokens` and `batch_tokens` tokens. The buckets
+     are shuffled.
   3. Consecutive buckets make up an update: `grad_accum_steps` buckets, or as many as fit in
      `batch_tokens` target tokens. The last update of an epoch may be smaller.
 
-A shuffle is a stable sort of raw Philox random numbers, keyed by (seed, epoch) and counted from
-(block, purpose), so it is the same in every version of NumPy. A position is the (epoch, block,
-bucket) of the next bucket. Starting at any position costs at most the preparation of one block.
+A shuffle is a stable sort of raw Philox random numbers, with (seed, epoch) as the key and (block,
+purpose) as the counter, so it is the same in every version of NumPy. A position is the (epoch,
+block, bucket) of the next bucket. To start at any position, only one block must be prepared.
 """
 
 import queue
@@ -31,7 +32,7 @@ ORDER = 2  # version of the order; in version 1, a bucket could have more than `
 
 
 class Position(NamedTuple):
-    """The place in the training order of the next bucket to hand out as a micro-batch."""
+    """A position in the training order, given by the next bucket to hand out."""
 
     epoch: int = 0
     block: int = 0
@@ -40,12 +41,12 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """The data of one optimizer update. All ranks take part in it, each with its own micro-batches.
+    """The data of one optimizer update, whose micro-batches are divided among the ranks.
 
-    This rank has the micro-batches rank, rank + size, rank + 2 size, ... of the whole update.
+    Rank r of n has the micro-batches r, r + n, r + 2n, ...
     """
 
-    micro_batches: Sequence[AnyBatch]  # those of this rank
+    micro_batches: Sequence[AnyBatch]  # the micro-batches of this rank
     after: Position  # the position of the next update
     num_tokens: int  # target tokens of the whole update, over all ranks
     indices: Sequence[IntArray]  # pair indices of every micro-batch, over all ranks
@@ -198,7 +199,7 @@ class TrainLoader:
 
 
 class ValidLoader:
-    """Groups validation pairs of similar length; every iteration yields the same groups."""
+    """Yields groups of validation pairs of similar length, the same groups in every iteration."""
 
     def __init__(self, pairs: Sequence[IdPair], max_tokens: int) -> None:
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
@@ -224,7 +225,7 @@ def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> 
 class _Prefetcher:
     """Runs an iterator in a background thread, up to `depth` items ahead.
 
-    An exception in the thread is raised by the consuming loop.
+    An exception in the thread is raised in the loop that reads the items.
     """
 
     def __init__(self, items: Iterator[Update], depth: int) -> None:

@@ -1,5 +1,4 @@
-"""Prepare the training data: the tokenizer and the token cache of a configuration, made once and
-kept in `cache_dir`.
+"""Prepare the training data: make its tokenizer and token cache, and keep them in `cache_dir`.
 
 The folder of each is named by a fingerprint of everything it was made from, so a corpus that has
 not changed is tokenized only once. A lock makes sure that two runs that start together make a
@@ -76,7 +75,7 @@ def _fill_cache(config: Config, given_tokenizer: Path | None) -> tuple[str, str,
     tokenizer_folder = _find_or_make_tokenizer(
         config, text, cache_dir / "tokenizers", given_tokenizer
     )
-    tokenizer = _open_intact(tokenizer_folder)
+    tokenizer = _open_tokenizer(tokenizer_folder)
     _check_vocabulary_can_be_tied(config, tokenizer)
     data = data_fingerprint(text, tokenizer, config)
     tokens_folder = _find_or_make(
@@ -151,9 +150,9 @@ def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_t
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
-    """Return the `data_fingerprint` of versions before 0.2, which hashed the bytes of files.
+    """Return the fingerprint that `mt` before version 0.2 gave the same data.
 
-    In those versions, compressing a file changed its fingerprint.
+    Those versions hashed the bytes of files, so compressing a file changed the fingerprint.
     """
     return data_fingerprint(text_fingerprint(config, sha256_file), tokenizer, config)
 
@@ -233,13 +232,13 @@ def _find_or_make_tokenizer(config: Config, text: str, folder: Path, given: Path
 
 
 def _write_with_hash(write: Callable[[Path], None], folder: Path) -> None:
-    """Make `folder` with the tokenizer that `write` puts into a folder, and with its hash."""
+    """Make `folder` atomically, with a tokenizer that `write` puts into it and with its hash."""
     with atomic_dir(folder) as temporary:
         write(temporary)
         (temporary / HASH_FILE).write_text(Tokenizer.load(temporary).hash, encoding="utf-8")
 
 
-def _open_intact(folder: Path) -> Tokenizer:
+def _open_tokenizer(folder: Path) -> Tokenizer:
     """Open a tokenizer in the cache. Raises `DataError` if its files are damaged."""
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != (folder / HASH_FILE).read_text(encoding="utf-8"):

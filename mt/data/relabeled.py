@@ -17,10 +17,10 @@ LANGUAGE_CODE = re.compile(r"(>>[^<>\s]+<<)\s*")
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """Read a table of pieces from a JSON file; return the pieces in id order, (source, target).
+    """Read a table of pieces; return the source pieces and the target pieces in id order.
 
-    The file holds either one list for both sides or `{"src": [...], "tgt": [...]}`. Raises
-    `CheckpointError` if it does not, or if a piece appears twice in a list.
+    The JSON file holds one list for both sides, or `{"src": [...], "tgt": [...]}`. Raises
+    `CheckpointError` if it holds anything else, or if a piece appears twice in a list.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import re
 # the closing quotes and brackets after it.
 _UNSPACED_END = "[。！？｡።။།](?:[」』”’）〉》】\"')\\]]*)\\s*"
 # One or more full stops, closing quotes and brackets, and white space before the next word.
-# `_is_end` checks that this word does not start with a small letter.
+# `_is_end` checks that this word does not start with a lowercase letter.
 _SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡]*(?:[-–—] ?)?[^\\W_])"
 _END = re.compile(f"{_UNSPACED_END}|{_SPACED_END}")
 _LAST_WORD = re.compile(r"[^\W_][\w.'’-]*$")

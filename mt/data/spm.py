@@ -19,7 +19,7 @@ import sentencepiece
 
 from mt.config import Normalization
 
-# SentencePiece's names of our normalizations. It has no rule for nfc.
+# SentencePiece's names for our normalizations. It has none for nfc.
 SENTENCEPIECE_RULES = {"none": "identity", "nfkc": "nfkc", "nmt_nfkc": "nmt_nfkc"}
 
 # Field numbers in the messages of sentencepiece_model.proto, and values of enumerations.
@@ -168,11 +168,11 @@ def _hex(text: str) -> str:
 def nfc_rules() -> dict[str, str]:
     """Return a table from text to its NFC form, for texts whose NFC form is a single character.
 
-    It contains single characters, and composed characters written as a base character with marks in
-    any order. White space of any kind is mapped to a plain space, which NFC alone does not do.
+    The texts are single characters, and composed characters written as a base character with marks
+    in any order. Any kind of white space becomes a plain space, which NFC alone does not do.
     """
     rules: dict[str, str] = {}
-    # For a character that other characters are composed from, its variant: the Kelvin sign for K.
+    # From a character to another one with the same NFC form, such as from K to the Kelvin sign.
     variants: dict[str, str] = {}
     for character in map(chr, _code_points()):
         composed, decomposed = normalize("NFC", character), normalize("NFD", character)
@@ -196,7 +196,7 @@ def _code_points() -> Iterable[int]:
 def _spellings(character: str, decomposed: str) -> Iterator[str]:
     """Yield the other ways to write a composed character.
 
-    The marks may be in any order, and the first of them may be composed with the base character.
+    The marks can be in any order, and the first few can be composed with the base character.
     """
     first, marks = decomposed[0], decomposed[1:]
     for order in permutations(marks):

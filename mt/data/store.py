@@ -34,16 +34,16 @@ from mt.files import atomic_dir
 SIDES = ("src", "tgt")
 FORMAT_VERSION = 2
 BLOCK = 1 << 16  # bytes per checksum
-QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # the quantiles recorded of the length of lines
-NUM_EXAMPLES = 3  # examples recorded of lines that the tokenizer changes
-LINES_PER_CALL = 4096  # lines to tokenize in one call, because SentencePiece is faster on lists
+QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # shares of lines; see `LengthQuantiles`
+NUM_EXAMPLES = 3  # number of examples that are kept of lines that the tokenizer changes
+LINES_PER_CALL = 4096  # number of lines to tokenize in one call, which is faster than one by one
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
 class LengthQuantiles:
-    """Quantiles of the lengths of training lines, keyed by their share, such as `0.99`.
+    """Quantiles of the lengths of training lines.
 
     `src["0.99"]` is the length that 99% of the source lines do not exceed; `src["1"]` is the
     maximum.
@@ -93,7 +93,7 @@ class CheckedArray:
         return self.values[indices]
 
     def check(self, blocks: Iterable[int]) -> None:
-        """Compare blocks with their checksums, except those that have already been checked.
+        """Compare the given blocks with their checksums, unless they have been checked before.
 
         Raises `DataError` if a block is damaged.
         """
@@ -144,7 +144,7 @@ class _Side:
 
 
 class TokenCache:
-    """A tokenized corpus on disk: `cache[i]` is the ids of pair i, (source, target).
+    """A tokenized corpus on disk; `cache[i]` returns the source ids and target ids of pair i.
 
     Raises `DataError` if a file is missing or damaged.
     """
@@ -261,7 +261,7 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
 
 
 def _add_lossy(lossy: LossyLines, lines: Sequence[str], decoded: Sequence[str]) -> LossyLines:
-    """Return `lossy` with more lines counted, given the lines before and after tokenization."""
+    """Return the counts of `lossy` plus those of `lines`, given the decoded form of each line."""
     changed = [
         (line, back)
         for line, back in zip(lines, decoded, strict=True)
@@ -301,7 +301,7 @@ def _tokenized(
 
 
 class _CheckedWriter:
-    """Writes a file, and next to it a file with the checksums of its blocks."""
+    """Writes a file, and next to it another file with the checksums of its blocks."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("wb")

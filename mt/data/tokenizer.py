@@ -126,10 +126,11 @@ class Tokenizer:
         return [text.replace("\n", " ") for text in texts]  # byte pieces can produce a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return, for each id of `encode_src(lines)`, the index of its word in the line, or -1.
+        """Return the index of the word that each id of `encode_src(lines)` belongs to.
 
         Words are the parts of the original line between white space, even if normalization joins
-        or splits them. An id that covers several words counts as part of the last one.
+        or splits them. An id that covers several words belongs to the last one. The index is -1 if
+        a line has no words.
         """
         mappings = self._src.encode(_visible(lines), return_type="offset_mapping")
         return [
@@ -138,9 +139,9 @@ class Tokenizer:
         ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
-        """Return, for each target id, the index of its word in `decode_tgt(ids)`.
+        """Return the index of the word of `decode_tgt(ids)` that each id belongs to.
 
-        Special ids have the index -1.
+        The index is -1 for special ids, or if the text has no words.
         """
         text_ids = [i for i in ids if i not in SPECIAL_IDS]
         mapping = self._tgt.decode(text_ids, return_type="offset_mapping")
@@ -229,7 +230,7 @@ def train_tokenizer(
     Each call of `open_pairs` must start from the first pair again. The same text and configuration
     give the same bytes on every machine. If the vocabulary is joint but the normalization of the
     sides differs, two models are written that differ only in their normalization. Raises
-    `DataError` if `vocab_size` is too small or too large for the text.
+    `DataError` if there is no text, or if `vocab_size` is too small or too large for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rules = {SRC_FILE: config.src_normalization, TGT_FILE: config.tgt_normalization}
@@ -290,7 +291,7 @@ def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) ->
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    """Run a library call of several minutes in a thread, so that it does not delay signals."""
+    """Run a library call of several minutes in a thread, so that signals can interrupt it."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -307,9 +308,9 @@ def _in_thread(work: Callable[[], None]) -> None:
 
 
 def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
-    """Yield the lines of `text`; if that raises an error, append the error to `raised`.
+    """Yield the lines of `text`. If that raises an error, append it to `raised`.
 
-    SentencePiece replaces an error of its iterator by a RuntimeError without the message.
+    SentencePiece turns the error into a RuntimeError; the caller raises the original instead.
     """
     try:
         yield from text

@@ -1,5 +1,5 @@
-"""What the data tests share: the sample corpus, a tokenizer trained on a part of it, and corpora
-written to a temporary folder.
+"""Fixtures of the data tests: pairs of the sample corpus, a tokenizer trained on them, and a
+function that writes a corpus to a temporary folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ WriteCorpus = Callable[..., CorpusConfig]
 
 
 class IdTokenizer(Tokenizer):
-    """Text that is ids already: `7 8 9` is [7, 8, 9]. Stands where a test must choose the ids."""
+    """Reads the text `7 8 9` as the ids [7, 8, 9], for tests that need to choose the ids."""
 
     def __init__(self, vocab_size: int = 1000) -> None:
         self._vocab_size = vocab_size
@@ -39,7 +39,7 @@ class IdTokenizer(Tokenizer):
 
 @pytest.fixture(scope="session")
 def id_tokenizer() -> Callable[[int], IdTokenizer]:
-    """Makes a tokenizer of a vocabulary size that reads ids."""
+    """A function that makes an `IdTokenizer` of a given vocabulary size."""
     return IdTokenizer
 
 
@@ -65,7 +65,7 @@ def tokenizer(
 
 @pytest.fixture
 def write_corpus(tmp_path: Path) -> WriteCorpus:
-    """Writes two sides as bytes and gives the corpus of them."""
+    """A function that writes the bytes of both sides to files and returns their configuration."""
 
     def write(src: bytes, tgt: bytes, name: str = "train") -> CorpusConfig:
         paths = [tmp_path / f"{name}.{side}" for side in ("src", "tgt")]

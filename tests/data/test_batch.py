@@ -1,5 +1,5 @@
-"""Tests of `mt.data.batch`: the layout of a padded batch, and buckets that hold every pair once
-within their bound.
+"""Tests of `mt.data.batch`: the layout of padded and packed batches, and token buckets that hold
+every pair once and keep to their maximum size.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def arrays(pairs: list[tuple[int, int]]) -> tuple[IntArray, IntArray]:
     return src, tgt
 
 
-def test_a_batch_looks_like_this() -> None:
+def test_collate_pads_on_the_right_and_adds_special_ids() -> None:
     batch = collate([([7, 8, 9], [5]), ([6], [4, 4])])
     assert batch.src.tolist() == [[7, 8, 9, EOS_ID], [6, EOS_ID, PAD_ID, PAD_ID]]
     assert batch.src_mask.tolist() == [[True] * 4, [True, True, False, False]]
@@ -49,7 +49,7 @@ def test_a_batch_looks_like_this() -> None:
 
 
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8))
-def test_a_batch_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]]]) -> None:
+def test_the_pairs_can_be_read_back_from_a_batch(pairs: list[tuple[list[int], list[int]]]) -> None:
     batch = collate([(np.array(src, np.uint16), np.array(tgt, np.uint16)) for src, tgt in pairs])
     assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
     for row, (src, tgt) in enumerate(pairs):
@@ -57,10 +57,8 @@ def test_a_batch_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]
         kept = batch.tgt_out[row] != PAD_ID
         assert batch.tgt_out[row][kept].tolist() == [*tgt, EOS_ID]
         assert batch.tgt_in[row][kept].tolist() == [BOS_ID, *tgt]
-    for mask in (
-        batch.src_mask,
-        batch.tgt_out != PAD_ID,
-    ):  # padding stands on the right, and no column is all padding
+    # Padding is on the right, and no column has only padding.
+    for mask in (batch.src_mask, batch.tgt_out != PAD_ID):
         assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
         assert mask.any(dim=0).all()
     assert torch.equal(batch.tgt_in != PAD_ID, batch.tgt_out != PAD_ID)
@@ -75,7 +73,7 @@ def test_rows_are_padded_with_and_without_special_ids() -> None:
     ]
 
 
-def test_a_packed_batch_looks_like_this() -> None:
+def test_pack_concatenates_sentences_and_adds_special_ids() -> None:
     batch = pack([([7, 8, 9], [5]), ([6], [4, 4])])
     assert batch.src.tolist() == [7, 8, 9, EOS_ID, 6, EOS_ID]
     assert batch.src_offsets.tolist() == [0, 4, 6]
@@ -84,16 +82,15 @@ def test_a_packed_batch_looks_like_this() -> None:
     assert batch.tgt_offsets.tolist() == [0, 2, 5]
     assert (batch.max_src_len, batch.max_tgt_len, batch.num_tokens) == (4, 3, 5)
     assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
-    assert {batch.src_offsets.dtype, batch.tgt_offsets.dtype} == {
-        torch.int32
-    }  # which flash attention asks for
+    # Flash attention requires int32.
+    assert {batch.src_offsets.dtype, batch.tgt_offsets.dtype} == {torch.int32}
 
 
 Rows = tuple[list[list[int]], list[list[int]], list[list[int]]]
 
 
 def rows(batch: AnyBatch) -> Rows:
-    """The sentences of a batch as lists: src, tgt_in, tgt_out."""
+    """Return the ids of each sentence in a batch: (src, tgt_in, tgt_out)."""
     if isinstance(batch, Batch):
         masks = batch.src_mask, batch.tgt_out != PAD_ID, batch.tgt_out != PAD_ID
         src, tgt_in, tgt_out = (
@@ -116,11 +113,11 @@ def test_packed_and_padded_batches_hold_the_same_sentences(
     arrays = [(np.array(src, np.uint16), np.array(tgt, np.uint16)) for src, tgt in pairs]
     packed, padded = pack(arrays), collate(arrays)
     assert rows(packed) == rows(padded)
-    assert rows(pack(pairs)) == rows(packed)  # lists do as well as arrays
+    assert rows(pack(pairs)) == rows(packed)  # lists work as well as arrays
     assert (packed.max_src_len, packed.max_tgt_len) == (padded.src.shape[1], padded.tgt_in.shape[1])
     assert packed.num_tokens == padded.num_tokens == len(packed.tgt_out)
     for ids, offsets in ((packed.src, packed.src_offsets), (packed.tgt_in, packed.tgt_offsets)):
-        assert int(offsets[-1]) == len(ids)  # nothing stands outside
+        assert int(offsets[-1]) == len(ids)  # the offsets cover all ids
         assert not (ids == PAD_ID).any()
 
 
@@ -128,21 +125,21 @@ def test_packed_and_padded_batches_hold_the_same_sentences(
 def test_moving_a_batch_keeps_every_field(
     make: Callable[..., AnyBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To a device that needs no hardware, with pinning left out, which does."""
+    """Uses the `meta` device and no pinned memory, so that the test needs no GPU."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     batch = make([([7, 8], [5]), ([9], [4, 4])])
-    there = to_device(batch, torch.device("meta"))
-    assert type(there) is type(batch)
+    copy = to_device(batch, torch.device("meta"))
+    assert type(copy) is type(batch)
     for name, value in vars(batch).items():
+        copied = getattr(copy, name)
         if isinstance(value, torch.Tensor):
-            found = getattr(there, name)
-            assert (found.device.type, found.shape, found.dtype) == (
+            assert (copied.device.type, copied.shape, copied.dtype) == (
                 "meta",
                 value.shape,
                 value.dtype,
             )
         else:
-            assert getattr(there, name) == value
+            assert copied == value
 
 
 @pytest.mark.parametrize("make", [collate, pack])
@@ -154,22 +151,22 @@ def test_a_batch_that_is_on_its_device_is_not_copied(make: Callable[..., AnyBatc
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("make", [collate, pack])
-def test_a_batch_arrives_on_the_gpu_as_it_was(make: Callable[..., AnyBatch]) -> None:
+def test_copying_a_batch_to_the_gpu_keeps_all_values(make: Callable[..., AnyBatch]) -> None:
     batch = make([([7, 8], [5]), ([9], [4, 4])])
-    there = to_device(batch, torch.device("cuda"))
+    copy = to_device(batch, torch.device("cuda"))
     for name, value in vars(batch).items():
-        found = getattr(there, name)
+        copied = getattr(copy, name)
         assert (
-            torch.equal(found.cpu(), value) if isinstance(value, torch.Tensor) else found == value
+            torch.equal(copied.cpu(), value) if isinstance(value, torch.Tensor) else copied == value
         )
-    assert there.src.device.type == "cuda"
+    assert copy.src.device.type == "cuda"
 
 
 @pytest.fixture(scope="module")
 def cache(
     tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
 ) -> TokenCache:
-    """90 pairs of random ids and lengths."""
+    """A token cache of 90 pairs with random ids and lengths."""
     rng = np.random.default_rng(3)
     sides = [
         [" ".join(map(str, rng.integers(4, 1000, rng.integers(1, 13)))) for _ in range(90)]
@@ -189,7 +186,7 @@ def cache(
 def test_a_packed_loader_gives_the_same_pairs_in_the_same_order(
     grouping: dict[str, int], cache: TokenCache
 ) -> None:
-    found: dict[bool, list[tuple[list[Rows], Position, int]]] = {}
+    contents: dict[bool, list[tuple[list[Rows], Position, int]]] = {}
     for packed in (False, True):
         loader = TrainLoader(
             cache, BatchingConfig(max_tokens=60, block_size=40), 1, packed=packed, **grouping
@@ -198,16 +195,16 @@ def test_a_packed_loader_gives_the_same_pairs_in_the_same_order(
             taken = list(islice(updates, 40))
         batches: Sequence[AnyBatch] = [batch for update in taken for batch in update.micro_batches]
         assert {type(batch) for batch in batches} == {PackedBatch if packed else Batch}
-        found[packed] = [
+        contents[packed] = [
             ([rows(batch) for batch in update.micro_batches], update.after, update.num_tokens)
             for update in taken
         ]
-    assert found[True] == found[False]
-    assert found[True][-1][1].epoch >= 1  # a whole epoch and some more
+    assert contents[True] == contents[False]
+    assert contents[True][-1][1].epoch >= 1  # the updates cover more than one epoch
 
 
 @given(pairs=PAIRS, max_tokens=st.integers(1, 120))
-def test_buckets_hold_every_pair_once_within_their_bound(
+def test_buckets_hold_every_pair_once_and_keep_to_their_maximum_size(
     pairs: list[tuple[int, int]], max_tokens: int
 ) -> None:
     buckets = token_buckets(*arrays(pairs), max_tokens)
@@ -221,7 +218,7 @@ def test_buckets_hold_every_pair_once_within_their_bound(
 
 
 @given(pairs=PAIRS, max_tokens=st.integers(1, 120))
-def test_no_bucket_could_have_taken_the_next_pair(
+def test_the_next_pair_would_not_fit_into_a_bucket(
     pairs: list[tuple[int, int]], max_tokens: int
 ) -> None:
     buckets = token_buckets(*arrays(pairs), max_tokens)
@@ -239,7 +236,7 @@ def test_target_lengths_rise_from_bucket_to_bucket(
 
 
 @given(pairs=PAIRS, data=st.data())
-def test_ties_alone_decide_between_pairs_of_equal_lengths(
+def test_pairs_of_equal_lengths_are_ordered_by_the_tie_break(
     pairs: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     ties = np.array(data.draw(st.permutations(range(len(pairs)))), np.int64)
@@ -254,7 +251,7 @@ def test_sorting_by_length_wastes_little_on_padding(max_tokens: int) -> None:
     src = rng.integers(2, 30, 5000)
     tgt = np.clip(src + rng.integers(-3, 4, 5000), 1, None)
     buckets = token_buckets(src, tgt, max_tokens)
-    places = sum(
+    padded_size = sum(
         len(bucket) * max(int(src[bucket].max()), int(tgt[bucket].max())) for bucket in buckets
     )
-    assert int(np.maximum(src, tgt).sum()) / places > 0.85
+    assert int(np.maximum(src, tgt).sum()) / padded_size > 0.85

@@ -1,5 +1,5 @@
-"""Tests of `mt.data.order`: each pair once an epoch, an order that is a function of the seed, and a
-state that resumes exactly.
+"""Tests of `mt.data.order`: every epoch has each pair once, the order depends only on the seed, and
+training resumes exactly from a saved state.
 """
 
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mt.config import BatchingConfig, FilterConfig
-from mt.data import order as loader_module
+from mt.data import order as order_module
 from mt.data.batch import collate
 from mt.data.order import ORDER, Position, TrainLoader, Update, ValidLoader
 from mt.data.sources import SentencePair
@@ -44,7 +44,7 @@ Group = tuple[tuple[int, ...], ...]
 def cache(
     tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
 ) -> TokenCache:
-    """Pair i is some copies of id i on either side."""
+    """A token cache in which both sides of pair i repeat the id i + `FIRST_ID` a few times."""
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 13, (NUM_PAIRS, 2)).tolist()
     pairs = [
@@ -57,8 +57,8 @@ def cache(
 
 @pytest.fixture
 def make(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> MakeLoader:
-    """Loaders over the cache, with short runs."""
-    monkeypatch.setattr(loader_module, "RUN", RUN)
+    """A function that makes loaders over the cache, with short runs."""
+    monkeypatch.setattr(order_module, "RUN", RUN)
 
     def make(
         block_size: int = 40, seed: int = 1, prefetch: int = 4, source: Any = cache, **options: int
@@ -70,7 +70,7 @@ def make(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> MakeLoader:
 
 
 def contents(update: Update) -> Group:
-    """The pairs of each micro-batch."""
+    """Return the pair indices of each micro-batch."""
     return tuple(tuple((batch.src[:, 0] - FIRST_ID).tolist()) for batch in update.micro_batches)
 
 
@@ -86,15 +86,15 @@ def take(loader: TrainLoader, count: int) -> list[Group]:
 
 
 def epochs(loader: TrainLoader, count: int) -> list[list[Update]]:
-    """The updates of whole epochs, cut where the loader says that one ends."""
-    found: list[list[Update]] = [[]]
+    """Return the updates of the first epochs, using the epoch in the position of each update."""
+    per_epoch: list[list[Update]] = [[]]
     with running(loader) as updates:
         for update in updates:
-            found[-1].append(update)
-            if update.after.epoch == len(found):
-                if len(found) == count:
-                    return found
-                found.append([])
+            per_epoch[-1].append(update)
+            if update.after.epoch == len(per_epoch):
+                if len(per_epoch) == count:
+                    return per_epoch
+                per_epoch.append([])
     raise AssertionError("updates never end")
 
 
@@ -107,7 +107,7 @@ def pairs_of(updates: list[Update]) -> list[int]:
 
 @pytest.mark.parametrize("options", UPDATES, ids=str)
 @pytest.mark.parametrize("block_size", LAYOUTS.values(), ids=LAYOUTS)
-def test_each_pair_stands_once_in_each_epoch_and_no_update_in_two(
+def test_every_epoch_has_each_pair_once_and_no_update_spans_two_epochs(
     make: MakeLoader, block_size: int, options: dict[str, int]
 ) -> None:
     for updates in epochs(make(block_size, **options), 3):
@@ -138,7 +138,7 @@ def test_the_order_depends_on_nothing_else(make: MakeLoader) -> None:
     ]
     for options in [*UPDATES, {"prefetch": 1}]:
         if options.get("batch_tokens", 1000) < 64:
-            continue  # less than a bucket may have: they are cut smaller
+            continue  # this makes the buckets smaller
         again = [
             batch
             for updates in epochs(make(**options), 2)
@@ -155,13 +155,13 @@ def test_an_epoch_can_be_reached_without_the_ones_before(make: MakeLoader) -> No
     assert take(loader, len(expected)) == [contents(update) for update in expected]
 
 
-# The order again, written from the description alone, random numbers included
+# A second implementation of the order, from its description alone, with its own random numbers
 
 MASK = (1 << 64) - 1
 
 
 def philox(key: tuple[int, int], counter: int) -> list[int]:
-    """Philox4x64-10 (Salmon et al. 2011): four random numbers of a counter of 256 bits."""
+    """Return the four random numbers of Philox4x64-10 for a counter (Salmon et al. 2011)."""
     c = [counter >> 64 * word & MASK for word in range(4)]
     k0, k1 = key
     for _ in range(10):
@@ -177,7 +177,7 @@ def philox(key: tuple[int, int], counter: int) -> list[int]:
 
 
 def permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> list[int]:
-    start = (block << 128) + (purpose << 192)  # NumPy counts up before it draws
+    start = (block << 128) + (purpose << 192)  # NumPy increments the counter before each draw
     draws = [
         number
         for step in range(-(-size // 4))
@@ -192,10 +192,10 @@ def described_order(
     run = 1 if len(cache) <= block_size else RUN
     runs = [range(start, min(start + run, len(cache))) for start in range(0, len(cache), run)]
     shuffled = [runs[i] for i in permutation(len(runs), seed, epoch, 0, 0)]
-    runs_a_block = max(1, block_size // run)
+    runs_per_block = max(1, block_size // run)
     result = []
-    for block, start in enumerate(range(0, len(shuffled), runs_a_block)):
-        indices = [i for part in shuffled[start : start + runs_a_block] for i in part]
+    for block, start in enumerate(range(0, len(shuffled), runs_per_block)):
+        indices = [i for part in shuffled[start : start + runs_per_block] for i in part]
         buckets = described_buckets(
             cache, indices, permutation(len(indices), seed, epoch, block, 1), max_tokens
         )
@@ -224,7 +224,7 @@ def described_buckets(
 
 
 def test_our_philox_gives_the_published_numbers() -> None:
-    # Random123's known answers (kat_vectors, philox4x64 10)
+    # from the file kat_vectors of Random123, philox4x64 10
     assert philox((0, 0), 0) == [
         0x16554D9ECA36314C,
         0xDB20FE9D672D0FDC,
@@ -241,8 +241,8 @@ def test_our_philox_gives_the_published_numbers() -> None:
 def test_permutations_are_sorted_philox_numbers(
     size: int, seed: int, epoch: int, block: int, purpose: int
 ) -> None:
-    found = loader_module._permutation(size, seed, epoch, block, purpose).tolist()
-    assert found == permutation(size, seed, epoch, block, purpose)
+    actual = order_module._permutation(size, seed, epoch, block, purpose).tolist()
+    assert actual == permutation(size, seed, epoch, block, purpose)
 
 
 @pytest.mark.parametrize("seed", [1, 77])
@@ -251,14 +251,14 @@ def test_the_order_is_the_described_one(
     make: MakeLoader, cache: TokenCache, block_size: int, seed: int
 ) -> None:
     for epoch, updates in enumerate(epochs(make(block_size, seed), 2)):
-        found = [batch for update in updates for batch in contents(update)]
-        assert found == described_order(cache, seed, epoch, block_size, 60)
+        batches = [batch for update in updates for batch in contents(update)]
+        assert batches == described_order(cache, seed, epoch, block_size, 60)
 
 
 # Updates
 
 
-def test_an_update_has_the_asked_micro_batches_and_only_the_last_has_less(make: MakeLoader) -> None:
+def test_every_update_but_the_last_has_grad_accum_steps_micro_batches(make: MakeLoader) -> None:
     for updates in epochs(make(grad_accum_steps=3), 2):
         sizes = [len(update.micro_batches) for update in updates]
         assert set(sizes[:-1]) == {3}
@@ -279,7 +279,7 @@ def test_an_update_holds_as_many_batches_as_its_tokens_allow(
     assert batch_tokens < 10**9 or len(updates) == 1
 
 
-def test_an_order_of_before_its_buckets_were_bounded_goes_on_as_it_was(make: MakeLoader) -> None:
+def test_a_state_of_order_version_1_keeps_the_larger_buckets(make: MakeLoader) -> None:
     old = make(batch_tokens=40)
     old.load_state_dict({"epoch": 0, "block": 0, "bucket": 1})
     assert old.state_dict()["order"] == 1
@@ -296,7 +296,7 @@ def test_an_order_of_before_its_buckets_were_bounded_goes_on_as_it_was(make: Mak
 
 @pytest.mark.parametrize("options", UPDATES[:3], ids=str)
 @pytest.mark.parametrize("block_size", [1000, 40], ids=["one block", "blocks"])
-def test_a_fresh_loader_goes_on_exactly_after_every_update(
+def test_a_new_loader_can_continue_exactly_after_every_update(
     make: MakeLoader, block_size: int, options: dict[str, int]
 ) -> None:
     states, whole = [make(block_size, **options).state_dict()], []
@@ -310,72 +310,70 @@ def test_a_fresh_loader_goes_on_exactly_after_every_update(
         fresh = make(block_size, **options)
         fresh.load_state_dict(state)
         assert fresh.state_dict() == state
-        following = [
-            contents(update) for update in islice(fresh._updates_from(fresh.position), 4)
-        ]  # without its thread: quick
+        # Without the background thread, which would make this test slow.
+        following = [contents(update) for update in islice(fresh._updates_from(fresh.position), 4)]
         assert following == whole[step : step + 4], step
 
 
 @pytest.mark.parametrize("options", UPDATES[:3], ids=str)
-def test_a_resume_through_the_thread_is_the_same(make: MakeLoader, options: dict[str, int]) -> None:
+def test_resuming_with_the_background_thread_gives_the_same_updates(
+    make: MakeLoader, options: dict[str, int]
+) -> None:
     whole = take(make(**options), 12)
     loader = make(**options)
-    found: list[Group] = []
+    resumed: list[Group] = []
     for count in (1, 4, 2, 5):
-        found += take(loader, count)
+        resumed += take(loader, count)
         state = loader.state_dict()
         loader = make(**options)
         loader.load_state_dict(state)
-    assert found == whole
+    assert resumed == whole
 
 
-class Watched:
-    """A cache that counts what is read from it, and breaks after a number of pairs."""
+class CountingCache:
+    """Counts the pairs read from a token cache, and raises an error after `fail_after` pairs."""
 
-    def __init__(self, cache: TokenCache, breaks_after: int | None = None) -> None:
-        self.cache, self.breaks_after, self.read = cache, breaks_after, 0
+    def __init__(self, cache: TokenCache, fail_after: int | None = None) -> None:
+        self.cache, self.fail_after, self.num_read = cache, fail_after, 0
 
     def __len__(self) -> int:
         return len(self.cache)
 
     def read_ahead(self, runs: Any) -> None:
-        """Nothing to read ahead."""
+        """Do nothing."""
 
     def lengths(self, indices: Any) -> Any:
         return self.cache.lengths(indices)
 
     def __getitem__(self, index: int) -> Any:
-        self.read += 1
-        if self.breaks_after is not None and self.read > self.breaks_after:
+        self.num_read += 1
+        if self.fail_after is not None and self.num_read > self.fail_after:
             raise OSError("the disk is gone")
         return self.cache[index]
 
 
-def test_what_is_only_prefetched_does_not_count_in_the_state(
-    make: MakeLoader, cache: TokenCache
-) -> None:
-    watched = Watched(cache)
-    loader = make(prefetch=3, source=watched)
+def test_prefetched_updates_do_not_count_in_the_state(make: MakeLoader, cache: TokenCache) -> None:
+    counting = CountingCache(cache)
+    loader = make(prefetch=3, source=counting)
     with running(loader) as updates:
         update = next(updates)
         deadline = time.monotonic() + 10
-        while watched.read <= sum(map(len, contents(update))) and time.monotonic() < deadline:
+        while counting.num_read <= sum(map(len, contents(update))) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert watched.read > sum(map(len, contents(update)))
+        assert counting.num_read > sum(map(len, contents(update)))
         assert loader.position == update.after
     assert loader.position == update.after == Position(0, 0, 1)
     assert loader.state_dict() == {"order": ORDER, **update.after._asdict()}
 
 
-def test_prefetching_is_bounded(make: MakeLoader, cache: TokenCache) -> None:
-    watched = Watched(cache)
-    with running(make(prefetch=2, source=watched)) as updates:
+def test_no_more_than_prefetch_updates_are_queued(make: MakeLoader, cache: TokenCache) -> None:
+    counting = CountingCache(cache)
+    with running(make(prefetch=2, source=counting)) as updates:
         next(updates)
         time.sleep(0.3)
-        expected = [
-            len(batch) for group in take(make(), 4) for batch in group
-        ]  # one out, two queued, one in hand
-        assert watched.read == sum(expected)
+        # One update was handed out, two are queued, and one waits to be queued.
+        expected = [len(batch) for group in take(make(), 4) for batch in group]
+        assert counting.num_read == sum(expected)
 
 
 # The thread
@@ -385,11 +383,11 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "mt-loader"]
 
 
-def test_an_error_in_the_thread_is_raised_by_the_iterator_after_the_good_updates(
+def test_an_error_in_the_thread_is_raised_after_the_updates_before_it(
     make: MakeLoader, cache: TokenCache
 ) -> None:
     sizes = [len(batch) for group in take(make(), 3) for batch in group]
-    loader = make(source=Watched(cache, breaks_after=sum(sizes)))
+    loader = make(source=CountingCache(cache, fail_after=sum(sizes)))
     updates = loader.updates()
     for _ in sizes:
         next(updates)
@@ -400,7 +398,7 @@ def test_an_error_in_the_thread_is_raised_by_the_iterator_after_the_good_updates
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
-def test_closing_the_iterator_ends_its_thread(make: MakeLoader, taken: int) -> None:
+def test_closing_the_iterator_stops_its_thread(make: MakeLoader, taken: int) -> None:
     updates = make(prefetch=1).updates()
     for _ in range(taken):
         next(updates)

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.prepare`: unchanged data is found in the cache, and changed data is made again."""
+"""Tests of `mt.data.prepare`: unchanged data is reused, changed data is made again."""
 
 import contextlib
 import gzip
@@ -245,7 +245,7 @@ def test_a_trained_tokenizer_is_used_as_it_is(
 def test_a_tokenizer_does_not_depend_on_the_one_trained_before(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
-    # 50 lines that are used to train the tokenizer if they are replaced, but not if they are skipped.
+    # 50 lines that are not valid UTF-8; the tokenizer is trained on them only with `replace`.
     broken = (text[0] + b"qq\xffqq xyxyx\n" * 50, text[1] + b"vwvwv vvwwv\n" * 50)
     configs = {
         policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy})

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.sentences`: where lines of many scripts may be cut."""
+"""Tests of `mt.data.sentences`: lines of many scripts are split into the right sentences."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("sentences", LINES, ids=str)
-def test_sentences_are_found_and_nothing_is_lost(sentences: list[str]) -> None:
+def test_a_line_is_split_into_its_sentences(sentences: list[str]) -> None:
     line = "".join(sentences)
     starts = sentence_starts(line)
     assert [line[start:end] for start, end in pairwise([*starts, len(line)])] == sentences

@@ -1,6 +1,4 @@
-"""Tests of `mt.data.sources`: every odd line has a stated fate that is counted or refused with its
-place.
-"""
+"""Tests of `mt.data.sources`: every odd line is counted, or refused with its file and line."""
 
 import csv
 import json
@@ -33,7 +31,7 @@ def read(corpus: CorpusConfig, **options: Any) -> tuple[list[SentencePair], Corp
 # Text files
 
 
-def test_pairs_come_in_their_order(write_corpus: WriteCorpus) -> None:
+def test_pairs_are_read_in_order(write_corpus: WriteCorpus) -> None:
     pairs, stats = read(write_corpus("Größe\nzwei\n".encode(), b"size\ntwo"))
     assert pairs == [("Größe", "size"), ("zwei", "two")]
     assert stats == {"pairs": 2}
@@ -92,7 +90,9 @@ def test_a_line_that_is_not_utf8_is_refused_with_its_file_line_and_byte(
 @pytest.mark.parametrize(
     "bad", [b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x80", b"\x80"]
 )
-def test_what_python_does_not_decode_is_refused(write_corpus: WriteCorpus, bad: bytes) -> None:
+def test_bytes_that_python_does_not_decode_are_refused(
+    write_corpus: WriteCorpus, bad: bytes
+) -> None:
     with pytest.raises(DataError, match=r"src:1: not UTF-8"):
         read(write_corpus(bad + b"\n", b"a\n"))
 
@@ -116,7 +116,7 @@ def test_an_odd_line_stays_one_line_and_is_counted(
     assert stats == {"pairs": 3, what: 1}
 
 
-def test_every_separator_of_splitlines_but_newlines_is_known() -> None:
+def test_line_separators_are_those_of_splitlines_except_newlines() -> None:
     splits = {
         character
         for character in map(chr, range(0x110000))
@@ -125,7 +125,7 @@ def test_every_separator_of_splitlines_but_newlines_is_known() -> None:
     assert splits == set(LINE_SEPARATORS) | {"\n", "\r"}
 
 
-def test_carriage_returns_at_line_ends_make_no_difference_to_the_pairs(
+def test_windows_line_ends_give_the_same_pairs(
     write_corpus: WriteCorpus,
 ) -> None:
     unix, windows = b"a\n\nc\n", b"a\r\n\r\nc\r\n"
@@ -135,7 +135,7 @@ def test_carriage_returns_at_line_ends_make_no_difference_to_the_pairs(
     assert stats["with \\r at the end"] == 3
 
 
-def test_stats_read_like_a_sentence() -> None:
+def test_stats_are_formatted_as_text() -> None:
     stats = CorpusStats({"pairs": 12_345, "with NUL": 1_000, "skipped: not UTF-8": 2, "never": 0})
     assert str(stats) == "12,345 pairs (2 skipped: not UTF-8, 1,000 with NUL)"
     assert str(CorpusStats({"pairs": 1})) == "1 pairs"
@@ -144,7 +144,7 @@ def test_stats_read_like_a_sentence() -> None:
 # Validation and test text
 
 
-def test_validation_text_keeps_every_line_over_all_corpora(write_corpus: WriteCorpus) -> None:
+def test_validation_text_keeps_every_line_of_all_corpora(write_corpus: WriteCorpus) -> None:
     corpora = [
         write_corpus(b"a\n\n\nd\n", b"1\n2\n\n\n", "one"),
         write_corpus(b"\ne", b"\n5", "two"),
@@ -168,7 +168,7 @@ def test_validation_text_without_lines_is_refused(write_corpus: WriteCorpus) -> 
         read_parallel([write_corpus(b"", b"")], DataConfig())
 
 
-def test_a_text_reads_as_its_lines(tmp_path: Path) -> None:
+def test_read_text_returns_the_lines_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("a\r\n\nc\u2028d".encode())
     assert read_text(tmp_path / "text") == ["a", "", "c\u2028d"]
     (tmp_path / "text").write_bytes(b"a\nb\xff\n")
@@ -183,7 +183,7 @@ ROWS = [("Größe", "size"), ("zwei\nZeilen", "two lines"), ("drei \u2028 vier",
 
 @pytest.fixture
 def datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, writing below a temporary folder."""
+    """The library `datasets`, with its cache in a temporary folder."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
@@ -208,7 +208,7 @@ def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_a_folder_of_rows_gives_the_pairs_that_were_written(
+def test_a_local_dataset_gives_the_pairs_that_were_written(
     datasets: Any, tmp_path: Path, kind: str
 ) -> None:
     write_rows(
@@ -219,7 +219,7 @@ def test_a_folder_of_rows_gives_the_pairs_that_were_written(
     assert stats == {"pairs": 3, "with a newline inside": 1, "with a line separator inside": 1}
 
 
-def test_a_column_name_reaches_into_dictionaries_and_a_wrong_one_is_refused(
+def test_a_column_name_can_refer_to_a_dictionary_entry_and_a_wrong_one_is_refused(
     datasets: Any, tmp_path: Path
 ) -> None:
     write_rows(
@@ -255,7 +255,9 @@ def test_a_missing_value_is_an_empty_side(datasets: Any, tmp_path: Path) -> None
     assert read_parallel([corpus], DataConfig()) == (["a", "", ""], ["1", "2", ""])
 
 
-def test_a_dataset_that_cannot_be_loaded_names_itself(datasets: Any, tmp_path: Path) -> None:
+def test_the_error_of_a_dataset_that_cannot_be_loaded_names_it(
+    datasets: Any, tmp_path: Path
+) -> None:
     write_rows(tmp_path, "jsonl", [{"de": "a", "en": "1"}])
     columns = {"src_column": "de", "tgt_column": "en"}
     with pytest.raises(

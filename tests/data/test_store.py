@@ -1,5 +1,5 @@
-"""Tests of `mt.data.store` and `mt.data.checks`: what was tokenized reads back, and every pair is
-kept or counted as dropped.
+"""Tests of `mt.data.store` and `mt.data.checks`: ids are read back as written, and every pair is
+either kept or counted as dropped.
 """
 
 import json
@@ -30,7 +30,7 @@ def ids(*numbers: int) -> str:
 
 
 @pytest.mark.parametrize("lines_per_call", [1, 7, 100, 4096])
-def test_a_cache_reads_back_as_the_tokenizer_wrote_it(
+def test_a_cache_holds_the_ids_of_the_tokenizer(
     tmp_path: Path,
     tokenizer: Tokenizer,
     sample_pairs: list[SentencePair],
@@ -62,7 +62,7 @@ def test_a_cache_reads_back_as_the_tokenizer_wrote_it(
     ("vocab_size", "dtype"),
     [(1000, "uint16"), (65_536, "uint16"), (65_537, "uint32"), (1_000_000, "uint32")],
 )
-def test_ids_are_as_wide_as_the_vocabulary_needs(
+def test_ids_have_16_bits_unless_the_vocabulary_is_larger(
     tmp_path: Path, id_tokenizer: MakeTokenizer, vocab_size: int, dtype: str
 ) -> None:
     last = vocab_size - 1
@@ -114,7 +114,7 @@ def test_a_wrong_manifest_is_refused(
 
 
 @pytest.mark.parametrize("pairs", [[], [SentencePair("4 " * 20, "5")], [SentencePair(" ", "5")]])
-def test_nothing_left_is_refused_and_leaves_no_folder(
+def test_a_corpus_without_kept_pairs_is_refused_and_leaves_no_folder(
     tmp_path: Path, id_tokenizer: MakeTokenizer, pairs: list[SentencePair]
 ) -> None:
     with pytest.raises(DataError, match="no training pairs are left"):
@@ -153,10 +153,11 @@ def test_the_byte_limit_counts_bytes_of_either_side(
 @pytest.mark.parametrize(
     ("src_len", "tgt_len", "verdict"),
     [
-        # 10 with the end of sentence is the most
-        (9, 9, None), (10, 9, "max_len"), (9, 10, "max_len"),
-        (6, 3, None), (3, 6, None), (7, 3, "max_ratio"), (3, 7, "max_ratio"), (2, 1, None), (3, 1, "max_ratio"),
-        (0, 3, "no_subwords"), (3, 0, "no_subwords"), (0, 0, "no_subwords"), (50, 1, "max_len"),
+        # The maximum of 10 includes end of sentence.
+        (9, 9, None), (10, 9, "max_len"), (9, 10, "max_len"), (50, 1, "max_len"),
+        (6, 3, None), (7, 3, "max_ratio"), (2, 1, None), (3, 1, "max_ratio"),
+        (3, 6, None), (3, 7, "max_ratio"),
+        (0, 3, "no_subwords"), (3, 0, "no_subwords"), (0, 0, "no_subwords"),
     ],
 )  # fmt: skip
 def test_lengths_and_ratios_on_both_sides_of_their_limits(
@@ -166,7 +167,7 @@ def test_lengths_and_ratios_on_both_sides_of_their_limits(
     assert token_filter([5] * src_len, [6] * tgt_len, config) == verdict
 
 
-def test_without_a_ratio_any_ratio_is_kept() -> None:
+def test_without_max_ratio_any_ratio_is_kept() -> None:
     assert token_filter([5], [6] * 200, FilterConfig()) is None
 
 
@@ -180,7 +181,7 @@ def test_kept_and_dropped_add_up_to_the_pairs(
     filters = FilterConfig(max_bytes=24, max_len=11, max_ratio=3.0)
     cache, stats = build_cache(iter(pairs), id_tokenizer(1000), filters, tmp_path / "cache", {})
 
-    def fate(src: int, tgt: int) -> str:
+    def verdict(src: int, tgt: int) -> str:
         if 2 * max(src, tgt) > 24:
             return "max_bytes"
         if not src or not tgt:
@@ -189,16 +190,16 @@ def test_kept_and_dropped_add_up_to_the_pairs(
             return "max_len"
         return "max_ratio" if max(src, tgt) / min(src, tgt) > 3 else "kept"
 
-    assert stats == Counter(fate(*pair) for pair in lengths)
+    assert stats == Counter(verdict(*pair) for pair in lengths)
     assert len(stats) == 5
     assert stats.total() == 300
     assert cache.manifest["filters"] == stats
     assert [[len(side) for side in cache[i]] for i in range(len(cache))] == [
-        pair for pair in lengths if fate(*pair) == "kept"
+        pair for pair in lengths if verdict(*pair) == "kept"
     ]
 
 
-def test_filter_stats_read_like_a_sentence() -> None:
+def test_filter_stats_are_formatted_as_text() -> None:
     assert str(FilterStats({"kept": 1234})) == "1,234 pairs kept; none dropped"
     assert (
         str(FilterStats({"kept": 5, "max_len": 1000, "max_bytes": 2}))
@@ -206,21 +207,21 @@ def test_filter_stats_read_like_a_sentence() -> None:
     )
 
 
-# What is recorded of the text, and damage to it
+# Statistics of the text, and damaged files
 
 
 @pytest.mark.parametrize(
     "file",
     ["src.tokens.bin", "tgt.tokens.bin", "src.offsets.bin", "tgt.offsets.bin", "src.tokens.crc"],
 )
-def test_a_changed_number_is_seen_when_its_block_is_first_read(
+def test_a_changed_number_is_noticed_when_its_block_is_first_read(
     tmp_path: Path, id_tokenizer: MakeTokenizer, file: str
 ) -> None:
     pairs = [SentencePair(ids(*range(4, 40)), ids(*range(4, 30))) for _ in range(3000)]
     build_cache(pairs, id_tokenizer(1000), KEEP_ALL, tmp_path / "cache", {})
     path = tmp_path / "cache" / file
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1  # in the last block of several, but for one of the offsets
+    content[-1] ^= 1  # in the last block
     path.write_bytes(content)
     cache = TokenCache(tmp_path / "cache")
     if "tokens" in file:
@@ -245,7 +246,7 @@ def test_the_lengths_of_training_lines_are_recorded(
     assert cache.length_quantiles.sentences["1"] == 1
 
 
-def test_target_lines_that_do_not_come_back_are_counted_and_shown(
+def test_target_lines_that_the_tokenizer_changes_are_counted_and_recorded(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     pairs = [SentencePair("a", text) for text in ("a  b", "same", "x\u2581y", "z \u2581 z")]

@@ -1,6 +1,7 @@
 """Filters that drop training pairs, by their text before tokenization or by their subwords after.
 
-Each filter is named after its option, and the pairs that it drops are counted under that name.
+Dropped pairs are counted under the name of the filter: `max_bytes`, `max_len` and `max_ratio` are
+options, and `no_subwords` is always on.
 """
 
 from collections import Counter

@@ -55,7 +55,7 @@ class CorpusStats(Counter[str]):
 
 
 class InvalidUtf8(Exception):
-    """A line is not UTF-8, and `on_invalid_utf8` is `skip`."""
+    """Raised for a line that is not UTF-8 if `on_invalid_utf8` is `skip`."""
 
 
 def open_corpus(
@@ -78,7 +78,7 @@ def open_corpus(
                 path = corpus.label if corpus.dataset else (corpus.src if empty_src else corpus.tgt)
                 raise DataError(
                     f"{path}:{number}: empty, but the other side is not "
-                    "(data.on_one_sided_empty: skip drops such pairs)"
+                    "(set data.on_one_sided_empty: skip to drop such pairs)"
                 )
             stats["skipped: empty on one side"] += 1
         else:
@@ -156,7 +156,7 @@ def decode_line(
     stats: CorpusStats,
     remedy: str = "data.on_invalid_utf8: replace or skip",
 ) -> str:
-    """Decode a line, without a `\\r` at its end.
+    """Return the text of a line, without a `\\r` at its end.
 
     `where` (file and line) and `remedy` (the option to set) are for the error message. If the line
     is not UTF-8, `on_invalid` decides: `error` raises `DataError`, `skip` raises `InvalidUtf8`, and
