@@ -244,7 +244,7 @@ def test_changed_model_or_data_is_refused_on_resume_with_the_difference(
     )
     lines = (sample / "train.de").read_bytes().split(b"\n")
     (tmp_path / "other.de").write_bytes(b"\n".join([b"Ganz anders.", *lines[1:]]))
-    expected = ["other text"]
+    expected = ["other data"]
     assert_fails(
         2,
         expected,

@@ -1,6 +1,6 @@
 """Prepare the training data: make its tokenizer and token cache, and keep them in `cache_dir`.
 
-The folder of each is named by a fingerprint of everything it was made from, so a corpus that has
+Each has a folder named after a fingerprint of everything it was made from, so a corpus that has
 not changed is tokenized only once. A lock makes sure that two runs that start together make a
 missing folder only once; a run that finds its folders ready does not wait.
 """

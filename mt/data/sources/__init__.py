@@ -25,7 +25,8 @@ from mt.files import BYTE_ORDER_MARK, read_lines
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
-# A line with a larger share of `CONTROLS` is not text. In UTF-16, about half of the bytes are zero.
+# A line with a larger share of `CONTROLS` is not text. In UTF-16, the share is about 0.5 for most
+# languages.
 MAX_CONTROLS = 0.25
 NUM_LINES_CHECKED = 100  # lines at the start of a file that are checked to be text
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -63,7 +64,7 @@ def open_corpus(
 ) -> Iterator[SentencePair]:
     """Yield the training pairs of a corpus in order, and count them in `stats`.
 
-    Raises `DataError` for the errors that the docstring of this module lists.
+    Raises `DataError` for the errors listed in the module docstring.
     """
     for number, pair in _decoded(corpus, data, stats):
         stats["pairs"] += 1
