@@ -1,14 +1,15 @@
 """Greedy and beam search over a decoder state, following CTranslate2's rules.
 
-  - Each step looks at the 2 x beam_size best continuations of a sentence's beams, by sum of
-    log-probabilities.
-  - An end of sentence finishes a hypothesis only among the first beam_size of them; the next best
-    continuation takes its place.
-  - A sentence is done with beam_size finished hypotheses, and leaves the batch.
-  - At a sentence's own length limit its beams are taken as they are.
-  - Finished hypotheses compare by sum / length**length_penalty, the length counting the end of
-    sentence.
-Each sentence follows its own rules from its own numbers, so its neighbours in the batch make no
+  - Each step considers the 2 x beam_size best continuations of a sentence's beams, by their total
+    log-probability.
+  - A continuation with the end of sentence finishes a hypothesis only if it is among the first
+    beam_size. The next best continuation takes its place in the beam.
+  - A sentence with beam_size finished hypotheses is done and leaves the batch.
+  - When a sentence reaches its length limit, its beams become finished hypotheses as they are.
+  - Finished hypotheses are ranked by log_prob / length**length_penalty; the length includes the
+    end of sentence.
+
+Each sentence is searched by its own numbers only, so the other sentences of the batch make no
 difference.
 """
 
@@ -24,7 +25,7 @@ from mt.data.tokenizer import BOS_ID, EOS_ID
 
 
 class State(Protocol):
-    """What a search may do with a decoder's state; see `mt.model.state`."""
+    """The part of a decoder state that a search uses; see `mt.model.state`."""
 
     def reorder(self, hyp_index: Tensor) -> None: ...
     def keep(self, sentence_index: Tensor) -> None: ...
@@ -34,7 +35,7 @@ S = TypeVar("S", bound=State)
 
 
 class StepModel(Protocol[S]):
-    """What a search needs of a model; see `mt.decode.steps`."""
+    """A model that decodes step by step; see `mt.decode.steps`."""
 
     def initial_state(self, src: Tensor, src_mask: Tensor) -> S: ...
     def step(self, tokens: Tensor, state: S) -> Tensor: ...
@@ -42,16 +43,16 @@ class StepModel(Protocol[S]):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One translation of one sentence."""
+    """One translation of one sentence, as token ids."""
 
-    tokens: list[int]  # without end of sentence
-    log_prob: float  # sum over all tokens, end of sentence included where it was reached
+    tokens: list[int]  # without the end of sentence
+    log_prob: float  # the sum over all tokens, including the end of sentence if it was reached
     score: float  # log_prob / length**length_penalty
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How to search; `max_lens` are given per sentence."""
+    """Options of a beam search. The maximum lengths are given per sentence instead."""
 
     beam_size: int = 5
     nbest: int = 1
@@ -59,8 +60,10 @@ class SearchConfig:
 
 
 def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tensor:
-    """Length limit [sentences], end of sentence included, from each sentence's own source length
-    (its end of sentence included).
+    """Return the maximum output length of each sentence [sentences].
+
+    It depends on the source length of that sentence alone. Both lengths include the end of
+    sentence.
     """
     lengths = src_mask.sum(dim=1)
     return lengths.new_tensor(
@@ -69,7 +72,7 @@ def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tenso
 
 
 def max_output_len(src_len: int, max_len_a: float, max_len_b: int) -> int:
-    """The same of one sentence."""
+    """Return the maximum output length for a source of `src_len` tokens."""
     return int(src_len * max_len_a) + max_len_b
 
 
@@ -81,11 +84,12 @@ def greedy_search(
     max_lens: Tensor,
     length_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
-    """The most probable token at each step: one hypothesis for each row of `src` [sentences,
-    src_len].
+    """Take the most probable token at each step.
+
+    Return a list with one hypothesis for each row of `src` [sentences, src_len].
     """
     state = model.initial_state(src, src_mask)
-    sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
+    sentences = torch.arange(len(src), device=src.device)  # the index in `src` of each row
     tokens = torch.full_like(sentences, BOS_ID)
     history, log_probs = tokens.new_empty(len(src), 0), torch.zeros(len(src), device=src.device)
     finished = _Finished(src, int(max_lens.max()), 1)
@@ -115,11 +119,12 @@ def greedy_search(
 def beam_search(
     model: StepModel[S], src: Tensor, src_mask: Tensor, max_lens: Tensor, config: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """The `nbest` best hypotheses, best first, for each row of `src` [sentences, src_len]."""
+    """Return the `nbest` best hypotheses of each row of `src` [sentences, src_len], best first."""
     k = config.beam_size
     state = model.initial_state(src, src_mask)
-    sentences = torch.arange(len(src), device=src.device)  # of each row, its index in `src`
-    tokens = torch.full((len(src), 1), BOS_ID, device=src.device)  # all beams start alike: as one
+    sentences = torch.arange(len(src), device=src.device)  # the index in `src` of each row
+    # All hypotheses begin the same way, so there is only one beam in the first step.
+    tokens = torch.full((len(src), 1), BOS_ID, device=src.device)
     log_probs = torch.zeros(len(src), 1, device=src.device)
     history = tokens.new_empty(len(src), 1, 0)
     finished = _Finished(src, int(max_lens.max()), 2 * k)
@@ -132,8 +137,8 @@ def beam_search(
         finishing = (ends | at_limit[:, None]) & scores.isfinite()
         finishing[:, k:] = False
 
-        # The beams go on with the k best candidates that do not end; at most k of the 2k end, one
-        # for each beam.
+        # Continue with the k best candidates that do not end. There are always k of them, because
+        # each of the k beams has only one candidate that ends.
         chosen = ends.int().sort(dim=1, stable=True).indices[:, :k]
         log_probs = scores.gather(1, chosen).masked_fill_(ends.gather(1, chosen), float("-inf"))
         done = at_limit | ~log_probs.isfinite().any(dim=1)
@@ -157,42 +162,43 @@ def beam_search(
 def best_continuations(
     next_log_probs: Tensor, log_probs: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best next tokens of each sentence over all its beams, best first: total
-    log-probability, beam and token.
+    """Return the `count` best continuations of each sentence over all its beams, best first.
 
-    Of `next_log_probs` [sentences, beams, vocab_size] and the beams' own `log_probs` [sentences,
-    beams]; each result is [sentences, count], or fewer where there are not so many. The vocabulary
-    is looked at in blocks: the best tokens are in the `count` blocks whose best token is best, and
-    of the others only the best is looked at.
+    A continuation is a beam followed by one more token. `next_log_probs` is [sentences, beams,
+    vocab_size], and `log_probs` [sentences, beams] are those of the beams so far. The results are
+    total log-probabilities, beams and tokens, each [sentences, count], or fewer if there are not
+    as many continuations.
+
+    The vocabulary is divided into blocks. The `count` blocks with the best maxima contain the
+    `count` best tokens, so only these blocks are searched.
     """
     sentences, beams, vocab_size = next_log_probs.shape
     count = min(count, beams * vocab_size)
-    block = _block_size(vocab_size, count, beams)
-    num_blocks = (
-        vocab_size // block
-    )  # a block is every num_blocks-th token, so that maxima are taken of whole rows
-    best = (
-        next_log_probs.view(sentences, beams, block, num_blocks).amax(dim=2) + log_probs[:, :, None]
-    )
-    blocks = best.flatten(1).topk(count, dim=1).indices[:, :, None]  # [sentences, count, 1]
-    steps = torch.arange(block, device=log_probs.device) * num_blocks
-    index = (blocks // num_blocks * vocab_size + blocks % num_blocks + steps).flatten(
-        1
-    )  # of tokens, within a sentence's logits
+    block_size = _block_size(vocab_size, count, beams)
+    num_blocks = vocab_size // block_size
+
+    # Block b holds the tokens b, b + num_blocks, b + 2 num_blocks, ...: the fastest layout for amax.
+    maxima = next_log_probs.view(sentences, beams, block_size, num_blocks).amax(dim=2)
+    best_blocks = (maxima + log_probs[:, :, None]).flatten(1).topk(count, dim=1).indices
+    beam, block = best_blocks // num_blocks, best_blocks % num_blocks  # [sentences, count]
+
+    offsets = torch.arange(block_size, device=log_probs.device) * num_blocks
+    first = beam * vocab_size + block  # the first token of each block in the flat logits
+    index = (first[:, :, None] + offsets).flatten(1)  # [sentences, count x block_size]
     totals = next_log_probs.flatten(1).gather(1, index) + log_probs.gather(1, index // vocab_size)
-    scores, place = totals.topk(count, dim=1)
-    index = index.gather(1, place)
+    scores, order = totals.topk(count, dim=1)
+    index = index.gather(1, order)
     return scores, index // vocab_size, index % vocab_size
 
 
 @functools.cache
 def _block_size(vocab_size: int, count: int, beams: int) -> int:
-    """The divisor of `vocab_size` where both looks take about the same time, and that leaves
-    `count` blocks or more.
+    """Return the divisor of `vocab_size` that makes `best_continuations` fastest.
+
+    It leaves at least `count` blocks. Both passes then take about the same time: by measurement, a
+    token costs nine times as much in the second pass as in the first.
     """
-    ideal = (
-        math.sqrt(beams * vocab_size / count) / 3
-    )  # measured: a token of the second look costs as much as nine of the first
+    ideal = math.sqrt(beams * vocab_size / count) / 3
     divisors = (
         block
         for block in range(1, vocab_size + 1)
@@ -202,13 +208,14 @@ def _block_size(vocab_size: int, count: int, beams: int) -> int:
 
 
 def _select(history: Tensor, beams: Tensor) -> Tensor:
-    """The rows `beams` [sentences, count] of each sentence's `history` [sentences, beams, length]."""
+    """Select the rows `beams` [sentences, count] of each `history` [sentences, beams, length]."""
     return history.gather(1, beams[:, :, None].expand(-1, -1, history.shape[2]))
 
 
 def _survivors(done: Tensor) -> Tensor:
-    """The rows [kept] that are not done: the last ones in the gaps of the first, so that few change
-    place.
+    """Return the indices [kept] of the rows that are not done.
+
+    The last of them fill the gaps that the finished rows leave, so that few rows have to move.
     """
     active = (~done).nonzero()[:, 0]
     order = torch.arange(len(active), device=done.device)
@@ -217,7 +224,7 @@ def _survivors(done: Tensor) -> Tensor:
 
 
 class _Finished:
-    """The finished hypotheses of every sentence of a batch, at most `room` each."""
+    """The finished hypotheses of each sentence of a batch, at most `room` per sentence."""
 
     def __init__(self, src: Tensor, max_len: int, room: int) -> None:
         self.tokens = src.new_full((len(src), room, max_len), EOS_ID)
@@ -226,8 +233,9 @@ class _Finished:
         self.count = src.new_zeros(len(src))
 
     def add(self, sentences: Tensor, finishing: Tensor, log_probs: Tensor, history: Tensor) -> None:
-        """Take those of the hypotheses `history` [rows, beams, length] of `sentences` [rows] where
-        `finishing` [rows, beams].
+        """Add the hypotheses of `history` [rows, beams, length] that are marked in `finishing`.
+
+        `finishing` is [rows, beams], and `sentences` [rows] are the indices of the sentences.
         """
         rows, beams = finishing.nonzero(as_tuple=True)
         taken = sentences[rows]
@@ -239,7 +247,7 @@ class _Finished:
         self.count[sentences] += finishing.sum(dim=1)
 
     def best(self, nbest: int, length_penalty: float) -> list[list[Hypothesis]]:
-        """The best of each sentence, best first."""
+        """Return at most `nbest` hypotheses of each sentence, best first."""
         scores = self.log_probs.double() / self.lengths.double() ** length_penalty
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         order = order[:, :nbest]

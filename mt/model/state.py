@@ -1,12 +1,15 @@
-"""The decoder's state between steps: what a search may do with it, and nothing else.
+"""The decoder's state between decoding steps.
 
-A search holds some hypotheses (beams) of each sentence. Cross-attention keys and values and the
-source mask belong to sentences and are never copied per beam. The hypotheses of a sentence are a
-trie: they share their beginnings. Self-attention keys and values are those of its nodes, each in a
-cell of its sentence, written once; all that a reordering changes is the table of which hypothesis
-has which cells, and a cell that none has any more is taken anew. A sentence's hypotheses attend to
-all its cells together, as the positions of one query, behind a mask that leaves each its own. So a
-step costs about as much as the trie has nodes, not beams x length, and nothing is copied.
+A search keeps several hypotheses (beams) per sentence. Cross-attention keys and values and the
+source mask are stored once per sentence, not once per beam.
+
+The hypotheses of a sentence form a trie, because they share their beginnings. Each node of the trie
+is one token, and its self-attention keys and values are stored in one cell of the sentence's cache.
+A cell is written once. Reordering the hypotheses only changes the table that says which cells
+belong to which hypothesis (`path`), and a cell that belongs to none is used again. All hypotheses
+of a sentence attend to all its cells in one product, with a mask that hides the cells of the
+others. So the cost of a step grows with the number of nodes, not with beams x length, and nothing
+is copied.
 """
 
 from dataclasses import dataclass
@@ -18,23 +21,23 @@ from torch.nn import functional as F
 from mt.model.attention import attention_bias
 from mt.model.layers import Dropout
 
-FIRST_CAPACITY = 64  # cells of a sentence; doubled when they are full
+FIRST_CAPACITY = 64  # cells per sentence; doubled when all are in use
 
 
 @dataclass
 class LayerCache:
     """Keys and values of one decoder layer."""
 
-    # [sentences, num_heads, capacity, head_dim], as are `values`; zeros where nothing was written
-    keys: Tensor
-    values: Tensor
-    src_keys: Tensor  # [sentences, num_heads, src_len, head_dim], as are `src_values`
-    src_values: Tensor
+    keys: Tensor  # [sentences, num_heads, capacity, head_dim]; cells never written are zero
+    values: Tensor  # the same shape
+    src_keys: Tensor  # [sentences, num_heads, src_len, head_dim]
+    src_values: Tensor  # the same shape
 
     @classmethod
     def of(cls, heads: tuple[Tensor, ...], sentences: int) -> "LayerCache":
-        """From keys and values of a memory, time first [src_len x sentences, num_heads, head_dim];
-        with room for those of hypotheses.
+        """Return a cache for the keys and values of a memory, with empty cells for hypotheses.
+
+        `heads` are both [src_len x sentences, num_heads, head_dim].
         """
         src_keys, src_values = (
             x.unflatten(0, (-1, sentences)).permute(1, 2, 0, 3).contiguous() for x in heads
@@ -46,54 +49,62 @@ class LayerCache:
 
 @dataclass
 class DecoderState:
-    """Caches of every decoder layer, and which cells of them belong to which hypothesis."""
+    """The caches of all decoder layers, and which cells belong to which hypothesis."""
 
     layers: list[LayerCache]
-    src_bias: (
-        Tensor | None
-    )  # [sentences, 1, 1, src_len] 0 where a source token stands, else -inf; None: everywhere
-    path: Tensor  # [sentences, beams, cells] True where a cell holds a token of the hypothesis
-    length: int = 0  # tokens of each hypothesis so far
+    # [sentences, 1, 1, src_len]: 0 for a source token, -inf for padding. None: no padding.
+    src_bias: Tensor | None
+    path: Tensor  # [sentences, beams, cells] True if the hypothesis contains the token of the cell
+    length: int = 0  # tokens per hypothesis so far
 
     def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
-        """Give each of `num_beams` hypotheses a free cell for one more token; the first time there
-        may be any number of them.
+        """Append a cell to each hypothesis, for its next token.
 
-        Returns where these cells are in the caches' first three dimensions taken as one, [sentences
-        x num_beams x num_heads], and the mask of self-attention [sentences, 1, num_beams, cells]: 0
-        where a cell belongs to the hypothesis, else -inf; None where all do.
+        The first call may be for any number of beams. Returns
+
+        - the places of the new cells [sentences x num_beams x num_heads]: indices into the caches
+          when their first three dimensions are flattened,
+        - the bias of self-attention [sentences, 1, num_beams, cells]: 0 if the cell belongs to the
+          hypothesis, else -inf. None if every cell belongs to every hypothesis.
         """
         if not self.length:
             self.path = self.path.expand(-1, num_beams, -1)
-        taken = self.path.any(dim=1)  # [sentences, cells]
-        num_free = int((~taken).sum(dim=1).min()) if taken.numel() else 0
-        if num_free < num_beams:
-            more = num_beams - num_free
-            self.path, taken = (F.pad(x, (0, more)) for x in (self.path, taken))
+        cells = self._free_cells(num_beams)
+        self.path = self.path.scatter(2, cells[:, :, None], True)
+        self.length += 1
+        has_one_hypothesis = self.path.shape[2] == self.length
+        bias = None if has_one_hypothesis else attention_bias(self.path)[:, None]
+        return self._places(cells), bias
+
+    def _free_cells(self, count: int) -> Tensor:
+        """Return `count` unused cells of each sentence [sentences, count]; add cells if needed."""
+        used = self.path.any(dim=1)  # [sentences, cells]
+        num_free = int((~used).sum(dim=1).min()) if used.numel() else 0
+        if num_free < count:
+            self.path, used = (F.pad(x, (0, count - num_free)) for x in (self.path, used))
             for layer in self.layers:
                 while self.path.shape[2] > layer.keys.shape[2]:
                     layer.keys, layer.values = _doubled(layer.keys), _doubled(layer.values)
-        cells = taken.int().sort(dim=1, stable=True).indices[:, :num_beams]
-        self.path = self.path.scatter(2, cells[:, :, None], True)
-        self.length += 1
+        return used.int().sort(dim=1, stable=True).indices[:, :count]
+
+    def _places(self, cells: Tensor) -> Tensor:
+        """Return the index of each of `cells` [sentences, beams] for each head, as in `advance`."""
         sentences, num_heads, capacity, _ = self.layers[0].keys.shape
-        heads = torch.arange(sentences * num_heads, device=cells.device).view(
-            sentences, 1, num_heads
-        )
-        places = (heads * capacity + cells[:, :, None]).flatten()
-        if self.path.shape[2] == self.length:
-            return places, None  # there was never more than one hypothesis
-        return places, attention_bias(self.path)[:, None]
+        heads = torch.arange(sentences * num_heads, device=cells.device)
+        first = heads.view(sentences, 1, num_heads) * capacity  # cell 0 of each head
+        return (first + cells[:, :, None]).flatten()
 
     def reorder(self, hyp_index: Tensor) -> None:
-        """Let hypothesis i of each sentence go on from that sentence's hypothesis `hyp_index[:, i]`
-        [sentences, beams].
+        """Replace hypothesis i of each sentence by its hypothesis `hyp_index[:, i]`.
+
+        `hyp_index` is [sentences, beams].
         """
         self.path = self.path.gather(1, hyp_index[:, :, None].expand(-1, -1, self.path.shape[2]))
 
     def keep(self, sentence_index: Tensor) -> None:
-        """Drop all sentences but those at `sentence_index` [kept], in that order; only those that
-        change place are copied.
+        """Keep only the sentences at `sentence_index` [kept], in that order.
+
+        Only sentences that change their place are copied.
         """
         to = (
             sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)
@@ -121,17 +132,18 @@ def _doubled(cache: Tensor) -> Tensor:
 
 
 class CachedSelfAttention:
-    """Of one more token of each hypothesis [sentences x beams], over all of its tokens so far;
-    layer by layer.
+    """Self-attention of the newest token of each hypothesis to all its tokens so far.
+
+    Each call of `attend` is for the next layer. There are sentences x beams hypotheses.
     """
 
     def __init__(self, state: DecoderState, places: Tensor, bias: Tensor | None) -> None:
-        """`places` and `bias` are those of `DecoderState.advance`."""
+        """`places` and `bias` come from `DecoderState.advance`."""
         self.state, self.places, self.bias = state, places, bias
         self.layers = iter(state.layers)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """Put the new keys and values into the cache of the next layer, and attend to it."""
+        """Write the new keys and values into the next layer's cache, and attend to it."""
         cache, (sentences, beams, num_cells) = next(self.layers), self.state.path.shape
         head_dim = q.shape[-1]
         for cached, new in ((cache.keys, k), (cache.values, v)):
@@ -141,8 +153,9 @@ class CachedSelfAttention:
 
 
 class CachedCrossAttention:
-    """Of one more token of each hypothesis [sentences x beams] to the source of its sentence; layer
-    by layer.
+    """Cross-attention of the newest token of each hypothesis to the source of its sentence.
+
+    Each call of `attend` is for the next layer. There are sentences x beams hypotheses.
     """
 
     def __init__(self, state: DecoderState) -> None:
@@ -150,7 +163,7 @@ class CachedCrossAttention:
         self.layers = iter(state.layers)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """Attend to the source that the next layer keeps."""
+        """Attend to the source keys and values of the next layer."""
         cache, (sentences, beams, _) = next(self.layers), self.state.path.shape
         return attend_to_cache(
             q, cache.src_keys, cache.src_values, self.state.src_bias, scale, (sentences, beams)
@@ -165,18 +178,17 @@ def attend_to_cache(
     scale: float,
     shape: tuple[int, int],
 ) -> Tensor:
-    """softmax(Q K^T x scale + bias) V of q [sentences x beams, num_heads, head_dim]; gives
-    [sentences x beams, d_model].
+    """Return softmax(Q K^T + bias) V [sentences x beams, d_model].
 
-    `keys` and `values` are [sentences, num_heads, length, head_dim], `bias` [sentences, 1, beams or
-    1, length]; `shape` is (sentences, beams).
+    `q` is [sentences x beams, num_heads, head_dim], `keys` and `values` are [sentences, num_heads,
+    length, head_dim], `bias` is [sentences, 1, beams or 1, length], `shape` is (sentences, beams).
     """
-    assert scale == 1.0, "it is in the weights of the queries: see `for_translating`"
+    assert scale == 1.0, "`for_translating` has multiplied the query weights by the scale"
     q = q.view(*shape, *q.shape[1:]).transpose(1, 2)
     if q.device.type != "cpu":
         mask = None if bias is None else bias.to(q.dtype)
         context = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-    else:  # here two batched products are as fast as the fused kernel, and take any strides
+    else:  # on a CPU, two batched products are as fast as the fused kernel and take any strides
         heads = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(0, heads)
         if bias is not None:
