@@ -1,3 +1,3 @@
-"""Models out to other engines, and in from them: one module a format, and the proof that a
-conversion translates alike.
+"""Export models to other engines and import models from them, one module per format, and prove
+that a converted model gives the same translations.
 """

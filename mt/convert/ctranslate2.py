@@ -1,5 +1,5 @@
-"""Export to CTranslate2 (extra `ct2`): its own model folder with the tokenizer's models beside it,
-and the engine to prove it with.
+"""Export to CTranslate2 (extra `ct2`): a folder with its model and our SentencePiece models, and the
+engine that runs the exported model for the proof.
 """
 
 import shutil
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import DecodeConfig
-from mt.convert.extras import import_extra
-from mt.convert.proof import by_source_length
+from mt.convert.extras import check_is_new, import_extra
+from mt.convert.proof import Translated, by_source_length, num_positions
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
-from mt.decode.search import max_output_len
-from mt.errors import ExportError
 from mt.files import atomic_dir
 from mt.model.attention import MultiHeadAttention
 from mt.model.layers import sinusoids
@@ -26,13 +24,11 @@ QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "int16", "float16", "b
 
 
 def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
-    """Write a model as the folder that `ctranslate2.Translator` opens; weights in fp32 unless
-    `quantization` names another type.
+    """Write a folder that `ctranslate2.Translator` opens, with fp32 weights or this `quantization`.
 
-    Raises `ExportError` where the package is missing or `out` exists.
+    Raises `ExportError` if the package is not installed or `out` exists.
     """
-    if out.exists():
-        raise ExportError(f"{out}: exists already; choose another folder")
+    check_is_new(out)
     spec = _specification(loaded)
     spec.validate()
     spec.optimize(quantization=quantization)
@@ -45,42 +41,39 @@ def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None 
 def _specification(loaded: LoadedModel) -> Any:
     specs = import_extra("ctranslate2", "ct2").specs
     model, config = loaded.model, loaded.config.model
+    activations = {
+        "relu": specs.Activation.RELU,
+        "gelu": specs.Activation.GELU,
+        "silu": specs.Activation.SWISH,
+    }
     spec = specs.TransformerSpec.from_config(
         (config.encoder_layers, config.decoder_layers),
         config.num_heads,
         pre_norm=config.norm == "pre",
-        activation={
-            "relu": specs.Activation.RELU,
-            "gelu": specs.Activation.GELU,
-            "silu": specs.Activation.SWISH,
-        }[config.activation],
+        activation=activations[config.activation],
     )
-    _set_stack(spec.encoder, model.encoder, loaded.config.decode)
-    _set_stack(spec.decoder, model.decoder, loaded.config.decode)
+    positions = num_positions(loaded.config.decode)
+    _set_stack(spec.encoder, model.encoder, positions)
+    _set_stack(spec.decoder, model.decoder, positions)
     spec.decoder.projection.weight = _array(model.output_weight)
     if model.output_bias is not None:
         spec.decoder.projection.bias = _array(model.output_bias)
-    tokenizer = loaded.tokenizer
-    spec.register_source_vocabulary(tokenizer.src_pieces)
-    spec.register_target_vocabulary(tokenizer.tgt_pieces)
-    names = tokenizer.tgt_pieces
+    pieces = loaded.tokenizer.tgt_pieces
+    spec.register_source_vocabulary(loaded.tokenizer.src_pieces)
+    spec.register_target_vocabulary(pieces)
     spec.config.add_source_eos = True
-    spec.config.unk_token = names[UNK_ID]
-    spec.config.bos_token = names[BOS_ID]
-    spec.config.eos_token = names[EOS_ID]
-    spec.config.decoder_start_token = names[BOS_ID]
+    spec.config.unk_token = pieces[UNK_ID]
+    spec.config.bos_token = pieces[BOS_ID]
+    spec.config.eos_token = pieces[EOS_ID]
+    spec.config.decoder_start_token = pieces[BOS_ID]
     return spec
 
 
-def _set_stack(spec: Any, stack: Encoder | Decoder, decode: DecodeConfig) -> None:
+def _set_stack(spec: Any, stack: Encoder | Decoder, positions: int) -> None:
     embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
     weight = stack.embed_tokens.weight
     embeddings.weight, embeddings.multiply_by_sqrt_depth = _array(weight), True
-    longest = max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b)
-    num_positions = max(
-        1024, decode.longest_src + 1, longest
-    )  # CTranslate2 takes 1024 source tokens unless told otherwise
-    spec.position_encodings.encodings = sinusoids(num_positions, weight.shape[1]).numpy()
+    spec.position_encodings.encodings = sinusoids(positions, weight.shape[1]).numpy()
     if isinstance(stack.layer_norm, nn.LayerNorm):
         _set_norm(spec.layer_norm, stack.layer_norm)
     for layer_spec, layer in zip(spec.layer, stack.layers, strict=True):
@@ -93,10 +86,10 @@ def _set_layer(spec: Any, layer: Layer) -> None:
     _set_linear(spec.self_attention.linear[1], attn.out_proj)
     _set_norm(spec.self_attention.layer_norm, layer.self_attn_layer_norm)
     if isinstance(layer, DecoderLayer):
-        across: MultiHeadAttention = layer.encoder_attn
-        _set_linear(spec.attention.linear[0], across.q_proj)
-        _set_linear(spec.attention.linear[1], across.k_proj, across.v_proj)
-        _set_linear(spec.attention.linear[2], across.out_proj)
+        cross: MultiHeadAttention = layer.encoder_attn
+        _set_linear(spec.attention.linear[0], cross.q_proj)
+        _set_linear(spec.attention.linear[1], cross.k_proj, cross.v_proj)
+        _set_linear(spec.attention.linear[2], cross.out_proj)
         _set_norm(spec.attention.layer_norm, layer.encoder_attn_layer_norm)
     _set_linear(spec.ffn.linear_0, layer.fc1)
     _set_linear(spec.ffn.linear_1, layer.fc2)
@@ -104,7 +97,7 @@ def _set_layer(spec: Any, layer: Layer) -> None:
 
 
 def _set_linear(spec: Any, *layers: nn.Linear) -> None:
-    """One layer, or several side by side as one."""
+    """Set one linear layer, or several that CTranslate2 stores as a single concatenated one."""
     spec.weight = _array(torch.cat([layer.weight for layer in layers]))
     spec.bias = _array(torch.cat([layer.bias for layer in layers]))
 
@@ -118,8 +111,9 @@ def _array(tensor: Tensor) -> Any:
 
 
 class CTranslate2Engine:
-    """An exported model at work, on ids; see `mt.convert.proof.Engine`. So many translators of so
-    many threads each.
+    """An `mt.convert.proof.Engine` that runs an exported model in CTranslate2.
+
+    Runs `translators` batches in parallel, with `threads` threads each.
     """
 
     def __init__(
@@ -139,14 +133,12 @@ class CTranslate2Engine:
         self.src_pieces, self.tgt_pieces = tokenizer.src_pieces, tokenizer.tgt_pieces
         self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
 
-    def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
-        """The best hypothesis of each source and its score."""
+    def translate(self, sources: Sequence[list[int]]) -> Translated:
+        """Return the best hypothesis for each source, with its score."""
         return by_source_length(sources, self.decode, self.translate_batch)
 
-    def translate_batch(
-        self, sources: Sequence[list[int]], max_len: int
-    ) -> list[tuple[list[int], float]]:
-        """The same with one limit of output length for all."""
+    def translate_batch(self, sources: Sequence[list[int]], max_len: int) -> Translated:
+        """Translate like `translate`, but with the same maximum output length for all sources."""
         results = self.translator.translate_batch(
             [[self.src_pieces[token] for token in source] for source in sources],
             beam_size=self.decode.beam_size,
@@ -163,10 +155,8 @@ class CTranslate2Engine:
         ]
 
     def score(self, source: list[int], target: list[int]) -> float:
-        """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        pieces = (
-            [self.src_pieces[token] for token in source],
-            [self.tgt_pieces[token] for token in target],
-        )
-        [result] = self.translator.score_batch([pieces[0]], [pieces[1]])
+        """Return the score of `target`, as defined by `mt.convert.proof.Engine.score`."""
+        src_pieces = [self.src_pieces[token] for token in source]
+        tgt_pieces = [self.tgt_pieces[token] for token in target]
+        [result] = self.translator.score_batch([src_pieces], [tgt_pieces])
         return float(sum(result.log_probs) / len(result.log_probs) ** self.decode.length_penalty)

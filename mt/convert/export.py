@@ -1,4 +1,4 @@
-"""Export and proof: a model as another engine's folder, and both engines on the same text."""
+"""Export a model for another engine, and prove that both give the same translations."""
 
 import itertools
 import tempfile
@@ -9,9 +9,10 @@ import torch
 
 from mt.config import Config
 from mt.convert.ctranslate2 import QUANTIZATIONS, CTranslate2Engine, export_ctranslate2
+from mt.convert.extras import check_is_new
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
 from mt.convert.onnx import OnnxModel, export_onnx
-from mt.convert.proof import OurEngine, Parity, compare
+from mt.convert.proof import Engine, MTEngine, Parity, compare
 from mt.data.sources import read_text
 from mt.decode.loading import LoadedModel, load_model
 from mt.decode.translator import Translator
@@ -20,62 +21,56 @@ from mt.runtime.device import set_up_compute
 
 Target = Literal["ctranslate2", "marian", "pegasus", "onnx"]
 TITLES: dict[Target, str] = {
-    "ctranslate2": "CTranslate2", "marian": "transformers (Marian)", "pegasus": "transformers (Pegasus)", "onnx": "onnxruntime",
-}  # fmt: skip
+    "ctranslate2": "CTranslate2",
+    "marian": "transformers (Marian)",
+    "pegasus": "transformers (Pegasus)",
+    "onnx": "onnxruntime",
+}
 
 
 def export_and_prove(
     model: Path, out: Path, to: Target, quantization: str | None, text: str | None, num_lines: int
 ) -> list[str]:
-    """Write `out` and return what is to be said about it, line by line.
+    """Write the export to `out`, and return a report, one string per line.
 
-    The proof is that of weights in fp32; for others it is counted how many lines stay the same.
-    Raises `ExportError` where the proof fails: nothing is left then.
+    The proof compares translations with an fp32 export. For a `quantization`, the report also
+    counts how many translations stay the same. Raises `ExportError` if the proof fails, and then
+    writes nothing.
     """
     if quantization is not None and to != "ctranslate2":
-        raise ConfigError(
-            f"--quantization is for --to ctranslate2; {TITLES[to]} is written in fp32"
-        )
+        raise ConfigError(f"--quantization needs --to ctranslate2; {TITLES[to]} exports are fp32")
     if quantization is not None and quantization not in QUANTIZATIONS:
-        raise ConfigError(f"--quantization: {quantization!r} is none of {', '.join(QUANTIZATIONS)}")
-    if out.exists():
-        raise ExportError(f"{out}: exists already; choose another folder")
+        names = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"--quantization: {quantization!r} is not one of {names}")
+    check_is_new(out)
     loaded = load_model(model, torch.device("cpu"))
     source, lines = proof_text(loaded.config, text) if num_lines else ("", [])
     lines = lines[:num_lines]
-    report = []
+    name, weights = loaded.folder.path.name, quantization or "float32"
+    report = [f"{out}: {name} for {TITLES[to]}, weights in {weights}"]
     if lines:
         with tempfile.TemporaryDirectory() as folder:
             exact = Path(folder) / "exact"
             write_export(to, loaded, exact)
             parity = prove_export(to, loaded, exact, lines)
         if not parity.holds:
-            raise ExportError(
-                "\n".join(
-                    [f"{out} was not written: the engines disagree; {parity}", *_worst(parity)]
-                )
-            )
+            head = f"{out} was not written, because the engines disagree: {parity}"
+            raise ExportError("\n".join([head, *_worst(parity)]))
         report.append(f"{source}, in fp32: {parity}")
     write_export(to, loaded, out, quantization)
     if lines and quantization:
-        report.append(
-            f"{quantization}, beside fp32: {prove_export(to, loaded, out, lines, compute_type='default')}"
-        )
+        parity = prove_export(to, loaded, out, lines, compute_type="default")
+        report.append(f"{quantization} compared with fp32: {parity}")
     if not lines:
-        report.append(
-            "not proven: "
-            + ("no lines were asked for" if not num_lines else "no text at hand; give --prove FILE")
-        )
-    return [
-        f"{out}: {loaded.folder.path.name} for {TITLES[to]}, weights in {quantization or 'float32'}",
-        *report,
-    ]
+        reason = "no text was found; use --prove FILE" if num_lines else "--lines is 0"
+        report.append(f"not proven: {reason}")
+    return report
 
 
 def write_export(
     to: Target, loaded: LoadedModel, out: Path, quantization: str | None = None
 ) -> None:
-    """Write a model in a format, unproven. Raises `ExportError`."""
+    """Write an export without proof. Raises `ExportError` if the format cannot express the model."""
     if to == "ctranslate2":
         export_ctranslate2(loaded, out, quantization)
     elif to == "onnx":
@@ -85,8 +80,10 @@ def write_export(
 
 
 def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
-    """The name and the lines of a text file, or of the first test or validation source of the
-    configuration that is there.
+    """Return the name and lines of the text for the proof.
+
+    This is the file `text`, or by default the first readable source file among the test and
+    validation data of the configuration. Without any, both are empty.
     """
     if text is not None:
         return text, list(read_text(text))
@@ -107,27 +104,25 @@ def prove_export(
     beam_size: int | None = None,
     compute_type: str = "float32",
 ) -> Parity:
-    """The original and its export on the same text, searching as the model says or with so many
-    beams.
+    """Translate `lines` with the original model and its export, and compare the translations.
+
+    `beam_size` replaces that of the model. `compute_type` is the one that CTranslate2 uses.
     """
-    decode = loaded.config.decode.model_copy(
-        update={"nbest": 1, **({} if beam_size is None else {"beam_size": beam_size})}
-    )
+    search = {"nbest": 1} if beam_size is None else {"nbest": 1, "beam_size": beam_size}
+    decode = loaded.config.decode.model_copy(update=search)
     compute = set_up_compute("cpu", "fp32", None)
+    threads = torch.get_num_threads()
     translator = Translator(loaded.model, loaded.tokenizer, decode, compute)
+    engine: Engine
     if to == "ctranslate2":
-        return compare(
-            translator,
-            CTranslate2Engine(
-                folder, loaded.tokenizer, decode, torch.get_num_threads(), 1, compute_type
-            ),
-            lines,
+        engine = CTranslate2Engine(folder, loaded.tokenizer, decode, threads, 1, compute_type)
+    elif to == "onnx":
+        onnx = OnnxModel(folder, threads)
+        engine = MTEngine(
+            Translator(loaded.model, loaded.tokenizer, decode, compute, step_model=onnx)
         )
-    if to == "onnx":
-        onnx = OnnxModel(folder, torch.get_num_threads())
-        theirs = Translator(loaded.model, loaded.tokenizer, decode, compute, step_model=onnx)
-        return compare(translator, OurEngine(theirs), lines)
-    engine = TransformersEngine(folder, decode)
+    else:
+        engine = TransformersEngine(folder, decode)
     if to == "marian":
         check_tokenizer(folder, loaded.tokenizer, lines)
     return compare(translator, engine, lines)
@@ -136,5 +131,6 @@ def prove_export(
 def _worst(parity: Parity) -> list[str]:
     worst = sorted(parity.differences, key=lambda difference: -difference.gap)[:5]
     return [
-        f"  line {d.line}, {d.gap:.1e} apart\n    mt: {d.ours}\n    it: {d.theirs}" for d in worst
+        f"  line {d.line}, scores {d.gap:.1e} apart\n    mt:    {d.hyp}\n    other: {d.other_hyp}"
+        for d in worst
     ]

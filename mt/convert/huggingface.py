@@ -1,8 +1,7 @@
-"""Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus; and
-`transformers` (extra `hf`) to prove it with.
+"""Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus.
 
-Both have Marian's sinusoids and our parameter names, so that an export is nearly a copy. What a
-format cannot express is refused, all reasons at once. Writing needs nothing of `transformers`.
+Both use the same sinusoids and nearly the same parameter names as `mt`, so an export mostly copies.
+Only the engine for the proof needs `transformers` (extra `hf`).
 """
 
 import json
@@ -16,34 +15,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mt.config import DEFAULT_MAX_SRC_LEN, DecodeConfig
-from mt.convert.extras import import_extra
-from mt.convert.proof import by_source_length
+from mt.convert.extras import check_is_new, import_extra
+from mt.convert.proof import Translated, by_source_length, output_limit
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
-from mt.decode.search import max_output_len
 from mt.errors import ExportError, listed
 from mt.files import atomic_dir
 from mt.model.layers import sinusoids
 
 Format = Literal["marian", "pegasus"]
 CLASSES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
+SPECIAL_IDS = {
+    "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+    "decoder_start_token_id": BOS_ID,
+    "forced_eos_token_id": None,
+}
 
 
 def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
-    """Write a model as the folder that `AutoModelForSeq2SeqLM.from_pretrained` opens, in fp32.
+    """Write a folder that `AutoModelForSeq2SeqLM.from_pretrained` opens, with fp32 weights.
 
-    A Marian folder has its tokenizer (`AutoTokenizer`); Pegasus has none that knows our ids, and is
-    for token ids. Raises `ExportError` for a model that the format cannot express, and where `out`
-    exists.
+    `AutoTokenizer` opens the tokenizer of a Marian folder. A Pegasus tokenizer cannot express our
+    ids, so a Pegasus folder contains our SentencePiece models instead. Raises `ExportError` if the
+    format cannot express the model, or if `out` exists.
     """
-    if out.exists():
-        raise ExportError(f"{out}: exists already; choose another folder")
+    check_is_new(out)
     if reasons := refusals(loaded, format):
-        raise ExportError(listed(f"{loaded.folder}: cannot be a {format} model", reasons))
+        raise ExportError(listed(f"{loaded.folder}: cannot be exported as {format}", reasons))
     with atomic_dir(out) as temporary:
-        save_file(
-            _weights(loaded, format), temporary / "model.safetensors", metadata={"format": "pt"}
-        )
+        weights = _weights(loaded, format)
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", _config(loaded, format))
         _write_json(temporary / "generation_config.json", _generation_config(loaded))
         if format == "marian":
@@ -54,28 +57,28 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
 
 
 def refusals(loaded: LoadedModel, format: Format) -> list[str]:
-    """Why a model cannot be written in a format, each with what would help."""
+    """Return the reasons why the format cannot express the model, each with a remedy if there is one."""
     model = loaded.config.model
     reasons = []
     if format == "marian" and model.norm != "post":
-        reasons.append("model.norm: pre; Marian is post-norm (try --to pegasus)")
+        reasons.append("model.norm: pre, but Marian models are post-norm; try --to pegasus")
     if format == "pegasus" and model.norm != "pre":
-        reasons.append("model.norm: post; Pegasus is pre-norm (try --to marian)")
+        reasons.append("model.norm: post, but Pegasus models are pre-norm; try --to marian")
     if format == "pegasus" and model.tie_embeddings != "all":
         reasons.append(
-            f"model.tie_embeddings: {model.tie_embeddings}; Pegasus has one matrix for both embeddings and the output (`all`)"
+            f"model.tie_embeddings: {model.tie_embeddings}, but Pegasus models share one matrix "
+            "(tie_embeddings: all)"
         )
     return reasons
 
 
 def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
-    """Ours by their names there; tied ones once. Pegasus misses positions that are not in the file,
-    and says so.
+    """Return the weights under the names that `transformers` expects, shared matrices once.
+
+    For Pegasus, the sinusoids are included too, because `transformers` warns if they are missing.
     """
-    weights = {
-        name: weight.detach().float().contiguous()
-        for name, weight in loaded.model.named_parameters()
-    }
+    parameters = loaded.model.named_parameters()
+    weights = {name: weight.detach().float().contiguous() for name, weight in parameters}
     renamed = {
         f"model.{name}": weight
         for name, weight in weights.items()
@@ -86,11 +89,9 @@ def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
     if loaded.config.model.tie_embeddings == "none":
         renamed["lm_head.weight"] = weights["output_projection.weight"]
     if format == "pegasus":
-        positions = sinusoids(_longest(loaded.config.decode), loaded.config.model.d_model)
-        renamed |= {
-            f"model.{side}.embed_positions.weight": positions.clone()
-            for side in ("encoder", "decoder")
-        }
+        positions = sinusoids(_num_positions(loaded.config.decode), loaded.config.model.d_model)
+        for side in ("encoder", "decoder"):
+            renamed[f"model.{side}.embed_positions.weight"] = positions.clone()
     bias = weights.get("output_bias", torch.zeros(loaded.tokenizer.tgt_vocab_size))
     return {**renamed, "final_logits_bias": bias[None].contiguous()}
 
@@ -98,88 +99,87 @@ def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
 def _config(loaded: LoadedModel, format: Format) -> dict[str, Any]:
     model, tokenizer = loaded.config.model, loaded.tokenizer
     tied = model.tie_embeddings
-    sides = {
-        f"{side}_{name}": value
-        for side, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers))
-        for name, value in {
-            "layers": layers,
-            "ffn_dim": model.d_ff,
-            "attention_heads": model.num_heads,
-            "layerdrop": 0.0,
-        }.items()
-    }
-    own = (
-        {
-            "decoder_vocab_size": tokenizer.tgt_vocab_size,
-            "share_encoder_decoder_embeddings": tied == "all",
+    sides: dict[str, Any] = {}
+    for side, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        sides |= {
+            f"{side}_layers": layers,
+            f"{side}_ffn_dim": model.d_ff,
+            f"{side}_attention_heads": model.num_heads,
+            f"{side}_layerdrop": 0.0,
         }
-        if format == "marian"
-        else {}
-    )
-    return {
-        "architectures": [CLASSES[format]], "model_type": format, "dtype": "float32",
-        "vocab_size": tokenizer.src_vocab_size, "d_model": model.d_model, **sides,
-        "activation_function": model.activation, "dropout": model.dropout, "attention_dropout": model.attention_dropout,
-        "activation_dropout": model.activation_dropout, "scale_embedding": True, "max_position_embeddings": _longest(loaded.config.decode),
-        "tie_word_embeddings": tied != "none", "is_encoder_decoder": True, "num_hidden_layers": model.encoder_layers,
-        **_special_ids(), **own,
-    }  # fmt: skip
-
-
-def _special_ids() -> dict[str, int | None]:
-    ids = {
-        "pad_token_id": PAD_ID,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "decoder_start_token_id": BOS_ID,
+    config = {
+        "architectures": [CLASSES[format]],
+        "model_type": format,
+        "dtype": "float32",
+        "vocab_size": tokenizer.src_vocab_size,
+        "d_model": model.d_model,
+        **sides,
+        "activation_function": model.activation,
+        "dropout": model.dropout,
+        "attention_dropout": model.attention_dropout,
+        "activation_dropout": model.activation_dropout,
+        "scale_embedding": True,
+        "max_position_embeddings": _num_positions(loaded.config.decode),
+        "tie_word_embeddings": tied != "none",
+        "is_encoder_decoder": True,
+        "num_hidden_layers": model.encoder_layers,
+        **SPECIAL_IDS,
     }
-    return {**ids, "forced_eos_token_id": None}
+    if format == "marian":
+        config["decoder_vocab_size"] = tokenizer.tgt_vocab_size
+        config["share_encoder_decoder_embeddings"] = tied == "all"
+    return config
 
 
-def _longest(decode: DecodeConfig) -> int:
-    """Positions that source or target may take."""
-    return max(
-        1024,
-        decode.longest_src + 1,
-        max_output_len(decode.longest_src + 1, decode.max_len_a, decode.max_len_b) + 1,
-    )
+def _num_positions(decode: DecodeConfig) -> int:
+    """Return the number of positions of source or target; a target begins with an extra token."""
+    longest = decode.longest_src
+    return max(1024, longest + 1, output_limit(decode, longest) + 1)
 
 
 def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
-    """Our search: a sentence is done with as many finished hypotheses as it has beams, and nothing
-    is forced at its limit.
+    """Return options of `generate` that search like `mt`.
+
+    A sentence is finished when it has `num_beams` finished hypotheses, and no end of sentence is
+    forced at the length limit.
     """
     decode = loaded.config.decode
-    search = {
+    return {
         "num_beams": decode.beam_size,
         "length_penalty": decode.length_penalty,
         "early_stopping": decode.beam_size > 1,
+        "max_length": _num_positions(decode),
+        **SPECIAL_IDS,
     }
-    return {**search, "max_length": _longest(decode), **_special_ids()}
 
 
 def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     tokenizer, data = loaded.tokenizer, loaded.config.data
-    is_joint = tokenizer.is_joint
-    names = tokenizer.tgt_pieces
+    pieces = tokenizer.tgt_pieces
     shutil.copyfile(tokenizer.src_model, folder / "source.spm")
     shutil.copyfile(tokenizer.tgt_model, folder / "target.spm")
-    _write_json(folder / "vocab.json", {piece: i for i, piece in enumerate(tokenizer.src_pieces)})
-    if not is_joint:
-        _write_json(
-            folder / "target_vocab.json", {piece: i for i, piece in enumerate(tokenizer.tgt_pieces)}
-        )
-    _write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "MarianTokenizer", "source_lang": data.src_lang, "target_lang": data.tgt_lang, "separate_vocabs": not is_joint,
-        "unk_token": names[UNK_ID], "pad_token": names[PAD_ID], "eos_token": names[EOS_ID],
+    _write_vocabulary(folder / "vocab.json", tokenizer.src_pieces)
+    if not tokenizer.is_joint:
+        _write_vocabulary(folder / "target_vocab.json", pieces)
+    config = {
+        "tokenizer_class": "MarianTokenizer",
+        "source_lang": data.src_lang,
+        "target_lang": data.tgt_lang,
+        "separate_vocabs": not tokenizer.is_joint,
+        "unk_token": pieces[UNK_ID],
+        "pad_token": pieces[PAD_ID],
+        "eos_token": pieces[EOS_ID],
         "model_max_length": max(DEFAULT_MAX_SRC_LEN, loaded.config.decode.longest_src) + 1,
-    })  # fmt: skip
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_vocabulary(path: Path, pieces: Sequence[str]) -> None:
+    _write_json(path, {piece: i for i, piece in enumerate(pieces)})
 
 
 def _card(loaded: LoadedModel, format: Format) -> str:
-    """A model card, with what is known of languages, text and scores; the licence is the author's
-    to say.
-    """
+    """Return a model card with the languages and scores; the author must fill in the licence."""
     data, about = loaded.config.data, loaded.provenance
     languages = [lang for lang in (data.src_lang, data.tgt_lang) if lang]
     scores = ", ".join(
@@ -187,18 +187,24 @@ def _card(loaded: LoadedModel, format: Format) -> str:
         for name, value in (about.get("scores") or {}).items()
         if isinstance(value, int | float)
     )
-    use = (
-        "`AutoModelForSeq2SeqLM` and `AutoTokenizer`"
-        if format == "marian"
-        else "`AutoModelForSeq2SeqLM`, on the ids of tokenizer/"
-    )
-    return "\n".join([
-        "---", "license: unknown  # to be filled in", "library_name: transformers", "pipeline_tag: translation",
-        *(["language:", *(f"- {lang}" for lang in languages)] if languages else []), "---", "",
-        f"# {' to '.join(languages) or 'Translation'}", "",
-        f"A Transformer trained and exported by mt {about.get('mt', '')}; open it with {use}.", "",
-        *([f"Validation: {scores}."] if scores else []), "",
-    ])  # fmt: skip
+    tokenizer = "`AutoTokenizer`" if format == "marian" else "the models in tokenizer/"
+    lines = [
+        "---",
+        "license: unknown  # to be filled in",
+        "library_name: transformers",
+        "pipeline_tag: translation",
+        *(["language:", *(f"- {lang}" for lang in languages)] if languages else []),
+        "---",
+        "",
+        f"# {' to '.join(languages) or 'Translation'}",
+        "",
+        f"A Transformer trained and exported by mt {about.get('mt', '')}; open it with "
+        f"`AutoModelForSeq2SeqLM` and {tokenizer}.",
+        "",
+        *([f"Validation: {scores}."] if scores else []),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -206,84 +212,86 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class TransformersEngine:
-    """A folder of theirs at work, on our ids; see `mt.convert.proof.Engine`.
+    """An `mt.convert.proof.Engine` that runs a folder with `transformers`.
 
-    `ids` has their id of each of our target ids if they differ, `src_ids` that of each source id if
-    it is another.
+    If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` contain its id for each of our
+    target and source ids.
     """
 
     def __init__(
         self,
         folder: Path,
         decode: DecodeConfig,
-        ids: Sequence[int] | None = None,
+        tgt_ids: Sequence[int] | None = None,
         src_ids: Sequence[int] | None = None,
     ) -> None:
         import_extra("transformers.utils.logging", "hf").disable_progress_bar()
         opener = import_extra("transformers", "hf").AutoModelForSeq2SeqLM
         self.model = opener.from_pretrained(str(folder), dtype=torch.float32).eval()
         self.decode = decode
-        sizes = (self.model.config.vocab_size, getattr(self.model.config, "decoder_vocab_size", 0))
-        self.ids = list(range(max(sizes))) if ids is None else list(ids)
-        self.src_ids = self.ids if src_ids is None else list(src_ids)
-        self.own = {
-            theirs: i for i, theirs in reversed(list(enumerate(self.ids)))
-        }  # of two that share one, the first
+        config = self.model.config
+        num_ids = max(config.vocab_size, getattr(config, "decoder_vocab_size", 0))
+        self.tgt_ids = range(num_ids) if tgt_ids is None else tgt_ids
+        self.src_ids = self.tgt_ids if src_ids is None else src_ids
+        # The reverse map; if several of our ids have the same id there, the first one is used.
+        self.from_tgt_ids = {other: i for i, other in reversed(list(enumerate(self.tgt_ids)))}
 
-    def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
-        """The best hypothesis of each source and its score."""
+    def translate(self, sources: Sequence[list[int]]) -> Translated:
+        """Return the best hypothesis for each source, with its score."""
         return by_source_length(sources, self.decode, self._translate)
 
     @torch.inference_mode()
-    def _translate(
-        self, sources: Sequence[list[int]], max_len: int
-    ) -> list[tuple[list[int], float]]:
-        """Sources of one length."""
-        found: list[tuple[list[int], float]] = []
+    def _translate(self, sources: Sequence[list[int]], max_len: int) -> Translated:
+        """Translate sources of equal length."""
+        results: Translated = []
         for start in range(0, len(sources), self.decode.batch_size):
             batch = sources[start : start + self.decode.batch_size]
-            inputs = torch.tensor([self._theirs_of_src([*source, EOS_ID]) for source in batch])
             output = self.model.generate(
-                inputs, max_length=max_len + 1, num_beams=self.decode.beam_size, do_sample=False,
-                length_penalty=self.decode.length_penalty, early_stopping=self.decode.beam_size > 1,
-            )  # fmt: skip
-            for source, (_, *found_ids) in zip(batch, output.tolist(), strict=True):
-                tokens = [self.own[i] for i in found_ids]
-                ended = tokens[: tokens.index(EOS_ID) + 1] if EOS_ID in tokens else tokens
-                score = self._log_prob(source, ended) / len(ended) ** self.decode.length_penalty
-                found.append((ended[:-1] if ended[-1] == EOS_ID else ended, score))
-        return found
+                torch.cat([self._src(source) for source in batch]),
+                max_length=max_len + 1,
+                num_beams=self.decode.beam_size,
+                do_sample=False,
+                length_penalty=self.decode.length_penalty,
+                early_stopping=self.decode.beam_size > 1,
+            )
+            for source, (_, *output_ids) in zip(batch, output.tolist(), strict=True):
+                tokens = [self.from_tgt_ids[i] for i in output_ids]
+                hyp = tokens[: tokens.index(EOS_ID) + 1] if EOS_ID in tokens else tokens
+                score = self._score(source, hyp)
+                results.append((hyp[:-1] if hyp[-1] == EOS_ID else hyp, score))
+        return results
 
     @torch.inference_mode()
-    def _log_prob(self, source: list[int], tokens: list[int]) -> float:
-        src = torch.tensor([self._theirs_of_src([*source, EOS_ID])])
-        tgt_in = torch.tensor([self._theirs([BOS_ID, *tokens[:-1]])])
-        logits = self.model(input_ids=src, decoder_input_ids=tgt_in).logits[0]
-        return float(
-            logits.log_softmax(dim=-1).gather(1, torch.tensor(self._theirs(tokens))[:, None]).sum()
-        )
+    def _score(self, source: list[int], tokens: list[int]) -> float:
+        """Return the score of target `tokens`, which include the end of sentence if there is one."""
+        tgt_in, tgt_out = self._tgt([BOS_ID, *tokens[:-1]]), self._tgt(tokens)
+        logits = self.model(input_ids=self._src(source), decoder_input_ids=tgt_in).logits
+        log_probs = logits.log_softmax(dim=-1).gather(2, tgt_out[:, :, None])
+        return float(log_probs.sum()) / len(tokens) ** self.decode.length_penalty
 
-    def _theirs_of_src(self, ids: Sequence[int]) -> list[int]:
-        return [self.src_ids[i] for i in ids]
+    def _src(self, ids: Sequence[int]) -> Tensor:
+        """Return the input [1, src_len] for our source ids."""
+        return torch.tensor([[self.src_ids[i] for i in (*ids, EOS_ID)]])
 
-    def _theirs(self, ids: Sequence[int]) -> list[int]:
-        return [self.ids[i] for i in ids]
+    def _tgt(self, ids: Sequence[int]) -> Tensor:
+        """Return the ids [1, tgt_len] for our target ids."""
+        return torch.tensor([[self.tgt_ids[i] for i in ids]])
 
     def score(self, source: list[int], target: list[int]) -> float:
-        """Log-probability of a target and its end of sentence, over length**length_penalty."""
-        return (
-            self._log_prob(source, [*target, EOS_ID])
-            / (len(target) + 1) ** self.decode.length_penalty
-        )
+        """Return the score of `target`, as defined by `mt.convert.proof.Engine.score`."""
+        return self._score(source, [*target, EOS_ID])
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, lines: Sequence[str]) -> None:
-    """Raise `ExportError` where the exported tokenizer gives other ids than ours to one of `lines`."""
+    """Raise `ExportError` if the exported tokenizer returns other ids than ours for a line."""
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(str(folder))(list(lines))["input_ids"]
-    for number, (ids, own) in enumerate(zip(theirs, tokenizer.encode_src(lines), strict=True), 1):
-        if ids != [*own, EOS_ID]:
+    exported = AutoTokenizer.from_pretrained(str(folder))(list(lines))["input_ids"]
+    for number, (ids, expected) in enumerate(
+        zip(exported, tokenizer.encode_src(lines), strict=True), 1
+    ):
+        if ids != [*expected, EOS_ID]:
             raise ExportError(
-                f"{folder} was not written: its tokenizer reads line {number} otherwise: {ids} instead of {[*own, EOS_ID]}"
+                f"{folder} was not written: its tokenizer splits line {number} differently: {ids} "
+                f"instead of {[*expected, EOS_ID]}"
             )

@@ -1,4 +1,4 @@
-"""Import and proof: another engine's model as a model folder, and both on the same text."""
+"""Import a model of another engine, and compare the translations of both."""
 
 import importlib.util
 from pathlib import Path
@@ -15,10 +15,10 @@ from mt.runtime.device import set_up_compute
 
 
 def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) -> list[str]:
-    """Write `out` and return what is to be said about it; of a text, translations of both engines,
-    if `transformers` is there.
+    """Write the model folder `out`, and return a report, one string per line.
 
-    A difference is reported, not refused: the folder's own search may have rules that ours lacks.
+    If `text` is given and `transformers` is installed, the report compares the translations of both
+    engines. Differences are no error, because the original may use search rules that `mt` lacks.
     """
     lines = read_text(text)[:num_lines] if text is not None else []
     ids = import_marian(folder, out)
@@ -26,14 +26,12 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     head = f"{out}: {folder.name}, {count:,} parameters, {loaded.tokenizer.tgt_vocab_size:,} pieces"
     if not lines:
-        return [head, "not proven: give --prove FILE, text in its source language"]
+        return [head, "not proven: use --prove FILE with text in the source language"]
     if importlib.util.find_spec("transformers") is None:
         return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
     translator = Translator(
         loaded.model, loaded.tokenizer, decode, set_up_compute("cpu", "fp32", None)
     )
-    return [
-        head,
-        f"{text}, in fp32: {compare(translator, TransformersEngine(folder, decode, ids.tgt, ids.src), lines)}",
-    ]
+    engine = TransformersEngine(folder, decode, ids.tgt, ids.src)
+    return [head, f"{text}, in fp32: {compare(translator, engine, lines)}"]

@@ -1,5 +1,7 @@
-"""The proof that an exported model translates as the original does: line by line, and what differs
-rescored by both engines.
+"""The proof that a converted model gives the same translations as the original.
+
+Both engines translate the same lines. If two translations differ, both engines score both of them,
+to see whether they are a tie.
 """
 
 import itertools
@@ -15,123 +17,138 @@ from mt.decode.search import max_output_len
 from mt.decode.translator import Translator
 from mt.errors import DataError
 
-TIE = 1e-3  # between the scores of two translations: less is rounding
+TIE = 1e-3  # smaller differences between two scores are rounding errors
+Translated = list[tuple[list[int], float]]  # per source: ids of the best hypothesis, and its score
 
 
 class Engine(Protocol):
-    """A model at work, on ids without end of sentence."""
+    """Runs a model on sentences given as ids, without their end of sentence."""
 
-    def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]: ...
-    def score(self, source: list[int], target: list[int]) -> float: ...
+    def translate(self, sources: Sequence[list[int]]) -> Translated:
+        """Return the best hypothesis for each source, with its score."""
+
+    def score(self, source: list[int], target: list[int]) -> float:
+        """Return the score of `target` as a translation of `source`.
+
+        The score is the log-probability of the target with its end of sentence, divided by its
+        length to the power of `length_penalty`.
+        """
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A line that two engines translate differently: by how much each engine holds the one above
-    the other.
-    """
+    """A line that two engines translate differently."""
 
     line: int
-    ours: str
-    theirs: str
-    gap: float  # of scores, the larger of the two engines'
+    hyp: str  # of mt
+    other_hyp: str
+    # The difference between the scores of both hypotheses, from the engine for which it is larger.
+    gap: float
 
     @property
     def is_tie(self) -> bool:
-        """Whether no engine tells the translations apart by more than rounding."""
+        """Whether both engines score the two translations equally, except for rounding."""
         return self.gap < TIE
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How two engines compare on some lines."""
+    """The result of comparing the translations of two engines."""
 
     num_lines: int
     differences: list[Difference]
-    score_gap: float  # the largest difference of scores on a line that both translate the same
+    score_gap: float  # the largest difference in score between identical translations
 
     @property
     def holds(self) -> bool:
-        """Whether at least 995 of 1,000 lines are identical (all but one of less than 200) and all
-        others ties, and scores agree.
+        """Whether the engines agree: their scores are equal, at least 995 of 1,000 lines are
+        identical, and all others are ties. One tie is always allowed.
         """
-        few = len(self.differences) <= max(1, 0.005 * self.num_lines)
-        return (
-            few
-            and self.score_gap < TIE
-            and all(difference.is_tie for difference in self.differences)
-        )
+        are_few = len(self.differences) <= max(1, 0.005 * self.num_lines)
+        are_ties = all(difference.is_tie for difference in self.differences)
+        return are_few and are_ties and self.score_gap < TIE
 
     def __str__(self) -> str:
         ties = sum(difference.is_tie for difference in self.differences)
         same = self.num_lines - len(self.differences)
         return (
-            f"{same:,} of {self.num_lines:,} translations identical, their scores within {self.score_gap:.1e}; "
-            f"{ties} ties, {len(self.differences) - ties} that differ"
+            f"{same:,} of {self.num_lines:,} translations identical, scores within "
+            f"{self.score_gap:.1e}; {ties} ties, {len(self.differences) - ties} real differences"
         )
 
 
 def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Parity:
-    """Translate `lines` with both; empty ones and over-long ones, which `mt` splits, are left out.
-    Raises `DataError` if all are.
+    """Translate `lines` with both engines, and compare the translations.
+
+    Skips empty lines, and lines that are so long that `mt` would split them. Raises `DataError` if
+    no lines remain.
     """
+    longest = translator.decode.longest_src
     encoded = enumerate(translator.tokenizer.encode_src(lines), 1)
-    taken = [
-        (number, ids) for number, ids in encoded if 0 < len(ids) <= translator.decode.longest_src
-    ]
-    if not taken:
-        raise DataError("the text to compare two engines on has no line that both can translate")
-    numbers, sources = zip(*taken, strict=True)
-    ours = OurEngine(translator)
+    kept = {number: ids for number, ids in encoded if 0 < len(ids) <= longest}
+    if not kept:
+        raise DataError("the text for the proof has no line that both engines can translate")
+    sources, engine = list(kept.values()), MTEngine(translator)
     differences, score_gap = [], 0.0
-    found = zip(numbers, sources, ours.translate(sources), other.translate(sources), strict=True)
-    for number, source, (hyp, score), (other_hyp, other_score) in found:
+    translations = zip(
+        kept.items(), engine.translate(sources), other.translate(sources), strict=True
+    )
+    for (number, source), (hyp, score), (other_hyp, other_score) in translations:
         if hyp == other_hyp:
             score_gap = max(score_gap, abs(score - other_score))
             continue
         gap = max(
-            abs(engine.score(source, hyp) - engine.score(source, other_hyp))
-            for engine in (ours, other)
+            abs(scorer.score(source, hyp) - scorer.score(source, other_hyp))
+            for scorer in (engine, other)
         )
         text, other_text = (translator.tokenizer.decode_tgt(tokens) for tokens in (hyp, other_hyp))
         differences.append(Difference(number, text, other_text, gap))
     return Parity(len(sources), differences, score_gap)
 
 
-Found = list[tuple[list[int], float]]  # hypothesis and score
+def output_limit(decode: DecodeConfig, src_len: int) -> int:
+    """Return the maximum output length for a source of `src_len` ids without end of sentence."""
+    return max_output_len(src_len + 1, decode.max_len_a, decode.max_len_b)
+
+
+def num_positions(decode: DecodeConfig) -> int:
+    """Return the number of positions that an exported model supports, at least 1,024."""
+    longest = decode.longest_src
+    return max(1024, longest + 1, output_limit(decode, longest))
 
 
 def by_source_length(
     sources: Sequence[list[int]],
     decode: DecodeConfig,
-    translate: Callable[[Sequence[list[int]], int], Found],
-) -> Found:
-    """Translations of `sources`, those of one length together, as other engines have one limit of
-    output length a call.
+    translate: Callable[[Sequence[list[int]], int], Translated],
+) -> Translated:
+    """Translate `sources` in groups of equal length with `translate(sources, max_len)`.
+
+    Other engines have a single maximum output length per call, but here it depends on the source.
     """
-    found: Found = [([], 0.0)] * len(sources)
+    results: Translated = [([], 0.0)] * len(sources)
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     for length, group in itertools.groupby(order, key=lambda i: len(sources[i])):
         indices = list(group)
-        limit = max_output_len(length + 1, decode.max_len_a, decode.max_len_b)
-        for i, result in zip(indices, translate([sources[i] for i in indices], limit), strict=True):
-            found[i] = result
-    return found
+        translated = translate([sources[i] for i in indices], output_limit(decode, length))
+        for i, result in zip(indices, translated, strict=True):
+            results[i] = result
+    return results
 
 
-class OurEngine:
-    """A `Translator` on ids."""
+class MTEngine:
+    """An `Engine` that runs a `Translator` of `mt`."""
 
     def __init__(self, translator: Translator) -> None:
         self.translator = translator
 
-    def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
-        """The best hypothesis of each source, and its score."""
+    def translate(self, sources: Sequence[list[int]]) -> Translated:
+        """Return the best hypothesis for each source, with its score."""
         return [(hyps[0].tokens, hyps[0].score) for hyps in self.translator.search(sources)]
 
     @torch.inference_mode()
     def score(self, source: list[int], target: list[int]) -> float:
-        """Log-probability of a target and its end of sentence, over length**length_penalty."""
+        """Return the score of `target`, as defined by `Engine.score`."""
         model, device = self.translator.step_model, self.translator.compute.device
         src = torch.tensor([[*source, EOS_ID]], device=device)
         state = model.initial_state(src, torch.ones_like(src, dtype=torch.bool))

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Whether a model's exports translate as it does: every format that can express it, greedy and with
-beams, all that differs shown.
+"""Check that the exports of a model translate as the model does.
 
 Usage: python scripts/check/exports.py MODEL SOURCE [--lines 1000] [--beams 1,5]
-Exits 1 where fewer than 995 of 1,000 lines are identical, or one that is not is no tie.
+
+The model is exported to every format that can express it. All lines that differ are printed. The
+exit code is 1 if fewer than 995 of 1,000 lines are identical, or if a differing line is not a tie.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from mt.errors import ExportError
 
 
 def main() -> int:
-    """Export, translate, compare."""
+    """Export to each format, translate, and compare. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     loaded = load_model(options.model, torch.device("cpu"))
     lines = read_text(options.source)[: options.lines]
-    holds = True
+    all_hold = True
     for to, title in TITLES.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -41,13 +42,12 @@ def main() -> int:
                 continue
             for beams in map(int, options.beams.split(",")):
                 parity = prove_export(to, loaded, Path(folder) / to, lines, beams)
-                holds &= parity.holds
+                all_hold &= parity.holds
                 print(f"{title}, beam {beams}: {parity}", flush=True)
                 for difference in parity.differences:
-                    print(
-                        f"  line {difference.line}, {difference.gap:.1e} apart\n    {difference.ours}\n    {difference.theirs}"
-                    )
-    return 0 if holds else 1
+                    print(f"  line {difference.line}, scores {difference.gap:.1e} apart")
+                    print(f"    {difference.hyp}\n    {difference.other_hyp}")
+    return 0 if all_hold else 1
 
 
 if __name__ == "__main__":

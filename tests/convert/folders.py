@@ -1,4 +1,4 @@
-"""Small model folders to convert, and packages that are not there."""
+"""Small model folders to convert, and a way to hide installed packages."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from mt.model.transformer import build_model
 
 
 def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
-    """An untrained model with firm choices, and norms and biases that are no ones and zeros."""
+    """Write an untrained model with clear preferences, and random norms and biases."""
     sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
     config = Config.model_validate({
         "model": {**sizes, **options}, "decode": {"max_len_a": 0.5, "max_len_b": 3},
@@ -34,5 +34,5 @@ def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedMo
 
 
 def hide_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let it be as if a package were not installed."""
+    """Make importing the package fail, as if it was not installed."""
     monkeypatch.setitem(sys.modules, name, None)

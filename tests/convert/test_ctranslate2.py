@@ -1,4 +1,4 @@
-"""The export to CTranslate2, proven by CTranslate2 itself."""
+"""Exports to CTranslate2 give the same translations and scores when CTranslate2 runs them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from mt.convert import export as workflow
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
 from mt.convert.export import export_and_prove
-from mt.convert.proof import compare
+from mt.convert.proof import MTEngine, compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.decode.translator import Translator
@@ -26,9 +26,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("norm", "activation", "tie_embeddings"), [
-    ("pre", "relu", "all"), ("post", "relu", "none"), ("pre", "gelu", "decoder"), ("post", "silu", "all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("norm", "activation", "tie_embeddings"),
+    [
+        ("pre", "relu", "all"),
+        ("post", "relu", "none"),
+        ("pre", "gelu", "decoder"),
+        ("post", "silu", "all"),
+    ],
+)
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_ctranslate2_gives_our_translations_with_our_scores(
     tmp_path: Path,
@@ -57,19 +63,19 @@ def test_ctranslate2_gives_our_translations_with_our_scores(
     assert parity.score_gap < 1e-4
 
 
-def test_both_engines_score_a_given_translation_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from mt.convert.proof import OurEngine
-
+def test_both_engines_give_a_translation_the_same_score(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_ctranslate2(loaded, tmp_path / "out")
-    ours = OurEngine(Translator(loaded.model, loaded.tokenizer, loaded.config.decode, FP32))
-    theirs = CTranslate2Engine(tmp_path / "out", loaded.tokenizer, loaded.config.decode, 1, 1)
+    engine = MTEngine(Translator(loaded.model, loaded.tokenizer, loaded.config.decode, FP32))
+    other = CTranslate2Engine(tmp_path / "out", loaded.tokenizer, loaded.config.decode, 1, 1)
     source = loaded.tokenizer.encode_src(sample_lines("test", "de", 1))[0]
     for target in ([5, 9, 100], [7]):
-        assert theirs.score(source, target) == pytest.approx(ours.score(source, target), abs=1e-4)
+        assert other.score(source, target) == pytest.approx(engine.score(source, target), abs=1e-4)
 
 
-def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(
+def test_an_int8_export_is_smaller_and_does_not_change_the_model(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
@@ -83,7 +89,9 @@ def test_an_int8_export_is_smaller_and_leaves_the_model_as_it_was(
     assert sizes[0] < sizes[1]
 
 
-def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_exported_folder_is_all_that_ctranslate2_needs(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     import sentencepiece
 
     loaded = model_folder(tmp_path / "model", tokenizer)
@@ -98,11 +106,11 @@ def test_the_folder_alone_translates_text(tmp_path: Path, tokenizer: Tokenizer) 
         [pieces.encode(line, out_type=str)], beam_size=5, max_decoding_length=8
     )
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
-    [ours] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
-    assert target.decode(result.hypotheses[0]) == ours
+    [expected] = Translator(loaded.model, tokenizer, decode, FP32).translate([line])
+    assert target.decode(result.hypotheses[0]) == expected
 
 
-def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_command_exports_and_reports_the_proof(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer)
     result = run_mt(
         "export",
@@ -116,13 +124,13 @@ def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Token
     )
     assert result.returncode == 0, result.stderr
     assert "data/sample/test.de, in fp32: 40 of 40 translations identical" in result.stdout
-    assert "int8, beside fp32: " in result.stdout
+    assert "int8 compared with fp32: " in result.stdout
     again = run_mt("export", tmp_path / "model", "-o", tmp_path / "out")
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
-def test_without_text_the_export_says_that_it_is_not_proven(
+def test_an_export_without_text_is_reported_as_not_proven(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
@@ -130,11 +138,11 @@ def test_without_text_the_export_says_that_it_is_not_proven(
     *_, last = export_and_prove(
         tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 1000
     )
-    assert "no text at hand; give --prove FILE" in last
+    assert "no text was found; use --prove FILE" in last
     assert (tmp_path / "out" / "model.bin").exists()
 
 
-def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
+def test_an_export_that_fails_its_proof_is_refused_and_deleted(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
@@ -146,9 +154,8 @@ def test_an_export_that_translates_otherwise_is_refused_and_nothing_is_left(
         loaded.model.decoder.layers[0].fc1.bias.data -= 1.0
 
     monkeypatch.setattr(workflow, "export_ctranslate2", broken)
-    with pytest.raises(
-        ExportError, match=r"(?s)was not written: the engines disagree; .* that differ\n  line \d+"
-    ):
+    message = r"(?s)was not written, because the engines disagree: .* real differences\n  line \d+"
+    with pytest.raises(ExportError, match=message):
         export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 30)
     assert not (tmp_path / "out").exists()
 
@@ -157,7 +164,7 @@ def test_an_unknown_quantization_and_a_missing_package_are_named(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
-    with pytest.raises(ConfigError, match="'int7' is none of int8"):
+    with pytest.raises(ConfigError, match="'int7' is not one of int8"):
         export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", "int7", None, 0)
     hide_package("ctranslate2", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[ct2\]"):

@@ -1,4 +1,4 @@
-"""Every export of a trained model, in its own engine."""
+"""Each export of a trained model passes its proof in its own engine."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ENGINES: dict[Target, str] = {
 
 
 @pytest.mark.parametrize("to", ENGINES)
-def test_a_trained_model_translates_alike_in_every_engine(
+def test_a_trained_model_gives_the_same_translations_in_every_engine(
     trained_run: Path, tmp_path: Path, to: Target
 ) -> None:
     pytest.importorskip(ENGINES[to])

@@ -1,4 +1,4 @@
-"""The exports to Hugging Face, opened and proven by `transformers` itself."""
+"""Exports to Hugging Face give the same translations and scores when `transformers` runs them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from mt.convert.export import export_and_prove
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
-from mt.convert.proof import OurEngine, compare
+from mt.convert.proof import MTEngine, compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, ExportError
@@ -28,26 +28,30 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A model for each side."""
+    """A tokenizer with a separate vocabulary for each language."""
     from mt.config import Config
     from mt.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("separate")
     data = {"train": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]}
-    two = {"joint": False, "vocab_size": 400}
     config = {
         "data": data,
-        "tokenizer": two,
+        "tokenizer": {"joint": False, "vocab_size": 400},
         "model": {"tie_embeddings": "decoder"},
         "cache_dir": str(folder),
     }
     return prepare(Config.model_validate(config)).tokenizer
 
 
-@pytest.mark.parametrize(("format", "norm", "activation", "tie_embeddings"), [
-    ("marian", "post", "relu", "all"), ("marian", "post", "silu", "decoder"), ("marian", "post", "gelu", "none"),
-    ("pegasus", "pre", "relu", "all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("format", "norm", "activation", "tie_embeddings"),
+    [
+        ("marian", "post", "relu", "all"),
+        ("marian", "post", "silu", "decoder"),
+        ("marian", "post", "gelu", "none"),
+        ("pegasus", "pre", "relu", "all"),
+    ],
+)
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_transformers_gives_our_translations_with_our_scores(
     tmp_path: Path,
@@ -67,19 +71,19 @@ def test_transformers_gives_our_translations_with_our_scores(
     loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_huggingface(loaded, tmp_path / "out", format)
     decode = loaded.config.decode.model_copy(update={"beam_size": beam_size})
-    ours = Translator(loaded.model, loaded.tokenizer, decode, FP32)
+    translator = Translator(loaded.model, loaded.tokenizer, decode, FP32)
     engine = TransformersEngine(tmp_path / "out", decode)
-    parity = compare(ours, engine, sample_lines("test", "de", 40))
+    parity = compare(translator, engine, sample_lines("test", "de", 40))
     assert parity.num_lines == 40
     assert parity.differences == []
     assert parity.score_gap < 1e-4
     source = tokenizer.encode_src(sample_lines("test", "de", 1))[0]
     assert engine.score(source, [5, 9, 100]) == pytest.approx(
-        OurEngine(ours).score(source, [5, 9, 100]), abs=1e-4
+        MTEngine(translator).score(source, [5, 9, 100]), abs=1e-4
     )
 
 
-def test_the_exported_tokenizer_reads_and_writes_text_as_ours(
+def test_the_exported_tokenizer_encodes_and_decodes_like_ours(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     lines = [
@@ -91,41 +95,49 @@ def test_the_exported_tokenizer_reads_and_writes_text_as_ours(
         model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian"
     )
     check_tokenizer(tmp_path / "out", tokenizer, lines)
-    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    exported = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     for line in sample_lines("test", "en", 20):
         [ids] = tokenizer.encode_tgt([line])
-        assert theirs(text_target=line)["input_ids"][:-1] == ids
-        assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode_tgt(ids) == line
+        assert exported(text_target=line)["input_ids"][:-1] == ids
+        assert exported.decode(ids, skip_special_tokens=True) == tokenizer.decode_tgt(ids) == line
 
 
-def test_two_vocabularies_stay_two(tmp_path: Path, separate: Tokenizer) -> None:
+def test_separate_vocabularies_are_exported_separately(tmp_path: Path, separate: Tokenizer) -> None:
     assert separate.src_pieces != separate.tgt_pieces
     loaded = model_folder(tmp_path / "model", separate, norm="post", tie_embeddings="decoder")
     report = export_and_prove(tmp_path / "model", tmp_path / "out", "marian", None, None, 20)
     assert "20 of 20 translations identical" in report[1]
-    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    exported = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     [line] = sample_lines("test", "en", 1)
     [ids] = loaded.tokenizer.encode_tgt([line])
-    assert theirs(text_target=line)["input_ids"][:-1] == ids
-    assert theirs.decode(ids, skip_special_tokens=True) == line
+    assert exported(text_target=line)["input_ids"][:-1] == ids
+    assert exported.decode(ids, skip_special_tokens=True) == line
 
 
-def test_the_folder_alone_translates_text_as_we_do(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """As a stranger would: two `Auto` classes, and nothing said about the search."""
+def test_the_exported_folder_is_all_that_transformers_needs(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Uses only the two `Auto` classes, with the search options of the folder."""
     loaded = model_folder(tmp_path / "model", tokenizer, norm="post")
     export_huggingface(loaded, tmp_path / "out", "marian")
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out")).eval()
-    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    exported = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     line = sample_lines("test", "de", 1)
-    [output] = model.generate(**theirs(line, return_tensors="pt"), max_new_tokens=8)
+    [output] = model.generate(**exported(line, return_tensors="pt"), max_new_tokens=8)
     decode = loaded.config.decode.model_copy(update={"max_len_a": 0.0, "max_len_b": 8})
-    assert [theirs.decode(output, skip_special_tokens=True)] == Translator(
+    assert [exported.decode(output, skip_special_tokens=True)] == Translator(
         loaded.model, tokenizer, decode, FP32
     ).translate(line)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "tokenizer_config.json",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "source.spm",
+        "target.spm",
+        "tokenizer_config.json",
         "vocab.json",
-    }  # fmt: skip
+    }
     generation = json.loads((tmp_path / "out/generation_config.json").read_text(encoding="utf-8"))
     assert (generation["early_stopping"], generation["forced_eos_token_id"]) == (True, None)
 
@@ -134,18 +146,16 @@ def test_a_model_that_the_format_cannot_express_is_refused_with_all_reasons(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     pre = model_folder(tmp_path / "pre", tokenizer, norm="pre", tie_embeddings="none")
-    with pytest.raises(ExportError, match=r"Marian is post-norm \(try --to pegasus\)"):
+    with pytest.raises(ExportError, match=r"Marian models are post-norm; try --to pegasus"):
         export_huggingface(pre, tmp_path / "out", "marian")
     post = model_folder(tmp_path / "post", tokenizer, norm="post", tie_embeddings="decoder")
-    with pytest.raises(
-        ExportError,
-        match=r"(?s)Pegasus is pre-norm .*\n  model.tie_embeddings: decoder; Pegasus has one matrix",
-    ):
+    reasons = r"(?s)Pegasus models are pre-norm; .*\n  model.tie_embeddings: decoder, but Pegasus"
+    with pytest.raises(ExportError, match=reasons):
         export_huggingface(post, tmp_path / "out", "pegasus")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_command_exports_and_reports_the_proof(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer, norm="post")
     result = run_mt(
         "export", tmp_path / "model", "-o", tmp_path / "out", "--to", "marian", "--lines", "20"
@@ -170,10 +180,12 @@ def test_the_command_exports_proves_and_says_so(tmp_path: Path, tokenizer: Token
         "int8",
     )
     assert wrong.returncode == 2
-    assert "--quantization is for --to ctranslate2" in wrong.stderr
+    assert "--quantization needs --to ctranslate2" in wrong.stderr
 
 
-def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_exported_tokenizer_with_other_ids_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     export_huggingface(
         model_folder(tmp_path / "model", tokenizer, norm="post"), tmp_path / "out", "marian"
     )
@@ -181,7 +193,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path, tokenizer: 
     pieces = sorted(vocab, key=vocab.__getitem__)
     permuted = {piece: i for i, piece in enumerate([*pieces[:4], *pieces[:3:-1]])}
     (tmp_path / "out/vocab.json").write_text(json.dumps(permuted), encoding="utf-8")
-    with pytest.raises(ExportError, match="its tokenizer reads line 1 otherwise"):
+    with pytest.raises(ExportError, match="its tokenizer splits line 1 differently"):
         check_tokenizer(tmp_path / "out", tokenizer, sample_lines("test", "de", 2))
 
 
@@ -193,5 +205,5 @@ def test_a_missing_package_is_named(
     with pytest.raises(ExportError, match=r"install mt-forge\[hf\]"):
         export_and_prove(tmp_path / "model", tmp_path / "out", "marian", None, None, 5)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="is for --to ctranslate2"):
+    with pytest.raises(ConfigError, match="needs --to ctranslate2"):
         export_and_prove(tmp_path / "model", tmp_path / "out", "pegasus", "int8", None, 5)

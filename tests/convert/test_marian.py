@@ -1,4 +1,4 @@
-"""The import of Marian folders, against `transformers` on the same folder."""
+"""Imported Marian folders translate as `transformers` does with the same folder."""
 
 import io
 import json
@@ -26,6 +26,18 @@ from tests.convert.folders import model_folder
 
 transformers = pytest.importorskip("transformers")
 FP32 = Compute(torch.device("cpu"), torch.float32)
+SIZES = {
+    "d_model": 32,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "scale_embedding": True,
+    "eos_token_id": 0,
+    "forced_eos_token_id": None,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +46,9 @@ def _one_thread() -> None:
 
 
 def write_spm(path: Path, lang: str) -> list[str]:
-    """A model with SentencePiece's own ids, as OPUS-MT's have them; gives its pieces."""
+    """Train a SentencePiece model with its default special ids, like those of OPUS-MT, and return its
+    pieces.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -49,8 +63,8 @@ def write_spm(path: Path, lang: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model like those of OPUS-MT: SiLU, biases, two models of one vocabulary in an order
-    of its own, padding begins a target.
+    """A random model like those of OPUS-MT: SiLU, output biases, two SentencePiece models with a
+    joint vocabulary in another order, and targets that start with the padding piece.
     """
     folder = tmp_path_factory.mktemp("opus")
     pieces = sorted(
@@ -65,10 +79,13 @@ def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     pad = len(vocab) - 1
     config = transformers.MarianConfig(
-        vocab_size=len(vocab), d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=48, decoder_ffn_dim=48, activation_function="silu", scale_embedding=True, pad_token_id=pad, eos_token_id=0,
-        decoder_start_token_id=pad, forced_eos_token_id=None, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(vocab),
+        encoder_layers=2,
+        activation_function="silu",
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        **SIZES,
+    )
     torch.manual_seed(7)
     model = transformers.MarianMTModel(config)
     with torch.no_grad():
@@ -82,16 +99,17 @@ def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_random_model_has_the_logits_and_ids_of_transformers(opus: Path, tmp_path: Path) -> None:
-    order = import_marian(opus, tmp_path / "model").tgt
+def test_an_imported_model_has_the_same_logits_and_ids_as_transformers(
+    opus: Path, tmp_path: Path
+) -> None:
+    marian_ids = import_marian(opus, tmp_path / "model").tgt
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
-    theirs = transformers.MarianMTModel.from_pretrained(str(opus)).eval()
+    original = transformers.MarianMTModel.from_pretrained(str(opus)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(opus))
     assert loaded.model.output_bias is not None
-    assert float(theirs.final_logits_bias.abs().max()) > 1
-    kept = [
-        i for i in range(len(order)) if i != 2
-    ]  # the start of a target has a row of its own here
+    assert float(original.final_logits_bias.abs().max()) > 1
+    # Only `mt` has a separate start piece, whose id is 2.
+    kept = [i for i in range(len(marian_ids)) if i != 2]
     for src, tgt in zip(
         [*sample_lines("test", "de", 20), ">>eng<< Ein Hund ?"],
         [*sample_lines("test", "en", 20), "A dog ?"],
@@ -101,23 +119,23 @@ def test_a_random_model_has_the_logits_and_ids_of_transformers(opus: Path, tmp_p
             loaded.tokenizer.encode_src([src]),
             loaded.tokenizer.encode_tgt([tgt]),
         )
-        assert [order[i] for i in (*src_ids, 3)] == tokenizer(src)["input_ids"]
-        assert [order[i] for i in (*tgt_ids, 3)] == tokenizer(text_target=tgt)["input_ids"]
+        assert [marian_ids[i] for i in (*src_ids, 3)] == tokenizer(src)["input_ids"]
+        assert [marian_ids[i] for i in (*tgt_ids, 3)] == tokenizer(text_target=tgt)["input_ids"]
         with torch.no_grad():
-            ours = loaded.model.project(
+            actual = loaded.model.project(
                 loaded.model(torch.tensor([[*src_ids, 3]]), None, torch.tensor([[2, *tgt_ids]]))
             )[0]
-            inputs = {"input_ids": torch.tensor([[order[i] for i in (*src_ids, 3)]])}
-            logits = theirs(
-                **inputs, decoder_input_ids=torch.tensor([[order[i] for i in (2, *tgt_ids)]])
+            inputs = {"input_ids": torch.tensor([[marian_ids[i] for i in (*src_ids, 3)]])}
+            logits = original(
+                **inputs, decoder_input_ids=torch.tensor([[marian_ids[i] for i in (2, *tgt_ids)]])
             ).logits[0]
         torch.testing.assert_close(
-            ours[:, kept], logits[:, [order[i] for i in kept]], rtol=0, atol=1e-4
+            actual[:, kept], logits[:, [marian_ids[i] for i in kept]], rtol=0, atol=1e-4
         )
-        assert (ours[:, 2] < NEVER / 2).all()
+        assert (actual[:, 2] < NEVER / 2).all()
 
 
-def test_the_command_imports_and_proves_and_says_so(opus: Path, tmp_path: Path) -> None:
+def test_the_command_imports_and_reports_the_proof(opus: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text(
         "".join(f"{line}\n" for line in sample_lines("test", "de", 12)), encoding="utf-8"
     )
@@ -129,28 +147,29 @@ def test_the_command_imports_and_proves_and_says_so(opus: Path, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     assert "12 of 12 translations identical" in result.stdout
     again = run_mt("import", "marian", opus, "-o", tmp_path / "model")
-    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert (again.returncode, "already exists" in again.stderr) == (1, True)
     assert import_and_prove(opus, tmp_path / "second", None, 10)[-1].startswith(
-        "not proven: give --prove FILE"
+        "not proven: use --prove FILE"
     )
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_it_translates_as_transformers_does(opus: Path, tmp_path: Path, beam_size: int) -> None:
-    order = import_marian(opus, tmp_path / "model").tgt
-    ours = Translator.load(
+def test_an_imported_model_translates_as_transformers_does(
+    opus: Path, tmp_path: Path, beam_size: int
+) -> None:
+    marian_ids = import_marian(opus, tmp_path / "model").tgt
+    translator = Translator.load(
         tmp_path / "model", threads=1, beam_size=beam_size, max_len_a=0.5, max_len_b=6
     )
-    parity = compare(
-        ours, TransformersEngine(opus, ours.decode, order), sample_lines("test", "de", 20)
-    )
+    engine = TransformersEngine(opus, translator.decode, marian_ids)
+    parity = compare(translator, engine, sample_lines("test", "de", 20))
     assert parity.num_lines == 20
     assert parity.differences == []
     assert parity.score_gap < 1e-4
 
 
 @pytest.mark.parametrize("tie_embeddings", ["all", "decoder", "none"])
-def test_our_own_export_comes_back_bit_for_bit(
+def test_an_exported_model_is_imported_bit_for_bit(
     tmp_path: Path, tokenizer: Tokenizer, tie_embeddings: str
 ) -> None:
     loaded = model_folder(
@@ -174,7 +193,7 @@ def test_our_own_export_comes_back_bit_for_bit(
     ) == Translator(loaded.model, tokenizer, loaded.config.decode, FP32).translate(lines)
 
 
-def test_an_import_exports_again_to_the_same_logits(opus: Path, tmp_path: Path) -> None:
+def test_an_imported_model_can_be_exported_again(opus: Path, tmp_path: Path) -> None:
     import_marian(opus, tmp_path / "model")
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
     export_huggingface(loaded, tmp_path / "again", "marian")
@@ -196,17 +215,23 @@ def test_an_import_exports_again_to_the_same_logits(opus: Path, tmp_path: Path) 
     assert texts[0] == texts[1]
 
 
-def test_an_imported_model_trains_on_and_exports_again(
+def test_an_imported_model_can_be_fine_tuned_and_exported(
     opus: Path, sample: Path, tmp_path: Path
 ) -> None:
     import_marian(opus, tmp_path / "model")
     config = {
-        "run_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache"), "threads": 1,
-        "data": {"train": [{"src": str(sample / "train.de"), "tgt": str(sample / "train.en")}],
-                 "valid": [{"src": str(sample / "test.de"), "tgt": str(sample / "test.en")}]},
-        "optim": {"lr": 0.003, "warmup_steps": 5}, "train": {"max_steps": 30, "valid_every": 10, "save_every": 10},
-        "batching": {"max_tokens": 512}, "decode": {"max_len_a": 0.0, "max_len_b": 8, "beam_size": 2},
-    }  # fmt: skip
+        "run_dir": str(tmp_path / "run"),
+        "cache_dir": str(tmp_path / "cache"),
+        "threads": 1,
+        "data": {
+            name: [{"src": str(sample / f"{split}.de"), "tgt": str(sample / f"{split}.en")}]
+            for name, split in (("train", "train"), ("valid", "test"))
+        },
+        "optim": {"lr": 0.003, "warmup_steps": 5},
+        "train": {"max_steps": 30, "valid_every": 10, "save_every": 10},
+        "batching": {"max_tokens": 512},
+        "decode": {"max_len_a": 0.0, "max_len_b": 8, "beam_size": 2},
+    }
     (tmp_path / "c.yaml").write_text(json.dumps(config), encoding="utf-8")
     result = run_mt("train", tmp_path / "c.yaml", "--init-from", tmp_path / "model")
     assert result.returncode == 0, result.stderr
@@ -233,44 +258,55 @@ def test_an_imported_model_trains_on_and_exports_again(
     assert "10 of 10 translations identical" in exported.stdout
 
 
-def broken(opus: Path, folder: Path, what: str) -> None:
+def damaged_copy(opus: Path, folder: Path, problem: str) -> None:
     for path in opus.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if what == "architecture":
+    if problem == "architecture":
         config["model_type"] = "bart"
-    elif what == "several":
+    elif problem == "several":
         config |= {"scale_embedding": False, "activation_function": "tanh", "decoder_ffn_dim": 64}
         (folder / "target.spm").unlink()
-    elif what == "pickle":
+    elif problem == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    elif what == "vocabulary":
+    elif problem == "vocabulary":
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         (folder / "vocab.json").write_text(
             json.dumps({**vocab, "another": len(vocab)}), encoding="utf-8"
         )
-    elif what == "weights":
+    elif problem == "weights":
         weights = load_file(folder / "model.safetensors")
         del weights["model.decoder.layers.0.fc1.bias"]
         save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("what", "says"), [
-    ("architecture", ["model_type: bart; only marian"]),
-    ("several", ["scale_embedding: false", "activation_function: tanh is", "ffn_dim: 48 in the encoder, 64", "target.spm is missing"]),
-    ("pickle", ["model.safetensors is missing", "a pickle can run code", "save_pretrained"]),
-    ("vocabulary", ["vocabulary does not fit its weights", "vocab_size"]),
-    ("weights", ["decoder.layers.0.fc1.bias: missing instead of [48]"]),
-])  # fmt: skip
-def test_what_cannot_be_imported_is_refused_with_all_reasons(
-    opus: Path, tmp_path: Path, what: str, says: list[Any]
+@pytest.mark.parametrize(
+    ("problem", "messages"),
+    [
+        ("architecture", ["model_type: bart; only marian"]),
+        (
+            "several",
+            [
+                "scale_embedding: false",
+                "activation_function: tanh is",
+                "ffn_dim: 48 in the encoder, 64",
+                "target.spm is missing",
+            ],
+        ),
+        ("pickle", ["model.safetensors is missing", "may contain code", "save_pretrained"]),
+        ("vocabulary", ["vocabulary and weights do not match", "vocab_size"]),
+        ("weights", ["decoder.layers.0.fc1.bias: missing instead of [48]"]),
+    ],
+)
+def test_a_folder_that_cannot_be_imported_is_refused_with_all_reasons(
+    opus: Path, tmp_path: Path, problem: str, messages: list[str]
 ) -> None:
     (tmp_path / "in").mkdir()
-    broken(opus, tmp_path / "in", what)
+    damaged_copy(opus, tmp_path / "in", problem)
     with pytest.raises(CheckpointError) as error:
         import_marian(tmp_path / "in", tmp_path / "out")
-    assert all(text in str(error.value) for text in says), str(error.value)
+    assert all(text in str(error.value) for text in messages), str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -287,7 +323,9 @@ def changed(
     return folder
 
 
-def test_special_ids_are_found_wherever_a_folder_says_them(opus: Path, tmp_path: Path) -> None:
+def test_special_ids_are_found_in_each_file_that_may_define_them(
+    opus: Path, tmp_path: Path
+) -> None:
     expected = import_marian(opus, tmp_path / "expected")
     config = json.loads((opus / "config.json").read_text(encoding="utf-8"))
     ids = {
@@ -319,7 +357,10 @@ def test_special_ids_are_found_wherever_a_folder_says_them(opus: Path, tmp_path:
     )
     assert import_marian(folder, tmp_path / "by-generation") == expected
     for name in ("by-name", "by-generation"):
-        weights = [load_file(tmp_path / each / "model.safetensors") for each in ("expected", name)]
+        weights = [
+            load_file(tmp_path / folder_name / "model.safetensors")
+            for folder_name in ("expected", name)
+        ]
         assert all(
             torch.equal(weights[0][key], weights[1][key])
             for key in weights[0]
@@ -335,7 +376,7 @@ def test_special_ids_are_found_wherever_a_folder_says_them(opus: Path, tmp_path:
         import_marian(folder, tmp_path / "refused")
 
 
-def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Path) -> None:
+def test_separate_vocabularies_with_other_ids_are_imported(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     sides = {}
@@ -352,11 +393,15 @@ def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Pat
     assert src_size != tgt_size
     torch.manual_seed(3)
     config = transformers.MarianConfig(
-        vocab_size=src_size, decoder_vocab_size=tgt_size, share_encoder_decoder_embeddings=False, d_model=32, encoder_layers=1,
-        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
-        activation_function="relu", scale_embedding=True, pad_token_id=tgt_size - 1, eos_token_id=0, decoder_start_token_id=tgt_size - 1,
-        forced_eos_token_id=None, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=src_size,
+        decoder_vocab_size=tgt_size,
+        share_encoder_decoder_embeddings=False,
+        encoder_layers=1,
+        activation_function="relu",
+        pad_token_id=tgt_size - 1,
+        decoder_start_token_id=tgt_size - 1,
+        **SIZES,
+    )
     model = transformers.MarianMTModel(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -374,9 +419,9 @@ def test_separate_vocabularies_in_orders_of_their_own_are_imported(tmp_path: Pat
     loaded = load_model(tmp_path / "model", torch.device("cpu"))
     assert not loaded.tokenizer.is_joint
     for line in [*sample_lines("test", "de", 10), ">>eng<< Ein Hund ?"]:
-        [own] = loaded.tokenizer.encode_src([line])
-        theirs = transformers.AutoTokenizer.from_pretrained(str(folder))(line)["input_ids"]
-        assert [ids.src[i] for i in (*own, 3)] == theirs
+        [src_ids] = loaded.tokenizer.encode_src([line])
+        expected = transformers.AutoTokenizer.from_pretrained(str(folder))(line)["input_ids"]
+        assert [ids.src[i] for i in (*src_ids, 3)] == expected
     translator = Translator(
         loaded.model,
         loaded.tokenizer,

@@ -1,4 +1,4 @@
-"""The export to ONNX, run by onnxruntime under our own search."""
+"""Exports to ONNX give the same translations when onnxruntime runs the graphs in our search."""
 
 import json
 from pathlib import Path
@@ -46,11 +46,11 @@ def test_onnxruntime_gives_our_translations_with_our_scores(
         assert parity.score_gap < 1e-4
 
 
-def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_with(
+def test_each_step_equals_the_model_for_sizes_other_than_those_of_the_example_inputs(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """With padding, hypotheses that change places and sentences that leave; against the whole model
-    without a cache.
+    """The reference is the model without a cache; with padding, reordered hypotheses, and sentences
+    that are dropped.
     """
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_onnx(loaded, tmp_path / "out")
@@ -80,9 +80,7 @@ def test_each_step_is_that_of_the_model_at_other_sizes_than_the_graph_was_made_w
             src, mask, prefix = src[kept], mask[kept], prefix[kept]
 
 
-def test_the_command_exports_proves_and_says_what_the_graphs_are(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_the_command_exports_and_describes_the_graphs(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model_folder(tmp_path / "model", tokenizer)
     result = run_mt(
         "export", tmp_path / "model", "-o", tmp_path / "out", "--to", "onnx", "--lines", "20"
@@ -91,13 +89,9 @@ def test_the_command_exports_proves_and_says_what_the_graphs_are(
     assert "for onnxruntime, weights in float32" in result.stdout
     assert "20 of 20 translations identical" in result.stdout
     assert "torchvision" not in result.stderr
-    described = json.loads((tmp_path / "out/onnx.json").read_text(encoding="utf-8"))
-    assert (
-        described["bos_id"],
-        described["eos_id"],
-        described["decoder_layers"],
-        described["num_heads"],
-    ) == (2, 3, 1, 2)
+    description = json.loads((tmp_path / "out/onnx.json").read_text(encoding="utf-8"))
+    names = ("bos_id", "eos_id", "decoder_layers", "num_heads")
+    assert tuple(description[name] for name in names) == (2, 3, 1, 2)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "decoder.onnx",
         "encoder.onnx",

@@ -1,6 +1,4 @@
-"""When two engines count as alike: identical lines, ties by both engines' own scores, and
-everything else.
-"""
+"""Two engines agree if their translations are identical, or ties according to both engines."""
 
 from collections.abc import Sequence
 
@@ -8,7 +6,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.convert.proof import Difference, OurEngine, Parity, compare
+from mt.convert.proof import Difference, MTEngine, Parity, compare
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mt.decode.translator import Translator
 from mt.errors import DataError
@@ -40,37 +38,37 @@ def translator(model: Transformer, tokenizer: Tokenizer) -> Translator:
     )
 
 
-class Changed(OurEngine):
-    """Our engine, but some translations end otherwise, and scores are off by something."""
+class Changed(MTEngine):
+    """Our engine, except that some translations get an extra token, and all scores an offset."""
 
-    def __init__(self, translator: Translator, lines: set[int], off: float) -> None:
+    def __init__(self, translator: Translator, lines: set[int], offset: float) -> None:
         super().__init__(translator)
-        self.lines, self.off = lines, off
+        self.lines, self.offset = lines, offset
 
     def translate(self, sources: Sequence[list[int]]) -> list[tuple[list[int], float]]:
-        found = super().translate(sources)
+        results = super().translate(sources)
         return [
-            ([*tokens, 7] if i in self.lines else tokens, score + self.off)
-            for i, (tokens, score) in enumerate(found)
+            ([*tokens, 7] if i in self.lines else tokens, score + self.offset)
+            for i, (tokens, score) in enumerate(results)
         ]
 
 
-def test_an_engine_that_gives_the_same_is_alike(translator: Translator) -> None:
+def test_an_engine_with_the_same_translations_passes(translator: Translator) -> None:
     parity = compare(
         translator, Changed(translator, set(), 2e-4), ["", *sample_lines("test", "de", 9)]
     )
-    assert parity.num_lines == 9  # the empty line is none
+    assert parity.num_lines == 9  # the empty line is skipped
     assert parity.holds
     assert parity.score_gap == pytest.approx(2e-4)
     assert "9 of 9 translations identical" in str(parity)
 
 
-def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Translator) -> None:
+def test_a_translation_that_scores_worse_is_not_a_tie(translator: Translator) -> None:
     parity = compare(
         translator, Changed(translator, {4}, 0.0), ["", *sample_lines("test", "de", 9)]
     )
     [difference] = parity.differences
-    assert difference.line == 6  # of the text, its empty line counted
+    assert difference.line == 6  # in the text, including its empty line
     assert difference.gap > 1e-3
     assert not parity.holds
 
@@ -78,24 +76,24 @@ def test_a_line_that_scores_worse_for_either_engine_is_no_tie(translator: Transl
 @pytest.mark.parametrize(
     ("ties", "worse", "holds"), [(0, 0, True), (5, 0, True), (6, 0, False), (0, 1, False)]
 )
-def test_995_of_1000_must_be_identical_and_all_others_ties(
+def test_995_of_1000_lines_must_be_identical_and_the_others_ties(
     ties: int, worse: int, holds: bool
 ) -> None:
     differences = [Difference(1, "a", "b", 9e-4)] * ties + [Difference(1, "a", "b", 1.1e-3)] * worse
     assert Parity(1000, differences, 0.0).holds == holds
 
 
-def test_scores_that_differ_on_the_same_translations_are_no_proof() -> None:
+def test_different_scores_for_identical_translations_fail_the_proof() -> None:
     assert not Parity(1000, [], 2e-3).holds
 
 
-def test_a_text_without_lines_is_no_proof(translator: Translator) -> None:
-    with pytest.raises(DataError, match="no line that both can translate"):
-        compare(translator, OurEngine(translator), ["", " "])
+def test_a_text_without_lines_cannot_prove_anything(translator: Translator) -> None:
+    with pytest.raises(DataError, match="no line that both engines can translate"):
+        compare(translator, MTEngine(translator), ["", " "])
 
 
 @torch.no_grad()
-def test_our_score_is_the_full_forwards_mean_log_probability(
+def test_our_score_is_the_mean_log_probability_of_a_full_forward(
     translator: Translator, model: Transformer
 ) -> None:
     source, target = translator.tokenizer.encode_src(sample_lines("test", "de", 1))[0], [9, 5, 100]
@@ -104,4 +102,4 @@ def test_our_score_is_the_full_forwards_mean_log_probability(
         0
     ].log_softmax(-1)
     expected = log_probs.gather(1, torch.tensor([*target, EOS_ID])[:, None]).mean()
-    assert OurEngine(translator).score(source, target) == pytest.approx(float(expected), abs=1e-5)
+    assert MTEngine(translator).score(source, target) == pytest.approx(float(expected), abs=1e-5)
