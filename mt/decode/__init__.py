@@ -1,1 +1,1 @@
-"""From a model to translations: the search over its decoder state, and text in, text out."""
+"""From a model and text to translations, log-probabilities and word alignments."""

@@ -1,6 +1,4 @@
-"""Log-probabilities of given translations: how likely a model finds each token of a target, given
-its source.
-"""
+"""Log-probabilities of given translations, token by token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +12,14 @@ from mt.runtime.device import Compute
 
 @dataclass(frozen=True)
 class TokenScores:
-    """A target and the log-probability (natural) of each of its tokens, end of sentence included."""
+    """The natural log-probability of each token of a target, including the end of sentence."""
 
-    ids: list[int]  # without end of sentence
+    ids: list[int]  # of the target, without the end of sentence
     log_probs: list[float]
 
     @property
     def log_prob(self) -> float:
-        """Their sum."""
+        """The log-probability of the whole target."""
         return sum(self.log_probs)
 
 
@@ -29,7 +27,10 @@ class TokenScores:
 def token_log_probs(
     model: Transformer, pairs: Sequence[IdPair], compute: Compute
 ) -> list[list[float]]:
-    """The log-probability of each token of each target, end of sentence included, in one batch."""
+    """Return the log-probability of each target token, including the end of sentence.
+
+    All pairs are computed in one batch.
+    """
     batch = to_device(collate(pairs), compute.device)
     with compute.autocast():
         logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in))

@@ -1,4 +1,4 @@
-"""Opening a model folder: settings, tokenizer and network, every byte checked first."""
+"""Opens a model folder: settings, tokenizer and network, after verifying every file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from mt.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a model folder holds."""
+    """The content of a model folder."""
 
     folder: ModelFolder
     config: Config
     tokenizer: Tokenizer
     model: Transformer
     provenance: dict[str, Any]
-    files: dict[str, dict[str, Any]]  # size and SHA-256, verified
+    files: dict[str, dict[str, Any]]  # size and SHA-256 of each file, verified
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Verify and open a model folder or run folder (see `find_model`). Raises `CheckpointError`.
 
-    On a CPU the weights are those in the file, mapped into memory and read when they are needed.
+    On a CPU the weights are memory-mapped: they stay in their file and are read on first use.
     """
     folder = find_model(path)
     files = folder.verify()
@@ -52,8 +52,9 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
 def _check_size(
     config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor], where: Path
 ) -> None:
-    """Refuse a model that the weights cannot fill before its memory is asked for: `config.yaml` may
-    name any size.
+    """Raise `CheckpointError` if the configuration describes a larger model than the weights.
+
+    This is checked before the model is built, because `config.yaml` may name any size.
     """
     sizes = config.model
     num_layers = sizes.encoder_layers + sizes.decoder_layers
@@ -61,12 +62,13 @@ def _check_size(
     fewest = num_layers * per_layer + tokenizer.tgt_vocab_size * sizes.d_model
     if num_layers > len(weights) or fewest > sum(tensor.numel() for tensor in weights.values()):
         raise CheckpointError(
-            f"{where}: does not fit its config.yaml, which describes a model of more than {fewest:,} parameters"
+            f"{where}: does not fit its config.yaml, "
+            f"which describes a model of more than {fewest:,} parameters"
         )
 
 
 def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Copy weights into a model by name. Raises `CheckpointError` where names or shapes differ."""
+    """Copy weights into a model by name. Raises `CheckpointError` if names or shapes differ."""
     check_weights(model, weights, where)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,12 +76,13 @@ def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path)
 
 
 def check_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Raise `CheckpointError` where names or shapes differ from those of the model."""
-    own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ weights.keys()) + [
-        n for n in own if n in weights and own[n].shape != weights[n].shape
+    """Raise `CheckpointError` if names or shapes differ from those of the model."""
+    expected = dict(model.named_parameters())
+    wrong = sorted(expected.keys() ^ weights.keys()) + [
+        n for n in expected if n in weights and expected[n].shape != weights[n].shape
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: does not fit its config.yaml: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+            f"{where}: does not fit its config.yaml: "
+            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         )

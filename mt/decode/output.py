@@ -1,6 +1,5 @@
-"""`mt translate`: lines, their translations, and what else is to be told of them."""
+"""The output of `mt translate`: translations of lines as text, tsv or jsonl."""
 
-import itertools
 import json
 import queue
 import threading
@@ -16,8 +15,8 @@ from mt.decode.translator import Progress, Translator
 from mt.errors import MTError
 from mt.runtime.world import World
 
-FIRST = 2048  # lines of the first window
-PAUSE = 0.05  # seconds without a further line, after which what has come is translated
+FIRST = 2048  # lines in the first window
+PAUSE = 0.05  # seconds to wait for another line before the lines so far are translated
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Row:
     number: int  # from 1
     source: str
     translations: list[Translation]
-    alignment: Alignment | None  # of the best translation, where it was asked for
-    # Of each part of each translation, where they were asked for.
+    alignment: Alignment | None  # of the best translation; None if not requested
+    # For each translation, those of its parts; None if not requested.
     token_scores: list[list[TokenScores]] | None
 
     @property
@@ -38,7 +37,7 @@ class Row:
 
 
 class Written(NamedTuple):
-    """What there is to write of a line."""
+    """The output for one line."""
 
     text: str
     alignment: str
@@ -46,13 +45,20 @@ class Written(NamedTuple):
 
 
 def outputs(
-    world: World, translator: Translator, windows: Iterator[list[str]], format: str,
-    with_alignment: bool = False, on_progress: Progress | None = None,
-) -> Iterator[list[Written]]:  # fmt: skip
-    """What to write of each line, in order and on all ranks, which share the lines of each window."""
+    world: World,
+    translator: Translator,
+    windows: Iterator[list[str]],
+    format: str,
+    with_alignment: bool = False,
+    on_progress: Progress | None = None,
+) -> Iterator[list[Written]]:
+    """Yield the output for each window of lines, in order.
+
+    The ranks share the lines of each window, and all of them receive the whole output.
+    """
     pieces = translator.tokenizer.tgt_pieces
 
-    def of(numbered: Sequence[tuple[int, str]]) -> list[Written]:
+    def translate(numbered: Sequence[tuple[int, str]]) -> list[Written]:
         scores = format == "jsonl"
         rows = translated_rows(translator, numbered, with_alignment, scores, on_progress)
         return [
@@ -64,16 +70,16 @@ def outputs(
     while window := world.broadcast_from_rank0(
         lambda: next(windows, [])
     ):  # only the first rank reads
-        written = world.map_sharded(of, list(enumerate(window, number)))
+        written = world.map_sharded(translate, list(enumerate(window, number)))
         yield [Written(*each) for each in written]
         number += len(window)
 
 
 def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Windows of lines, of `FIRST` at first, then each of twice as many, up to `size`: what is
-    finished early can be kept.
+    """Yield windows of lines: `FIRST` lines at first, then twice as many each time, up to `size`.
 
-    What was read before an error comes before the error.
+    The first windows are small, so that there is output to keep early. If reading fails, the lines
+    before the error are still yielded.
     """
     window: list[str] = []
     limit = min(FIRST, size)
@@ -92,8 +98,9 @@ def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def read_live(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Windows of at most `size` lines of a pipe or terminal: what has come when the input pauses. A
-    thread reads.
+    """Yield windows of at most `size` lines from a pipe or terminal.
+
+    A window ends when the input pauses. The lines are read in a separate thread.
     """
     arrived: queue.Queue[str | BaseException | None] = queue.Queue(2 * size)
 
@@ -126,14 +133,14 @@ def read_live(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def formatted(row: Row, format: str, pieces: list[str]) -> str:
-    """A row as text, tsv or jsonl."""
+    """Format a row as text, tsv or jsonl."""
     if format == "text":
         return f"{row.translations[0].text}\n"
     if format == "jsonl":
         return json.dumps(as_json(row, pieces), ensure_ascii=False) + "\n"
     ranked = (
-        (rank, each.score, each.text.replace("\t", " "))
-        for rank, each in enumerate(row.translations, 1)
+        (rank, translation.score, translation.text.replace("\t", " "))
+        for rank, translation in enumerate(row.translations, 1)
     )
     return "".join(f"{row.number}\t{rank}\t{score:.6f}\t{text}\n" for rank, score, text in ranked)
 
@@ -145,33 +152,40 @@ def translated_rows(
     with_scores: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Row]:
-    """One for each numbered line, in order."""
+    """Translate numbered lines, and return a row for each of them, in order."""
     lines = [line for _, line in numbered]
-    found = translator.translate_window(lines, on_progress)
-    alignments: Iterable[Alignment | None] = itertools.repeat(None)
+    by_line = translator.translate_window(lines, on_progress)
+    alignments: Sequence[Alignment | None] = [None] * len(lines)
     if with_alignment:
-        alignments = translator.align(lines, [best for best, *_ in found])
-    scores: Iterator[TokenScores] | None = None
+        alignments = translator.align(lines, [best for best, *_ in by_line])
+    scores: Sequence[list[list[TokenScores]] | None] = [None] * len(lines)
     if with_scores:
-        parts = [part for translations in found for each in translations for part in each.parts]
-        scores = iter(translator.likelihood_of_ids([(part.src, part.tgt) for part in parts]))
-    rows = []
-    for (number, source), translations, alignment in zip(numbered, found, alignments, strict=False):
-        token_scores = (
-            None
-            if scores is None
-            else [list(itertools.islice(scores, len(each.parts))) for each in translations]
+        scores = _token_scores(translator, by_line)
+    return [
+        Row(number, line, hyps, alignment, token_scores)
+        for (number, line), hyps, alignment, token_scores in zip(
+            numbered, by_line, alignments, scores, strict=True
         )
-        rows.append(Row(number, source, translations, alignment, token_scores))
-    return rows
+    ]
+
+
+def _token_scores(
+    translator: Translator, by_line: list[list[Translation]]
+) -> list[list[list[TokenScores]]]:
+    """Return the token scores of each part of each translation of each line."""
+    parts = [part for hyps in by_line for translation in hyps for part in translation.parts]
+    scores = iter(translator.likelihood_of_ids([(part.src, part.tgt) for part in parts]))
+    return [[[next(scores) for _ in translation.parts] for translation in hyps] for hyps in by_line]
 
 
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
-    """A row for `--format jsonl`; `pieces` are the target's. Of each part of a translation the last
-    token is the end of sentence.
+    """Return a row as an object for `--format jsonl`.
+
+    `pieces` are those of the target vocabulary. The tokens of each part of a translation end with
+    the end of sentence.
     """
     translations: list[dict[str, Any]] = [
-        {"text": each.text, "score": each.score} for each in row.translations
+        {"text": translation.text, "score": translation.score} for translation in row.translations
     ]
     for described, parts in zip(translations, row.token_scores or [], strict=False):
         described["tokens"] = [pieces[token] for part in parts for token in (*part.ids, EOS_ID)]

@@ -1,6 +1,4 @@
-"""The parts of a line that are searched by themselves: one, or several of a line longer than what
-training saw.
-"""
+"""Splits lines that are longer than those in training into parts that are translated one by one."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,31 +8,32 @@ from mt.config import AUTO, DecodeConfig
 from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import Tokenizer
 
-# Where a text begins in its line, the text, and its ids.
+# ((the position in its line where a text begins, the text), its ids)
 _Encoded = tuple[tuple[int, str], list[int]]
 
 
 @dataclass(frozen=True)
 class SourcePart:
-    """A line, or a part of one, that is searched by itself."""
+    """A line, or a part of a line, that is translated on its own."""
 
-    ids: list[int]  # without end of sentence
-    text: str  # of the sentences that were encoded together
-    begin: int  # in their ids, where these are: above 0 only if the sentences were too long
-    start: int  # character of the line at which the text begins
+    ids: list[int]  # without the end of sentence
+    text: str  # the sentences that were tokenized together
+    # The index of the first of `ids` in the ids of `text`: above 0 if `text` itself had to be cut.
+    begin: int
+    start: int  # the character of the line at which `text` begins
 
 
 @dataclass(frozen=True)
 class TranslatedPart:
-    """A part of a line, and the ids of its translation, without end of sentence."""
+    """A part of a line and its translation."""
 
     source: SourcePart
-    tgt: list[int]
-    start: int  # character of the line's translation at which this begins
+    tgt: list[int]  # without the end of sentence
+    start: int  # the character of the line's translation at which this part begins
 
     @property
     def src(self) -> list[int]:
-        """The ids of the source."""
+        """The ids of the source, without the end of sentence."""
         return self.source.ids
 
 
@@ -43,23 +42,20 @@ class Translation:
     """One translation of one line."""
 
     text: str
-    score: (
-        float  # log-probability / length**length_penalty; of a split line, the mean over its parts
-    )
-    parts: list[TranslatedPart]  # several if the source was split; none if the line has no words
+    # log-probability / length**length_penalty; for a line that was split, the mean over its parts
+    score: float
+    parts: list[TranslatedPart]  # several if the line was split, none if the line is empty
 
 
 @dataclass(frozen=True)
 class Splitter:
-    """Cuts lines into parts within `max_sentences` and `max_src_len`."""
+    """Splits lines into parts of at most `max_sentences` sentences and `max_src_len` subwords."""
 
     tokenizer: Tokenizer
     options: DecodeConfig
 
     def split(self, lines: Sequence[str]) -> list[list[SourcePart]]:
-        """The parts of each line: itself if it is no longer than what training saw, none if it has
-        no words.
-        """
+        """Return the parts of each line: one if it is short enough, none if it is empty."""
         starts = [self._part_starts(line) for line in lines]
         texts = [
             (start, line[start:end])
@@ -69,18 +65,18 @@ class Splitter:
         encoded = iter(
             zip(texts, self.tokenizer.encode_src([text for _, text in texts]), strict=True)
         )
-        found: list[list[SourcePart]] = []
+        by_line: list[list[SourcePart]] = []
         for line, begins in zip(lines, starts, strict=True):
             sentences = [next(encoded) for _ in begins]
             if len(begins) > 1:
                 sentences = self._packed(line, sentences)
-            found.append(
+            by_line.append(
                 [part for (start, text), ids in sentences for part in self._cut(ids, text, start)]
             )
-        return found
+        return by_line
 
     def _part_starts(self, line: str) -> list[int]:
-        """Where the sentences of a line begin, if it is to be split at them at all; else 0."""
+        """Return where the sentences of a line begin, or only 0 if it need not be split."""
         limit = self.options.max_sentences
         if limit is None or limit == AUTO:
             return [0]
@@ -88,9 +84,7 @@ class Splitter:
         return starts if len(starts) > limit or len(line) > self.options.longest_src else [0]
 
     def _packed(self, line: str, sentences: Sequence[_Encoded]) -> list[_Encoded]:
-        """Sentences of a line put together again, as many as `max_sentences` and `max_src_len`
-        allow.
-        """
+        """Join sentences of a line into parts that are as long as the limits allow."""
         max_sentences = int(self.options.max_sentences or 1)
         packed: list[_Encoded] = []
         group: list[_Encoded] = []
@@ -111,13 +105,14 @@ class Splitter:
         return (start, whole), self.tokenizer.encode_src([whole])[0]
 
     def _cut(self, ids: list[int], text: str, start: int) -> Iterator[SourcePart]:
-        """One part, or, of too many ids, several that end at the last word boundary that fits; none
-        without ids.
+        """Yield the ids as one part, or as several if there are more than the limit.
+
+        Each cut is at the last word boundary that fits.
         """
         limit, begin = self.options.longest_src, 0
         while len(ids) - begin > limit:
-            fits = range(begin + limit, begin + limit // 2, -1)
-            end = next((i for i in fits if self.tokenizer.starts_word(ids[i])), begin + limit)
+            candidates = range(begin + limit, begin + limit // 2, -1)
+            end = next((i for i in candidates if self.tokenizer.starts_word(ids[i])), begin + limit)
             yield SourcePart(ids[begin:end], text, begin, start)
             begin = end
         if begin < len(ids):

@@ -177,7 +177,7 @@ def best_continuations(
     block_size = _block_size(vocab_size, count, beams)
     num_blocks = vocab_size // block_size
 
-    # Block b holds the tokens b, b + num_blocks, b + 2 num_blocks, ...: the fastest layout for amax.
+    # Block b holds tokens b, b + num_blocks, b + 2 num_blocks, ...: the fastest layout for amax.
     maxima = next_log_probs.view(sentences, beams, block_size, num_blocks).amax(dim=2)
     best_blocks = (maxima + log_probs[:, :, None]).flatten(1).topk(count, dim=1).indices
     beam, block = best_blocks // num_blocks, best_blocks % num_blocks  # [sentences, count]

@@ -1,6 +1,4 @@
-"""Models as a search drives them: encode once, then a step per token; here PyTorch's, operation by
-operation.
-"""
+"""Step models: encode the source once, then decode one token per step. A search drives them."""
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +10,29 @@ from mt.model.transformer import Transformer, for_translating
 
 
 class EagerModel:
-    """The weights of a `Transformer` as they are now, packed in one precision; see
-    `for_translating`.
+    """A step model that runs a copy of a `Transformer` with PyTorch's eager operations.
+
+    The copy holds the current weights in the precision of `dtype`; see `for_translating`.
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
         self.model = for_translating(model, dtype)
-        # A step is counted in microseconds: its parts are found at once, and called without hooks.
+        # A step takes microseconds, so attribute lookup and module hooks cost too much: submodules
+        # become plain attributes, and simple ones are replaced by their `forward`.
         for part in self.model.modules():
             for name, inner in part.named_children():
                 is_only_called = isinstance(inner, nn.LayerNorm | Activation)
                 vars(part)[name] = inner.forward if is_only_called else inner
 
     def initial_state(self, src: Tensor, src_mask: Tensor) -> DecoderState:
-        """Encode `src` [sentences, src_len]; `src_mask` of the same shape is True where a token
-        stands.
+        """Encode `src` [sentences, src_len] and return a state without hypotheses.
+
+        `src_mask` has the same shape and is False for padding.
         """
         attention = PaddedAttention.over(src, None if src_mask.all() else src_mask)
         memory = self.model.encode_flat(src, attention)
         layers = [
-            LayerCache.of(layer.encoder_attn.heads(memory, "kv"), len(src))  # type: ignore[operator, union-attr]
+            LayerCache.of(layer.encoder_attn.heads(memory, "kv"), len(src))  # type: ignore
             for layer in self.model.decoder.layers
         ]
         bias = None if attention.bias is None else attention.bias[:, None]
@@ -39,14 +40,15 @@ class EagerModel:
         return DecoderState(layers, bias, path)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Log-probabilities [sentences, beams, tgt_vocab_size] of what follows one more token
-        [sentences, beams] of each hypothesis.
+        """Append one token to each hypothesis, and score the tokens that may follow it.
 
-        `state` moves on. A search may begin with one beam: all hypotheses of a sentence begin
-        alike.
+        `tokens` is [sentences, beams]. Returns log-probabilities [sentences, beams,
+        tgt_vocab_size] and updates `state`. The first step may have a single beam.
         """
         position = state.length
-        own = CachedSelfAttention(state, *state.advance(tokens.shape[1]))
-        cross = CachedCrossAttention(state)
-        x = self.model.decoder(tokens.flatten(), position, position + 1, None, own, cross)
+        self_attention = CachedSelfAttention(state, *state.advance(tokens.shape[1]))
+        cross_attention = CachedCrossAttention(state)
+        x = self.model.decoder(
+            tokens.flatten(), position, position + 1, None, self_attention, cross_attention
+        )
         return self.model.project(x).float().log_softmax(dim=-1).unflatten(0, tokens.shape)

@@ -1,6 +1,6 @@
-"""One opened model: text in, translations, likelihoods and word alignments out, in input order.
+"""One opened model that translates, scores and aligns text, always in input order.
 
-Training, the command line, evaluation, reports and the Python API all come through here.
+Validation, the command line, evaluation, reports and the Python API all use this class.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ from mt.runtime.workers import Workers
 T = TypeVar("T")
 R = TypeVar("R")
 
-WINDOW = 8192  # lines read ahead and sorted by length together; bounds the memory of a stream
-READ_WINDOW = 4096  # pairs read ahead and sorted by length together
-SCORED_TOKENS = 2048  # of a batch, padding counted: their logits over 32,000 words are 256 MiB
-ALIGNED_TOKENS = 4096  # of a batch, padding counted
-Progress = Callable[[int], object]  # is told how many lines have just been translated
+WINDOW = 8192  # lines that are read and sorted by length together; limits the memory of a stream
+READ_WINDOW = 4096  # pairs that are read and sorted by length together
+# Maximum tokens per batch, padding included. For scoring, the logits over 32,000 words are 256 MiB.
+SCORED_TOKENS, ALIGNED_TOKENS = 2048, 4096
+Progress = Callable[[int], object]  # called with the number of lines that were just translated
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """A model and how to search with it: ids to hypotheses, in one batch."""
+    """Searches one batch: source ids to hypotheses."""
 
     model: StepModel[Any]
     options: DecodeConfig
     device: torch.device
 
     def __call__(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
-        """The `nbest` hypotheses of each of `sources`, ids without end of sentence."""
+        """Return the `nbest` hypotheses of each source. The ids lack the end of sentence."""
         options = self.options
         src = pad_rows(sources, suffix=EOS_ID).to(self.device)
         src_mask = src != PAD_ID
@@ -71,30 +71,37 @@ class Searcher:
 
 @dataclass(frozen=True)
 class Reader:
-    """A model that reads given targets; what it does with a batch of them comes with the batch."""
+    """Applies a function of the model and a batch of pairs; function and batch come together."""
 
     model: Transformer
 
     def __call__(
         self, job: tuple[Callable[[Transformer, Sequence[T]], list[R]], Sequence[T]]
     ) -> list[R]:
-        """The result of each pair."""
+        """Return the result of each pair."""
         read, pairs = job
         return in_halves(partial(read, self.model), pairs)
 
 
 class Translator:
-    """A model, its tokenizer, how to search, and the processes that do it, which stay up.
+    """A model with its tokenizer, search options and worker processes.
 
-    Several threads may use one at once. `with` ends the processes; else they end with the object.
+    The worker processes stay up between calls. They end at the end of a `with` block, with
+    `close`, or when the object is deleted. Several threads may use one translator at a time.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, compute: Compute,
-        workers: Workers | None = None, tgt_lang: str | None = None, *,
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        decode: DecodeConfig,
+        compute: Compute,
+        workers: Workers | None = None,
+        tgt_lang: str | None = None,
+        *,
         step_model: StepModel[Any] | None = None,
-    ) -> None:  # fmt: skip
-        """`step_model` searches in place of `model`."""
+    ) -> None:
+        """If `step_model` is given, the search uses it instead of `model`."""
         self.model, self.tokenizer, self.decode, self.compute = model, tokenizer, decode, compute
         self.workers = workers or Workers()
         self.language = parse_language(tgt_lang)
@@ -114,11 +121,13 @@ class Translator:
     ) -> "Translator":
         """Open a model folder, or a run folder (its best checkpoint).
 
-        `precision` is auto, fp32, bf16, fp16 or int8. `workers` processes share the `threads` (all
-        cores) of a CPU; None takes one to each thread, the fastest for many lines. `decode`
-        overrides the model's own search options (`beam_size`, `length_penalty`, ...: see
-        `DecodeConfig`). The weights stay in their file: do not write into it meanwhile.
-        Raises `CheckpointError` for a folder that is missing, damaged or something else.
+        `precision` is auto, fp32, bf16, fp16 or int8. `threads` are CPU threads (default: all
+        cores), divided among `workers` processes; None means one process per thread, which is
+        fastest for many lines. `decode` overrides the model's search options (`beam_size`,
+        `length_penalty`, ...; see `DecodeConfig`). The weights are memory-mapped, so the file must
+        not be changed while the model is in use.
+
+        Raises `CheckpointError` if the folder is missing, damaged or not a model.
         """
         compute = set_up_compute(device, precision, threads)
         shared = Workers.choose(workers, compute)
@@ -139,25 +148,25 @@ class Translator:
 
     @cached_property
     def step_model(self) -> StepModel[Any]:
-        """What the search runs on, made when it is first needed."""
+        """The model that the search uses, made on first use."""
         return self._step_model or EagerModel(self.model, self.compute.dtype)
 
     @cached_property
     def _search(self) -> Any:
         search = Searcher(self.step_model, self.decode, self.compute.device)
         shared = self.workers.share(partial(in_halves, search))
-        if self.workers.count > 1:  # which have it in a memory of their own
+        if self.workers.count > 1:  # the workers have their own copy
             del self.step_model
         return shared
 
     def translate(self, lines: Iterable[str], on_progress: Progress | None = None) -> list[str]:
-        """The best translation of each line, in order. An empty line stays empty."""
-        return [found[0].text for found in self.translate_stream(lines, on_progress)]
+        """Return the best translation of each line, in order. An empty line stays empty."""
+        return [best.text for best, *_ in self.translate_stream(lines, on_progress)]
 
     def translate_stream(
         self, lines: Iterable[str], on_progress: Progress | None = None
     ) -> Iterator[list[Translation]]:
-        """The `nbest` translations of each line, best first, in order; reads `WINDOW` lines ahead."""
+        """Yield the `nbest` translations of each line, best first; reads `WINDOW` lines at once."""
         remaining = iter(lines)
         while window := list(itertools.islice(remaining, WINDOW)):
             yield from self.translate_window(window, on_progress)
@@ -165,18 +174,19 @@ class Translator:
     def translate_window(
         self, lines: Sequence[str], on_progress: Progress | None = None
     ) -> list[list[Translation]]:
-        """The `nbest` translations of each of these lines, best first; lines of similar length are
-        searched together.
+        """Return the `nbest` translations of each line, best first.
+
+        Lines of similar length are searched together.
         """
         by_line = self._splitter.split(lines)
         parts = [part for parts in by_line for part in parts]
         ends = {id(parts[-1]) for parts in by_line if parts}
 
-        def tell(batch: Sequence[int]) -> None:
+        def report(batch: Sequence[int]) -> None:
             if on_progress is not None:
                 on_progress(sum(id(parts[i]) in ends for i in batch))
 
-        hyps = iter(self.search([part.ids for part in parts], tell))
+        hyps = iter(self.search([part.ids for part in parts], report))
         if on_progress is not None:
             on_progress(sum(not parts for parts in by_line))
         return [self._join([(part, next(hyps)) for part in parts]) for parts in by_line]
@@ -186,12 +196,12 @@ class Translator:
         sources: Sequence[list[int]],
         on_batch: Callable[[Sequence[int]], object] = lambda indices: None,
     ) -> list[list[Hypothesis]]:
-        """The `nbest` hypotheses of each of `sources`, ids without end of sentence; `on_batch`
-        hears which have just been found.
+        """Return the `nbest` hypotheses of each source.
 
-        Raises `CheckpointError` where the model's scores are not finite.
+        The ids lack the end of sentence. `on_batch` is called after each batch, with the indices
+        of its sources. Raises `CheckpointError` if the model's scores are not finite.
         """
-        found: list[list[Hypothesis]] = [[] for _ in sources]
+        by_source: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
         jobs = [[sources[i] for i in batch] for batch in batches]
         for batch, batch_hyps in zip(batches, self._map(self._search, jobs), strict=True):
@@ -200,14 +210,12 @@ class Translator:
                     raise CheckpointError(
                         "the model's scores are not finite: its weights are not usable"
                     )
-                found[i] = hyps
+                by_source[i] = hyps
             on_batch(batch)
-        return found
+        return by_source
 
     def likelihood(self, pairs: Iterable[tuple[str, str]]) -> Iterator[TokenScores]:
-        """The log-probability of each token of each target given its source, of (source, target)
-        lines, in order.
-        """
+        """Yield the token log-probabilities of each target, for (source, target) lines."""
         remaining = iter(pairs)
         while window := list(itertools.islice(remaining, READ_WINDOW)):
             src, tgt = zip(*window, strict=True)
@@ -215,23 +223,23 @@ class Translator:
             yield from self.likelihood_of_ids(list(zip(*ids, strict=True)))
 
     def likelihood_of_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
-        """The same of ids without end of sentence."""
+        """Like `likelihood`, for pairs of ids without the end of sentence."""
         read = partial(token_log_probs, compute=self.compute)
-        found = self._read(read, pairs, pairs, SCORED_TOKENS)
-        return [TokenScores(tgt, values) for (_, tgt), values in zip(pairs, found, strict=True)]
+        log_probs = self._read(read, pairs, pairs, SCORED_TOKENS)
+        return [TokenScores(tgt, row) for (_, tgt), row in zip(pairs, log_probs, strict=True)]
 
     def align(self, lines: Sequence[str], translations: Sequence[Translation]) -> list[Alignment]:
-        """The word alignment of each line with its translation, in fp32; see `mt.decode.alignment`."""
+        """Align the words of each line with its translation, in fp32; see `mt.decode.alignment`."""
         numbered = numbered_parts(self.tokenizer, lines, translations)
         parts = [part for _, part in numbered]
         ids = [(part.translated.src, part.translated.tgt) for part in parts]
-        # A word that was cut in two may come twice.
-        found: list[set[tuple[int, int]]] = [set() for _ in lines]
+        # Sets, because a word that was cut in two is aligned twice.
+        by_line: list[set[tuple[int, int]]] = [set() for _ in lines]
         for (line, _), links in zip(
             numbered, self._read(align_batch, parts, ids, ALIGNED_TOKENS), strict=True
         ):
-            found[line].update(links)
-        return [sorted(alignment) for alignment in found]
+            by_line[line].update(links)
+        return [sorted(alignment) for alignment in by_line]
 
     @cached_property
     def _reader(self) -> Any:
@@ -244,21 +252,21 @@ class Translator:
         ids: Sequence[IdPair],
         max_tokens: int,
     ) -> list[R]:
-        """What `read` says of each item, in order; `ids` are their source and target, without end
-        of sentence.
+        """Return the results of `read` for all items, computed in batches of similar length.
 
-        A batch has at most `max_tokens` = rows x longest side.
+        `ids` are the source and target ids of each item, without the end of sentence. A batch has
+        at most `max_tokens` = rows x length of the longest side.
         """
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in ids]) for side in (0, 1))
         buckets = token_buckets(src_lens, tgt_lens, max_tokens)
         jobs = [(read, [items[i] for i in bucket]) for bucket in buckets]
-        found: dict[int, R] = {}
+        by_item: dict[int, R] = {}
         for bucket, results in zip(buckets, self._map(self._reader, jobs), strict=True):
-            found.update(zip(bucket.tolist(), results, strict=True))
-        return [found[i] for i in range(len(items))]
+            by_item.update(zip(bucket.tolist(), results, strict=True))
+        return [by_item[i] for i in range(len(items))]
 
     def _map(self, work: Callable[[T], R] | SharedWork[T, R], items: Sequence[T]) -> Iterator[R]:
-        """`work` of each item, by the workers, or by this process with the threads of `compute`."""
+        """Yield `work(item)` for each item, computed by the workers or else by this process."""
         with contextlib.closing(self.workers.map(work, items)) as results:
             while True:
                 with self.compute.limited_threads():
@@ -268,8 +276,9 @@ class Translator:
                 yield result  # type: ignore[misc]
 
     def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Sources of similar length together, longest first, within `batch_size` sentences and
-        `max_tokens` padded tokens.
+        """Yield batches of indices of sources of similar length, longest first.
+
+        A batch has at most `batch_size` sentences and `max_tokens` tokens, padding included.
         """
         batch: list[int] = []
         for i in sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True):
@@ -285,7 +294,7 @@ class Translator:
             yield batch
 
     def _join(self, parts: list[tuple[SourcePart, list[Hypothesis]]]) -> list[Translation]:
-        """Translations of a line from its parts and their hypotheses, rank by rank."""
+        """Join the hypotheses of the parts of a line, rank by rank, to translations of the line."""
         if not parts:
             return [Translation("", 0.0, [])]
         joined = []
@@ -302,16 +311,17 @@ class Translator:
         return joined
 
 
-_END = object()  # after the last result
+_END = object()  # marks the end of the results
 
 
-def search_options(own: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
-    """A model's own search options with others over them; None leaves one as it is. Raises
-    `ConfigError`.
+def search_options(defaults: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
+    """Return a model's search options with some overridden; None keeps an option as it is.
+
+    Raises `ConfigError` for invalid options.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     try:
-        return DecodeConfig.model_validate({**own.model_dump(), **given})
+        return DecodeConfig.model_validate({**defaults.model_dump(), **given})
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
