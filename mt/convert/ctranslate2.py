@@ -1,5 +1,5 @@
-"""Export to CTranslate2 (extra `ct2`): a folder with its model and our SentencePiece models, and the
-engine that runs the exported model for the proof.
+"""Export to CTranslate2 (extra `ct2`): writes its model and our SentencePiece models, and runs
+the exported model for the proof.
 """
 
 import shutil

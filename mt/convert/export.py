@@ -70,7 +70,7 @@ def export_and_prove(
 def write_export(
     to: Target, loaded: LoadedModel, out: Path, quantization: str | None = None
 ) -> None:
-    """Write an export without proof. Raises `ExportError` if the format cannot express the model."""
+    """Write an export, without a proof. Raises `ExportError` if the model is not supported."""
     if to == "ctranslate2":
         export_ctranslate2(loaded, out, quantization)
     elif to == "onnx":
@@ -83,7 +83,7 @@ def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
     """Return the name and lines of the text for the proof.
 
     This is the file `text`, or by default the first readable source file among the test and
-    validation data of the configuration. Without any, both are empty.
+    validation data of the configuration. If there is none, both are empty.
     """
     if text is not None:
         return text, list(read_text(text))

@@ -57,7 +57,7 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
 
 
 def refusals(loaded: LoadedModel, format: Format) -> list[str]:
-    """Return the reasons why the format cannot express the model, each with a remedy if there is one."""
+    """Return the reasons why the format cannot express the model, and what would help."""
     model = loaded.config.model
     reasons = []
     if format == "marian" and model.norm != "post":
@@ -214,8 +214,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 class TransformersEngine:
     """An `mt.convert.proof.Engine` that runs a folder with `transformers`.
 
-    If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` contain its id for each of our
-    target and source ids.
+    If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` are the folder's ids for
+    our target and source ids.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class TransformersEngine:
         num_ids = max(config.vocab_size, getattr(config, "decoder_vocab_size", 0))
         self.tgt_ids = range(num_ids) if tgt_ids is None else tgt_ids
         self.src_ids = self.tgt_ids if src_ids is None else src_ids
-        # The reverse map; if several of our ids have the same id there, the first one is used.
+        # The reverse map. If several of our ids map to the same id, the first of them is used.
         self.from_tgt_ids = {other: i for i, other in reversed(list(enumerate(self.tgt_ids)))}
 
     def translate(self, sources: Sequence[list[int]]) -> Translated:
@@ -263,7 +263,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score(self, source: list[int], tokens: list[int]) -> float:
-        """Return the score of target `tokens`, which include the end of sentence if there is one."""
+        """Return the score of target `tokens`; if they have an end of sentence, it is included."""
         tgt_in, tgt_out = self._tgt([BOS_ID, *tokens[:-1]]), self._tgt(tokens)
         logits = self.model(input_ids=self._src(source), decoder_input_ids=tgt_in).logits
         log_probs = logits.log_softmax(dim=-1).gather(2, tgt_out[:, :, None])

@@ -18,7 +18,8 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
     """Write the model folder `out`, and return a report, one string per line.
 
     If `text` is given and `transformers` is installed, the report compares the translations of both
-    engines. Differences are no error, because the original may use search rules that `mt` lacks.
+    engines. Differences are not an error, because the original may have search rules that `mt`
+    lacks.
     """
     lines = read_text(text)[:num_lines] if text is not None else []
     ids = import_marian(folder, out)

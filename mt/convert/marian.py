@@ -46,9 +46,9 @@ class Special:
 class MarianFolder:
     """The contents of a Marian folder, read and checked."""
 
-    config: dict[str, Any]  # of config.json
-    generation: dict[str, Any]  # of generation_config.json
-    tokenizer: dict[str, Any]  # of tokenizer_config.json
+    config: dict[str, Any]  # contents of config.json
+    generation: dict[str, Any]  # contents of generation_config.json
+    tokenizer: dict[str, Any]  # contents of tokenizer_config.json
     weights: dict[str, Tensor]
     src_pieces: list[str]  # in the order of their Marian ids
     tgt_pieces: list[str]
@@ -206,8 +206,8 @@ def _special(
         name = name.get("content", default) if isinstance(name, dict) else name
         if name not in pieces:
             raise CheckpointError(
-                f"{role}_token: neither the id {number} nor the piece {name!r} is in the vocabulary "
-                f"of {len(pieces):,} pieces"
+                f"{role}_token: neither the id {number} nor the piece {name!r} is in the "
+                f"vocabulary of {len(pieces):,} pieces"
             )
         return str(name)
 

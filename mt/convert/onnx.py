@@ -108,7 +108,7 @@ def _write(module: nn.Module, path: Path, inputs: Inputs, outputs: list[str]) ->
     shapes = {
         name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, (_, axes) in inputs.items()
     }
-    # It logs warnings about optional packages, and torch warns about its own deprecated calls.
+    # The exporter warns about optional packages, and torch about deprecated calls of its own.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
@@ -133,10 +133,8 @@ class _Encoder(nn.Module):
         """Return the keys and values of the source for each decoder layer."""
         padded = PaddedAttention(src.shape[0], _bias(src_mask)[:, 0])
         memory = self.model.encode_flat(src, RecordedAttention(padded, lambda weights: None))
-        keys, values = zip(
-            *(layer.encoder_attn.heads(memory, "kv") for layer in self.model.decoder.layers),  # type: ignore[operator, union-attr]
-            strict=True,
-        )
+        cross: list[Any] = [layer.encoder_attn for layer in self.model.decoder.layers]
+        keys, values = zip(*(attn.heads(memory, "kv") for attn in cross), strict=True)
         stacked_keys, stacked_values = (
             torch.stack([padded.by_sentence(x) for x in layers]) for layers in (keys, values)
         )
@@ -224,7 +222,7 @@ class OnnxState:
     src_mask: Tensor
 
     def reorder(self, hyp_index: Tensor) -> None:
-        """Replace the hypotheses of each sentence by those with indices `hyp_index` [sentences, beams]."""
+        """Replace the hypotheses of each sentence by those at `hyp_index` [sentences, beams]."""
         rows = torch.arange(len(hyp_index))[:, None]
         self.keys, self.values = self.keys[:, rows, hyp_index], self.values[:, rows, hyp_index]
 

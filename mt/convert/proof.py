@@ -61,8 +61,10 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the engines agree: their scores are equal, at least 995 of 1,000 lines are
-        identical, and all others are ties. One tie is always allowed.
+        """Whether the proof succeeds.
+
+        At least 995 of 1,000 translations must be identical, all others must be ties, and identical
+        translations must have equal scores, except for rounding. One tie is always allowed.
         """
         are_few = len(self.differences) <= max(1, 0.005 * self.num_lines)
         are_ties = all(difference.is_tie for difference in self.differences)

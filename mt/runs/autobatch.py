@@ -38,16 +38,16 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks:
     """Return the largest `batching.max_tokens` that trains within `SHARE` of the available memory.
 
     Only powers of two are tried, up to `train.batch_tokens` divided by the number of ranks. Raises
-    `ConfigError` if even a batch of the longest pairs does not fit, and for a sharded model: there
-    one rank cannot try alone, and ranks would hang if one of them ran out of memory.
+    `ConfigError` if even a batch of the longest pairs does not fit, and always for a sharded model:
+    one rank cannot train it alone, and if one rank ran out of memory, the others would hang.
     """
     longest, total = longest_side(prepared), available_memory(compute.device)
     candidates = list(_candidates(longest, config, compute, ranks))
     if ranks > 1 and config.train.parallel == "fsdp":
         raise ConfigError(
-            f"batching.max_tokens: auto does not work with a sharded model (train.parallel: fsdp on "
-            f"{ranks} ranks); give a number: start with {candidates[0]}, which fits the longest pair "
-            f"({longest} tokens), and double it while it fits into memory, up to {candidates[-1]}"
+            f"batching.max_tokens: auto does not support train.parallel: fsdp on {ranks} ranks;\n"
+            f"give a number: start with {candidates[0]}, which fits the longest pair ({longest} "
+            f"tokens), and double it while it fits into memory, up to {candidates[-1]}"
         )
     largest, before = None, _peak_bytes(compute)
     with trial(with_max_tokens(config, candidates[0]), prepared, compute) as trainer:
@@ -61,8 +61,8 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks:
                 break
     if largest is None:
         raise ConfigError(
-            f"batching.max_tokens: auto: a batch of the longest pairs ({longest} tokens) does not fit "
-            f"into {total / 2**30:.1f} GiB;\n"
+            f"batching.max_tokens: auto: a batch of the longest pairs ({longest} tokens) does not "
+            f"fit into {total / 2**30:.1f} GiB;\n"
             "try a lower data.filters.max_len, train.gradient_checkpointing, or a smaller model"
         )
     logger.info("batching.max_tokens: auto: %d", largest)

@@ -1,5 +1,5 @@
-"""`mt train --nproc` starts all ranks of one machine, using the launcher of torchrun in this process;
-`mt launch` writes job scripts for Slurm.
+"""`mt train --nproc` starts all ranks of one machine with the launcher of torchrun; `mt launch`
+prints job scripts for Slurm.
 """
 
 import logging

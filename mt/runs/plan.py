@@ -40,7 +40,7 @@ class CorpusPlan:
 
     @property
     def padding(self) -> float:
-        """Share of positions that are padding if micro-batches are padded."""
+        """The share of positions that are padding when micro-batches are padded."""
         rows, src, tgt = self.shapes.T
         return 1 - (self.src_tokens + self.tgt_tokens) / int((rows * (src + tgt)).sum())
 
@@ -154,7 +154,7 @@ def plan(config: Config) -> str:
 
 
 def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
-    """The section about parameters: the count per block, and the total."""
+    """Return the section about parameters: the number per block, and the total."""
     with torch.device("meta"):
         counts = parameters_by_block(Transformer(config, *vocab_sizes))
     tied = {
@@ -171,7 +171,7 @@ def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
 
 
 def memory_text(memory: MemoryPlan, compute: Compute) -> str:
-    """The section about memory: what it is used for at the peak."""
+    """Return the section about memory: what it is used for at the peak."""
     rows, src, tgt = memory.shape
     lines = [
         f"Memory at the peak, in MiB ({compute})",
@@ -181,19 +181,19 @@ def memory_text(memory: MemoryPlan, compute: Compute) -> str:
     ]
     if compute.device.type == "cpu":
         lines += [
-            "  heap fragmentation and oneDNN kernels are estimated, Python and libraries are measured,",
-            "  everything else is counted; preparing the data is not included",
+            "  heap fragmentation and oneDNN kernels are estimated, Python and libraries are",
+            "  measured, everything else is counted; preparing the data is not included",
         ]
     else:
         lines += [
-            "  all of it is counted, for uncompiled layers; the CUDA context and the allocator's",
-            "  reserve are not included",
+            "  everything is counted, for layers that are not compiled; the CUDA context and the",
+            "  allocator's reserve are not included",
         ]
     return "\n".join(lines)
 
 
 def corpus_text(corpus: CorpusPlan) -> str:
-    """The section about the data: the size of one epoch, and a histogram of sentence lengths."""
+    """Return the section about the data: the size of one epoch, and a histogram of lengths."""
     figures = {
         "pairs": f"{corpus.pairs:,}",
         "source tokens": f"{corpus.src_tokens:,}",
@@ -213,7 +213,7 @@ def corpus_text(corpus: CorpusPlan) -> str:
 def time_text(
     config: Config, prepared: Prepared, corpus: CorpusPlan, memory: MemoryPlan, compute: Compute
 ) -> str:
-    """The section about time, measured with real updates if they fit into memory."""
+    """Return the section about time, measured with real updates if they fit into memory."""
     free = available_memory(compute.device)
     if memory.peak > free + resident_memory():
         return (

@@ -1,5 +1,5 @@
-"""`mt replay`: runs the batch of a crash folder again, and finds the first module or gradient that is
-not finite.
+"""`mt replay`: runs the batch of a crash folder again, and finds the first output or gradient that
+is not finite.
 """
 
 import math
@@ -95,7 +95,7 @@ def _replay(loaded: LoadedModel, compute: Compute, index: int, pairs: Sequence[I
 
 @contextmanager
 def _record_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Give a list that, while the block runs, collects the modules whose output is not finite."""
+    """Yield a list that collects, inside the block, the modules whose output is not finite."""
     culprits: list[str] = []
 
     def hook_for(name: str) -> Any:

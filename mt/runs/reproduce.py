@@ -26,7 +26,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether both scores are equal to two decimals."""
+        """Whether both scores are equal when rounded to two decimals."""
         return f"{self.expected:.2f}" == f"{self.measured:.2f}"
 
     def __str__(self) -> str:

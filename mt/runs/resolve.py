@@ -71,7 +71,7 @@ def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[st
             )
             + "\nundo the changes, choose another run_dir, or start from scratch with --overwrite"
         )
-    # `_log_changes` reports the precision and the threads, which may still be open here.
+    # `_log_changes` reports the precision and the threads, which may be undecided here.
     return [changes[key] for key in changed if key not in ("precision", "threads")]
 
 

@@ -158,8 +158,8 @@ def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
         )
     if busy < LEAST_BUSY:
         logger.warning(
-            "ranks are idle %.0f%% of the time, because %d ranks do not divide the micro-batches of "
-            "an update evenly;\n%s",
+            "ranks are idle %.0f%% of the time, because %d ranks do not divide the micro-batches "
+            "of an update evenly;\n%s",
             100 - 100 * busy,
             size,
             remedy,

@@ -17,10 +17,12 @@ from mt.model.transformer import build_model
 def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
     """Write an untrained model with clear preferences, and random norms and biases."""
     sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
-    config = Config.model_validate({
-        "model": {**sizes, **options}, "decode": {"max_len_a": 0.5, "max_len_b": 3},
+    settings = {
+        "model": {**sizes, **options},
+        "decode": {"max_len_a": 0.5, "max_len_b": 3},
         "data": {"test": [{"src": "data/sample/test.de", "tgt": "data/sample/test.en"}]},
-    })  # fmt: skip
+    }
+    config = Config.model_validate(settings)
     model = build_model(config.model, tokenizer.src_vocab_size, tokenizer.tgt_vocab_size, seed=3)
     for parameter in model.parameters():
         if parameter.ndim == 1:

@@ -46,8 +46,8 @@ def _one_thread() -> None:
 
 
 def write_spm(path: Path, lang: str) -> list[str]:
-    """Train a SentencePiece model with its default special ids, like those of OPUS-MT, and return its
-    pieces.
+    """Train a SentencePiece model with its default special ids, like those of OPUS-MT, and return
+    its pieces.
     """
     import sentencepiece
 

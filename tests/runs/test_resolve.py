@@ -77,8 +77,8 @@ def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
             {"precision": "fp32", "threads": 8},
             ("fp32", 8),
             [
-                "threads: 8 as before, but this machine has only 4 cores; threads=4 is faster here, "
-                "but changes rounding, so results are not bit-identical"
+                "threads: 8 as before, but this machine has only 4 cores; threads=4 is faster "
+                "here, but changes rounding, so results are not bit-identical"
             ],
         ),
         ({"threads": 8}, {"precision": "fp32", "threads": 8}, ("fp32", 8), []),

@@ -1,5 +1,5 @@
-"""A run and its folder: no earlier run is overwritten unless asked, and nothing is lost when disk or
-memory run out.
+"""A run and its folder: an earlier run is overwritten only on request, and nothing is lost when
+disk or memory run out.
 """
 
 import json
@@ -229,9 +229,13 @@ def test_out_of_memory_names_a_size_that_fits(
 ) -> None:
     config = small_yaml(tmp_path)
     options = (
-        "model.d_model=256", "model.d_ff=1024", "batching.max_tokens=32768",
-        "train.grad_accum_steps=1", "threads=1", f"precision={precision}",
-    )  # fmt: skip
+        "model.d_model=256",
+        "model.d_ff=1024",
+        "batching.max_tokens=32768",
+        "train.grad_accum_steps=1",
+        "threads=1",
+        f"precision={precision}",
+    )
     command = [sys.executable, "-c", OUT_OF_MEMORY, "train", str(config), *options]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
