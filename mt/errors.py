@@ -1,17 +1,16 @@
-"""What a user can fix: each error says where, what was found and what to do, and knows its exit
-code.
+"""The errors that mt reports to the user.
+
+Each message says where the error is, what was found, and what to do about it.
 """
 
 from collections.abc import Iterable
 
 
 class MTError(Exception):
-    """Base of all errors shown to a user without a traceback; `exit_code` is what the command line
-    exits with.
-    """
+    """Base class of the errors that the command line prints without a traceback."""
 
-    exit_code = 1
-    is_told = False  # whether another process has told the user
+    exit_code = 1  # of the command line
+    is_reported = False  # whether another process has already printed the message
 
 
 class ConfigError(MTError):
@@ -21,29 +20,27 @@ class ConfigError(MTError):
 
 
 class DataError(MTError):
-    """Text that cannot be read, does not match its other side, or does not suffice."""
+    """Text that cannot be read, does not match its other language, or is too short."""
 
     exit_code = 2
 
 
 class CheckpointError(MTError):
-    """A model folder or checkpoint that is missing, damaged or of another kind."""
+    """A model folder or checkpoint that is missing, damaged, or not suitable for this use."""
 
 
 class ExportError(MTError):
-    """A model that a target format cannot express, or whose export does not translate as the model
-    does.
-    """
+    """A model that the target format cannot express, or an export that translates differently."""
 
 
 class DivergedError(MTError):
-    """Training left the numbers: the loss or the gradients are no longer finite."""
+    """Training has diverged: the loss or the gradients are not finite."""
 
     exit_code = 3
 
 
 class RankError(MTError):
-    """What another rank raised; `kind` is the class of that."""
+    """An error that was raised on another rank; `kind` is the name of its class there."""
 
     def __init__(self, message: str, exit_code: int = 1, kind: str = "") -> None:
         super().__init__(message)
@@ -51,11 +48,14 @@ class RankError(MTError):
 
 
 class RankLostError(MTError):
-    """Another rank was killed, or has fallen silent."""
+    """Another rank was killed or has stopped responding."""
 
 
 class Interrupted(MTError):
-    """A signal asked the run to stop; 130 after SIGINT, 143 after SIGTERM, with everything saved."""
+    """A signal stopped the run after everything was saved.
+
+    The exit code is 130 after SIGINT and 143 after SIGTERM.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -63,14 +63,14 @@ class Interrupted(MTError):
 
 
 def exit_code(error: BaseException) -> int:
-    """What the process will exit with because of `error`."""
+    """Return the exit code of a process that ends with `error`."""
     if isinstance(error, MTError):
         return error.exit_code
     if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code  # SIGTERM while preparing
+        return error.code  # raised when SIGTERM arrives while data is being prepared
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def listed(head: str, lines: Iterable[str]) -> str:
-    """A message with several reasons, one per line."""
-    return "\n".join([head, *(f"  {line}" for line in lines)])
+def join_reasons(head: str, reasons: Iterable[str]) -> str:
+    """Return a message that lists several reasons, one per line, below `head`."""
+    return "\n".join([head, *(f"  {reason}" for reason in reasons)])

@@ -124,7 +124,7 @@ def _run() -> NoReturn:
     try:
         build_app()()
     except MTError as error:
-        _fail("" if error.is_told else str(error), error.exit_code)
+        _fail("" if error.is_reported else str(error), error.exit_code)
     except BrokenPipeError:
         # The reader has left (`| head`): nothing to say.
         _flush_nothing()

@@ -19,7 +19,7 @@ from mt.convert.extras import check_is_new, import_extra
 from mt.convert.proof import Translated, by_source_length, output_limit
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
-from mt.errors import ExportError, listed
+from mt.errors import ExportError, join_reasons
 from mt.files import atomic_dir
 from mt.model.layers import sinusoids
 
@@ -43,7 +43,7 @@ def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
     """
     check_is_new(out)
     if reasons := refusals(loaded, format):
-        raise ExportError(listed(f"{loaded.folder}: cannot be exported as {format}", reasons))
+        raise ExportError(join_reasons(f"{loaded.folder}: cannot be exported as {format}", reasons))
     with atomic_dir(out) as temporary:
         weights = _weights(loaded, format)
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})

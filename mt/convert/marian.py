@@ -19,7 +19,7 @@ from torch import Tensor
 from mt.artifacts import ModelFolder
 from mt.config import Config
 from mt.data.tokenizer import BOS_ID, JOINT_FILE, SRC_FILE, TABLE_FILE, TGT_FILE, Tokenizer
-from mt.errors import CheckpointError, listed
+from mt.errors import CheckpointError, join_reasons
 from mt.files import atomic_dir
 from mt.model.transformer import build_model
 
@@ -100,7 +100,7 @@ def read_marian(folder: Path) -> MarianFolder:
     if (folder / "target_vocab.json").exists():
         tgt_pieces = _vocabulary(folder / "target_vocab.json", reasons)
     if reasons:
-        raise CheckpointError(listed(f"{folder}: cannot be imported", reasons))
+        raise CheckpointError(join_reasons(f"{folder}: cannot be imported", reasons))
     generation, tokenizer = (
         _json(folder / name) if (folder / name).exists() else {}
         for name in ("generation_config.json", "tokenizer_config.json")
@@ -139,7 +139,7 @@ def _check_sizes(source: MarianFolder, folder: Path) -> None:
         if (config.get(key) or size) != size
     ]
     if wrong:
-        raise CheckpointError(listed(f"{folder}: vocabulary and weights do not match", wrong))
+        raise CheckpointError(join_reasons(f"{folder}: vocabulary and weights do not match", wrong))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _weights(
             weights[name] = weight
     if reasons:
         head = f"{folder}: weights and config.json do not match"
-        raise CheckpointError(listed(head, reasons[:8]))
+        raise CheckpointError(join_reasons(head, reasons[:8]))
     if source.special.start == source.special.pad:
         weights["output_bias"][BOS_ID] = NEVER
     return weights

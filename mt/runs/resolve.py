@@ -15,7 +15,7 @@ from mt.artifacts import ModelFolder, RunFolder, find_model
 from mt.config import AUTO, Config, ResolvedRun, flatten, resume_policy, with_defaults_of
 from mt.data.prepare import Prepared, prepare
 from mt.data.store import LengthQuantiles
-from mt.errors import ConfigError, listed
+from mt.errors import ConfigError, join_reasons
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
 from mt.runtime.device import NAMES, Compute, has_native_bf16, set_up_compute
 from mt.runtime.environment import num_cores
@@ -65,7 +65,7 @@ def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[st
     refused = [key for key in changed if resume_policy(Config, key) == "fixed"]
     if refused:
         raise ConfigError(
-            listed(
+            join_reasons(
                 f"{run}: this run was started with other settings:",
                 [changes[key] for key in refused],
             )

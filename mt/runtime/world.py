@@ -228,7 +228,7 @@ class World:
             if is_known:
                 self.presence.leave()
             if isinstance(error, MTError):
-                error.is_told = not self.presence.speaks and (
+                error.is_reported = not self.presence.speaks and (
                     is_known or isinstance(error, RankLostError)
                 )
             raise
