@@ -1,1 +1,1 @@
-"""The Transformer encoder-decoder, its parts, and the state of its decoder."""
+"""The Transformer encoder-decoder, its layers, and the state of its decoder."""

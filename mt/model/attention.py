@@ -1,10 +1,13 @@
-"""Multi-head attention, and the ways to attend: padded or packed sentences, and in the open.
+"""Multi-head attention, and the different ways to compute it.
 
-A layer projects queries, keys and values and hands them to an `Attention`; it does not know which.
-Two more ways belong to others: over the decoder's caches (mt.model.state), and in a graph
-(mt.convert.onnx). Everything outside sees a flat [tokens, d_model]. Padded sentences stand in it
-time first (the first token of each, then the second, ...), so that their heads become the
-[batch x heads, length, head_dim] of a batched product without a copy.
+A layer projects its input to queries, keys and values and hands them to an `Attention`. The layer
+does not know which one: for padded sentences, for packed sentences, or one that records its
+weights. Two more are defined elsewhere: over the decoder's cache (mt.model.state) and in an
+exported graph (mt.convert.onnx).
+
+Layers see tokens as a flat [tokens, d_model]. Padded sentences are stored with time first (the
+first token of every sentence, then the second of every sentence, ...), so that their heads form
+the [batch x heads, length, head_dim] of a batched product without a copy.
 """
 
 from abc import abstractmethod
@@ -23,21 +26,19 @@ from mt.model.linear import Linear, pack_linear
 
 
 class Attention(Protocol):
-    """How the layers of a stack attend; each calls `attend` once, the first layer first."""
+    """How the layers of a stack attend. Each layer calls `attend` once, in order."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """softmax(Q K^T x scale) V of heads [tokens, num_heads, head_dim]; gives [tokens, num_heads
-        x head_dim].
+        """Return softmax(Q K^T x scale) V [tokens, num_heads x head_dim].
 
-        An attention that has keys and values of its own looks at no others.
+        `q`, `k` and `v` are [tokens, num_heads, head_dim]. An attention that has stored keys and
+        values ignores `k` and `v`.
         """
 
 
 class MultiHeadAttention(nn.Module):
-    """softmax(Q K^T / sqrt(head_dim)) V in `num_heads` subspaces (Vaswani et al. 2017, section
-    3.2).
-    """
+    """softmax(Q K^T / sqrt(head_dim)) V in each of `num_heads` heads (Vaswani et al. 2017, 3.2)."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -47,17 +48,17 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
-        # It shifts all scores of a query alike, which the softmax does not see: its gradient is
-        # zero but for rounding, and Adam would make steps of full length of that.
+        # The key bias adds the same number to all scores of a query, which softmax cancels. Its
+        # gradient is only rounding error, which Adam would turn into steps of full size.
         self.k_proj.bias.requires_grad_(False)
         self.dropout = Dropout(dropout)
-        self.packed: dict[str, Linear] = {}  # projections by their letters, once they are packed
+        self.packed: dict[str, Linear] = {}  # packed projections by their letters, see `pack`
 
     def forward(self, query: Tensor, memory: Tensor | None, attention: Attention) -> Tensor:
-        """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model], or, without
-        it, to what `attention` has.
+        """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model].
 
-        Gives the shape of `query`.
+        `memory` is None if `attention` has stored keys and values. The result has the shape of
+        `query`.
         """
         if query is memory:
             q, k, v = self.heads(query, "qkv")
@@ -68,19 +69,19 @@ class MultiHeadAttention(nn.Module):
         return context
 
     def heads(self, x: Tensor, names: str) -> tuple[Tensor, ...]:
-        """The projections `names` (letters of qkv) of `x` [tokens, d_model] as one product, each
-        [tokens, num_heads, head_dim].
+        """Compute several projections of `x` [tokens, d_model] in one product.
+
+        `names` has a letter for each: q, k or v. The results are [tokens, num_heads, head_dim].
         """
         project = self.packed.get(names)
         product = F.linear(x, *self.fused(names)) if project is None else project(x)
         return product.view(-1, self.num_heads, len(names), self.head_dim).unbind(2)
 
     def fused(self, names: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of several projections as one, whose output is [..., num_heads,
-        projections, head_dim].
+        """Return one weight and one bias for several projections.
 
-        The rows of the weights alternate head by head, so that each result's heads lie at one
-        distance in memory.
+        Their output is [..., num_heads, projections, head_dim]. The projections alternate within
+        each head, so that the heads of one projection have a constant stride in memory.
         """
         layers: list[nn.Linear] = [getattr(self, f"{name}_proj") for name in names]
         shape = (self.num_heads, self.head_dim)
@@ -89,10 +90,10 @@ class MultiHeadAttention(nn.Module):
         return weight.flatten(0, 2), bias.flatten()
 
     def pack(self, dtype: torch.dtype, names: tuple[str, ...], scale_queries: bool) -> None:
-        """Let packed projections take the place of the layers; `names` says which of them are one
-        product.
+        """Replace the input projections by packed ones, to translate faster.
 
-        With `scale_queries` the scale of attention goes into the weights of the queries.
+        `names` lists the projections that are computed together. With `scale_queries`, the query
+        weights are multiplied by the scale of attention.
         """
         for group in names:
             weight, bias = self.fused(group)
@@ -108,38 +109,41 @@ class MultiHeadAttention(nn.Module):
 
 @dataclass(frozen=True)
 class PaddedAttention:
-    """Over sentences padded on the right to one length, time first: token i belongs to sentence i %
-    batch.
+    """Attention over sentences that are padded on the right to the same length.
+
+    Time comes first: token i belongs to sentence i % batch.
     """
 
     batch: int
-    # 0 where attention is allowed, else -inf: [batch or 1, tgt_len or 1, src_len].
+    # [batch or 1, tgt_len or 1, src_len]: 0 where attention is allowed, else -inf. None: all 0.
     bias: Tensor | None
 
     @classmethod
     def of(cls, batch: int, allowed: Tensor | None) -> "PaddedAttention":
-        """From a boolean mask, True where attention is allowed, [batch or 1, tgt_len or 1,
-        src_len].
+        """Build from a mask that is True where attention is allowed, or None for everywhere.
+
+        The mask is [batch or 1, tgt_len or 1, src_len].
         """
         return cls(batch, None if allowed is None else attention_bias(allowed))
 
     @classmethod
     def over(cls, src: Tensor, src_mask: Tensor | None) -> "PaddedAttention":
-        """To sources [batch, src_len], where `src_mask` of the same shape is True."""
+        """Return attention to sources [batch, src_len]; `src_mask` is False for padding."""
         return cls.of(len(src), None if src_mask is None else src_mask[:, None])
 
     @classmethod
     def causal(cls, ids: Tensor) -> "PaddedAttention":
-        """Of targets `ids` [batch, length]: nobody looks ahead. As they are padded on the right, no
-        real position sees padding.
+        """Return the self-attention of targets `ids` [batch, length]: no position sees a later one.
+
+        Targets are padded on the right, so this also hides padding from real tokens.
         """
         steps = torch.arange(ids.shape[1], device=ids.device)
         return cls.of(len(ids), (steps <= steps[:, None])[None])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """On CPU two batched products beat PyTorch's fused kernel at sentence length: its backward
-        pass is slow.
-        """
+        """See `Attention.attend`."""
+        # On a CPU, two batched products are faster than PyTorch's fused kernel for sentences,
+        # because the backward pass of the kernel is slow.
         if q.device.type != "cpu":
             return self._fused(q, k, v, scale, dropout)
         num_heads, head_dim = q.shape[1:]
@@ -147,8 +151,7 @@ class PaddedAttention:
             x.reshape(-1, self.batch * num_heads, head_dim).transpose(0, 1) for x in (q, k, v)
         )
         if q.dtype != torch.float32:
-            # oneDNN, which multiplies these types, would copy them in each of the products that
-            # read them.
+            # oneDNN multiplies these types, and would copy operands with strides in every product.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         scores = torch.bmm(q, k.transpose(1, 2))  # [batch x heads, tgt_len, src_len]
         if self.bias is None:
@@ -170,27 +173,26 @@ class PaddedAttention:
         )
 
     def by_sentence(self, x: Tensor) -> Tensor:
-        """Heads [tokens, num_heads, head_dim] as [batch, num_heads, length, head_dim]."""
+        """Reshape heads [tokens, num_heads, head_dim] to [batch, num_heads, length, head_dim]."""
         return x.unflatten(0, (-1, self.batch)).permute(1, 2, 0, 3)
 
     def flat(self, context: Tensor) -> Tensor:
-        """What was attended to [batch, num_heads, length, head_dim] as [tokens, num_heads x
-        head_dim].
-        """
+        """Reshape [batch, num_heads, length, head_dim] to [tokens, num_heads x head_dim]."""
         return context.permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """As `padded` has it, in the open; `watch` sees the weights [batch, num_heads, tgt_len,
-    src_len] of each layer.
+    """The same attention as `padded`, but its weights are passed to a function.
+
+    `watch` is called for each layer, with weights [batch, num_heads, tgt_len, src_len].
     """
 
     padded: PaddedAttention
     watch: Callable[[Tensor], object]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """Without a kernel that keeps its weights to itself."""
+        """See `Attention.attend`. Fused kernels do not return weights, so none is used here."""
         q, k, v = (self.padded.by_sentence(x) for x in (q, k, v))
         scores = q @ k.transpose(2, 3) * scale
         if self.padded.bias is not None:
@@ -202,24 +204,25 @@ class RecordedAttention:
 
 @dataclass(frozen=True)
 class PackedAttention:
-    """Over sentences one after the other, without padding: flash attention on CUDA, which takes
-    half precision and no attention dropout.
+    """Attention over sentences that are stored one after the other, without padding.
+
+    On CUDA this is flash attention, which needs half precision and has no attention dropout.
     """
 
-    tgt_offsets: Tensor  # [batch + 1] int32, where each query's sentence begins, and the end
-    src_offsets: Tensor  # the same of keys and values
+    tgt_offsets: Tensor  # [batch + 1] int32: where each sentence of queries begins, then the end
+    src_offsets: Tensor  # the same for keys and values
     max_tgt_len: int
     max_src_len: int
     causal: bool
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """Within each sentence alone."""
+        """See `Attention.attend`. A token only sees tokens of its own sentence."""
         assert not (dropout.training and dropout.p), (
-            "flash attention has no dropout; such batches are padded"
+            "flash attention has no dropout; batches with dropout must be padded"
         )
         kernel = varlen_attn if q.device.type == "cuda" else varlen_reference
         window = (-1, 0) if self.causal else (-1, -1)
-        assert scale == q.shape[-1] ** -0.5, "the kernel's own"
+        assert scale == q.shape[-1] ** -0.5, "the kernel's default scale"
         lengths = self.tgt_offsets, self.src_offsets, self.max_tgt_len, self.max_src_len
         context = kernel(q, k, v, *lengths, window_size=window)
         assert isinstance(context, Tensor)
@@ -227,5 +230,5 @@ class PackedAttention:
 
 
 def attention_bias(allowed: Tensor) -> Tensor:
-    """What is added to scores of attention: 0 where `allowed`, else -inf."""
+    """Return what is added to attention scores: 0 where `allowed`, else -inf."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))

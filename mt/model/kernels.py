@@ -1,5 +1,6 @@
-"""What a GPU does differently where it can: packed batches and compiled layers; where it cannot,
-one warning says why.
+"""Faster ways to compute on a GPU: packed batches for flash attention, and compiled layers.
+
+If a GPU cannot use one of them, a warning says why, and the slower way is used.
 """
 
 import importlib.util
@@ -19,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def packs(config: ModelConfig, compute: Compute) -> bool:
-    """Whether training batches are packed for flash attention; if a GPU cannot, a warning says why.
+    """Whether training batches are packed for flash attention. Warns if a GPU cannot do it.
 
-    Flash attention needs half precision, an Ampere GPU or later, heads of certain sizes, and no
-    dropout of attention weights. A deterministic run pads too:
-    `mt.runtime.device.make_deterministic`.
+    Flash attention needs half precision, an Ampere GPU or later, certain head sizes, and no
+    attention dropout. Deterministic runs do not use it (see
+    `mt.runtime.device.make_deterministic`).
     """
     if compute.device.type != "cuda" or compute.is_deterministic:
         return False
@@ -32,23 +33,24 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     obstacles = {
         "precision: fp32": compute.dtype == torch.float32,
         f"model.attention_dropout: {config.attention_dropout}": config.attention_dropout > 0,
-        f"a GPU of compute capability {major}.{minor} (8.0, Ampere, or later will do)": major < 8,
-        f"heads of {head_dim} (d_model / num_heads; multiples of 8 up to 256 will do)": head_dim % 8
-        != 0
-        or head_dim > 256,
+        f"compute capability {major}.{minor} (it needs 8.0, Ampere, or later)": major < 8,
+        f"a head size (d_model / num_heads) of {head_dim} (it needs a multiple of 8 up to 256)": (
+            head_dim % 8 != 0 or head_dim > 256
+        ),
     }
-    found = [what for what, there in obstacles.items() if there]
-    if found:
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if reasons:
         logger.warning(
-            "batches are padded, which is slower than packed: flash attention cannot do %s",
-            ", ".join(found),
+            "batches are padded, which is slower than packing: flash attention does not support %s",
+            ", ".join(reasons),
         )
-    return not found
+    return not reasons
 
 
 def compile_layers(layers: Iterable[nn.Module], compute: Compute) -> None:
-    """Compile each layer for batches of any size; without a compiler, warn and leave them as they
-    are.
+    """Compile each layer on a GPU, for batches of any size.
+
+    Without a compiler, warn and leave the layers as they are.
     """
     if compute.device.type != "cuda":
         return
@@ -62,7 +64,7 @@ def compile_layers(layers: Iterable[nn.Module], compute: Compute) -> None:
 
 
 def missing_compiler() -> str | None:
-    """What `torch.compile` would need on a GPU and does not find, or None."""
+    """Return what `torch.compile` is missing on a GPU, or None if it has all it needs."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton"
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
@@ -81,8 +83,9 @@ def varlen_reference(
     *,
     window_size: tuple[int, int],
 ) -> Tensor:
-    """`varlen_attn` for devices without its kernel, sequence by sequence: to test with, not to be
-    fast.
+    """Compute what `varlen_attn` computes, one sequence at a time, on any device.
+
+    This is for tests and for devices without the kernel; it is slow.
     """
     tgt_lens, src_lens = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
     sequences = zip(query.split(tgt_lens), key.split(src_lens), value.split(src_lens), strict=True)

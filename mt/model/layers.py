@@ -1,4 +1,4 @@
-"""The position-wise parts: dropout, activations, scaled embeddings with sinusoidal positions."""
+"""Position-wise layers: dropout, activations, embeddings with sinusoidal positions."""
 
 import math
 from collections.abc import Callable
@@ -16,16 +16,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Dropout(nn.Module):
-    """Zeroes a share `p` of the values in training and scales up the rest.
+    """In training, sets a fraction `p` of the values to zero and scales up the rest.
 
-    On CPU the mask comes from random bytes, some twenty times faster than PyTorch's `bernoulli_`
-    draws it; `p` is then rounded to the nearest k/256, and the scale is that of the rounded value.
+    On a CPU the mask is made from random bytes, about twenty times faster than PyTorch's
+    `bernoulli_`. `p` is then rounded to the nearest k/256, and the scale is computed from the
+    rounded value.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self._dropped = min(round(p * 256), 255)  # of 256 values of a byte
+        self._dropped = min(round(p * 256), 255)  # how many of the 256 byte values mean: drop
         self.scale = 256 / (256 - self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class Dropout(nn.Module):
         return (x * self.mask(x)).mul(self.scale)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + dropout(x)."""
+        """Return residual + dropout(x)."""
         if not self.training:
             return residual + x
         if not self.drops(x):
@@ -44,23 +45,21 @@ class Dropout(nn.Module):
         return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
-        """Whether `x` is to be multiplied by a `mask`, rather than go through PyTorch's own dropout
-        or none.
-        """
+        """Whether `mask` is used for `x`. If not, PyTorch's dropout is used, or none."""
         return self.training and self.p > 0 and x.device.type == "cpu"
 
     def mask(self, x: Tensor) -> Tensor:
-        """A draw in the shape and type of `x`: 0 where a value is dropped, else 1; `scale` is no
-        number that bf16 could hold.
+        """Draw a mask with the shape and dtype of `x`: 0 for values that are dropped, else 1.
+
+        The mask does not contain `scale`, because bf16 could not represent it exactly.
         """
-        keep = random_bytes(x.numel()).ge_(
-            self._dropped
-        )  # in place it stays uint8: a boolean result takes ten times as long
+        # In place, so that the result stays uint8: a boolean result takes ten times as long.
+        keep = random_bytes(x.numel()).ge_(self._dropped)
         return keep.view(x.shape).to(x.dtype)
 
 
 class Activation(nn.Module):
-    """The activation of the feed-forward block, then dropout."""
+    """The activation of the feed-forward block, followed by dropout."""
 
     def __init__(self, name: str, dropout: float) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class Activation(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `x`, which may be overwritten."""
+        """Apply activation and dropout to `x`, which may be overwritten."""
         if self.name == "relu" and self.dropout.drops(x):
             dropped: Tensor = _DroppedReLU.apply(x, self.dropout.mask(x), self.dropout.scale)
             return dropped
@@ -78,8 +77,10 @@ class Activation(nn.Module):
 
 
 class _DroppedReLU(torch.autograd.Function):
-    """relu(x) * mask * scale in place; where the result is above zero is where the gradient goes,
-    so neither `x` nor the mask is kept.
+    """relu(x) * mask * scale, in place.
+
+    The gradient is passed on where the result is above zero, so the backward pass needs neither
+    `x` nor the mask.
     """
 
     @staticmethod
@@ -97,13 +98,13 @@ class _DroppedReLU(torch.autograd.Function):
 
 
 def random_bytes(count: int) -> Tensor:
-    """`count` uniform bytes (uint8) from torch's CPU generator, eight from each draw."""
+    """Return `count` uniform random bytes (uint8) from torch's CPU generator, eight per draw."""
     words = torch.empty(-(-count // 8), dtype=torch.int64)
     return words.random_(-(2**63), None).view(torch.uint8)[:count]
 
 
 class Embedding(nn.Module):
-    """Token vectors times sqrt(d_model), plus positions: what enters the first layer."""
+    """Token embeddings times sqrt(d_model), plus sinusoidal positions, then dropout."""
 
     def __init__(self, vocab_size: int, d_model: int, dropout: float) -> None:
         super().__init__()
@@ -113,15 +114,16 @@ class Embedding(nn.Module):
         self._sinusoids = torch.empty(0, d_model, device="cpu")
 
     def forward(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
-        """Embed ids [...] at `positions` [...] or one for all, below `length`; gives [...,
-        d_model].
+        """Return the embeddings [..., d_model] of ids [...].
+
+        `positions` [...] are below `length`; an integer is the position of all ids.
         """
         table = self.positions(length)
         x = torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
         return self.dropout(x) if self.training else x
 
     def positions(self, length: int) -> Tensor:
-        """At least `length` rows of sinusoids; kept and grown, and no part of the weights."""
+        """Return at least `length` rows of sinusoids. They are cached, and are not parameters."""
         device = self.weight.device
         if len(self._sinusoids) < length or self._sinusoids.device != device:
             rows = max(256, 1 << (length - 1).bit_length())
@@ -130,8 +132,9 @@ class Embedding(nn.Module):
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
-    """Position vectors [length, d_model] of Vaswani et al. 2017, section 3.5, in Marian's layout:
-    all sines, then all cosines.
+    """Return the position vectors [length, d_model] of Vaswani et al. 2017, section 3.5.
+
+    The layout is Marian's: first all sines, then all cosines.
     """
     rates = torch.exp(
         torch.arange(d_model // 2, dtype=torch.float64) * (-math.log(10_000) * 2 / d_model)

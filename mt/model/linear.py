@@ -1,28 +1,27 @@
-"""Linear layers as translating uses them: packed once, in the precision of the computation."""
+"""Linear layers for translating: their weights are packed once, in the chosen precision."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-TINY = 1e-30  # in place of a scale of zero
+TINY = 1e-30  # the smallest scale, to avoid division by zero
 Linear = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """The layer x W^T + b of `weight` [out, in] and `bias` [out], computed in `dtype`: fp32, bf16,
-    fp16, or int8.
+    """Return the layer x W^T + b for `weight` [out, in] and `bias` [out].
+
+    It computes in `dtype`: fp32, bf16, fp16 or int8.
     """
     return Int8Linear(weight, bias) if dtype == torch.int8 else DenseLinear(weight, bias, dtype)
 
 
 class DenseLinear:
-    """In floating point; gives `dtype`, whatever comes in."""
+    """A floating-point layer. Its output has the dtype of its weights, whatever its input has."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = (
-            weight.to(dtype).t().contiguous()
-        )  # the faster way round for a few rows on a CPU
+        self.weight = weight.to(dtype).t().contiguous()  # [in, out]: faster for few rows on a CPU
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -35,15 +34,16 @@ class DenseLinear:
 
 
 class Int8Linear:
-    """Weights of 8 bits scaled per output, inputs of 7 bits scaled per row, exact sums of their
-    products; fp32 in and out.
+    """An int8 layer with fp32 input and output.
 
-    A row's scale comes from that row alone, so its neighbours make no difference. The seventh bit
-    is the most that processors without VNNI add up without overflow: on them two products share a
-    sum of 16 bits (2 x 127 x 127 fits), and all others are to agree.
+    Weights have 8 bits and a scale per output; inputs have 7 bits and a scale per row. The scale of
+    a row depends on that row alone, so other rows make no difference.
+
+    Inputs have only 7 bits because processors without VNNI add two products in 16 bits (2 x 127 x
+    127 fits), and all processors should give the same results.
     """
 
-    LEVELS = 63  # inputs become -63 to 63, and stand as 1 to 127 around 64
+    LEVELS = 63  # inputs are rounded to -63 to 63, and stored as 1 to 127
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         scale = weight.float().abs().amax(dim=1).clamp_min(TINY) / 127  # [out]
@@ -53,19 +53,19 @@ class Int8Linear:
         self.bias = None if bias is None else bias.float()
 
     def __getstate__(self) -> dict[str, Tensor | None]:
-        """For another process: the weights as they were before oneDNN packed them."""
+        """Return the state for another process, with weights that oneDNN has not packed."""
         return {**self.__dict__, "weight": self.weight.to_dense().t().contiguous()}
 
     def __setstate__(self, state: dict[str, Tensor]) -> None:
-        """Pack the weights again."""
+        """Restore the state and pack the weights again."""
         self.__dict__ = {**state, "weight": torch.ops.onednn.qlinear_prepack(state["weight"], None)}
 
     def __call__(self, x: Tensor) -> Tensor:
         largest = torch.maximum(
             x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)
         ).clamp_min_(TINY)
-        # The half makes cutting off decimals a rounding; PyTorch converts to signed bytes much
-        # faster than to unsigned ones.
+        # Adding 0.5 makes the conversion, which truncates, a rounding. Converting to int8 and
+        # viewing as uint8 is much faster than converting to uint8.
         rounded = (
             (x * (self.LEVELS / largest)).add_(self.LEVELS + 1.5).to(torch.int8).view(torch.uint8)
         )

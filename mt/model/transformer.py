@@ -1,9 +1,11 @@
-"""The encoder-decoder Transformer (Vaswani et al. 2017), with layer norm before or after each
-block.
+"""The encoder-decoder Transformer (Vaswani et al. 2017), with pre-norm or post-norm layers.
 
-What is unusual here: parameter names are those that fairseq and Hugging Face's Marian share, so an
-export is nearly a copy; positions are Marian's sinusoids; the output projection stands apart from
-`forward`, so that the loss can fuse it.
+What is unusual here:
+
+  - Parameter names are those that fairseq and Hugging Face's Marian share, which keeps exports
+    simple.
+  - Positions are Marian's sinusoids.
+  - `forward` stops before the output projection, so that the loss can fuse the two.
 """
 
 import copy
@@ -23,9 +25,7 @@ from mt.model.linear import Linear, pack_linear
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention at the start, the feed-forward block at
-    the end, dropout, norms.
-    """
+    """The common part of encoder and decoder layers: self-attention, feed-forward block, norms."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class Layer(nn.Module):
         self.activation = Activation(config.activation, config.activation_dropout)
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, block: Callable[[Tensor], Tensor]) -> Tensor:
-        """x + dropout(block(x)), with the layer norm before the block or after the sum."""
+        """Return x + dropout(block(x)), with layer norm before the block or after the sum."""
         if self.pre_norm:
             return self.dropout.add(x, block(norm(x)))
         return norm(self.dropout.add(x, block(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Two linear layers with an activation between them (section 3.3 of the paper)."""
+        """Apply two linear layers with an activation between them (section 3.3 of the paper)."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -55,7 +55,7 @@ class EncoderLayer(Layer):
     """Self-attention, then feed-forward."""
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        """x [tokens, d_model]."""
+        """Return the output [tokens, d_model] of the layer for `x` [tokens, d_model]."""
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, attention))
         return self.residual(x, self.final_layer_norm, self.feed_forward)
 
@@ -73,8 +73,9 @@ class DecoderLayer(Layer):
     def forward(
         self, x: Tensor, memory: Tensor | None, attention: Attention, cross: Attention
     ) -> Tensor:
-        """x [tokens, d_model] over `memory` [source tokens, d_model], or over what `cross` has of
-        it.
+        """Return the output [tokens, d_model] of the layer for `x` [tokens, d_model].
+
+        `memory` is [source tokens, d_model], or None if `cross` has stored its keys and values.
         """
         x = self.residual(x, self.self_attn_layer_norm, lambda y: self.self_attn(y, y, attention))
         x = self.residual(
@@ -94,7 +95,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
     def forward(self, src: Tensor, positions: Tensor, length: int, attention: Attention) -> Tensor:
-        """Memory [tokens, d_model] of ids `src` [tokens] at `positions` below `length`."""
+        """Return the memory [tokens, d_model] of ids `src` [tokens] at `positions` < `length`."""
         x = self.embed_tokens(src, positions, length)
         for layer in self.layers:
             x = _run(layer, self.recompute, x, attention)
@@ -120,8 +121,9 @@ class Decoder(nn.Module):
         attention: Attention,
         cross: Attention,
     ) -> Tensor:
-        """Hidden states [tokens, d_model] of ids `tgt_in` [tokens] at `positions` below `length`;
-        see `DecoderLayer`.
+        """Return the hidden states [tokens, d_model] of ids `tgt_in` [tokens].
+
+        `positions` are below `length`. For `memory` see `DecoderLayer`.
         """
         x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
@@ -135,7 +137,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
         super().__init__()
         if config.tie_embeddings == "all" and src_vocab_size != tgt_vocab_size:
-            raise ValueError("tie_embeddings `all` needs one vocabulary for both sides")
+            raise ValueError("tie_embeddings: all needs a joint vocabulary")
         dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         src_embedding = Embedding(src_vocab_size, config.d_model, dropout)
         tgt_embedding = (
@@ -146,17 +148,18 @@ class Transformer(nn.Module):
         self.config = config
         self.encoder = Encoder(config, src_embedding)
         self.decoder = Decoder(config, tgt_embedding)
-        own_output = config.tie_embeddings == "none"
+        is_untied = config.tie_embeddings == "none"
         self.output_projection = (
-            nn.Linear(config.d_model, tgt_vocab_size, bias=False) if own_output else None
+            nn.Linear(config.d_model, tgt_vocab_size, bias=False) if is_untied else None
         )
         self.output_bias = nn.Parameter(torch.zeros(tgt_vocab_size)) if config.output_bias else None
         self.packed_output: Linear | None = None
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier for linear layers, N(0, 1/d_model) for embeddings and output (as in fairseq),
-        zeros for biases.
+        """Draw initial weights as fairseq does.
+
+        Xavier for linear layers, N(0, 1/d_model) for embeddings and output, zero for biases.
         """
         for module in self.modules():
             if isinstance(module, Embedding) or module is self.output_projection:
@@ -166,10 +169,10 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor) -> Tensor:
-        """Hidden states [batch, tgt_len, d_model] that `project` turns into logits.
+        """Return the hidden states [batch, tgt_len, d_model], which `project` turns into logits.
 
-        `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids; `src_mask` [batch, src_len] is
-        True where a token stands.
+        `src` [batch, src_len] and `tgt_in` [batch, tgt_len] are ids. `src_mask` [batch, src_len]
+        is False for padding.
         """
         source = PaddedAttention.over(src, src_mask)
         causal = PaddedAttention.causal(tgt_in)
@@ -178,13 +181,13 @@ class Transformer(nn.Module):
     def attending(
         self, src: Tensor, tgt_in: Tensor, encoder: Attention, decoder: Attention, cross: Attention
     ) -> Tensor:
-        """`forward` with a way to attend for each kind of attention."""
+        """Like `forward`, with the given attention for encoder, decoder and cross-attention."""
         memory, tgt_len = self.encode_flat(src, encoder), tgt_in.shape[1]
         hidden = self.decoder(*_time_first(tgt_in), tgt_len, memory, decoder, cross)
         return hidden.unflatten(0, (tgt_len, len(src))).transpose(0, 1)
 
     def encode_flat(self, src: Tensor, attention: Attention) -> Tensor:
-        """Memory [src_len x batch, d_model], time first, of ids `src` [batch, src_len]."""
+        """Return the memory [src_len x batch, d_model], time first, of `src` [batch, src_len]."""
         memory: Tensor = self.encoder(*_time_first(src), src.shape[1], attention)
         return memory
 
@@ -197,8 +200,9 @@ class Transformer(nn.Module):
         tgt_offsets: Tensor,
         max_tgt_len: int,
     ) -> Tensor:
-        """`forward` without padding: ids one sentence after the other [tokens], offsets [batch + 1]
-        int32; gives [tokens, d_model].
+        """Like `forward`, for sentences that are stored one after the other, without padding.
+
+        Ids are [tokens], offsets [batch + 1] int32; returns hidden states [tokens, d_model].
         """
         source = PackedAttention(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
         memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
@@ -209,30 +213,32 @@ class Transformer(nn.Module):
         )
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
-        """Memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
+        """Return the memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
         source = PaddedAttention.over(src, src_mask)
         return self.encode_flat(src, source).unflatten(0, src.shape[::-1]).transpose(0, 1)
 
     def recompute(self, recompute: bool) -> None:
-        """Whether training keeps only what enters each layer and computes its inside again for the
-        gradients (Chen et al. 2016).
+        """Switch gradient checkpointing on or off (Chen et al. 2016).
+
+        Training then stores only the input of each layer, and computes the rest again in the
+        backward pass.
         """
         self.encoder.recompute = self.decoder.recompute = recompute
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
+        """Return the logits [..., tgt_vocab_size] of hidden states [..., d_model]."""
         if self.packed_output is not None:
             return self.packed_output(hidden)
         return F.linear(hidden, self.output_weight, self.output_bias)
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Those of the encoder, then those of the decoder."""
+        """All layers: first those of the encoder, then those of the decoder."""
         return [*self.encoder.layers, *self.decoder.layers]
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [tgt_vocab_size, d_model]: its own, or the target embedding."""
+        """The output matrix [tgt_vocab_size, d_model]; if tied, the target embedding."""
         return (
             self.decoder.embed_tokens.weight
             if self.output_projection is None
@@ -241,11 +247,10 @@ class Transformer(nn.Module):
 
 
 def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The same network as it translates: its linear layers packed, in fp32, bf16, fp16 or (on a
-    CPU) int8.
+    """Return a copy of a model whose linear layers are packed, to translate faster.
 
-    The residual stream stays in fp32. Norms and embeddings are the model's own; all else is a copy
-    of the weights as they are now.
+    `dtype` is fp32, bf16, fp16 or, on a CPU, int8; the residual stream stays in fp32. Norms and
+    embeddings are shared with the model; the other weights are copied.
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     ready = copy.deepcopy(model, shared).eval()
@@ -253,10 +258,10 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
         ready.packed_output = pack_linear(model.output_weight, model.output_bias, dtype)
         ready.output_projection = None
         for layer in ready.encoder.layers:
-            layer.self_attn.pack(dtype, ("qkv",), scale_queries=False)  # type: ignore[operator, union-attr]
+            layer.self_attn.pack(dtype, ("qkv",), scale_queries=False)  # type: ignore
         for layer in ready.decoder.layers:
-            layer.self_attn.pack(dtype, ("qkv",), scale_queries=True)  # type: ignore[operator, union-attr]
-            layer.encoder_attn.pack(dtype, ("q", "kv"), scale_queries=True)  # type: ignore[operator, union-attr]
+            layer.self_attn.pack(dtype, ("qkv",), scale_queries=True)  # type: ignore
+            layer.encoder_attn.pack(dtype, ("q", "kv"), scale_queries=True)  # type: ignore
         for module in list(ready.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
@@ -266,9 +271,7 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
 
 
 def _time_first(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids [batch, length] as [length x batch], the first of each sentence first, and their
-    positions.
-    """
+    """Return ids [batch, length] as [length x batch], time first, and their positions."""
     batch, length = ids.shape
     positions = torch.arange(length, device=ids.device)[:, None].expand(length, batch)
     return ids.t().flatten(), positions.flatten()
@@ -281,16 +284,15 @@ def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
 
 
 def _positions(ids: Tensor, offsets: Tensor) -> Tensor:
-    """The position of each of the packed `ids` in its sequence."""
-    starts = offsets[:-1].repeat_interleave(
-        offsets.diff(), output_size=len(ids)
-    )  # the size is given so that no GPU is waited for
+    """Return the position of each packed id in its sentence."""
+    # With `output_size`, the host need not wait for a GPU to compute the size.
+    starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(ids))
     return torch.arange(len(ids), device=ids.device) - starts
 
 
 def build_model(
     config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int, seed: int
 ) -> Transformer:
-    """A model with weights drawn from `seed`."""
+    """Return a new model with weights drawn from `seed`."""
     torch.manual_seed(seed)
     return Transformer(config, src_vocab_size, tgt_vocab_size)
