@@ -1,11 +1,11 @@
-"""The survival campaign: real runs killed, signalled, raced, cut off from the disk and fed with
-damaged files.
+"""The survival campaign: check that real runs survive kills, signals, full disks and damaged files.
 
 Usage: python scripts/campaign.py [PROMISE ...] [--full] [--folder DIR] [--jobs 2]
 
-Prints a table of promise, tries and kept, and exits 1 where one was not kept. Results are appended
-to DIR/results.jsonl as they come, and cases that stand there are not tried again: the same command
-goes on after an interruption. What a failed case left stays in DIR.
+Each promise is tried in many cases. The script prints a table with the number of tries per promise
+and how many of them kept it, and exits with code 1 if any did not. Each result is appended to
+DIR/results.jsonl at once. Cases with a result there are not repeated, so that the same command
+resumes after an interruption. The files of failed cases stay in DIR.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many cases as cores run at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one case per core runs at the same time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -47,7 +47,7 @@ PROMISES = (
 
 
 def main() -> None:
-    """Run what has not been run, and print the table."""
+    """Run the cases that have no result yet, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,23 +55,26 @@ def main() -> None:
         "promises",
         nargs="*",
         metavar="PROMISE",
-        help=f"of {', '.join(PROMISES)}; all where none is given",
+        help=f"any of {', '.join(PROMISES)} (default: all)",
     )
     parser.add_argument(
-        "--full", action="store_true", help="every try of the published table; a sample otherwise"
+        "--full", action="store_true", help="every case of the published table (default: a sample)"
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=None,
-        help="where runs and results go (default: a temporary folder)",
+        help="the folder for runs and results (default: a temporary one)",
     )
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="cases at the same time"
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="number of cases to run at the same time",
     )
     args = parser.parse_args()
     if unknown := set(args.promises) - set(PROMISES):
-        parser.error(f"no such promise: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown promise: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,10 +83,10 @@ def main() -> None:
 
 
 def campaign(folder: Path, promises: tuple[str, ...] | list[str], full: bool, jobs: int) -> int:
-    """Run the cases of `promises`, print the table, and give the number that were not kept."""
-    results, began = folder / "results.jsonl", time.perf_counter()
-    code = fingerprint_of_code()
-    done = read_results(results, code)
+    """Run the cases of `promises`, print the table, and return the number of failed cases."""
+    results, start = folder / "results.jsonl", time.perf_counter()
+    code = code_fingerprint()
+    problems = read_results(results, code)
     reference_run = folder / "warm"
     write_config(reference_run)
     reference(reference_run, "plain")
@@ -92,41 +95,39 @@ def campaign(folder: Path, promises: tuple[str, ...] | list[str], full: bool, jo
         (name, case)
         for name, module in modules.items()
         for case in module.cases(full)
-        if (name, case) not in done
+        if (name, case) not in problems
     ]
     for number, (name, case, problem) in enumerate(outcomes(folder, modules, todo, jobs), 1):
+        result = {"code": code, "promise": name, "case": case, "problem": problem}
         with results.open("a") as file:
-            file.write(
-                json.dumps({"code": code, "promise": name, "case": case, "problem": problem}) + "\n"
-            )
-        done[name, case] = problem
+            file.write(json.dumps(result) + "\n")
+        problems[name, case] = problem
         if problem:
             print(f"NOT KEPT  {name}: {case}: {problem}", flush=True)
         if number % 50 == 0:
-            print(
-                f"{number:,} of {len(todo):,} cases after {time.perf_counter() - began:,.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            seconds = time.perf_counter() - start
+            progress = f"{number:,} of {len(todo):,} cases after {seconds:,.0f} s"
+            print(progress, file=sys.stderr, flush=True)
     table = Table("promise", "tries", "kept")
-    failed = 0
+    num_failed = 0
     for name, module in modules.items():
-        problems = [done[name, case] for case in module.cases(full)]
-        failed += sum(map(bool, problems))
-        table.add_row(module.TITLE, f"{len(problems):,}", f"{problems.count(''):,}")
+        tried = [problems[name, case] for case in module.cases(full)]
+        num_failed += sum(map(bool, tried))
+        table.add_row(module.TITLE, f"{len(tried):,}", f"{tried.count(''):,}")
     Console().print(table)
-    return failed
+    return num_failed
 
 
-def fingerprint_of_code() -> str:
-    """Names what is being tried: results of other code do not count."""
+def code_fingerprint() -> str:
+    """Return a hash of the code under test; results of other code do not count."""
     files = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "tests/survival").rglob("*.py")})
     return fingerprint([path.read_text(encoding="utf-8") for path in files])
 
 
 def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
-    """What stands there from an earlier start with the same code; the file is left with whole lines
-    only.
+    """Return the problem of each (promise, case) that an earlier start of the campaign has run.
+
+    An incomplete last line is removed from the file. Exits if the results are those of other code.
     """
     lines = (
         [line for line in path.read_text().splitlines() if line.endswith("}")]
@@ -136,16 +137,16 @@ def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
     path.write_text("".join(f"{line}\n" for line in lines))
     results = [json.loads(line) for line in lines]
     if any(result["code"] != code for result in results):
-        raise SystemExit(f"{path}: results of other code; choose another folder")
+        raise SystemExit(f"{path}: these results are from other code; choose another folder")
     return {(result["promise"], result["case"]): result["problem"] for result in results}
 
 
 def outcomes(
     folder: Path, modules: dict[str, ModuleType], todo: list[tuple[str, str]], jobs: int
 ) -> Iterator[tuple[str, str, str]]:
-    """(promise, case, what was not kept) of each case, `jobs` at a time.
+    """Run the cases, `jobs` at a time, and yield (promise, case, problem) of each.
 
-    Threads are enough: what a case tries happens in children of a warm process.
+    Threads are enough, because the work of a case happens in child processes.
     """
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -153,14 +154,14 @@ def outcomes(
             pool.submit(outcome, modules[name], case, folder / f"{name}-{number}"): (name, case)
             for number, (name, case) in enumerate(todo)
         }
-        for ended in as_completed(cases):
-            yield *cases[ended], ended.result()
+        for future in as_completed(cases):
+            yield *cases[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def outcome(module: ModuleType, case: str, place: Path) -> str:
-    """What was not kept of one case, which has the folder `place` to itself."""
+    """Run one case in the empty folder `place`, and return how it broke its promise, or ""."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:

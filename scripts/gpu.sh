@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What a GPU has to say, in under nine minutes, without a network, installing nothing: training and
-# decoding speed, a plain Hugging Face loop on the same batches, and the tests that need a GPU.
+# Measures everything that needs a GPU: training and decoding speed, the training speed of a plain
+# Hugging Face loop on the same batches, and the GPU tests. Takes less than nine minutes, needs no
+# network, and installs nothing.
 #
 # Usage: [OUT=FOLDER] scripts/gpu.sh [DATA] [WHEELS]
-#   DATA    {train,val,test_2016_flickr}.{de,en}.gz of Multi30k (default: data/multi30k)
-#   WHEELS  packages that are missing here, as .whl files or unpacked; mt needs pydantic
-# OUT (default: gpu-results) gets summary.txt, results.jsonl, environment.json and log.txt. PYTHON
-# names the interpreter (torch 2.11 or later); MT_GPU_DEVICE=cpu rehearses all but the tests, small.
+#   DATA    folder with {train,val,test_2016_flickr}.{de,en}.gz of Multi30k (default: data/multi30k)
+#   WHEELS  folder with missing packages, as .whl files or unpacked (default: wheels)
+# The results are summary.txt, results.jsonl, environment.json and log.txt in OUT (default:
+# gpu-results). PYTHON is the interpreter; it needs torch 2.11 or later, and pydantic.
+# MT_GPU_DEVICE=cpu tries out everything but the tests on a CPU, with small sizes.
 set -uo pipefail
 out=$(realpath -m "${OUT:-gpu-results}")
 data=$(realpath -m "${1:-$(dirname "$0")/../data/multi30k}")
@@ -18,7 +20,7 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
 rm -f "$out"/{summary.txt,results.jsonl,environment.json,log.txt}
 
-for wheel in "$wheels"/*.whl; do  # compiled ones cannot be imported from a zip file
+for wheel in "$wheels"/*.whl; do  # unpacked, because compiled modules need real files
     [ ! -e "$wheel" ] || "$python" -m zipfile -e "$wheel" "$scratch/site"
 done
 export PYTHONPATH="$PWD:$scratch/site:$wheels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

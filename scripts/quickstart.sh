@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a scored translator: makes its own environment, trains German to English on the embedded corpus, scores the test set.
-# Usage: scripts/quickstart.sh [key.sub=value ...]   (about ten minutes on two CPU cores, most of it installing and training)
+# From nothing to a scored translation model: creates the environment, trains German to English on
+# the sample corpus in data/sample, and scores the test set.
+# Usage: scripts/quickstart.sh [key.sub=value ...]
+# Takes about ten minutes on two CPU cores, mostly for installing and training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -11,7 +13,8 @@ run=runs/quickstart
 
 echo
 echo "== Scores on data/sample/test"
-.venv/bin/mt evaluate "$run" --src data/sample/test.de --ref data/sample/test.en -o "$run/test.hyp.en"
+.venv/bin/mt evaluate "$run" --src data/sample/test.de --ref data/sample/test.en \
+    -o "$run/test.hyp.en"
 
 echo
 echo "== Ten translations"
@@ -19,7 +22,8 @@ echo "== Ten translations"
 import sys
 from pathlib import Path
 
-texts = [Path(name).read_text(encoding="utf-8").split("\n") for name in ("data/sample/test.de", "data/sample/test.en", sys.argv[1])]
+names = ("data/sample/test.de", "data/sample/test.en", sys.argv[1])
+texts = [Path(name).read_text(encoding="utf-8").split("\n") for name in names]
 for src, ref, hyp in list(zip(*texts))[:1000:100]:
     print(f"source      {src}\nreference   {ref}\ntranslation {hyp}\n")
 EOF

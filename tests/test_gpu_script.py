@@ -123,4 +123,4 @@ def test_a_summary_of_nothing_and_of_tests_alone() -> None:
     assert list(summary_lines({}, [])) == ["no environment.json"]
     counts = {"tests": 5.0, "failures": 1.0, "errors": 1.0, "skipped": 2.0, "time": 3.5}
     lines = list(summary_lines({"gpu": "a GPU"}, [{"part": "tests", **counts}]))
-    assert lines == ["gpu a GPU", "\ntests: 5, of them 2 failed, 2 skipped"]
+    assert lines == ["gpu a GPU", "\ntests: 5 in total, 2 failed, 2 skipped"]

@@ -1,11 +1,11 @@
 # ruff: noqa: E402
-"""What each change to the training step gains: target tokens/s with PyTorch's own operation in its
-place, one at a time.
+"""Measure how much each optimization of the training step gains.
 
 Usage: python scripts/bench/ablate.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
 
-Every measurement is a process of its own, and each round measures every variant once, so that a
-slow minute of the machine falls on all.
+One at a time, each optimization is replaced by PyTorch's own operation, and target tokens/s are
+compared. Every measurement runs in a separate process. Each round measures every variant once, so
+that a slow phase of the machine affects all of them alike.
 """
 
 from mt.runtime.environment import prepare_environment
@@ -29,12 +29,12 @@ from mt.config import load_config
 from mt.data.prepare import prepare
 from mt.train.trainer import trial
 
-WARMUP = 3
-VARIANTS = {"mt": (), **{kind: (kind,) for kind in PLAIN}, "all of these": tuple(PLAIN)}
+WARMUP = 3  # updates before the measurement
+VARIANTS = {"none": (), **{kind: (kind,) for kind in PLAIN}, "all of these": tuple(PLAIN)}
 
 
 def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_updates: int) -> float:
-    """Target tokens/s of a few updates."""
+    """Train for a few updates with these operations of PyTorch, and return target tokens/s."""
     config = load_config(config_path, overrides)
     with plain_pytorch(kinds):
         compute = device_module.set_up_compute(
@@ -50,7 +50,7 @@ def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_upd
 
 
 def main() -> None:
-    """Measure every variant in turn, and print medians of ratios."""
+    """Measure every variant in each round, and print the median ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,30 +67,21 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(args.rounds):
         for name, measured in rates.items():
-            command = [
-                sys.executable,
-                __file__,
-                args.config,
-                *args.overrides,
-                "--updates",
-                str(args.updates),
-                "--one",
-                name,
-            ]
-            measured.append(
-                float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            )
+            options = [*args.overrides, "--updates", str(args.updates), "--one", name]
+            command = [sys.executable, __file__, args.config, *options]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            measured.append(float(result.stdout))
     table = Table(
-        "PyTorch's own",
-        "target tokens/s, by round",
-        "mt is, median",
+        "replaced by PyTorch's own",
+        "target tokens/s per round",
+        "mt is faster by (median)",
         title=f"{args.config} {' '.join(args.overrides)}",
     )
     for name, measured in rates.items():
         ratio = statistics.median(
-            ours / theirs for ours, theirs in zip(rates["mt"], measured, strict=True)
+            mt / plain for mt, plain in zip(rates["none"], measured, strict=True)
         )
-        table.add_row(name, ", ".join(f"{value:,.0f}" for value in measured), f"{ratio:.2f} times")
+        table.add_row(name, ", ".join(f"{value:,.0f}" for value in measured), f"{ratio:.2f} x")
     Console().print(table)
 
 

@@ -1,13 +1,13 @@
-"""Training speed beside a busy neighbour: target tokens/s alone, beside a busy process, and beside
-one at nice 19.
+"""Measure how training slows down while another process uses the CPU.
 
-Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3] [--try
-NAME=VALUE ...]
+Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3]
+           [--try NAME=VALUE ...]
 
-The first row is `mt` as its command runs it; each --try is one more, with an environment variable
-(GOMP_SPINCOUNT, OMP_WAIT_POLICY) or a setting of the configuration (threads=1) of its own. Every
-measurement is a process of its own that meets the three situations one after the other with the
-same updates, so that its ratios are of one minute. The neighbour is an endless loop in Python.
+Target tokens/s are measured alone, next to a busy process, and next to a busy process at nice 19.
+The busy process is an endless loop in Python. The first row of the table is `mt` as it is. Each
+--try adds a row with one change: an environment variable (GOMP_SPINCOUNT, OMP_WAIT_POLICY) or a
+configuration option (threads=1). Each row is measured in a separate process, which trains on the
+same updates in all three situations within a short time, so that their ratios can be trusted.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from collections.abc import Iterator
 
 from mt.runtime.environment import prepare_environment
 
-SITUATIONS = {"alone": None, "busy": 0, "nice 19": 19}
-WARMUP = 4
+SITUATIONS = {"alone": None, "busy": 0, "nice 19": 19}  # the niceness of the busy process
+WARMUP = 4  # updates before the measurement
 
 
 @contextlib.contextmanager
-def neighbour(nice: int | None) -> Iterator[None]:
-    """One busy process of this priority while the block runs; none for None."""
+def busy_process(nice: int | None) -> Iterator[None]:
+    """Run a busy process of this niceness during the block, or nothing if `nice` is None."""
     if nice is None:
         yield
         return
@@ -40,7 +40,7 @@ def neighbour(nice: int | None) -> Iterator[None]:
 
 
 def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[str, float]:
-    """Target tokens/s by situation."""
+    """Return target tokens/s by situation."""
     prepare_environment()
     import logging
 
@@ -56,37 +56,34 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
     compute = set_up_compute(config.device, config.precision, config.threads, for_training=True)
     with trial(config, prepare(config), compute) as trainer:
         with contextlib.closing(trainer.loader.updates()) as updates:  # type: ignore[type-var]
-            drawn = [next(updates) for _ in range(num_updates)]
-        for update in drawn[:WARMUP]:
+            sample = [next(updates) for _ in range(num_updates)]
+        for update in sample[:WARMUP]:
             trainer.train_step(update).read()
         rates = {}
         for name, nice in SITUATIONS.items():
-            with neighbour(nice):
-                rates[name] = speed(trainer, iter(drawn).__next__, num_updates)[0]
+            with busy_process(nice):
+                rates[name] = speed(trainer, iter(sample).__next__, num_updates)[0]
     return rates
 
 
-def started(args: argparse.Namespace, change: str) -> dict[str, float]:
-    """`measure` in a process of its own, with one change."""
+def measure_in_subprocess(args: argparse.Namespace, change: str) -> dict[str, float]:
+    """Call `measure` in a new process, with one change, or with none if `change` is empty."""
     is_variable = change.partition("=")[0].isupper()
+    environment = ["env", change] if is_variable else []
     overrides = [*args.overrides, *([change] if change and not is_variable else [])]
-    command = [
-        *(["env", change] if is_variable else []),
-        sys.executable,
-        __file__,
-        args.config,
-        *overrides,
-        "--updates",
-        str(args.updates),
-        "--one",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    options = [args.config, *overrides, "--updates", str(args.updates), "--one"]
+    result = subprocess.run(
+        [*environment, sys.executable, __file__, *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rates: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return rates
 
 
 def main() -> None:
-    """Measure each setting in turn, round by round, and print medians and the ratios to `alone`."""
+    """Measure every setting in each round, and print medians and the ratios to `alone`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,8 +100,10 @@ def main() -> None:
     rates: dict[str, list[dict[str, float]]] = {change: [] for change in ("", *args.changes)}
     for _ in range(args.rounds):
         for change, rounds in rates.items():
-            rounds.append(started(args, change))
-    print("| setting | alone | beside a busy process | beside one at nice 19 |\n|---|---|---|---|")
+            rounds.append(measure_in_subprocess(args, change))
+    print(
+        "| setting | alone | next to a busy process | next to one at nice 19 |\n|---|---|---|---|"
+    )
     for change, rounds in rates.items():
         cells = [f"{statistics.median(r['alone'] for r in rounds):,.0f}"]
         for name in ("busy", "nice 19"):

@@ -1,18 +1,20 @@
-"""Decoding speed of a model beside CTranslate2 on its export and Hugging Face's `generate` on its
-weights, in one run.
+"""Compare the decoding speed of mt with CTranslate2 and Hugging Face's `generate`.
 
-Usage: python scripts/bench/decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3] [--beams
-1,5] [--batch-sizes 1,16,64,256]
+Usage: python scripts/bench/decode.py MODEL SOURCE REFERENCE [--lines 1000] [--rounds 3]
+           [--beams 1,5] [--batch-sizes 1,16,64,256]
            [--engines mt-fp32,mt-int8,ct2-float32,ct2-int8,hf-fp32] [--device cpu] [--json FILE]
 
-Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION; ct2 needs the extra `ct2`, hf the package
-transformers. `--device cuda` puts mt on a GPU and leaves the others on the CPU. Each engine of a
-round is a process of its own, the engines take turns, and all get the same ids: tokenization and
-loading are not counted, processes that mt starts are. Batch size 1 is one sentence at a time (at
-most 100), each waited for: its figure is the latency, at the better of one thread and all. For
-other batch sizes CTranslate2 takes the better of one translator of all threads and a translator to
-each thread. Target tokens are those of the best hypothesis, without end of sentence. Quote
-medians, and ratios within one run: machines are noisy.
+Engines are mt-PRECISION, ct2-TYPE and hf-PRECISION. CTranslate2 needs the extra `ct2` and runs an
+export of the model; Hugging Face needs the package transformers and runs the same weights.
+`--device cuda` puts mt on a GPU and leaves the others on the CPU.
+
+Each round runs every engine once, each in a separate process. All engines get the same token ids:
+tokenizing and loading are not timed, but the start of mt's worker processes is. Batch size 1
+translates one sentence at a time (at most 100 sentences) and measures latency, with either one
+thread or all, whichever is faster. For other batch sizes, CTranslate2 uses either one translator
+with all threads or one translator per thread, whichever is faster. Target tokens are those of the
+best hypothesis, without the end of sentence. Machines are noisy: quote medians, and only ratios
+from the same run.
 """
 
 import argparse
@@ -44,15 +46,16 @@ from mt.evaluation import build_metrics, corpus_scores
 from mt.runtime.memory import peak_process_memory
 
 LATENCY_LINES = 100
+# Translates source ids to the ids of the best hypotheses.
 Search = Callable[[Sequence[list[int]]], list[list[int]]]
-Engine = Callable[
-    [int, int], Iterator[tuple[str, Search]]
-]  # of beam and batch size: its ways to work, each with a name
+# Takes beam size and batch size, and yields the possible uses of threads: (name, search).
+Engine = Callable[[int, int], Iterator[tuple[str, Search]]]
 
 
 def mt_engine(model: str, precision: str, device: str) -> Engine:
-    """Ours: on a CPU worker processes, for one sentence at a time this process alone; on a GPU
-    `batch_size` alone limits a batch.
+    """mt: on a CPU with worker processes, except for single sentences, which need none.
+
+    On a GPU, `batch_size` alone limits a batch.
     """
     threads = torch.get_num_threads()
 
@@ -79,7 +82,7 @@ def mt_engine(model: str, precision: str, device: str) -> Engine:
 
 
 def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
-    """CTranslate2 by its Python call, translators x threads."""
+    """CTranslate2 through its Python interface. Variants are named TRANSLATORS x THREADS."""
     loaded, threads = load_model(Path(model), torch.device("cpu")), torch.get_num_threads()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
@@ -104,33 +107,35 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
 
 
 def hf_engine(model: str, folder: str, precision: str) -> Engine:
-    """`generate` of transformers' Pegasus, whose architecture is ours with the norm before each
-    block.
-    """
+    """`generate` of Hugging Face's Pegasus, the architecture that equals our pre-norm model."""
     loaded = load_model(Path(model), torch.device("cpu"))
     decode = loaded.config.decode
     export_huggingface(loaded, Path(f"{folder}.hf"), "pegasus")
-    theirs = TransformersEngine(Path(f"{folder}.hf"), decode).model
+    pegasus = TransformersEngine(Path(f"{folder}.hf"), decode).model
     shutil.rmtree(f"{folder}.hf")
     if precision == "bf16":
-        theirs = theirs.bfloat16()
+        pegasus = pegasus.bfloat16()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
         @torch.inference_mode()
         def search(sources: Sequence[list[int]]) -> list[list[int]]:
             order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-            found: list[list[int]] = [[] for _ in sources]
+            results: list[list[int]] = [[] for _ in sources]
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 src = pad_rows([sources[i] for i in batch], suffix=EOS_ID)
                 limit = max_output_len(src.shape[1], decode.max_len_a, decode.max_len_b)
-                hyps = theirs.generate(
-                    input_ids=src, attention_mask=(src != PAD_ID).long(), num_beams=beam_size, max_new_tokens=limit, length_penalty=1.0,
+                hyps = pegasus.generate(
+                    input_ids=src,
+                    attention_mask=(src != PAD_ID).long(),
+                    num_beams=beam_size,
+                    max_new_tokens=limit,
+                    length_penalty=1.0,
                     do_sample=False,
-                )  # fmt: skip
+                )
                 for i, hyp in zip(batch, hyps.tolist(), strict=True):
-                    found[i] = [token for token in hyp[1:] if token not in (PAD_ID, EOS_ID)]
-            return found
+                    results[i] = [token for token in hyp[1:] if token not in (PAD_ID, EOS_ID)]
+            return results
 
         yield f"1 x {torch.get_num_threads()}", search
 
@@ -140,25 +145,31 @@ def hf_engine(model: str, folder: str, precision: str) -> Engine:
 def measure(
     engine: Engine, sources: Sequence[list[int]], beams: list[int], sizes: list[int]
 ) -> Iterator[dict[str, Any]]:
-    """Every way of an engine at every beam and batch size."""
+    """Measure every variant of an engine at every beam size and batch size."""
     for beam_size in beams:
         for batch_size in sizes:
             part = sources[:LATENCY_LINES] if batch_size == 1 else sources
             for name, search in dict(engine(beam_size, batch_size)).items():
-                search(part[:64] if batch_size > 1 else part[:3])  # warms up
-                began = time.perf_counter()
-                found = search(part) if batch_size > 1 else [search([source])[0] for source in part]
-                seconds = time.perf_counter() - began
+                search(part[:64] if batch_size > 1 else part[:3])  # warm-up
+                start = time.perf_counter()
+                hyps = search(part) if batch_size > 1 else [search([source])[0] for source in part]
+                seconds = time.perf_counter() - start
                 yield {
-                    "beam": beam_size, "batch": batch_size, "threads": name, "seconds": seconds, "sentences": len(part),
-                    "tokens": sum(map(len, found)), "peak_mib": peak_memory() / 2**20, "hyps": found,
-                }  # fmt: skip
+                    "beam": beam_size,
+                    "batch": batch_size,
+                    "threads": name,
+                    "seconds": seconds,
+                    "sentences": len(part),
+                    "tokens": sum(map(len, hyps)),
+                    "peak_mib": peak_memory() / 2**20,
+                    "hyps": hyps,
+                }
 
 
 def peak_memory() -> int:
-    """Peak bytes of tensors on a GPU; on a CPU, of this process and its workers.
+    """Return the peak bytes of GPU tensors or, on a CPU, of this process and its workers.
 
-    Each thread stands for a worker of the size of the largest.
+    The workers are estimated as one per thread, each as large as the largest.
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
@@ -167,7 +178,7 @@ def peak_memory() -> int:
 
 
 def child(args: argparse.Namespace, name: str, folder: str) -> None:
-    """One engine: a JSON line for each measurement."""
+    """Measure one engine, and print a JSON line for each measurement."""
     kind, _, precision = name.partition("-")
     engine = {
         "mt": lambda: mt_engine(args.model, precision, args.device),
@@ -193,39 +204,42 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """The better way of each engine, medians over rounds; of CTranslate2 too."""
-    measures = (
-        "target tokens/s, by round",
-        "median",
-        "sentences/s",
-        "ms a sentence",
-        "peak MiB",
-        "BLEU",
-    )
-    rendered = Table("engine", "beam", "batch", "threads", *measures)
+    """Make a table of medians over rounds, with the fastest variant of each engine."""
+    measures = ("target tokens/s per round", "median", "sentences/s", "ms per sentence")
+    columns = ("engine", "beam", "batch", "threads", *measures, "peak MiB", "BLEU")
+    rendered = Table(*columns)
     for engine, beam, batch in dict.fromkeys((r["engine"], r["beam"], r["batch"]) for r in results):
         same = [r for r in results if (r["engine"], r["beam"], r["batch"]) == (engine, beam, batch)]
-        ways = {
-            way: [r for r in same if r["threads"] == way]
-            for way in dict.fromkeys(r["threads"] for r in same)
-        }
-        best = max(
-            ways.values(),
-            key=lambda rounds: statistics.median(r["tokens"] / r["seconds"] for r in rounds),
-        )
-        rates = [r["tokens"] / r["seconds"] for r in best]
-        a_sentence = statistics.median(r["seconds"] / r["sentences"] for r in best)
+        variants = [
+            [r for r in same if r["threads"] == threads]
+            for threads in dict.fromkeys(r["threads"] for r in same)
+        ]
+        best = max(variants, key=lambda rounds: statistics.median(map(token_rate, rounds)))
+        rates = list(map(token_rate, best))
+        per_sentence = statistics.median(r["seconds"] / r["sentences"] for r in best)
         rendered.add_row(
-            engine, str(beam), str(batch), best[0]["threads"], ", ".join(f"{rate:,.0f}" for rate in rates),
-            f"{statistics.median(rates):,.0f}", f"{1 / a_sentence:,.0f}", f"{1000 * a_sentence:.1f}",
+            engine,
+            str(beam),
+            str(batch),
+            best[0]["threads"],
+            ", ".join(f"{rate:,.0f}" for rate in rates),
+            f"{statistics.median(rates):,.0f}",
+            f"{1 / per_sentence:,.0f}",
+            f"{1000 * per_sentence:.1f}",
             f"{max(r['peak_mib'] for r in best):,.0f}",
             f"{best[0]['bleu']:.2f}" if batch > 1 else "",
-        )  # fmt: skip
+        )
     return rendered
 
 
+def token_rate(result: dict[str, Any]) -> float:
+    """Return target tokens/s."""
+    rate: float = result["tokens"] / result["seconds"]
+    return rate
+
+
 def main() -> None:
-    """Engines in turn, round by round."""
+    """Run every engine once per round, each in a separate process, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

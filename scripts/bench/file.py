@@ -1,15 +1,15 @@
-"""`mt translate` of a long file beside CTranslate2's Python call on the same lines: lines a second,
-and memory over time.
+"""Compare `mt translate` with CTranslate2 on a long file: lines per second, and memory over time.
 
 Usage: python scripts/bench/file.py MODEL SOURCE [--lines 100000] [--beam-size 5] [--batch-size 128]
            [--engines mt-fp32,ct2-float32,ct2-float32-default] [--log FOLDER]
 
-Each engine is a process of its own, from text to text, loading and tokenization included; SOURCE is
-repeated to so many lines. ct2-TYPE is a translator to each core, ct2-TYPE-default leaves threads to
-CTranslate2; both get all lines in one call. Memory is the proportional set size of the process and
-its children, once a second: its peak in the second tenth of the time, and in the last. Exits 1
-where mt's grew by more than a tenth. `mt` draws its progress bar in --log, as it would on a
-terminal.
+SOURCE is repeated until it has that many lines. Each engine runs in a separate process, from text
+file to text file; loading and tokenizing are timed too. ct2-TYPE uses one translator per core,
+ct2-TYPE-default leaves threads to CTranslate2; both get all lines in one call of its Python
+interface. Memory is the proportional set size of the process and its children, measured once per
+second. Its peaks in the second and in the last tenth of the time are printed. The exit code is 1 if
+the memory of mt grew by more than 10 % between the two. mt runs on a terminal of its own, so that
+it draws its progress bar; the output goes to ENGINE.log in the --log folder.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from mt.data.sources import read_text
 from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 
-GROWTH = 1.1
+GROWTH = 1.1  # the limit for the peak in the last tenth of the time, relative to the second
 
 
 def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
-    """CTranslate2's whole job: read, tokenize, translate in one call, join, write."""
+    """Read, tokenize, translate in one call, detokenize and write, all with CTranslate2."""
     compute_type, _, threads = engine.removeprefix("ct2-").partition("-")
     loaded = load_model(Path(args.model), torch.device("cpu"))
     decode = loaded.config.decode.model_copy(
@@ -42,14 +42,14 @@ def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
     ways = (1, 0) if threads == "default" else (len(os.sched_getaffinity(0)), 1)
     ct2 = CTranslate2Engine(folder / "ct2", loaded.tokenizer, decode, *ways, compute_type)
     limit = max_output_len(decode.longest_src, decode.max_len_a, decode.max_len_b)
-    found = ct2.translate_batch(loaded.tokenizer.encode_src(read_text(folder / "source")), limit)
+    hyps = ct2.translate_batch(loaded.tokenizer.encode_src(read_text(folder / "source")), limit)
     (folder / engine).write_text(
-        "".join(f"{loaded.tokenizer.decode_tgt(tokens)}\n" for tokens, _ in found), encoding="utf-8"
+        "".join(f"{loaded.tokenizer.decode_tgt(tokens)}\n" for tokens, _ in hyps), encoding="utf-8"
     )
 
 
 def memory(pid: int) -> float:
-    """MiB of a process and all its descendants; pages that they share count once."""
+    """Return the MiB of a process and all its descendants; shared pages count once."""
     total, pids = 0, [pid]
     while pids:
         process = Path(f"/proc/{pids.pop()}")
@@ -61,14 +61,14 @@ def memory(pid: int) -> float:
             )
             for thread in (process / "task").iterdir():
                 pids += map(int, (thread / "children").read_text().split())
-        except (OSError, StopIteration):  # it has just ended
+        except (OSError, StopIteration):  # the process has just exited
             continue
     return total / 1024
 
 
 def watch(command: list[str]) -> tuple[float, list[float]]:
-    """Seconds that a command took, and its memory each second."""
-    began, samples = time.perf_counter(), []
+    """Run a command, and return its duration in seconds and its memory in each second."""
+    start, samples = time.perf_counter(), []
     with subprocess.Popen(command) as process:
         while True:
             try:
@@ -78,11 +78,11 @@ def watch(command: list[str]) -> tuple[float, list[float]]:
                 samples.append(memory(process.pid))
     if process.returncode:
         sys.exit(f"{shlex.join(command)} failed")
-    return time.perf_counter() - began, samples
+    return time.perf_counter() - start, samples
 
 
 def main() -> None:
-    """One engine after the other."""
+    """Run one engine after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,7 @@ def main() -> None:
     if args.child:
         ct2_translate(args, args.child[0], Path(args.child[1]))
         return
-    grew = False
+    has_grown = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = itertools.islice(itertools.cycle(read_text(args.source)), args.lines)
@@ -109,17 +109,18 @@ def main() -> None:
             translated = len((folder / engine).read_text(encoding="utf-8").splitlines())
             tenth = len(samples) // 10
             early, late = max(samples[tenth : 2 * tenth]), max(samples[-tenth:])
-            grew |= engine.startswith("mt-") and late > GROWTH * early
+            has_grown |= engine.startswith("mt-") and late > GROWTH * early
             print(
-                f"{engine}: {translated:,} lines in {seconds:,.1f} s, {translated / seconds:,.1f} lines/s; "
-                f"memory {early:,.0f} MiB in the second tenth, {late:,.0f} in the last, peak {max(samples):,.0f}",
+                f"{engine}: {translated:,} lines in {seconds:,.1f} s, "
+                f"{translated / seconds:,.1f} lines/s; memory {early:,.0f} MiB in the second "
+                f"tenth of the time, {late:,.0f} in the last, peak {max(samples):,.0f}",
                 flush=True,
             )
-    sys.exit(grew)
+    sys.exit(has_grown)
 
 
 def command(args: argparse.Namespace, engine: str, folder: str) -> list[str]:
-    """What translates the source in the folder by an engine; ours on a terminal."""
+    """Return the command that translates `folder`/source; mt gets a terminal from `script`."""
     if not engine.startswith("mt-"):
         return [sys.executable, *sys.argv, "--child", engine, folder]
     precision = engine.removeprefix("mt-")

@@ -1,12 +1,12 @@
-"""The parts of scripts/gpu.sh: what the GPU is, the tests that need one, and speeds.
+"""The parts of scripts/gpu.sh: describe the GPU, measure speeds, and run the GPU tests.
 
 Usage: python scripts/bench/gpu.py PART --out FOLDER --scratch FOLDER [--data FOLDER]
            [--device cuda] [--seconds 100]
 
 Parts: environment, train, decode, huggingface, tests, summary. A part runs each measurement in a
-process of its own, the most important first, and adds a line to results.jsonl for each: what was
-measured, what failed, what the seconds were not enough for. `--device cpu` rehearses all parts with
-small sizes.
+separate process, the most important first. For each one, it adds a line to results.jsonl: the
+result, what failed, or that the time was not enough. `--device cpu` tries out all parts on a CPU
+with small sizes.
 """
 
 import argparse
@@ -29,41 +29,54 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/bench-multi30k.yaml"
-TEXTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}  # of Multi30k, by use
+TEXTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}  # files of Multi30k
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pydantic", "sentencepiece", "pytest")
-LEAST_SECONDS = 10.0  # a measurement takes longer: with less left, none is begun
+LEAST_SECONDS = 10.0  # no measurement is started if less time is left
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the measurements of a device are."""
+    """The sizes of the measurements on one kind of device."""
 
     presets: tuple[str, ...]
-    overrides: tuple[str, ...]  # of the configuration
-    max_tokens: int
-    updates: int  # of a training measurement, three times
-    warmup: int
-    learning_steps: int  # of the model to translate with
-    lines: int  # to translate
+    overrides: tuple[str, ...]  # overrides of the configuration
+    max_tokens: int  # tokens per micro-batch
+    updates: int  # updates per training measurement, which is repeated three times
+    warmup: int  # updates before the measurement
+    learning_steps: int  # updates that train the model for the decoding measurements
+    lines: int  # lines to translate
     batch_sizes: str
-    precisions: tuple[str, ...]  # to translate in; the first one to train in
+    precisions: tuple[str, ...]  # to translate in; the first one is also used for training
 
 
 SIZES = {
     "cuda": Sizes(
-        ("base", "big"), (), max_tokens=25_000, updates=20, warmup=8, learning_steps=150,
-        lines=2000, batch_sizes="64,512", precisions=("bf16", "fp16", "fp32"),
+        presets=("base", "big"),
+        overrides=(),
+        max_tokens=25_000,
+        updates=20,
+        warmup=8,
+        learning_steps=150,
+        lines=2000,
+        batch_sizes="64,512",
+        precisions=("bf16", "fp16", "fp32"),
     ),
     "cpu": Sizes(
-        ("tiny",), ("tokenizer.vocab_size=400", "threads=1"),
-        max_tokens=512, updates=2, warmup=1, learning_steps=3,
-        lines=8, batch_sizes="2,4", precisions=("fp32",),
+        presets=("tiny",),
+        overrides=("tokenizer.vocab_size=400", "threads=1"),
+        max_tokens=512,
+        updates=2,
+        warmup=1,
+        learning_steps=3,
+        lines=8,
+        batch_sizes="2,4",
+        precisions=("fp32",),
     ),
-}  # fmt: skip
+}
 
 
 class Part:
-    """One part: its folders, its sizes, and the seconds it has left."""
+    """One part, with its folders, its sizes and its deadline."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name, self.device, self.sizes = args.part, args.device, SIZES[args.device]
@@ -71,12 +84,12 @@ class Part:
         self.end = time.monotonic() + args.seconds
 
     def record(self, **line: Any) -> None:
-        """Add a line to the results."""
+        """Append a line to results.jsonl."""
         with (self.out / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"part": self.name, **line}) + "\n")
 
     def config(self, preset: str, *more: str) -> list[str]:
-        """The configuration of the training benchmark, with what is different here."""
+        """Return the arguments that configure the training benchmark for this device."""
         corpora = [
             f"data.{use}=[{{src: {self.data}/{name}.de.gz, tgt: {self.data}/{name}.en.gz}}]"
             for use, name in TEXTS.items()
@@ -87,13 +100,16 @@ class Part:
         return [CONFIG, *corpora, *place, *sizes, cache, *self.sizes.overrides, *more]
 
     def run(self, what: str, *command: Any) -> bool:
-        """Run a Python command in the seconds that are left; whether it ended well."""
+        """Run a Python command before the deadline, and return whether it succeeded.
+
+        A failure is recorded as the problem of the measurement `what`.
+        """
         left = self.end - time.monotonic()
         if left < LEAST_SECONDS:
             self.record(what=what, problem="skipped: no time left")
             return False
         print(f"-- {what}", flush=True)
-        with started([sys.executable, *map(str, command)]) as process:
+        with process_group([sys.executable, *map(str, command)]) as process:
             try:
                 code = process.wait(left)
             except subprocess.TimeoutExpired:
@@ -104,7 +120,7 @@ class Part:
         return code == 0
 
     def lacks(self, package: str) -> bool:
-        """Whether a package is missing, which is recorded."""
+        """Return whether a package is missing, and record it if so."""
         is_missing = importlib.util.find_spec(package) is None
         if is_missing:
             self.record(what=package, problem="skipped: the package is missing")
@@ -112,8 +128,8 @@ class Part:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process; it and all that it has started are gone at the end of the block."""
+def process_group(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a process, and kill it with all its descendants at the end of the block."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         yield process
@@ -124,39 +140,41 @@ def started(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def environment(part: Part) -> None:
-    """Write environment.json: GPU, driver, versions."""
+    """Write environment.json: the GPU, its driver, and the versions of all packages."""
     import torch
 
-    about: dict[str, Any] = {"gpu": f"none, a rehearsal on {platform.machine()}"}
+    about: dict[str, Any] = {"gpu": f"none, a trial run on {platform.machine()}"}
     if part.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         about = {
             "gpu": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": round(properties.total_memory / 2**30, 1),
-            "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": first_line(
+                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+            ),
             "cuda": torch.version.cuda,
         }
     about |= {"python": platform.python_version(), "cpus": os.cpu_count()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             about[package] = version(package)
-    about["commit"] = printed("git", "rev-parse", "--short", "HEAD")
+    about["commit"] = first_line("git", "rev-parse", "--short", "HEAD")
     text = json.dumps(about, indent=2)
     (part.out / "environment.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def printed(*command: str) -> str:
-    """The first line that a command prints; empty if there is no such command."""
+def first_line(*command: str) -> str:
+    """Return the first line of a command's output, or "" if the command does not exist."""
     with contextlib.suppress(OSError):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.split("\n")[0].strip()
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return result.stdout.split("\n")[0].strip()
     return ""
 
 
 def train(part: Part) -> None:
-    """Training speed of each preset, compiled and not, and deterministic."""
+    """Measure the training speed of each preset: compiled, eager, and deterministic."""
     kinds = {
         "compiled": ["train.compile=true"],
         "eager": ["train.compile=false"],
@@ -168,13 +186,13 @@ def train(part: Part) -> None:
 
 
 def huggingface(part: Part) -> None:
-    """Training speed of a plain loop over Hugging Face's Marian on the same batches."""
+    """Measure the training speed of a plain loop with Hugging Face's Marian on the same batches."""
     for preset in part.sizes.presets:
         measure_training(part, "Hugging Face, eager", preset, "scripts/bench/hf_loop.py")
 
 
 def measure_training(part: Part, engine: str, preset: str, script: str, *options: str) -> None:
-    """Run one of the two scripts that measure training, and record what it wrote."""
+    """Run `script`, which measures training, and record its result."""
     path, sizes = part.scratch / "measured.json", part.sizes
     counts = ["--updates", sizes.updates, "--warmup", sizes.warmup, "--json", path]
     if part.run(f"{engine}, {preset}", script, *part.config(preset, *options), *counts):
@@ -183,7 +201,7 @@ def measure_training(part: Part, engine: str, preset: str, script: str, *options
 
 
 def decode(part: Part) -> None:
-    """Decoding speed in each precision of a model of the first preset that has learned a little."""
+    """Train a model of the first preset briefly, and measure its decoding speed per precision."""
     sizes, preset, model = part.sizes, part.sizes.presets[0], part.scratch / "model"
     learning = [f"run_dir={model}", f"train.max_steps={sizes.learning_steps}", "data.valid=[]"]
     learning += ["optim.lr=1e-3", "optim.warmup_steps=50", "train.compile=false"]
@@ -201,7 +219,7 @@ def decode(part: Part) -> None:
 
 
 def tests(part: Part) -> None:
-    """The tests marked `gpu`."""
+    """Run the tests marked `gpu`."""
     if part.device == "cpu":
         part.record(what="tests", problem="skipped: there is no GPU")
         return
@@ -218,7 +236,7 @@ def tests(part: Part) -> None:
 
 
 def summary(part: Part) -> None:
-    """Write summary.txt from what all parts have written."""
+    """Write summary.txt from the results of all parts."""
     about, results = {}, []
     with contextlib.suppress(OSError):
         about = json.loads((part.out / "environment.json").read_text(encoding="utf-8"))
@@ -231,7 +249,7 @@ def summary(part: Part) -> None:
 
 
 def summary_lines(about: dict[str, Any], results: list[dict[str, Any]]) -> Iterator[str]:
-    """The results for people."""
+    """Yield the lines of the summary."""
     yield ", ".join(f"{name} {value}" for name, value in about.items()) or "no environment.json"
     measured = [line for line in results if "problem" not in line]
     trained = [line for line in measured if line["part"] in ("train", "huggingface")]
@@ -246,29 +264,29 @@ def summary_lines(about: dict[str, Any], results: list[dict[str, Any]]) -> Itera
         yield from map(decoding_line, decoded)
     for line in (line for line in measured if line["part"] == "tests"):
         failed, skipped = line["failures"] + line["errors"], line["skipped"]
-        yield f"\ntests: {line['tests']:.0f}, of them {failed:.0f} failed, {skipped:.0f} skipped"
+        yield f"\ntests: {line['tests']:.0f} in total, {failed:.0f} failed, {skipped:.0f} skipped"
     problems = [line for line in results if "problem" in line]
     if problems:
-        yield "\nnot as planned"
+        yield "\nproblems"
     for line in problems:
-        yield f"  {line['part']}, {line.get('what', 'all of it')}: {line['problem']}"
+        yield f"  {line['part']}, {line.get('what', 'whole part')}: {line['problem']}"
 
 
 def training_line(line: dict[str, Any]) -> str:
-    """One training speed for people."""
+    """Format the result of one training measurement."""
     runs, peak = line["runs"], line["peak_memory_gib"]
     name = f"  {line['preset']:5} {line['engine']:20}"
     texts = [f"{name} {statistics.median(runs):10,.0f} target tokens/s"]
     texts.append(f"{min(runs):,.0f} to {max(runs):,.0f}")
     if "utilisation" in line:
-        texts.append(f"{line['utilisation']:.0%} of the fastest product")
+        texts.append(f"{line['utilisation']:.0%} of the fastest matrix product")
     if peak is not None:
         texts.append(f"{peak:.1f} GiB")
     return ", ".join(texts)
 
 
 def decoding_line(line: dict[str, Any]) -> str:
-    """One decoding speed for people."""
+    """Format the result of one decoding measurement."""
     sentences, memory = line["sentences"] / line["seconds"], line["peak_mib"] / 1024
     rate = f"{line['target_tokens_per_second']:10,.0f} target tokens/s"
     name = f"  {line['engine']:8} batches of {line['batch']:4}"
@@ -276,14 +294,16 @@ def decoding_line(line: dict[str, Any]) -> str:
 
 
 PARTS = {part.__name__: part for part in (environment, train, decode, huggingface, tests, summary)}
-NEEDS = {
-    "train": ("torch", "pydantic"), "decode": ("torch", "pydantic"),
-    "huggingface": ("torch", "pydantic", "transformers"), "tests": ("torch", "pydantic", "pytest"),
-}  # fmt: skip
+REQUIRED_PACKAGES = {
+    "train": ("torch", "pydantic"),
+    "decode": ("torch", "pydantic"),
+    "huggingface": ("torch", "pydantic", "transformers"),
+    "tests": ("torch", "pydantic", "pytest"),
+}
 
 
 def main() -> None:
-    """Run a part."""
+    """Run one part, unless a package that it needs is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -294,10 +314,10 @@ def main() -> None:
     parser.add_argument("--device", choices=SIZES, default="cuda")
     parser.add_argument("--seconds", type=float, default=100.0)
     args = parser.parse_args()
-    # A SIGTERM unwinds, so that nothing that was started is left.
+    # Turn SIGTERM into an exception, so that `process_group` kills what it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     part = Part(args)
-    if not [package for package in NEEDS.get(args.part, ()) if part.lacks(package)]:
+    if not [package for package in REQUIRED_PACKAGES.get(args.part, ()) if part.lacks(package)]:
         PARTS[args.part](part)
 
 

@@ -1,12 +1,12 @@
-"""Training speed of Hugging Face's Marian in a plain PyTorch loop, on a configuration's batches.
+"""Measure the training speed of Hugging Face's Marian in a plain PyTorch loop.
 
-Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat
-3]
-           [--json FILE]
+Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5]
+           [--repeat 3] [--json FILE]
 
-The model has the sizes and dropouts of the configuration and shares its embeddings. It gets the
-padded batches that `mt train` would, prepared ahead, so the loop never waits for data. PyTorch's
-fused AdamW optimizes; bf16 is autocast's. Target tokens are counted without padding.
+The model has the sizes and dropout rates of the configuration, and shared embeddings. It trains on
+the padded batches that `mt train` would use. They are prepared in advance, so that the loop never
+waits for data. The optimizer is PyTorch's fused AdamW, and bf16 means autocast. Target tokens are
+counted without padding.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from train import peak_memory, wait
+from train import peak_memory, synchronize
 from transformers import MarianConfig, MarianMTModel
 
 from mt.config import Config, load_config
@@ -36,22 +36,33 @@ from mt.runtime.device import Compute, set_up_compute
 
 
 def marian(config: Config, vocab_size: int) -> MarianMTModel:
-    """A Marian of the configuration's sizes with random weights."""
+    """Build a Marian model of the configuration's sizes, with random weights."""
     sizes = config.model
-    return MarianMTModel(MarianConfig(
-        vocab_size=vocab_size, d_model=sizes.d_model, max_position_embeddings=1024,
-        encoder_layers=sizes.encoder_layers, encoder_attention_heads=sizes.num_heads,
-        decoder_layers=sizes.decoder_layers, decoder_attention_heads=sizes.num_heads,
-        encoder_ffn_dim=sizes.d_ff, decoder_ffn_dim=sizes.d_ff,
-        dropout=sizes.dropout, attention_dropout=sizes.attention_dropout,
-        activation_dropout=sizes.activation_dropout, activation_function=sizes.activation,
-        pad_token_id=PAD_ID, eos_token_id=EOS_ID, decoder_start_token_id=BOS_ID,
-        forced_eos_token_id=None, share_encoder_decoder_embeddings=True,
-    ))  # fmt: skip
+    marian_config = MarianConfig(
+        vocab_size=vocab_size,
+        d_model=sizes.d_model,
+        max_position_embeddings=1024,
+        encoder_layers=sizes.encoder_layers,
+        encoder_attention_heads=sizes.num_heads,
+        decoder_layers=sizes.decoder_layers,
+        decoder_attention_heads=sizes.num_heads,
+        encoder_ffn_dim=sizes.d_ff,
+        decoder_ffn_dim=sizes.d_ff,
+        dropout=sizes.dropout,
+        attention_dropout=sizes.attention_dropout,
+        activation_dropout=sizes.activation_dropout,
+        activation_function=sizes.activation,
+        pad_token_id=PAD_ID,
+        eos_token_id=EOS_ID,
+        decoder_start_token_id=BOS_ID,
+        forced_eos_token_id=None,
+        share_encoder_decoder_embeddings=True,
+    )
+    return MarianMTModel(marian_config)
 
 
 def loss_of(model: MarianMTModel, batch: Batch, label_smoothing: float, compute: Compute) -> Tensor:
-    """The mean loss of a batch, as a tutorial writes it."""
+    """Return the mean loss of a batch, computed as tutorials do."""
     with compute.autocast():
         logits = model(
             input_ids=batch.src,
@@ -63,8 +74,10 @@ def loss_of(model: MarianMTModel, batch: Batch, label_smoothing: float, compute:
     return F.cross_entropy(logits, targets, ignore_index=PAD_ID, label_smoothing=label_smoothing)
 
 
-def trainer(config: Config, model: MarianMTModel, compute: Compute) -> Callable[[Update], None]:
-    """What trains the model on an update."""
+def train_function(
+    config: Config, model: MarianMTModel, compute: Compute
+) -> Callable[[Update], None]:
+    """Return a function that trains the model on one update."""
     betas = (config.optim.betas[0], config.optim.betas[1])
     optimizer = torch.optim.AdamW(model.parameters(), config.optim.lr, betas, fused=True)
 
@@ -80,24 +93,25 @@ def trainer(config: Config, model: MarianMTModel, compute: Compute) -> Callable[
 
 
 def speed(train: Callable[[Update], None], updates: Iterator[Update], compute: Compute) -> float:
-    """Target tokens/s over some updates."""
-    wait(compute)
-    tokens, began = 0, time.perf_counter()
+    """Train on some updates, and return target tokens/s."""
+    synchronize(compute)
+    tokens, start = 0, time.perf_counter()
     for update in updates:
         train(update)
         tokens += update.num_tokens
-    wait(compute)
-    return tokens / (time.perf_counter() - began)
+    synchronize(compute)
+    return tokens / (time.perf_counter() - start)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one configuration."""
+    """Measure speed and peak memory for one configuration."""
     config = load_config(args.config, args.overrides)
     compute = set_up_compute(config.device, config.precision, config.threads, for_training=True)
     prepared = prepare(config)
     torch.manual_seed(config.seed)
     model = marian(config, prepared.tokenizer.tgt_vocab_size).to(compute.device).train()
-    train, counts = trainer(config, model, compute), [args.warmup] + args.repeat * [args.updates]
+    train = train_function(config, model, compute)
+    counts = [args.warmup] + args.repeat * [args.updates]
     batching, accumulated = config.batching, config.train.grad_accum_steps
     loader = TrainLoader(prepared.train, batching, config.seed, grad_accum_steps=accumulated)
     with contextlib.closing(loader.updates()) as updates:  # type: ignore[type-var]
@@ -115,7 +129,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print the result, and write it to --json if given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,7 @@
-"""PyTorch's own operations in the place of ours, one kind at a time: what the fast path is checked
-against and measured by.
+"""Replace mt's optimized operations by PyTorch's own, one kind at a time.
+
+scripts/bench/ablate.py measures what each optimization gains over them, and
+scripts/check/fast_path.py checks that training with them learns the same.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from mt.train.gradients import LossScale
 
 
 def plain_loss(model: Transformer, batch: Batch, label_smoothing: float) -> Loss:
-    """The loss from all logits of the batch."""
+    """Compute the loss from all logits of the batch at once."""
     logits = model.project(model(batch.src, batch.src_mask, batch.tgt_in)).flatten(0, 1)
     targets = batch.tgt_out.flatten()
     smoothed = F.cross_entropy(
@@ -43,7 +45,7 @@ def plain_step(
     clip_norm: float,
     diverged: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Clip, step."""
+    """Clip the gradients and step. Returns (gradient norm, whether the norm is not finite)."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
     optimizer.step()
     optimizer.zero_grad()
@@ -51,35 +53,35 @@ def plain_step(
 
 
 def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that is not fused."""
+    """Build an AdamW that is not fused."""
     groups = trainer_build_optimizer(model, config, device).param_groups
     return torch.optim.AdamW([{**group, "fused": False} for group in groups], fused=False)
 
 
 trainer_build_optimizer = updates.build_optimizer
+# For each kind of operation, what to replace: (owner, attribute, PyTorch's way).
 PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
-    "dropout": [
-        (Dropout, "drops", lambda self, x: False)
-    ],  # F.dropout, not masks from random bytes
-    "attention": [
-        (PaddedAttention, "attend", PaddedAttention._fused)
-    ],  # the fused kernel, not two batched products
-    "loss": [(loss_module, "loss_sums", plain_loss)],  # all logits at once, not in chunks
+    # F.dropout instead of masks from random bytes.
+    "dropout": [(Dropout, "drops", lambda self, x: False)],
+    # The fused kernel instead of two batched matrix products.
+    "attention": [(PaddedAttention, "attend", PaddedAttention._fused)],
+    # All logits at once instead of in chunks.
+    "loss": [(loss_module, "loss_sums", plain_loss)],
     "optimizer": [
         (updates, "apply_gradients", plain_step),
         (updates, "build_optimizer", plain_optimizer),
     ],
-    "allocator": [
-        (device_module, "keep_freed_memory", lambda: None)
-    ],  # glibc returns freed memory; in a fresh process only
+    # glibc returns freed memory to the system; this has an effect only in a new process.
+    "allocator": [(device_module, "keep_freed_memory", lambda: None)],
 }
 
 
 @contextlib.contextmanager
 def plain_pytorch(kinds: Iterable[str]) -> Iterator[None]:
-    """Put PyTorch's own operations of these kinds in the place of ours while the block runs."""
+    """Use PyTorch's own operations of these kinds, on padded batches, during the block."""
     with contextlib.ExitStack() as stack:
-        for owner, name, plain in (each for kind in kinds for each in PLAIN[kind]):
-            stack.enter_context(patch.object(owner, name, plain))
+        for kind in kinds:
+            for owner, name, plain in PLAIN[kind]:
+                stack.enter_context(patch.object(owner, name, plain))
         stack.enter_context(patch.object(updates, "packs", lambda config, compute: False))
         yield

@@ -1,13 +1,19 @@
-"""What it costs to train on several ranks, and whether order and seek hold at 10^9 pairs.
+"""Measure what training on several ranks and on very large corpora costs.
 
-Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange [--preset base]
-[--engine ddp] [--tokens 2048]
-       torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py checkpoint [--preset base]
-       [--engine fsdp] [--folder DIR] python scripts/bench/scale.py order [--pairs 1000000000]
-       [--folder DIR] python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
+Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange
+           [--preset base] [--engine ddp] [--tokens 2048] [--rounds 7]
+       torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py checkpoint
+           [--preset base] [--engine fsdp] [--folder DIR] [--rounds 7]
+       python scripts/bench/scale.py order [--pairs 1000000000] [--folder DIR]
+       python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
 
-The first two run as well under plain python (one rank), on GPUs and on many nodes; times are
-medians over `--rounds`.
+exchange: a micro-batch with and without the exchange of gradients, and an optimizer step.
+checkpoint: saving, hashing and loading weights and optimizer state.
+order: starting an epoch of 10^9 pairs, and seeking to a place in it.
+cache: bytes per pair of existing token caches.
+
+The first two also run without torchrun (as one rank), on GPUs and on several nodes. Their times are
+medians over --rounds.
 """
 
 import argparse
@@ -52,7 +58,7 @@ def main() -> None:
     parser.add_argument("--preset", default="base", choices=PRESETS)
     parser.add_argument("--engine", default="ddp", choices=("ddp", "fsdp"))
     parser.add_argument(
-        "--tokens", type=int, default=2048, help="source, and target, tokens of a micro-batch"
+        "--tokens", type=int, default=2048, help="source tokens (and target tokens) per micro-batch"
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=10**9)
@@ -73,10 +79,10 @@ def main() -> None:
                 )
 
 
-def built(
+def build(
     args: argparse.Namespace, world: World, compute: Compute
 ) -> tuple[Transformer, nn.Module, torch.optim.Optimizer]:
-    """(model, what to call, optimizer) as a trainer has them."""
+    """Build (model, the wrapped loss module to call, optimizer) as the trainer does."""
     config = ModelConfig(preset=args.preset, **PRESETS[args.preset])
     model = build_model(config, VOCAB, VOCAB, 1).train()
     layers = [*model.encoder.layers, *model.decoder.layers]
@@ -85,32 +91,30 @@ def built(
 
 
 def timed(work: Callable[[], object], compute: Compute) -> float:
-    """Seconds that `work` takes."""
-    began = time.perf_counter()
+    """Return the seconds that `work` takes."""
+    start = time.perf_counter()
     work()
     if compute.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def agree(world: World, compute: Compute) -> None:
-    """The small calls of an update: its numbers, and signals."""
+def reduce_numbers(world: World, compute: Compute) -> None:
+    """Call the small collectives of an update, for the loss and for signals."""
     world.all_reduce_sum(torch.zeros(2, device=compute.device))
     world.all_reduce_max(0)
 
 
-def say(world: World, text: str) -> None:
-    """Print on the first rank."""
+def print_on_rank0(world: World, text: str) -> None:
+    """Print on rank 0 only."""
     if world.is_rank0:
         print(text, flush=True)
 
 
 def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """A micro-batch with and without the exchange of gradients, an optimizer step, and the small
-    calls of an update.
-    """
-    model, wrapped, optimizer = built(args, world, compute)
-    num_parameters = sum(p.numel() for p in model.parameters())
+    """Time a micro-batch with and without the exchange of gradients, and the rest of an update."""
+    model, wrapped, optimizer = build(args, world, compute)
+    num_parameters = sum(p.numel() for p in model.parameters()) / 1e6
     batch = to_device(
         empty_batch((args.tokens // 32, 32, 32), torch.device("cpu"), packed=False), compute.device
     )
@@ -123,42 +127,41 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
         optimizer.step()
         optimizer.zero_grad()
 
-    times: dict[str, list[float]] = {"alone": [], "exchanged": [], "step": [], "agree": []}
-    for _ in range(args.rounds + 1):
+    times: dict[str, list[float]] = {"alone": [], "exchanged": [], "step": [], "reduce": []}
+    for _ in range(args.rounds + 1):  # the first round is a warm-up
         times["alone"].append(timed(lambda: micro_batch(is_last=False), compute))
-        step()  # leaves no gradients to add to
+        step()  # clears the gradients
         times["exchanged"].append(timed(lambda: micro_batch(is_last=True), compute))
         times["step"].append(timed(step, compute))
-        times["agree"].append(timed(lambda: agree(world, compute), compute))
-    alone, exchanged, stepped, agreed = (
+        times["reduce"].append(timed(lambda: reduce_numbers(world, compute), compute))
+    alone, exchanged, stepped, reduced = (
         1000 * statistics.median(values[1:]) for values in times.values()
     )
-    where = f"{world.size} ranks, {args.engine}, {compute}, preset {args.preset}: {num_parameters / 1e6:.1f} M parameters"
-    say(
-        world,
-        f"{where}, {args.tokens} + {args.tokens} tokens a micro-batch, medians of {args.rounds}",
-    )
-    if args.engine == "ddp":
-        say(
-            world,
-            f"  micro-batch without exchange {alone:,.0f} ms, with {exchanged:,.0f} ms: {exchanged - alone:+,.0f} ms",
-        )
-    else:
-        say(world, f"  micro-batch {exchanged:,.0f} ms")
-    say(world, f"  optimizer step {stepped:,.0f} ms; loss, numbers and signals {agreed:.2f} ms")
     peak = (
         torch.cuda.max_memory_allocated()
         if compute.device.type == "cuda"
         else peak_process_memory()
     )
-    say(world, f"  peak memory of rank 0: {peak / MIB:,.0f} MiB")
+    micro_batch_time = f"{exchanged:,.0f} ms"
+    if args.engine == "ddp":
+        difference = f"{exchanged - alone:+,.0f} ms"
+        micro_batch_time += f" with exchange, {alone:,.0f} ms without: {difference}"
+    print_on_rank0(
+        world,
+        f"{world.size} ranks, {args.engine}, {compute}, preset {args.preset}: "
+        f"{num_parameters:.1f} M parameters, {args.tokens} + {args.tokens} tokens per micro-batch, "
+        f"medians of {args.rounds}\n  micro-batch {micro_batch_time}\n"
+        f"  optimizer step {stepped:,.0f} ms; loss, numbers and signals {reduced:.2f} ms\n"
+        f"  peak memory of rank 0: {peak / MIB:,.0f} MiB",
+    )
 
 
 def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """Weights and optimizer state onto the disk and back: by all ranks, or in one file where there
-    is one.
+    """Time saving, hashing and loading of weights and optimizer state.
+
+    If they are sharded, each rank saves its shards. Otherwise rank 0 saves everything in one file.
     """
-    model, _, optimizer = built(args, world, compute)
+    model, _, optimizer = build(args, world, compute)
     prepare_optimizer(optimizer)
     tensors = {
         **{name: p.detach() for name, p in model.named_parameters()},
@@ -181,29 +184,25 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
             )
         )
         times["load"].append(timed(lambda: load_shards(tensors, place), compute))  # noqa: B023
-        world.all_reduce_sum(torch.zeros(1, device=compute.device))  # all have read it
+        world.all_reduce_sum(torch.zeros(1, device=compute.device))  # until all ranks have loaded
         world.broadcast_from_rank0(lambda: shutil.rmtree(place))  # noqa: B023
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    held = sum(own_shard(tensor).nbytes for tensor in tensors.values())
-    what = f"{size / MIB:,.0f} MiB in {len(files)} files, medians of {args.rounds}"
-    say(world, f"{world.size} ranks, {args.engine}, preset {args.preset}: {what}")
-    say(
-        world,
-        "  "
-        + ", ".join(
-            f"{name} {value:.2f} s ({size / MIB / value:,.0f} MiB/s)"
-            for name, value in seconds.items()
-        ),
+    rates = ", ".join(
+        f"{name} {value:.2f} s ({size / MIB / value:,.0f} MiB/s)" for name, value in seconds.items()
     )
-    say(world, f"  weights and optimizer state in memory: {held / MIB:,.0f} MiB a rank")
+    in_memory = sum(own_shard(tensor).nbytes for tensor in tensors.values())
+    print_on_rank0(
+        world,
+        f"{world.size} ranks, {args.engine}, preset {args.preset}: "
+        f"{size / MIB:,.0f} MiB in {len(files)} files, medians of {args.rounds}\n  {rates}\n"
+        f"  weights and optimizer state in memory: {in_memory / MIB:,.0f} MiB per rank",
+    )
 
 
 def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """As a checkpoint does, forced to the disk: by the first rank, or by all where they have shared
-    the tensors out.
-    """
+    """Save as a checkpoint is saved, and force the files to the disk."""
 
-    def whole() -> None:
+    def save_unsharded() -> None:
         save_file(tensors, folder / "all.safetensors")
         with (folder / "all.safetensors").open("rb") as file:
             os.fsync(file.fileno())
@@ -212,76 +211,80 @@ def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     if any(map(is_sharded, tensors.values())):
         world.save_shards(tensors, folder)
     else:
-        world.broadcast_from_rank0(whole)
+        world.broadcast_from_rank0(save_unsharded)
 
 
 def order(num_pairs: int, folder: Path) -> None:
-    """The order of an epoch and the way to any place in it, over a token cache whose offsets are
-    real and whose tokens are all zero.
+    """Time the start of an epoch and a seek within it, on a token cache of `num_pairs` pairs.
+
+    The cache has real offsets, but all its tokens are 0.
     """
-    began = time.perf_counter()
+    write_cache(num_pairs, folder)
+    rng = np.random.default_rng(1)
+    first_updates, seeks = [], []
+    for epoch in range(20):
+        start = time.perf_counter()
+        loader = TrainLoader(TokenCache(folder), BatchingConfig(), seed=1, batch_tokens=25_000)
+        next(iter(loader.epoch_updates(epoch)))
+        first_updates.append(time.perf_counter() - start)
+        del loader
+        drop_cached_pages(folder)
+        start = time.perf_counter()
+        loader = TrainLoader(TokenCache(folder), BatchingConfig(), seed=1, batch_tokens=25_000)
+        block = int(rng.integers(num_pairs // loader.config.block_size))
+        loader.load_state_dict({"epoch": epoch, "block": block, "bucket": 7})
+        updates = loader.updates()
+        next(updates)
+        seeks.append(time.perf_counter() - start)
+        updates.close()  # type: ignore[attr-defined]
+        del loader, updates
+        drop_cached_pages(folder)
+    for what, seconds in (
+        ("ordering an epoch and making its first update", first_updates),
+        ("seeking to a random block and making an update", seeks),
+    ):
+        median = f"{statistics.median(seconds):.2f} s (median of {len(seconds)})"
+        print(f"  opening the cache, {what}: {median}, at most {max(seconds):.2f} s")
+    print(f"  peak memory {peak_process_memory() / MIB:,.0f} MiB")
+
+
+def write_cache(num_pairs: int, folder: Path) -> None:
+    """Write a token cache, and wait until the disk is idle."""
+    start = time.perf_counter()
     total = 0
     for side in SIDES:
         total = write_offsets(folder / f"{side}.offsets.bin", num_pairs)
         with (folder / f"{side}.tokens.bin").open("wb") as file:
             file.truncate(2 * total)
-    about = {
+    manifest = {
         "format": 1,
         "dtype": "uint16",
         "pairs": num_pairs,
         "tokens": dict.fromkeys(SIDES, total),
     }
-    (folder / "manifest.json").write_text(json.dumps(about))
-    print(
-        f"{num_pairs:,} pairs, {total:,} tokens a side; offsets written in {time.perf_counter() - began:,.0f} s"
-    )
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seconds = time.perf_counter() - start
+    print(f"{num_pairs:,} pairs, {total:,} tokens per side; written in {seconds:,.0f} s")
     os.sync()
-    time.sleep(20)  # until the disk has settled
-    chance = np.random.default_rng(1)
-    first, seek = [], []
-    for epoch in range(20):
-        began = time.perf_counter()
-        loader = TrainLoader(TokenCache(folder), BatchingConfig(), seed=1, batch_tokens=25_000)
-        next(iter(loader.epoch_updates(epoch)))
-        first.append(time.perf_counter() - began)
-        del loader
-        forget_pages(folder)
-        began = time.perf_counter()
-        loader = TrainLoader(TokenCache(folder), BatchingConfig(), seed=1, batch_tokens=25_000)
-        block = int(chance.integers(num_pairs // loader.config.block_size))
-        loader.load_state_dict({"epoch": epoch, "block": block, "bucket": 7})
-        updates = loader.updates()
-        next(updates)
-        seek.append(time.perf_counter() - began)
-        updates.close()  # type: ignore[attr-defined]
-        del loader, updates
-        forget_pages(folder)
-    for what, seconds in (
-        ("an epoch put in order, its first update drawn", first),
-        ("gone to a random block, an update made", seek),
-    ):
-        print(
-            f"  cache opened, {what}: {statistics.median(seconds):.2f} s (median of {len(seconds)}), {max(seconds):.2f} s at most"
-        )
-    print(f"  peak memory {peak_process_memory() / MIB:,.0f} MiB")
+    time.sleep(20)
 
 
 def write_offsets(path: Path, num_pairs: int) -> int:
-    """Offsets of sentences of 1 to 59 tokens, 30 on average; gives where the last one ends."""
-    chance, end = np.random.default_rng(0), 0
+    """Write offsets of sentences of 1 to 59 tokens (30 on average), and return the last offset."""
+    rng, end = np.random.default_rng(0), 0
     with path.open("wb") as file:
         file.write(np.zeros(1, np.uint64).tobytes())
         for start in range(0, num_pairs, 1 << 24):
             offsets = np.cumsum(
-                chance.integers(1, 60, min(1 << 24, num_pairs - start), np.uint64)
+                rng.integers(1, 60, min(1 << 24, num_pairs - start), np.uint64)
             ) + np.uint64(end)
             file.write(offsets.tobytes())
             end = int(offsets[-1])
     return end
 
 
-def forget_pages(folder: Path) -> None:
-    """Let the system drop what it has read of these files, so that the next look goes to the disk."""
+def drop_cached_pages(folder: Path) -> None:
+    """Drop the files from the page cache, so that the next access reads from the disk."""
     for path in folder.glob("*.bin"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -289,14 +292,14 @@ def forget_pages(folder: Path) -> None:
 
 
 def cache(folders: list[Path]) -> None:
-    """Bytes a pair of real token caches."""
+    """Print the bytes per pair of existing token caches."""
     for folder in folders:
-        about = json.loads((folder / "manifest.json").read_text())
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        tokens = sum(about["tokens"].values()) / about["pairs"]
-        print(
-            f"{', '.join(about['corpora'])}: {about['pairs']:,} pairs, {tokens:.1f} tokens and {size / about['pairs']:.1f} bytes a pair"
-        )
+        manifest = json.loads((folder / "manifest.json").read_text())
+        pairs = manifest["pairs"]
+        size = sum(path.stat().st_size for path in folder.iterdir()) / pairs
+        tokens = sum(manifest["tokens"].values()) / pairs
+        names = ", ".join(manifest["corpora"])
+        print(f"{names}: {pairs:,} pairs, {tokens:.1f} tokens and {size:.1f} bytes per pair")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 # ruff: noqa: E402
-"""Training speed of a configuration: target tokens/s, where the time goes, how much of the machine
-it uses, and peak memory.
+"""Measure the training speed of a configuration: target tokens/s, time per part, and peak memory.
 
-Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--warmup 5] [--repeat 3]
-[--json FILE]
+Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--warmup 5]
+           [--repeat 3] [--json FILE]
 
-Target tokens are counted without padding. A first pass measures speed, undisturbed; a second one
-times the parts of each update. Nothing is validated or saved. Utilisation is target tokens/s x 6 x
-(parameters of encoder, decoder and projection matrices), which takes one source token for each
-target token and leaves attention out, over the fastest matrix product of 4096 x n by n x n, n in
-256 ... 2048, that this device does in the same run, in bf16 or in fp32. Quote medians, and ratios
-within one run: machines are noisy.
+A first pass measures speed without interference; a second pass times the parts of each update.
+Target tokens are counted without padding. Nothing is validated or saved.
+
+Utilisation is the FLOP/s of training divided by those of the fastest matrix product on this device.
+Training takes 6 FLOP per target token and parameter of the encoder, decoder and projection
+matrices; this assumes one source token per target token and ignores attention. The matrix products
+are 4096 x n by n x n with n from 256 to 2048, in bf16 and in fp32, measured in the same run.
+
+Machines are noisy: quote medians, and only ratios from the same run.
 """
 
 from mt.runtime.environment import prepare_environment
@@ -43,121 +45,125 @@ from mt.train.trainer import Trainer, trial
 PARTS = ("forward", "backward", "optimize")
 
 
-def wait(compute: Compute) -> None:
-    """Until the device has done what it was asked."""
+def synchronize(compute: Compute) -> None:
+    """Wait until the device has finished all work."""
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
 
 
 def product_rate(compute: Compute, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of the fastest square product over 4096 rows; the median of each size."""
+    """Return the FLOP/s of the fastest product of a [4096, n] and an [n, n] matrix over several n.
+
+    Each size counts with the median of its measurements.
+    """
     rates = []
     for size in (256, 512, 1024, 2048):
         a = torch.randn(4096, size, device=compute.device).to(dtype)
         b = torch.randn(size, size, device=compute.device).to(dtype)
-        times, end = (
-            [product_seconds(compute, a, b)],
-            time.perf_counter() + seconds,
-        )  # the first one warms up
+        times = [product_seconds(compute, a, b)]  # the first product is a warm-up
+        end = time.perf_counter() + seconds
         while times[0] <= seconds and (len(times) < 4 or time.perf_counter() < end):
             times.append(product_seconds(compute, a, b))
         rates.append(2 * 4096 * size * size / statistics.median(times[1:] or times))
         if times[0] > seconds:
-            break  # this type has no hardware here, and larger products would only take longer
+            break  # the hardware does not support this dtype; larger products only take longer
     return max(rates)
 
 
 def product_seconds(compute: Compute, a: torch.Tensor, b: torch.Tensor) -> float:
-    """Time of a @ b."""
-    wait(compute)
-    began = time.perf_counter()
+    """Return the seconds that `a @ b` takes."""
+    synchronize(compute)
+    start = time.perf_counter()
     torch.mm(a, b)
-    wait(compute)
-    return time.perf_counter() - began
+    synchronize(compute)
+    return time.perf_counter() - start
 
 
 def matrix_parameters(model: Transformer) -> int:
-    """Parameters that a token is multiplied with: layers and output projection, embeddings as such
-    left out.
+    """Count the parameters of all matrices that a token is multiplied with.
+
+    These are the matrices of the layers and the output projection, but not the embeddings.
     """
     layers = sum(
         p.numel()
-        for half in (model.encoder.layers, model.decoder.layers)
-        for p in half.parameters()
+        for stack in (model.encoder.layers, model.decoder.layers)
+        for p in stack.parameters()
         if p.ndim == 2
     )
     return layers + model.output_weight.numel()
 
 
 def padding(updates: list[Update]) -> float:
-    """The share of padding in the source and target positions of some updates."""
-    real = whole = 0
+    """Return the share of padding in all source and target positions."""
+    real = total = 0
     for batch in (batch for update in updates for batch in update.micro_batches):
         if isinstance(batch, Batch):
             real += int(batch.src_mask.sum()) + batch.num_tokens
-            whole += batch.src.numel() + batch.tgt_in.numel()
-    return 1 - real / whole if whole else 0.0
+            total += batch.src.numel() + batch.tgt_in.numel()
+    return 1 - real / total if total else 0.0
 
 
 def speed(trainer: Trainer, next_update: Callable[[], Update], count: int) -> tuple[float, float]:
-    """(target tokens/s, share of the time spent waiting for data) over `count` updates."""
-    tokens, waited = 0, 0.0
-    wait(trainer.compute)
-    began = time.perf_counter()
+    """Train for `count` updates. Returns (target tokens/s, share of time waiting for data)."""
+    tokens, data_seconds = 0, 0.0
+    synchronize(trainer.compute)
+    start = time.perf_counter()
     for _ in range(count):
-        asked = time.perf_counter()
+        before = time.perf_counter()
         update = next_update()
-        waited += time.perf_counter() - asked
+        data_seconds += time.perf_counter() - before
         trainer.train_step(update)
         tokens += update.num_tokens
-    wait(trainer.compute)
-    took = time.perf_counter() - began
-    return tokens / took, waited / took
+    synchronize(trainer.compute)
+    seconds = time.perf_counter() - start
+    return tokens / seconds, data_seconds / seconds
 
 
 def parts(trainer: Trainer, next_update: Callable[[], Update], count: int) -> dict[str, float]:
-    """The share of an update's time in each of its parts, the device waited for after each."""
-    taken = dict.fromkeys(PARTS, 0.0)
+    """Return the share of time that each part of an update takes.
+
+    The device is synchronized after each part.
+    """
+    seconds = dict.fromkeys(PARTS, 0.0)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            wait(trainer.compute)
-            began = time.perf_counter()
+            synchronize(trainer.compute)
+            start = time.perf_counter()
             result = function(*args)
-            wait(trainer.compute)
-            taken[name] += time.perf_counter() - began
+            synchronize(trainer.compute)
+            seconds[name] += time.perf_counter() - start
             return result
 
         return call
 
     for name in PARTS:
         setattr(trainer, name, timed(name, getattr(trainer, name)))
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(count):
         trainer.train_step(next_update())
-    whole = time.perf_counter() - began
+    total = time.perf_counter() - start
     for name in PARTS:
         delattr(trainer, name)
-    return {name: seconds / whole for name, seconds in taken.items()}
+    return {name: value / total for name, value in seconds.items()}
 
 
 def peak_memory(compute: Compute) -> float:
-    """GiB: on a GPU what tensors took at most, on a CPU the whole process."""
+    """Return the peak GiB of tensors on a GPU, or of the whole process on a CPU."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device) / 2**30
     return peak_process_memory() / 2**30
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one configuration."""
+    """Measure everything for one configuration."""
     config = load_config(args.config, args.overrides)
-    deterministic = config.train.deterministic
     compute = set_up_compute(
         config.device,
         config.precision,
         config.threads,
         for_training=True,
-        deterministic=deterministic,
+        deterministic=config.train.deterministic,
     )
     prepared = prepare(config)
     with (
@@ -176,17 +182,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     return {
-        "config": str(args.config), "overrides": args.overrides, "compute": str(compute), "torch": torch.__version__,
+        "config": str(args.config),
+        "overrides": args.overrides,
+        "compute": str(compute),
+        "torch": torch.__version__,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "target_tokens_per_second": rate, "runs": [tokens for tokens, _ in speeds], "padding": padding(sample),
-        "shares": {"data": statistics.median(waited for _, waited in speeds), **shares},
-        "mflop_per_token": flop / 1e6, "product_gflops": {name: value / 1e9 for name, value in products.items()},
-        "utilisation": rate * flop / max(products.values()), "peak_memory_gib": peak_memory(compute),
-    }  # fmt: skip
+        "target_tokens_per_second": rate,
+        "runs": [tokens for tokens, _ in speeds],
+        "padding": padding(sample),
+        "shares": {"data": statistics.median(data for _, data in speeds), **shares},
+        "mflop_per_token": flop / 1e6,
+        "product_gflops": {name: value / 1e9 for name, value in products.items()},
+        "utilisation": rate * flop / max(products.values()),
+        "peak_memory_gib": peak_memory(compute),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures as a table."""
+    """Print the result as a table."""
     table = Table(
         title=f"{result['config']} {' '.join(result['overrides'])}\n{result['compute']}",
         show_header=False,
@@ -199,17 +212,15 @@ def show(result: dict[str, Any]) -> None:
         "time", ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items())
     )
     products = ", ".join(f"{name} {rate:,.0f}" for name, rate in result["product_gflops"].items())
-    table.add_row("fastest products", f"{products} GFLOP/s")
-    table.add_row(
-        "utilisation",
-        f"{result['utilisation']:.0%} of the faster, at {result['mflop_per_token']:.1f} MFLOP a token",
-    )
+    table.add_row("matrix products", f"{products} GFLOP/s")
+    cost = f"{result['mflop_per_token']:.1f} MFLOP per token"
+    table.add_row("utilisation", f"{result['utilisation']:.0%} of the fastest product, at {cost}")
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
     Console().print(table)
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print the result, and write it to --json if given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

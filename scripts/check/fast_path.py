@@ -1,15 +1,14 @@
 # ruff: noqa: E402
-"""Whether training as `mt` computes it learns what a plain fp32 PyTorch learns: the loss of both,
-side by side, for several seeds.
+"""Check that training with mt's optimized operations learns as well as plain PyTorch in fp32.
 
 Usage: python scripts/check/fast_path.py CONFIG [key=value ...] [--updates 300] [--seeds 1,2,3]
-[--json FILE]
+           [--json FILE]
 
-The reference is the same model, data and order with PyTorch's own operations throughout, in fp32:
-`F.dropout`, its fused attention, `F.cross_entropy` with label smoothing over all logits,
-`clip_grad_norm_` and an AdamW that is not fused. The two draw different dropout masks, so their
-losses differ as those of two seeds do: the table shows the mean difference beside the spread over
-seeds.
+The reference trains the same model on the same data in the same order, with PyTorch's own
+operations in fp32: `F.dropout`, fused attention, `F.cross_entropy` with label smoothing over all
+logits, `clip_grad_norm_`, and an AdamW that is not fused. The two draw different dropout masks, so
+their losses should differ only as much as those of two seeds. The table shows the difference of the
+mean losses next to the spread over seeds.
 """
 
 from mt.runtime.environment import prepare_environment
@@ -36,14 +35,14 @@ from mt.data.prepare import Prepared, prepare
 from mt.runtime.device import set_up_compute
 from mt.train.trainer import trial
 
-WINDOW = 50  # updates that make one point of the curve
-KINDS = PLAIN.keys() - {"allocator"}  # which changes no number
+WINDOW = 50  # updates per point of the loss curve
+KINDS = PLAIN.keys() - {"allocator"}  # the allocator does not affect the numbers
 
 
 def curve(
     config: Config, prepared: Prepared, updates: int, plain: bool
 ) -> tuple[list[float], float]:
-    """(mean nll of each window of updates, target tokens/s) of one training."""
+    """Train once. Returns (mean nll of each window of updates, target tokens/s)."""
     compute = set_up_compute(
         config.device, "fp32" if plain else config.precision, config.threads, for_training=True
     )
@@ -51,20 +50,19 @@ def curve(
         plain_pytorch(KINDS) if plain else contextlib.nullcontext(),
         trial(config, prepared, compute) as trainer,
     ):
-        losses, tokens, began = [], 0, time.perf_counter()
+        losses, tokens, start = [], 0, time.perf_counter()
         with contextlib.closing(trainer.loader.updates()) as stream:  # type: ignore[type-var]
             for _ in range(updates):
                 update = next(stream)
                 losses.append(trainer.train_step(update).read().nll)
                 tokens += update.num_tokens
-        took = time.perf_counter() - began
-    return [
-        statistics.fmean(losses[at : at + WINDOW]) for at in range(0, updates, WINDOW)
-    ], tokens / took
+        rate = tokens / (time.perf_counter() - start)
+    windows = [losses[first : first + WINDOW] for first in range(0, updates, WINDOW)]
+    return list(map(statistics.fmean, windows)), rate
 
 
 def main() -> None:
-    """Train both ways with each seed and show the curves."""
+    """Train both ways with each seed, and print the loss curves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,24 +82,19 @@ def main() -> None:
             points, rate = curve(config, prepared, args.updates, plain=name == "plain")
             curves[name].append(points)
             rates[name].append(rate)
-    table = Table(title=f"nll a target token, mean (and range) over seeds {args.seeds}")
-    for column in (
-        "updates",
-        "ours",
-        "plain fp32 PyTorch",
-        "difference of means",
-        "spread over seeds",
-    ):
+    table = Table(title=f"nll per target token, mean (and range) over seeds {args.seeds}")
+    measures = ("difference of means", "spread over seeds")
+    for column in ("updates", "mt", "plain fp32 PyTorch", *measures):
         table.add_column(column, justify="right")
     for index in range(len(curves["plain"][0])):
-        ours, plain = ([points[index] for points in curves[name]] for name in ("ours", "plain"))
-        shown = (f"{statistics.fmean(x):.4f} ({min(x):.4f}-{max(x):.4f})" for x in (ours, plain))
-        spread = max(max(ours) - min(ours), max(plain) - min(plain))
+        mt, plain = ([points[index] for points in curves[name]] for name in curves)
+        cells = (f"{statistics.fmean(x):.4f} ({min(x):.4f}-{max(x):.4f})" for x in (mt, plain))
+        spread = max(max(mt) - min(mt), max(plain) - min(plain))
         first = index * WINDOW + 1
         table.add_row(
             f"{first}-{first + WINDOW - 1}",
-            *shown,
-            f"{statistics.fmean(ours) - statistics.fmean(plain):+.4f}",
+            *cells,
+            f"{statistics.fmean(mt) - statistics.fmean(plain):+.4f}",
             f"{spread:.4f}",
         )
     Console().print(table)

@@ -1,11 +1,11 @@
-"""Whether a translation depends on its neighbours: a file at several batch sizes and shuffled,
-every changed line listed.
+"""Check that the translation of a line does not depend on the other lines in its batch.
 
 Usage: python scripts/check/invariance.py MODEL SOURCE [--lines 1000] [--batch-sizes 1,7,64]
-[--precision fp32]
+           [--precision fp32]
 
-A line may change where two hypotheses score the same but for rounding: each changed line is shown
-with both scores; below 1e-4 apart it is a tie. Exits 1 where a line changed that is no tie.
+A file is translated at several batch sizes and in shuffled order, and every line that changes is
+printed with both scores. A line may change if two hypotheses score the same up to rounding: scores
+less than 1e-4 apart count as a tie. The exit code is 1 if a changed line is not a tie.
 """
 
 import argparse
@@ -21,13 +21,13 @@ TIE = 1e-4
 
 
 def translations(translator: Translator, lines: list[str], batch_size: int) -> list[Translation]:
-    """The best translation of each line at one batch size."""
+    """Return the best translation of each line at this batch size."""
     translator.decode = translator.decode.model_copy(update={"batch_size": batch_size})
-    return [found[0] for found in translator.translate_stream(lines)]
+    return [hyps[0] for hyps in translator.translate_stream(lines)]
 
 
 def main() -> None:
-    """Compare every setting with the first."""
+    """Compare the translations of every setting with those of the first."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,14 +47,14 @@ def main() -> None:
     results[f"batch size {sizes[-1]}, shuffled"] = [in_order[i] for i in range(len(lines))]
     (first_name, first), *others = results.items()
     worst = 0.0
-    for name, found in others:
-        changed = [i for i in range(len(lines)) if found[i].text != first[i].text]
+    for name, hyps in others:
+        changed = [i for i in range(len(lines)) if hyps[i].text != first[i].text]
         print(f"{name} against {first_name}: {len(changed)} of {len(lines)} lines changed")
         for i in changed:
-            worst = max(worst, abs(found[i].score - first[i].score))
+            worst = max(worst, abs(hyps[i].score - first[i].score))
             print(f"  line {i + 1}: {first[i].score:.6f} {first[i].text!r}")
-            print(f"  {'':{len(str(i + 1)) + 6}}{found[i].score:.6f} {found[i].text!r}")
-    print(f"largest difference of scores on a changed line: {worst:.1e} (a tie is below {TIE:.0e})")
+            print(f"  {'':{len(str(i + 1)) + 6}}{hyps[i].score:.6f} {hyps[i].text!r}")
+    print(f"largest score difference of a changed line: {worst:.1e} (a tie is below {TIE:.0e})")
     sys.exit(worst >= TIE)
 
 

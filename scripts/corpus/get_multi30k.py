@@ -1,11 +1,10 @@
-"""Fills data/multi30k/ with the Multi30k corpus (Elliott et al. 2016): from the hub, or from local
-files.
+"""Put the Multi30k corpus (Elliott et al. 2016) into data/multi30k/.
 
 Usage: python scripts/corpus/get_multi30k.py [--from FOLDER] [--out data/multi30k]
 
-From the hub it takes `bentrevett/multi30k`; its `test` split is test_2016_flickr. FOLDER holds
-{train,val,test_2016_flickr}.{de,en}, plain or .gz. What is written is
-{train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use.
+The corpus is downloaded from the Hugging Face hub (`bentrevett/multi30k`, whose `test` split is
+test_2016_flickr), or read from FOLDER, which holds {train,val,test_2016_flickr}.{de,en}, plain or
+.gz. The script writes {train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use only.
 """
 
 import argparse
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from mt.data.sources import read_text
 
+# File name: (split on the hub, expected number of lines).
 SPLITS = {
     "train": ("train", 29_000),
     "val": ("validation", 1_014),
@@ -24,13 +24,13 @@ LANGUAGES = ("de", "en")
 
 
 def from_folder(folder: Path, name: str, language: str) -> list[str]:
-    """The lines of one file of `folder`, plain or gzipped."""
+    """Read one file of `folder`, plain or gzipped."""
     path = folder / f"{name}.{language}"
     return read_text(path if path.exists() else f"{path}.gz")
 
 
 def from_hub(name: str, language: str) -> list[str]:
-    """The lines of one split of the hub's copy."""
+    """Download one side of a split from the hub."""
     import datasets
 
     rows: Iterable[dict[str, str]] = datasets.load_dataset(
@@ -40,12 +40,12 @@ def from_hub(name: str, language: str) -> list[str]:
 
 
 def main() -> None:
-    """Write every split of every language, and check the number of lines."""
+    """Write both sides of every split, and check their number of lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--from", dest="folder", type=Path, help="a folder with the corpus (default: the hub)"
+        "--from", dest="folder", type=Path, help="a folder with the corpus (default: download it)"
     )
     parser.add_argument("--out", type=Path, default=Path("data/multi30k"))
     args = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
             )
             if len(lines) != expected:
                 raise SystemExit(f"{name}.{language}: {len(lines)} lines, expected {expected}")
-            # mtime 0: the same text gives the same bytes, and with them the same token cache.
+            # Without a time stamp, the same text gives the same bytes, so the same token cache.
             (args.out / f"{name}.{language}.gz").write_bytes(
                 gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
             )

@@ -1,9 +1,8 @@
-"""Own the sample corpus: draw made-up German-English sentence pairs and write
-data/sample/{train,valid,test}.{de,en}.
+"""Write the sample corpus, data/sample/{train,valid,test}.{de,en}: made-up sentence pairs.
 
-The pairs come from the grammar in sample_grammar.py. A German sentence has one English translation,
-no sentence of either language stands twice in the three files, and the same seed gives the same
-bytes on every Python from 3.11 on.
+The German-English pairs are drawn from the grammar in sample_grammar.py. Each German sentence has
+exactly one English translation, and no sentence of either language occurs twice in the three files.
+The same seed gives the same bytes on every Python from 3.11 on.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from sample_grammar import (
 SIZES = {"train": 20_000, "valid": 1_000, "test": 1_000}
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "data" / "sample"
 DEFAULT_SEED = 7
-SHORTEST, LONGEST = 4, 20
+SHORTEST, LONGEST = 4, 20  # words per sentence
 T = TypeVar("T")
 
 NO_PHRASE = NounPhrase(("", "", ""), "", "")
@@ -56,7 +55,8 @@ CHAIRS = {
     "neben": ("next to", "Lampe Computer Klavier Fenster Schrank"),
     "hinter": ("behind", "Sofa Schrank Tür Klavier"),
 }
-DRIVE = "Dorf Stadt Museum Hotel Theater Bäckerei Fabrik Schloss Bahnhof Flughafen Hafen Markt Strand See Fluss Schule Wald"
+DRIVE = """Dorf Stadt Museum Hotel Theater Bäckerei Fabrik Schloss Bahnhof Flughafen Hafen Markt
+    Strand See Fluss Schule Wald"""
 HIKE = "Dorf Schloss Turm Wald Strand See Fluss Stadt Brücke Hafen"
 STAY = "Haus Zimmer Hotel Krankenhaus Garten Dorf Stadt Schloss Küche Büro"
 LIVE = "Haus Hotel Dorf Stadt Schloss"
@@ -76,20 +76,23 @@ PLACED = {
     "fangen": "Garten Park Wald See Fluss Strand",
     "abholen": "Bahnhof Flughafen Hafen Schule Krankenhaus Hotel",
 }
-TRADES = "Lehrer Ärztin Bäcker Köchin Richterin Sängerin Malerin Student Polizist Bauer Gärtner Schneiderin Anwalt Matrose"
-TRADES += " Tänzerin Kellnerin Dichter Reporterin Fahrer Nachbar Kollege Freund Gast"
+TRADES = """Lehrer Ärztin Bäcker Köchin Richterin Sängerin Malerin Student Polizist Bauer Gärtner
+    Schneiderin Anwalt Matrose Tänzerin Kellnerin Dichter Reporterin Fahrer Nachbar Kollege Freund
+    Gast"""
 JUDGEMENTS = g.pairs(
     "schön,nice schade,a_pity gut,good seltsam,strange klar,clear möglich,possible"
 )
-AIMS = """kaufen suchen holen treffen fragen begrüßen malen zeichnen fotografieren reparieren abholen helfen danken
-    gratulieren zuhören arbeiten sprechen spielen"""
-TRIP_AIMS = """besuchen treffen fotografieren malen zeichnen anschauen helfen gratulieren arbeiten sprechen verkaufen
-    kaufen abholen"""
-MISHAPS = "stehlen verlieren finden verstecken retten weglaufen abreisen bewundern erkennen vermissen hören sehen verstehen"
-HELPFUL = "aufräumen putzen kochen reparieren vorbereiten backen waschen einkaufen öffnen schließen abholen"
+AIMS = """kaufen suchen holen treffen fragen begrüßen malen zeichnen fotografieren reparieren
+    abholen helfen danken gratulieren zuhören arbeiten sprechen spielen"""
+TRIP_AIMS = """besuchen treffen fotografieren malen zeichnen anschauen helfen gratulieren arbeiten
+    sprechen verkaufen kaufen abholen"""
+MISHAPS = """stehlen verlieren finden verstecken retten weglaufen abreisen bewundern erkennen
+    vermissen hören sehen verstehen"""
+HELPFUL = """aufräumen putzen kochen reparieren vorbereiten backen waschen einkaufen öffnen
+    schließen abholen"""
 FREED = "schlafen arbeiten frühstücken fernsehen tanzen essen lesen trinken malen spielen sprechen"
 ARRIVALS = "ankommen aufwachen aufstehen zurückkommen"
-# Why, although and if: the states that go with what is done.
+# The states that are a likely reason for doing something.
 HUNGER = {
     "hungrig": "essen kochen backen schneiden schälen bestellen",
     "durstig": "trinken",
@@ -97,7 +100,8 @@ HUNGER = {
     "traurig": "weinen",
     "glücklich": "singen tanzen lächeln lachen",
 }
-DUTIES = "helfen reparieren abholen arbeiten einkaufen besuchen füttern putzen aufräumen kochen waschen schreiben anrufen"
+DUTIES = """helfen reparieren abholen arbeiten einkaufen besuchen füttern putzen aufräumen kochen
+    waschen schreiben anrufen"""
 COSTLY = "kaufen bestellen mieten reisen fliegen ziehen einkaufen"
 WHY = ["glücklich", "zufrieden", "nervös", "Zeit", "Urlaub", "gute Laune", "allein"]
 WHY_NOT = [
@@ -143,7 +147,10 @@ PERSONAL = {"me", "you", "him", "her", "us", "them"}
 
 
 class Dice:
-    """A source of choices that uses nothing but Random.random(), whose numbers Python keeps stable."""
+    """Random choices that are the same in all versions of Python.
+
+    They only use Random.random(), because Python promises never to change its numbers.
+    """
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -157,7 +164,7 @@ class Dice:
         return items[int(self._random() * len(items))]
 
     def weighted(self, options: Sequence[tuple[float, T]]) -> T:
-        """Return one of the (weight, item) options."""
+        """Return the item of one of the (weight, item) options, drawn by weight."""
         point = self._random() * sum(weight for weight, _ in options)
         for weight, item in options:
             point -= weight
@@ -166,7 +173,7 @@ class Dice:
         return options[-1][1]
 
     def among(self, **weights: float) -> str:
-        """Return one of the words, by their weights."""
+        """Return one of the words, drawn by their weights."""
         return self.weighted([(weight, word) for word, weight in weights.items()])
 
     def number(self, low: int, high: int) -> int:
@@ -175,12 +182,12 @@ class Dice:
 
 
 class Speaker(Dice):
-    """Draws noun phrases, clauses and sentences from the grammar."""
+    """Draws random noun phrases, clauses and sentences from the grammar."""
 
-    # --- noun phrases
-    # ------------------------------------------------------------------------------------------------
+    # Noun phrases
+
     def adjective(self, noun: g.Noun, probability: float) -> g.Adjective | None:
-        """Return an adjective that fits the noun, or None."""
+        """Return an adjective that fits the noun with this probability, else None."""
         if not self.chance(probability):
             return None
         fitting = [a for a in g.ADJECTIVES if noun.group in a.groups or noun.singular in a.groups]
@@ -203,7 +210,10 @@ class Speaker(Dice):
         return NounPhrase((cases[0], cases[1], cases[2]), en, en, plural=True, gender="m")
 
     def possessive(self, owner: NounPhrase | None) -> tuple[str, str]:
-        """Return a German possessive and its English; his, her and their belong to the owner."""
+        """Return a possessive pronoun in German and English.
+
+        With an owner, it usually refers to the owner, as in `Anna ... ihr` and `Anna ... her`.
+        """
         if owner and owner.person == 3 and owner.gender in "mfp" and self.chance(0.7):
             if owner.plural:
                 return "ihr", "their"
@@ -215,7 +225,7 @@ class Speaker(Dice):
         return word, g.EIN_WORDS[word]
 
     def kin(self, owner: NounPhrase | None) -> NounPhrase:
-        """Return a relative with a possessive."""
+        """Return a relative with a possessive pronoun, such as `my uncle`."""
         noun = self.pick([noun for noun in nouns_of("kin") if not owner or noun.en not in owner.en])
         plural = noun.en in (
             "brother",
@@ -249,14 +259,14 @@ class Speaker(Dice):
         return self.name() if kind == "name" else self.person()
 
     def anaphoric_subject(self) -> NounPhrase:
-        """Return a subject that a pronoun can take up with one gender in both languages."""
+        """Return a subject for which both languages use a pronoun of the same gender."""
         subject = self.subject()
         while anaphor(subject) is NO_PHRASE:
             subject = self.subject()
         return subject
 
     def other_subject(self, subject: NounPhrase) -> NounPhrase:
-        """Return a subject that is not the given one and no third person pronoun."""
+        """Return a subject that differs from the given one and is not a third person pronoun."""
         other = self.subject()
         while (
             other.en == subject.en
@@ -285,56 +295,57 @@ class Speaker(Dice):
         return noun_phrase(noun, word, plural, adjective, english)
 
     def thing_word(self, noun: g.Noun, plural: bool) -> str:
-        """Return a kind of determiner for a thing."""
+        """Return a determiner, "possessive" or "number" for a thing."""
         if noun.group in ("place", "nature"):
             return self.among(der=5, dies=1, ein=1)
         if noun.mass:
             return self.among(der=5, ein=5, dies=1)
         if noun.group == "door":
             return self.weighted([(6, "der"), (1, "dies"), (2 if plural else 0, "number")])
-        own = 1.0 if noun.group in ("dish", "fruit", "veg", "plant") else 2.5
+        possessive = 1.0 if noun.group in ("dish", "fruit", "veg", "plant") else 2.5
         return self.weighted(
             [
                 (4, "der"),
                 (3, "ein"),
-                (own, "possessive"),
+                (possessive, "possessive"),
                 (1, "dies"),
                 (2 if plural else 0, "number"),
             ]
         )
 
     def human_object(self, kind: str, subject: NounPhrase, case: str) -> NounPhrase:
-        """Return a human object other than the subject; `case` rules out the ambiguous accusative
-        `sie`.
+        """Return a human object other than the subject.
+
+        In the accusative it is never `sie`, which could mean "her" or "them".
         """
         draw = self.weighted([(3, "pronoun"), (3, "name"), (6, kind)])
         if draw == "pronoun":
-            found = self.pick(PRONOUNS)
+            human = self.pick(PRONOUNS)
         elif draw == "name":
-            found = self.name()
+            human = self.name()
         elif kind == "kin":
-            found = self.kin(subject)
+            human = self.kin(subject)
         else:
-            found = noun_phrase(
+            human = noun_phrase(
                 noun := self.pick(nouns_of(kind)), *self.article(), self.adjective(noun, 0.4)
             )
-        clash = found.en == subject.en or (found.person < 3 and found.person == subject.person)
-        same = found.pronoun and found.row == subject.row
+        clash = human.en == subject.en or (human.person < 3 and human.person == subject.person)
+        same = human.pronoun and human.row == subject.row
         return (
             self.human_object(kind, subject, case)
-            if clash or same or found.de(case) == "-"
-            else found
+            if clash or same or human.de(case) == "-"
+            else human
         )
 
     def article(self) -> tuple[str, bool]:
-        """Return a determiner and a number for a human object."""
+        """Return a determiner for a human object, and whether the object is plural."""
         word = self.among(der=6, ein=3, dies=1)
         return word, word != "ein" and self.chance(0.25)
 
-    # --- clauses
-    # -----------------------------------------------------------------------------------------------------
+    # Clauses
+
     def tense(self) -> tuple[str, str]:
-        """Return a tense and a modal verb for a statement or a question."""
+        """Return a tense, and a modal verb or "", for a statement or a question."""
         kind = self.among(perf=36, habit=18, prog=9, fut=13, state=9, pres=11, past=4)
         if kind == "pres":
             return "pres", self.pick(list(g.MODALS))
@@ -343,7 +354,7 @@ class Speaker(Dice):
         return kind, ""
 
     def verb(self, tense: str, modal: str, frames: str) -> Verb:
-        """Return a verb whose frame and flags suit the tense."""
+        """Return a verb with one of the frames that can be used in the tense."""
         barred = {
             "state": "",
             "habit": "BE",
@@ -367,14 +378,14 @@ class Speaker(Dice):
             "L": 4.0,
             "U": 6.0,
         }
-        found = [
+        options = [
             (weights[verb.frame[0]], verb)
             for verb in VERBS
             if verb.frame[0] in frames
             and not set(barred) & set(verb.flags)
             and (tense != "state" or "B" in verb.flags)
         ]
-        return self.weighted(found)
+        return self.weighted(options)
 
     def time(self, tense: str, modal: str, verb: Verb) -> Pair | None:
         """Return a time adverb that agrees with tense and verb, or None."""
@@ -403,7 +414,7 @@ class Speaker(Dice):
         return self.pick(TIMES["now"]) if tense == "prog" else None
 
     def timed(self, clause: Clause) -> Clause:
-        """Give the clause the time or frequency its tense calls for, and the tense its final name."""
+        """Add the time or frequency that the tense needs, and set the final tense."""
         tense = clause.tense
         if tense == "habit":
             clause = replace(clause, tense="pres")
@@ -421,8 +432,9 @@ class Speaker(Dice):
         modal: str = "",
         among: str = "",
     ) -> Clause:
-        """Return a whole clause; `fixed` sets the tense without a time, `among` names the verbs to
-        draw from.
+        """Return a complete clause.
+
+        `fixed` is a tense; the clause then gets no time. `among` lists verbs to choose from.
         """
         tense = fixed
         if not fixed:
@@ -435,7 +447,7 @@ class Speaker(Dice):
         return replace(clause, tense="pres" if tense in ("state", "habit") else tense)
 
     def filled(self, clause: Clause) -> Clause:
-        """Add the objects the verb's frame asks for, then perhaps a place, a manner or a negation."""
+        """Add the objects that the verb needs, and perhaps a place, a manner or a negation."""
         deniable = clause.tense not in ("habit", "prog") and clause.modal not in (
             "möchten",
             "können damit",
@@ -459,38 +471,38 @@ class Speaker(Dice):
         return clause if negated else self.decorated(clause)
 
     def transitive(self, clause: Clause, negated: bool) -> Clause:
-        """Add an accusative object; a denied indefinite one takes `kein`."""
+        """Add an accusative object; in a negated clause, an indefinite one gets `kein`."""
         kind = self.pick(clause.verb.objects)
         if kind in ("person", "kin", "child"):
-            found = self.human_object(kind, clause.subject, "acc")
-            return self.with_object(clause, found, "acc")
+            human = self.human_object(kind, clause.subject, "acc")
+            return self.with_object(clause, human, "acc")
         if (
             negated
             and "D" not in clause.verb.flags
             and ("W" in clause.verb.flags or self.chance(0.5))
         ):
             return self.with_kein(clause, kind)
-        found = self.thing(kind, clause.subject)
-        while not suits(clause.verb, found, negated):
-            found = self.thing(kind, clause.subject)
-        return self.with_object(clause, found, "acc")
+        thing = self.thing(kind, clause.subject)
+        while not suits(clause.verb, thing, negated):
+            thing = self.thing(kind, clause.subject)
+        return self.with_object(clause, thing, "acc")
 
     def with_kein(self, clause: Clause, kind: str) -> Clause:
-        """Add an object with `kein`, which English denies at the verb."""
+        """Add an object with `kein`; English negates the verb instead."""
         noun = self.pick(nouns_of(kind))
         plural = not noun.mass and self.chance(0.35)
         phrase = noun_phrase(noun, "kein", plural, self.adjective(noun, 0.4))
         return replace(clause, middle=phrase.de("acc"), en=phrase.en_object, kein=True)
 
-    def with_object(self, clause: Clause, found: NounPhrase, case: str) -> Clause:
-        """Add one object; it may stand first only where its case shows."""
-        if found.pronoun:
+    def with_object(self, clause: Clause, phrase: NounPhrase, case: str) -> Clause:
+        """Add one object, which may come first in the sentence if its form shows its case."""
+        if phrase.pronoun:
             if clause.verb.en.endswith(" up"):
-                return replace(clause, pronoun=found.de(case), infix=found.en_object)
-            return replace(clause, pronoun=found.de(case), en=found.en_object)
-        shown = found.de(case).split()[0] in ("den", "dem", "einen", "einem", "diesen", "diesem")
-        shown = shown and not found.plural and not clause.subject.plural
-        return replace(clause, middle=found.de(case), en=found.en_object, frontable=shown)
+                return replace(clause, pronoun=phrase.de(case), infix=phrase.en_object)
+            return replace(clause, pronoun=phrase.de(case), en=phrase.en_object)
+        shows = phrase.de(case).split()[0] in ("den", "dem", "einen", "einem", "diesen", "diesem")
+        shows = shows and not phrase.plural and not clause.subject.plural
+        return replace(clause, middle=phrase.de(case), en=phrase.en_object, frontable=shows)
 
     def collected(self, clause: Clause, negated: bool) -> Clause:
         """Add a plural object."""
@@ -523,21 +535,21 @@ class Speaker(Dice):
         return self.with_object(clause, self.human_object(kind, clause.subject, "dat"), "dat")
 
     def with_preposition(self, clause: Clause, negated: bool) -> Clause:
-        """Add the prepositional object of the verb."""
+        """Add the verb's prepositional object."""
         german, case, english = clause.verb.frame[1:].split("/")
         kind = self.pick(clause.verb.objects)
         human = kind in ("person", "kin", "child")
-        found = (
+        phrase = (
             self.human_object(kind, clause.subject, case)
             if human
             else self.thing(kind, clause.subject)
         )
         return replace(
-            clause, tail=prepositional(german, found.de(case)), en=f"{english} {found.en_object}"
+            clause, tail=prepositional(german, phrase.de(case)), en=f"{english} {phrase.en_object}"
         )
 
     def place(self, lemmas: str = "") -> Pair:
-        """Return where something happens."""
+        """Return a place where something happens."""
         names = lemmas.split() or [name for name in PLACES if name not in OUTLOOK.split()]
         noun = NOUN[self.pick(names)]
         at, _ = PLACES[noun.singular]
@@ -545,12 +557,12 @@ class Speaker(Dice):
         return Pair(prepositional(at.de, phrase.de("dat")), f"{at.en} {phrase.en}")
 
     def city(self) -> Pair:
-        """Return where something happens: in a city."""
+        """Return a city where something happens."""
         city = self.pick(CITIES)
         return Pair(f"in {city.de}", f"in {city.en}")
 
     def motion(self, clause: Clause, negated: bool) -> Clause:
-        """Add where someone goes."""
+        """Add the place that someone goes to."""
         lemmas = {"fahren": DRIVE, "wandern": HIKE}.get(clause.verb.infinitive, " ".join(PLACES))
         noun = NOUN[self.pick(lemmas.split())]
         _, to = PLACES[noun.singular]
@@ -559,29 +571,30 @@ class Speaker(Dice):
         return replace(clause, tail=prepositional(to.de, german), en=f"{to.en} {phrase.en}")
 
     def journey(self, clause: Clause, negated: bool) -> Clause:
-        """Add the city someone travels to."""
+        """Add the city that someone travels to."""
         city = self.pick(CITIES)
         return replace(clause, tail=f"nach {city.de}", en=f"to {city.en}")
 
     def stay(self, clause: Clause, negated: bool) -> Clause:
-        """Add where someone lives or stays."""
+        """Add the place where someone lives or stays."""
         lemmas = LIVE if clause.verb.infinitive == "wohnen" else STAY
         where = self.among(city=3, place=2, kin=2)
         if where == "kin":
             kin = self.kin(clause.subject)
             return replace(clause, tail=f"bei {kin.de('dat')}", en=f"with {kin.en}")
-        found = self.city() if where == "city" else self.place(lemmas)
-        return replace(clause, tail=found.de, en=found.en)
+        place = self.city() if where == "city" else self.place(lemmas)
+        return replace(clause, tail=place.de, en=place.en)
 
     def laying(self, clause: Clause, negated: bool) -> Clause:
-        """Add what someone lays and where to."""
+        """Add what someone lays somewhere, and where."""
         what = self.thing("portable", clause.subject)
         where = self.spot("acc")
         return replace(clause, middle=what.de("acc"), tail=where.de, en=f"{what.en} {where.en}")
 
     def spot(self, case: str) -> Pair:
-        """Return a spot at a piece of furniture, in the dative where something is and the
-        accusative where it goes.
+        """Return a place such as `on the table`.
+
+        `case` is "dat" if something is there and "acc" if something is put there.
         """
         german = self.weighted([(4, "auf"), (3, "in"), (1, "unter"), (2, "neben"), (1, "hinter")])
         english, lemmas = CHAIRS[german]
@@ -590,7 +603,7 @@ class Speaker(Dice):
         return Pair(prepositional(german, phrase.de(case)), f"{english} {phrase.en}")
 
     def decorated(self, clause: Clause) -> Clause:
-        """Add a place or a manner where the verb takes one."""
+        """Perhaps add a place or a manner, if the verb allows it."""
         verb = clause.verb
         if "P" in verb.flags and self.chance(0.35):
             lemmas = PLACED.get(verb.infinitive, "")
@@ -606,7 +619,7 @@ class Speaker(Dice):
         return clause
 
     def state(self, subject: NounPhrase, tense: str, states: Sequence[str] = STATES) -> Clause:
-        """Return how someone is, as `müde sein` or `Zeit haben`."""
+        """Return a clause about how someone is, such as `müde sein` or `Zeit haben`."""
         state = self.pick(states)
         if state in g.HAVINGS:
             verb, en = g.HAVINGS[state]
@@ -616,7 +629,7 @@ class Speaker(Dice):
         return Clause(subject, PLAIN_VERBS["sein"], tense, tail=state, en=g.STATES[state].en)
 
     def why(self, main: Clause, subject: NounPhrase, tense: str) -> Clause:
-        """Return a reason for what the main clause tells."""
+        """Return a clause that gives the reason for the main clause."""
         denied = main.denied
         moving = main.verb.frame in ("G", "Y") or main.verb.infinitive in (
             "aufstehen",
@@ -633,22 +646,22 @@ class Speaker(Dice):
         return self.state(subject, tense, affordable(WHY_NOT if denied else fitting or WHY, main))
 
     def errand(self, subject: NounPhrase, tense: str, modal: str, among: str = DUTIES) -> Clause:
-        """Return something someone has to or wants to do."""
+        """Return a clause about something that someone has to do or wants to do."""
         clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         while clause.denied:
             clause = self.clause(subject, fixed=tense, modal=modal, among=among)
         return clause
 
     def despite(self, main: Clause, subject: NounPhrase, tense: str) -> Clause:
-        """Return what could have kept someone from it."""
+        """Return a clause about what could have prevented the main clause."""
         if self.chance(0.35):
             return self.errand(subject, tense, "müssen")
         return self.state(subject, tense, affordable(DESPITE, main))
 
-    # --- sentences
-    # ---------------------------------------------------------------------------------------------------
+    # Sentences
+
     def front(self, clause: Clause) -> str:
-        """Return what stands first: "" for the subject."""
+        """Choose what comes first: "object", "time", "place", or "" for the subject."""
         if clause.frontable and self.chance(0.5):
             return "object"
         early = clause.time is not None and clause.tense in ("perf", "fut", "pres")
@@ -660,15 +673,15 @@ class Speaker(Dice):
     def statement(self) -> Pair:
         """Return a simple statement."""
         clause = self.clause(self.subject())
-        return self.told(clause)
+        return self.written(clause)
 
-    def told(self, clause: Clause) -> Pair:
-        """Render a main clause with some word order."""
+    def written(self, clause: Clause) -> Pair:
+        """Write a main clause with a random word order."""
         front = self.front(clause)
         return Pair(german_main(clause, front), english_main(clause, front))
 
     def reason(self) -> Pair:
-        """Return a main clause with a weil, obwohl or wenn clause, before or after it."""
+        """Return a main clause with a `weil`, `obwohl` or `wenn` clause before or after it."""
         subject = self.anaphoric_subject()
         kind = self.among(weil=4, obwohl=3, wenn=2)
         if kind == "wenn":
@@ -689,7 +702,7 @@ class Speaker(Dice):
         return self.linked(main, self.despite(main, subject, when), Pair("obwohl", "although"))
 
     def condition(self, subject: NounPhrase) -> Pair:
-        """Return what will, can or may be done if someone is ready for it."""
+        """Return a main clause with a `wenn` clause about a state that makes it possible."""
         tense = self.pick(["fut", "pres"])
         modal = "" if tense == "fut" else self.pick(["können", "sollen", "dürfen", "wollen"])
         main = self.clause(subject, fixed=tense, modal=modal)
@@ -700,8 +713,9 @@ class Speaker(Dice):
         )
 
     def linked(self, main: Clause, sub: Clause, link: Pair) -> Pair:
-        """Join a main clause and a subordinate one with the same subject; the later one has the
-        pronoun.
+        """Join a main and a subordinate clause that have the same subject.
+
+        The clause that comes second gets a pronoun as its subject.
         """
         if self.chance(0.35):
             main = replace(main, subject=anaphor(main.subject))
@@ -716,7 +730,7 @@ class Speaker(Dice):
         )
 
     def sequence(self) -> Pair:
-        """Return a main clause with a bevor or sobald clause of the same subject."""
+        """Return a main clause with a `bevor` or `sobald` clause with the same subject."""
         subject = self.anaphoric_subject()
         if self.chance(0.55):
             main = self.clause(subject, "TDHINGU", "perf")
@@ -742,7 +756,7 @@ class Speaker(Dice):
         return self.linked(main, sub, link)
 
     def meanwhile(self) -> Pair:
-        """Return two things that two people did at the same time."""
+        """Return a sentence about two people who did two things at the same time."""
         subject = self.other_subject(NO_PHRASE)
         main = self.clause(subject, "TDHING", "perf")
         sub = self.clause(self.other_subject(subject), "TINI", "perf")
@@ -766,7 +780,7 @@ class Speaker(Dice):
         )
 
     def purpose(self) -> Pair:
-        """Return a main clause with what it lets someone else do."""
+        """Return a main clause with a `damit` clause about what someone else can then do."""
         subject = self.subject()
         past = self.chance(0.5)
         main = self.clause(subject, fixed="perf" if past else "fut", among=HELPFUL)
@@ -790,7 +804,7 @@ class Speaker(Dice):
         )
 
     def reported(self) -> Pair:
-        """Return a dass clause after a verb of saying, thinking or judging."""
+        """Return a `dass` clause after a verb of saying or thinking, or after a judgement."""
         subject = self.subject()
         sub = self.clause(self.other_subject(subject))
         if sub.tense == "prog" or self.chance(0.25):
@@ -829,7 +843,7 @@ class Speaker(Dice):
         return Pair(german_main(clause, "-") + "?", english_question(clause) + "?")
 
     def wh_question(self) -> Pair:
-        """Return a question with wann, wo, warum, wer or a gap in the objects."""
+        """Return a question with a question word."""
         if self.chance(0.5):
             return self.gap_question()
         clause = self.clause(self.subject())
@@ -837,7 +851,7 @@ class Speaker(Dice):
         return Pair(german_main(clause, word.de) + "?", english_question(clause, word.en) + "?")
 
     def gap_question(self) -> Pair:
-        """Return a question for the subject, for an object or for which thing."""
+        """Return a question about the subject or an object, with `wer` or `welch`."""
         if self.chance(0.35):
             clause = self.clause(QUESTIONED)
             return Pair(german_main(clause) + "?", english_main(clause) + "?")
@@ -856,7 +870,7 @@ class Speaker(Dice):
         )
 
     def gapped(self, subject: NounPhrase) -> tuple[Clause, str]:
-        """Return a clause without its object, and the kind of noun that is missing."""
+        """Return a clause without its object, and the kind of noun that the object would be."""
         tense = self.among(perf=7, fut=2, pres=2)
         modal = self.pick(["können", "müssen", "wollen"]) if tense == "pres" else ""
         verb = self.verb(tense, modal, "THI")
@@ -888,10 +902,10 @@ class Speaker(Dice):
             )
         else:
             clause = replace(self.state(self.subject(), "perf"), time=self.past())
-        return self.told(clause)
+        return self.written(clause)
 
     def age(self) -> Clause:
-        """Return how old someone is."""
+        """Return a clause about how old someone is."""
         noun = NOUN[self.pick(list(AGES))]
         if self.chance(0.5):
             subject, years = self.name(), str(self.number(13, 89))
@@ -908,7 +922,7 @@ class Speaker(Dice):
         return self.pick(TIMES["past"])
 
     def trade(self) -> Clause:
-        """Return who somebody is: `Anna ist eine gute Ärztin`."""
+        """Return a clause about someone's trade, such as `Anna ist eine gute Ärztin`."""
         someone = self.name()
         fitting = [
             noun for noun in map(NOUN.__getitem__, TRADES.split()) if noun.gender == someone.gender
@@ -946,8 +960,9 @@ class Speaker(Dice):
         )
 
     def scene(self) -> Pair:
-        """Return where something lies, what there is at a place, what something costs or whom it
-        belongs to.
+        """Return a sentence about what exists at a place, or about a thing.
+
+        The latter says where the thing lies, what it costs, or whom it belongs to.
         """
         kind = self.among(there=4, lies=3, costs=2, belongs=2)
         if kind == "there":
@@ -955,10 +970,10 @@ class Speaker(Dice):
         what = self.thing("price" if kind == "costs" else "portable", NO_PHRASE)
         while not what.de("nom").startswith(("die", "der", "das")):
             what = self.thing("price" if kind == "costs" else "portable", NO_PHRASE)
-        return self.told(self.about(what, kind))
+        return self.written(self.about(what, kind))
 
     def about(self, what: NounPhrase, kind: str) -> Clause:
-        """Return what is the case with a thing."""
+        """Return a clause about where a thing lies, what it costs, or whom it belongs to."""
         if kind == "lies":
             spot = self.spot("dat")
             clause = Clause(what, PLAIN_VERBS["liegen"], "pres", tail=spot.de, en=spot.en)
@@ -983,7 +998,7 @@ class Speaker(Dice):
         )
 
     def there_is(self) -> Pair:
-        """Return what there is at a place, which stands first in both languages or last in English."""
+        """Return a `there is` sentence; the place comes first or last in both languages."""
         outside = self.chance(0.5)
         where = self.place(
             "Garten Park Wald Dorf Strand See Fluss"
@@ -1007,7 +1022,7 @@ class Speaker(Dice):
         return Pair(f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}")
 
     def infinitive(self) -> Pair:
-        """Return a clause with um ... zu, or with a zu infinitive after versuchen or vergessen."""
+        """Return a sentence with `um ... zu`, or `versuchen` or `vergessen` with an infinitive."""
         subject = self.subject()
         aimed = self.chance(0.55)
         frame = self.pick(["G", "Y"])
@@ -1036,7 +1051,7 @@ class Speaker(Dice):
         )
 
     def attempt(self, subject: NounPhrase) -> Clause:
-        """Return that someone tried or forgot."""
+        """Return a clause with `versuchen` or `vergessen`."""
         verb = PLAIN_VERBS[self.pick(["versuchen", "vergessen"])]
         main = Clause(
             subject,
@@ -1068,7 +1083,7 @@ class Speaker(Dice):
         )
 
     def relative(self) -> Pair:
-        """Return a sentence with a relative clause at its subject or after its object."""
+        """Return a sentence with a relative clause about its subject or object."""
         kind = self.weighted([(3, self.doer), (4, self.thing_done), (3, self.someone_known)])
         return kind()
 
@@ -1084,7 +1099,10 @@ class Speaker(Dice):
         return Pair(german_main(marked), english_main(marked))
 
     def relative_clause(self, head: NounPhrase) -> tuple[str, str]:
-        """Return a relative clause about a person, as its subject, object or prepositional object."""
+        """Return a relative clause about a person, in both languages.
+
+        The person is its subject, object or prepositional object.
+        """
         if self.chance(0.5):
             pronoun = relative_pronoun(head, "nom")
             who = NounPhrase((pronoun, "", ""), "who", "", plural=head.plural, gender=head.gender)
@@ -1107,7 +1125,7 @@ class Speaker(Dice):
         return clause, kind
 
     def thing_done(self) -> Pair:
-        """Return a thing with a relative clause as the subject of what is said about it."""
+        """Return a sentence about a thing that is described by a relative clause."""
         clause, kind = self.gapped(self.subject())
         while clause.verb.frame != "T" or kind not in (
             "portable",
@@ -1127,19 +1145,19 @@ class Speaker(Dice):
         )
         german = f"{relative_pronoun(head, 'acc')} {german_last(clause)}"
         bought = clause.verb.infinitive in ("kaufen", "verkaufen")
-        told = self.about(
+        main = self.about(
             head,
             self.pick(["lies", "belongs", "costs", "costs"] if bought else ["lies", "belongs"]),
         )
-        told = replace(
-            told,
+        main = replace(
+            main,
             frequency=None,
             subject=extended(head, f", {german},", f" which {english_main(clause)}"),
         )
-        return Pair(german_main(told), english_main(told))
+        return Pair(german_main(main), english_main(main))
 
     def someone_known(self) -> Pair:
-        """Return a statement whose last word is a human object with a relative clause."""
+        """Return a statement that ends with a relative clause about its human object."""
         subject = self.other_subject(NO_PHRASE)
         head = self.person(self.among(der=5, ein=2))
         tense = self.pick(["perf", "perf", "fut", "state"])
@@ -1158,7 +1176,7 @@ class Speaker(Dice):
         )
 
     def sentence(self) -> Pair:
-        """Return one sentence pair with its capital and its full stop or question mark."""
+        """Return one sentence pair, capitalized and with its final punctuation mark."""
         make = self.weighted(
             [
                 (24.0, self.statement),
@@ -1182,9 +1200,7 @@ class Speaker(Dice):
 
 
 def anaphor(subject: NounPhrase) -> NounPhrase:
-    """Return the pronoun that takes up a subject, or NO_PHRASE where German and English genders
-    part.
-    """
+    """Return the pronoun for a subject, or NO_PHRASE if its gender differs in the two languages."""
     if subject.pronoun:
         return subject
     if subject.plural:
@@ -1193,7 +1209,7 @@ def anaphor(subject: NounPhrase) -> NounPhrase:
 
 
 def asking(clause: Clause) -> list[tuple[float, Pair]]:
-    """Return the weighted wh-adverbs that may ask about a clause."""
+    """Return the question words that can ask about a clause, with weights."""
     options = [(2.0, Pair("warum", "why"))]
     if clause.denied or clause.tense not in ("perf", "fut"):
         return options
@@ -1206,32 +1222,30 @@ def asking(clause: Clause) -> list[tuple[float, Pair]]:
 
 
 def ambiguous(head: NounPhrase, clause: Clause) -> bool:
-    """Return whether a relative clause that lacks its accusative could be read as lacking its
-    subject.
+    """Return whether a relative clause is ambiguous between "whom" and "who".
+
+    That is: whether the relative pronoun, meant as its object, could also be read as its subject.
     """
-    shown = relative_pronoun(head, "acc") != relative_pronoun(head, "nom")
     subject = clause.subject
     return (
         gap_case(clause.verb) == ("acc", "")
-        and not shown
+        and relative_pronoun(head, "acc") == relative_pronoun(head, "nom")
         and subject.de("nom") == subject.de("acc")
     )
 
 
-def suits(verb: Verb, found: NounPhrase, negated: bool) -> bool:
-    """Return whether an object's determiner suits the verb, and `nicht` where the clause is
-    negated.
-    """
-    first = found.de("acc").split()[0]
-    own = first.startswith(POSSESSED)
-    definite = own or first in ("der", "die", "das", "den") or first.startswith("dies")
+def suits(verb: Verb, phrase: NounPhrase, negated: bool) -> bool:
+    """Return whether the determiner of an object suits the verb, and `nicht` if it is negated."""
+    first = phrase.de("acc").split()[0]
+    possessive = first.startswith(POSSESSED)
+    definite = possessive or first in ("der", "die", "das", "den") or first.startswith("dies")
     if ("D" in verb.flags or negated) and not definite:
         return False
-    return not (("W" in verb.flags and definite) or ("F" in verb.flags and own))
+    return not (("W" in verb.flags and definite) or ("F" in verb.flags and possessive))
 
 
 def affordable(states: Sequence[str], main: Clause) -> list[str]:
-    """Return the states without those about money, unless the main clause costs some."""
+    """Return the states, without those about money unless the main clause costs money."""
     return [
         state
         for state in states
@@ -1248,24 +1262,24 @@ def gap_case(verb: Verb) -> tuple[str, str]:
 
 
 def extended(phrase: NounPhrase, german: str, english: str) -> NounPhrase:
-    """Return the noun phrase with a relative clause after it."""
+    """Return the noun phrase followed by a relative clause."""
     nom, acc, dat = (case + german for case in phrase.cases)
     return replace(phrase, cases=(nom, acc, dat), en=phrase.en + english)
 
 
 def finished(words: str) -> str:
-    """Return the sentence with a capital and an end mark."""
+    """Return the sentence, capitalized and with its final punctuation mark."""
     return words[0].upper() + words[1:] + ("" if words.endswith("?") else ".")
 
 
 def fits(pair: Pair) -> bool:
-    """Return whether both sides have a length the corpus keeps."""
+    """Return whether the lengths of both sides are within the limits, in words."""
     lengths = (len(pair.de.split()), len(pair.en.split()))
     return min(lengths) >= SHORTEST and max(lengths) <= LONGEST
 
 
 def draw_pairs(seed: int, count: int) -> list[Pair]:
-    """Return `count` pairs in which no sentence of either language stands twice."""
+    """Draw `count` pairs in which no sentence of either language occurs twice."""
     speaker = Speaker(seed)
     german: dict[str, str] = {}
     english: dict[str, str] = {}
@@ -1275,7 +1289,7 @@ def draw_pairs(seed: int, count: int) -> list[Pair]:
             continue
         if german.get(pair.de, pair.en) != pair.en:
             raise ValueError(
-                f"two targets for one source: {pair.de} -> {german[pair.de]} / {pair.en}"
+                f"one source has two targets: {pair.de} -> {german[pair.de]} / {pair.en}"
             )
         if pair.de not in german and pair.en not in english:
             german[pair.de] = pair.en
@@ -1284,18 +1298,15 @@ def draw_pairs(seed: int, count: int) -> list[Pair]:
 
 
 def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:
-    """Write the six files below `out` and return how many pairs each part has."""
+    """Write the six files into `out`, and return the number of pairs of each part."""
     out.mkdir(parents=True, exist_ok=True)
-    found = draw_pairs(seed, sum(SIZES.values()))
+    pairs = draw_pairs(seed, sum(SIZES.values()))
     start = 0
     for part, size in SIZES.items():
-        chosen = found[start : start + size]
+        part_pairs = pairs[start : start + size]
         start += size
-        for language, lines in (
-            ("de", [pair.de for pair in chosen]),
-            ("en", [pair.en for pair in chosen]),
-        ):
-            text = "".join(f"{line}\n" for line in lines)
+        for language in ("de", "en"):
+            text = "".join(f"{getattr(pair, language)}\n" for pair in part_pairs)
             (out / f"{part}.{language}").write_bytes(text.encode("utf-8"))
     return dict(SIZES)
 

@@ -1,5 +1,6 @@
-"""Own the small German-English lexicon and grammar behind the sample corpus: forms of words and of
-clauses.
+"""The small German-English lexicon and grammar that make_sample.py draws the sample corpus from.
+
+It knows the forms of words, and writes phrases and clauses in both languages.
 """
 
 from __future__ import annotations
@@ -8,40 +9,49 @@ from dataclasses import dataclass
 
 CASES = ("nom", "acc", "dat")
 
-# --- nouns -----------------------------------------------------------------------------------------------------------
-# One noun is "singular,plural,gender,English[,English plural]"; a plural "-" marks a mass noun and
-# a gender with "w" a weak noun (n-declension).
+# Nouns
+
+# Each noun is "singular,plural,gender,English[,English plural]". The plural of a mass noun is "-".
+# The gender of a weak noun (n-declension) ends in "w".
 NOUN_ROWS = {
-    "person": """Mann,Männer,m,man,men Frau,Frauen,f,woman,women Lehrer,Lehrer,m,teacher Ärztin,Ärztinnen,f,doctor
-        Bäcker,Bäcker,m,baker Köchin,Köchinnen,f,cook Richterin,Richterinnen,f,judge Sängerin,Sängerinnen,f,singer
-        Malerin,Malerinnen,f,painter Student,Studenten,mw,student Polizist,Polizisten,mw,policeman,policemen
-        Bauer,Bauern,mw,farmer Nachbar,Nachbarn,mw,neighbor Kollege,Kollegen,mw,colleague Freund,Freunde,m,friend
-        Gast,Gäste,m,guest Fahrer,Fahrer,m,driver Gärtner,Gärtner,m,gardener Schneiderin,Schneiderinnen,f,tailor
-        Anwalt,Anwälte,m,lawyer Matrose,Matrosen,mw,sailor Tänzerin,Tänzerinnen,f,dancer
-        Kellnerin,Kellnerinnen,f,waitress,waitresses Dichter,Dichter,m,poet Reporterin,Reporterinnen,f,reporter""",
-    "kin": """Vater,Väter,m,father Mutter,Mütter,f,mother Bruder,Brüder,m,brother Schwester,Schwestern,f,sister
-        Sohn,Söhne,m,son Tochter,Töchter,f,daughter Onkel,Onkel,m,uncle Tante,Tanten,f,aunt
-        Großvater,Großväter,m,grandfather Großmutter,Großmütter,f,grandmother""",
+    "person": """Mann,Männer,m,man,men Frau,Frauen,f,woman,women Lehrer,Lehrer,m,teacher
+        Ärztin,Ärztinnen,f,doctor Bäcker,Bäcker,m,baker Köchin,Köchinnen,f,cook
+        Richterin,Richterinnen,f,judge Sängerin,Sängerinnen,f,singer Malerin,Malerinnen,f,painter
+        Student,Studenten,mw,student Polizist,Polizisten,mw,policeman,policemen
+        Bauer,Bauern,mw,farmer Nachbar,Nachbarn,mw,neighbor Kollege,Kollegen,mw,colleague
+        Freund,Freunde,m,friend Gast,Gäste,m,guest Fahrer,Fahrer,m,driver Gärtner,Gärtner,m,gardener
+        Schneiderin,Schneiderinnen,f,tailor Anwalt,Anwälte,m,lawyer Matrose,Matrosen,mw,sailor
+        Tänzerin,Tänzerinnen,f,dancer Kellnerin,Kellnerinnen,f,waitress,waitresses
+        Dichter,Dichter,m,poet Reporterin,Reporterinnen,f,reporter""",
+    "kin": """Vater,Väter,m,father Mutter,Mütter,f,mother Bruder,Brüder,m,brother
+        Schwester,Schwestern,f,sister Sohn,Söhne,m,son Tochter,Töchter,f,daughter
+        Onkel,Onkel,m,uncle Tante,Tanten,f,aunt Großvater,Großväter,m,grandfather
+        Großmutter,Großmütter,f,grandmother""",
     "child": "Kind,Kinder,n,child,children Junge,Jungen,mw,boy Mädchen,Mädchen,n,girl",
-    "animal": """Hund,Hunde,m,dog Katze,Katzen,f,cat Pferd,Pferde,n,horse Vogel,Vögel,m,bird Kuh,Kühe,f,cow
-        Maus,Mäuse,f,mouse,mice Hase,Hasen,mw,rabbit Esel,Esel,m,donkey Ente,Enten,f,duck Ziege,Ziegen,f,goat
-        Huhn,Hühner,n,chicken""",
+    "animal": """Hund,Hunde,m,dog Katze,Katzen,f,cat Pferd,Pferde,n,horse Vogel,Vögel,m,bird
+        Kuh,Kühe,f,cow Maus,Mäuse,f,mouse,mice Hase,Hasen,mw,rabbit Esel,Esel,m,donkey
+        Ente,Enten,f,duck Ziege,Ziegen,f,goat Huhn,Hühner,n,chicken""",
     "dish": """Kuchen,Kuchen,m,cake Ei,Eier,n,egg Salat,Salate,m,salad Fisch,Fische,m,fish,fish
         Suppe,Suppen,f,soup Wurst,Würste,f,sausage Pfannkuchen,Pfannkuchen,m,pancake""",
-    "fruit": """Apfel,Äpfel,m,apple Birne,Birnen,f,pear Banane,Bananen,f,banana Kirsche,Kirschen,f,cherry,cherries""",
+    "fruit": """Apfel,Äpfel,m,apple Birne,Birnen,f,pear Banane,Bananen,f,banana
+        Kirsche,Kirschen,f,cherry,cherries""",
     "veg": """Tomate,Tomaten,f,tomato,tomatoes Kartoffel,Kartoffeln,f,potato,potatoes""",
-    "staple": "Brot,-,n,bread Käse,-,m,cheese Reis,-,m,rice Fleisch,-,n,meat Schokolade,-,f,chocolate",
-    "drink": "Milch,-,f,milk Wasser,-,n,water Tee,-,m,tea Kaffee,-,m,coffee Saft,-,m,juice Limonade,-,f,lemonade",
-    "text": """Buch,Bücher,n,book Brief,Briefe,m,letter Zeitung,Zeitungen,f,newspaper Roman,Romane,m,novel
-        Gedicht,Gedichte,n,poem Bericht,Berichte,m,report Artikel,Artikel,m,article Nachricht,Nachrichten,f,message
-        Märchen,Märchen,n,fairy_tale Tagebuch,Tagebücher,n,diary,diaries Geschichte,Geschichten,f,story,stories""",
-    "thing": """Schlüssel,Schlüssel,m,key Lampe,Lampen,f,lamp Regenschirm,Regenschirme,m,umbrella Ring,Ringe,m,ring
-        Handy,Handys,n,phone Kamera,Kameras,f,camera Ball,Bälle,m,ball Puppe,Puppen,f,doll Messer,Messer,n,knife,knives
-        Gabel,Gabeln,f,fork Löffel,Löffel,m,spoon Teller,Teller,m,plate Tasse,Tassen,f,cup Kerze,Kerzen,f,candle
-        Bild,Bilder,n,picture Geschenk,Geschenke,n,present Stift,Stifte,m,pen Spiegel,Spiegel,m,mirror
+    "staple": """Brot,-,n,bread Käse,-,m,cheese Reis,-,m,rice Fleisch,-,n,meat
+        Schokolade,-,f,chocolate""",
+    "drink": """Milch,-,f,milk Wasser,-,n,water Tee,-,m,tea Kaffee,-,m,coffee Saft,-,m,juice
+        Limonade,-,f,lemonade""",
+    "text": """Buch,Bücher,n,book Brief,Briefe,m,letter Zeitung,Zeitungen,f,newspaper
+        Roman,Romane,m,novel Gedicht,Gedichte,n,poem Bericht,Berichte,m,report
+        Artikel,Artikel,m,article Nachricht,Nachrichten,f,message Märchen,Märchen,n,fairy_tale
+        Tagebuch,Tagebücher,n,diary,diaries Geschichte,Geschichten,f,story,stories""",
+    "thing": """Schlüssel,Schlüssel,m,key Lampe,Lampen,f,lamp Regenschirm,Regenschirme,m,umbrella
+        Ring,Ringe,m,ring Handy,Handys,n,phone Kamera,Kameras,f,camera Ball,Bälle,m,ball
+        Puppe,Puppen,f,doll Messer,Messer,n,knife,knives Gabel,Gabeln,f,fork Löffel,Löffel,m,spoon
+        Teller,Teller,m,plate Tasse,Tassen,f,cup Kerze,Kerzen,f,candle Bild,Bilder,n,picture
+        Geschenk,Geschenke,n,present Stift,Stifte,m,pen Spiegel,Spiegel,m,mirror
         Landkarte,Landkarten,f,map Computer,Computer,m,computer""",
-    "holder": """Kiste,Kisten,f,box,boxes Koffer,Koffer,m,suitcase Flasche,Flaschen,f,bottle Tasche,Taschen,f,bag
-        Paket,Pakete,n,package Korb,Körbe,m,basket""",
+    "holder": """Kiste,Kisten,f,box,boxes Koffer,Koffer,m,suitcase Flasche,Flaschen,f,bottle
+        Tasche,Taschen,f,bag Paket,Pakete,n,package Korb,Körbe,m,basket""",
     "door": "Tür,Türen,f,door Fenster,Fenster,n,window Tor,Tore,n,gate",
     "cloth": """Hut,Hüte,m,hat Mantel,Mäntel,m,coat Jacke,Jacken,f,jacket Hemd,Hemden,n,shirt
     Kleid,Kleider,n,dress,dresses
@@ -51,28 +61,31 @@ NOUN_ROWS = {
     "vehicle": """Auto,Autos,n,car Fahrrad,Fahrräder,n,bicycle Boot,Boote,n,boat
         Motorrad,Motorräder,n,motorcycle""",
     "transit": "Bus,Busse,m,bus,buses Zug,Züge,m,train",
-    "instrument": """Gitarre,Gitarren,f,guitar Geige,Geigen,f,violin Klavier,Klaviere,n,piano Flöte,Flöten,f,flute
-        Trommel,Trommeln,f,drum""",
+    "instrument": """Gitarre,Gitarren,f,guitar Geige,Geigen,f,violin Klavier,Klaviere,n,piano
+        Flöte,Flöten,f,flute Trommel,Trommeln,f,drum""",
     "plant": "Baum,Bäume,m,tree Blume,Blumen,f,flower Rose,Rosen,f,rose",
-    "place": """Küche,Küchen,f,kitchen Dorf,Dörfer,n,village Stadt,Städte,f,city,cities Keller,Keller,m,cellar
-        Zimmer,Zimmer,n,room Büro,Büros,n,office Museum,Museen,n,museum Hotel,Hotels,n,hotel
-        Restaurant,Restaurants,n,restaurant Kirche,Kirchen,f,church,churches Theater,Theater,n,theater
-        Bibliothek,Bibliotheken,f,library,libraries Krankenhaus,Krankenhäuser,n,hospital
-        Bäckerei,Bäckereien,f,bakery,bakeries Fabrik,Fabriken,f,factory,factories Schloss,Schlösser,n,castle
-        Turm,Türme,m,tower Haus,Häuser,n,house Bahnhof,Bahnhöfe,m,station Flughafen,Flughäfen,m,airport
-        Hafen,Häfen,m,harbor Markt,Märkte,m,market Brücke,Brücken,f,bridge Schule,Schulen,f,school""",
-    "nature": """Garten,Gärten,m,garden Park,Parks,m,park Wald,Wälder,m,forest Strand,Strände,m,beach,beaches
-        See,Seen,m,lake Fluss,Flüsse,m,river""",
+    "place": """Küche,Küchen,f,kitchen Dorf,Dörfer,n,village Stadt,Städte,f,city,cities
+        Keller,Keller,m,cellar Zimmer,Zimmer,n,room Büro,Büros,n,office Museum,Museen,n,museum
+        Hotel,Hotels,n,hotel Restaurant,Restaurants,n,restaurant Kirche,Kirchen,f,church,churches
+        Theater,Theater,n,theater Bibliothek,Bibliotheken,f,library,libraries
+        Krankenhaus,Krankenhäuser,n,hospital Bäckerei,Bäckereien,f,bakery,bakeries
+        Fabrik,Fabriken,f,factory,factories Schloss,Schlösser,n,castle Turm,Türme,m,tower
+        Haus,Häuser,n,house Bahnhof,Bahnhöfe,m,station Flughafen,Flughäfen,m,airport
+        Hafen,Häfen,m,harbor Markt,Märkte,m,market Brücke,Brücken,f,bridge
+        Schule,Schulen,f,school""",
+    "nature": """Garten,Gärten,m,garden Park,Parks,m,park Wald,Wälder,m,forest
+        Strand,Strände,m,beach,beaches See,Seen,m,lake Fluss,Flüsse,m,river""",
 }
-# How one is at a place and how one goes there: German preposition, English one; "in" takes the
-# accusative to go.
-PLACE_ROWS = """Garten:in,in:in,into Küche:in,in:in,into Park:in,in:in,into Dorf:in,in:in,into Stadt:in,in:in,into
-    Wald:in,in:in,into Keller:in,in:in,into Zimmer:in,in:in,into Büro:in,in:in,into Museum:in,in:zu,to Hotel:in,in:zu,to
-    Restaurant:in,in:in,into Kirche:in,in:in,into Theater:in,in:zu,to Bibliothek:in,in:in,into Krankenhaus:in,in:in,into
+# Each place is "noun:German,English:German,English", with the prepositions for being at the place
+# and then for going there. For going there, German "in" takes the accusative.
+PLACE_ROWS = """Garten:in,in:in,into Küche:in,in:in,into Park:in,in:in,into Dorf:in,in:in,into
+    Stadt:in,in:in,into Wald:in,in:in,into Keller:in,in:in,into Zimmer:in,in:in,into
+    Büro:in,in:in,into Museum:in,in:zu,to Hotel:in,in:zu,to Restaurant:in,in:in,into
+    Kirche:in,in:in,into Theater:in,in:zu,to Bibliothek:in,in:in,into Krankenhaus:in,in:in,into
     Bäckerei:in,in:zu,to Fabrik:in,in:zu,to Schloss:in,in:zu,to Turm:in,in:zu,to Haus:in,in:in,into
-    Bahnhof:an,at:zu,to Flughafen:an,at:zu,to Hafen:an,at:zu,to Markt:auf,at:zu,to Strand:an,on:zu,to See:an,at:zu,to
-    Fluss:an,at:zu,to Brücke:auf,on:zu,to Schule:in,in:zu,to"""
-# Tags name nouns by their German lemma, for the verbs whose objects cross the groups above.
+    Bahnhof:an,at:zu,to Flughafen:an,at:zu,to Hafen:an,at:zu,to Markt:auf,at:zu,to
+    Strand:an,on:zu,to See:an,at:zu,to Fluss:an,at:zu,to Brücke:auf,on:zu,to Schule:in,in:zu,to"""
+# Tags are lists of nouns for verbs whose objects do not correspond to one of the groups above.
 TAG_ROWS = {
     "write": "Buch Brief Roman Gedicht Bericht Artikel Nachricht Märchen Geschichte",
     "tell": "Geschichte Märchen",
@@ -88,7 +101,8 @@ TAG_ROWS = {
     "cook": "Suppe Ei Fisch Kartoffel Reis Fleisch",
     "cut": "Brot Käse Kuchen Tomate Apfel Fleisch Birne Wurst",
     "peel": "Apfel Birne Banane Kartoffel Ei",
-    "machine": "Auto Fahrrad Motorrad Boot Lampe Computer Kamera Handy Stuhl Schrank Tür Fenster Gitarre Klavier Bus",
+    "machine": """Auto Fahrrad Motorrad Boot Lampe Computer Kamera Handy Stuhl Schrank Tür Fenster
+        Gitarre Klavier Bus""",
     "device": "Computer Kamera Handy Fahrrad Motorrad Gitarre Messer Stift Flöte",
     "washable": "Hemd Kleid Jacke Mantel Auto Teller Tasse Apfel Hund Schal Löffel Gabel",
     "explain": "Gedicht Bericht Artikel Nachricht Geschichte Landkarte Bild",
@@ -98,63 +112,86 @@ TAG_ROWS = {
     "rent": "Auto Boot Haus Zimmer Fahrrad Büro Motorrad",
     "visit": "Museum Schloss Kirche Dorf Schule Theater Bibliothek Fabrik Stadt",
     "sight": "Schloss Kirche Turm Brücke Baum Blume Bild Pferd Garten Kleid Haus Rose",
-    "portable": """Regenschirm Buch Brief Zeitung Schlüssel Lampe Ring Handy Kamera Ball Puppe Tasse Bild Stift
-        Landkarte Hut Tasche Roman Jacke Teller Gabel Löffel Kerze Schal Tagebuch Spiegel Messer Geschenk""",
+    "portable": """Regenschirm Buch Brief Zeitung Schlüssel Lampe Ring Handy Kamera Ball Puppe Tasse
+        Bild Stift Landkarte Hut Tasche Roman Jacke Teller Gabel Löffel Kerze Schal Tagebuch Spiegel
+        Messer Geschenk""",
     "surface": "Tisch Stuhl Bett Sofa Regal Schrank Teppich",
-    "collect": "Bild Stift Ball Puppe Landkarte Ring Lampe Buch Gedicht Märchen Hut Blume Messer Kerze",
-    "price": "Buch Lampe Regenschirm Ring Ball Puppe Tasche Mantel Jacke Hemd Kleid Stuhl Tisch Gitarre Fahrrad "
-    "Kamera Hut Schal Spiegel Teppich Koffer Roman Messer Geige Flöte Korb Handy Trommel",
+    "collect": """Bild Stift Ball Puppe Landkarte Ring Lampe Buch Gedicht Märchen Hut Blume Messer
+        Kerze""",
+    "price": """Buch Lampe Regenschirm Ring Ball Puppe Tasche Mantel Jacke Hemd Kleid Stuhl Tisch
+        Gitarre Fahrrad Kamera Hut Schal Spiegel Teppich Koffer Roman Messer Geige Flöte Korb Handy
+        Trommel""",
 }
-# --- adjectives: "German,English:groups it fits"; a third word is the German stem where it loses a
-# vowel. -------------
+# Each adjective is "German,English[,German stem]:nouns and groups of nouns that it fits". The stem
+# is given if it loses a vowel.
 ADJECTIVE_ROWS = """jung,young:person
-    alt,old:person,animal,text,thing,holder,door,cloth,furniture,vehicle,instrument,place,transit,Baum
-    neu,new:transit,text,thing,holder,door,cloth,furniture,vehicle,instrument,Brücke,Schule,Museum,Hotel,Haus,Fabrik,Bahnhof
-    nett,nice:person,kin,child klug,smart:person,kin,child,Hund,Katze,Pferd,Esel fleißig,hardworking:person,kin,child
-    berühmt,famous:person höflich,polite:person,child mutig,brave:person,kin,child,Hund fröhlich,cheerful:person,child
-    stark,strong:person,Pferd,Esel freundlich,friendly:person,kin,child,Hund reich,rich:person arm,poor:person
-    ruhig,quiet:child,nature,Dorf,Zimmer,Bibliothek,Hotel streng,strict:kin geduldig,patient:person,kin,Esel
+    alt,old:person,animal,text,thing,holder,door,cloth,furniture,vehicle,instrument,place,transit,\
+Baum
+    neu,new:transit,text,thing,holder,door,cloth,furniture,vehicle,instrument,Brücke,Schule,Museum,\
+Hotel,Haus,Fabrik,Bahnhof
+    nett,nice:person,kin,child klug,smart:person,kin,child,Hund,Katze,Pferd,Esel
+    fleißig,hardworking:person,kin,child
+    berühmt,famous:person höflich,polite:person,child mutig,brave:person,kin,child,Hund
+    fröhlich,cheerful:person,child
+    stark,strong:person,Pferd,Esel freundlich,friendly:person,kin,child,Hund reich,rich:person
+    arm,poor:person
+    ruhig,quiet:child,nature,Dorf,Zimmer,Bibliothek,Hotel streng,strict:kin
+    geduldig,patient:person,kin,Esel
     ehrlich,honest:person,kin neugierig,curious:child,animal
     klein,small:child,animal,plant,place,nature,holder,furniture,thing
-    groß,big:animal,dish,fruit,veg,holder,door,furniture,plant,place,nature,Geschenk,Spiegel,Ball,Messer,Bild,Teller
-    braun,brown:animal,holder,cloth,furniture weiß,white:animal,holder,door,cloth,furniture,plant,Kerze
+    groß,big:animal,dish,fruit,veg,holder,door,furniture,plant,place,nature,Geschenk,Spiegel,Ball,\
+Messer,Bild,Teller
+    braun,brown:animal,holder,cloth,furniture
+    weiß,white:animal,holder,door,cloth,furniture,plant,Kerze
     schwarz,black:animal,holder,cloth,furniture,vehicle,instrument,Regenschirm,Handy
-    rot,red:transit,holder,door,cloth,furniture,vehicle,Apfel,Tomate,Kirsche,Rose,Ball,Kerze,Tasse,Stift
+    rot,red:transit,holder,door,cloth,furniture,vehicle,Apfel,Tomate,Kirsche,Rose,Ball,Kerze,Tasse,\
+Stift
     grün,green:door,holder,cloth,vehicle,Apfel,Tasse,Stift,Lampe
     gelb,yellow:transit,cloth,vehicle,plant,Apfel,Birne,Banane,Ball,Lampe
     frisch,fresh:Salat,Ei,Fisch,fruit,veg,Brot,Fleisch,Milch,Wasser,Saft,Kuchen
     lecker,delicious:dish,fruit,veg,staple,drink
     süß,sweet:fruit,Tee,Saft,Limonade,Kuchen,Pfannkuchen heiß,hot:Tee,Kaffee,Milch,Suppe,Wasser
     warm,warm:Mantel,Jacke,Schal,Milch,Brot
-    kalt,cold:drink,Suppe billig,cheap:dish,fruit,veg,staple,drink,thing,cloth,furniture,vehicle,instrument,holder
+    kalt,cold:drink,Suppe
+    billig,cheap:dish,fruit,veg,staple,drink,thing,cloth,furniture,vehicle,instrument,holder
     teuer,expensive,teur:thing,cloth,furniture,vehicle,instrument
     lang,long:Brief,Gedicht,Bericht,Artikel,Nachricht,Geschichte,Roman
-    kurz,short:Brief,Gedicht,Bericht,Artikel,Nachricht,Geschichte,Märchen interessant,interesting:text,Museum,Stadt,Dorf
+    kurz,short:Brief,Gedicht,Bericht,Artikel,Nachricht,Geschichte,Märchen
+    interessant,interesting:text,Museum,Stadt,Dorf
     spannend,exciting:Buch,Roman,Geschichte,Märchen,Artikel
     langweilig,boring:Buch,Zeitung,Roman,Bericht,Artikel,Geschichte,Museum
     lustig,funny:kin,Gedicht,Geschichte,Märchen,Brief,Buch,Bild
     traurig,sad:Brief,Gedicht,Geschichte,Märchen,Nachricht,Kind
     schön,beautiful:text,thing,cloth,furniture,instrument,plant,place,nature,animal
-    kaputt,broken:furniture,vehicle,instrument,door,Lampe,Regenschirm,Handy,Kamera,Puppe,Spiegel,Computer
+    kaputt,broken:furniture,vehicle,instrument,door,Lampe,Regenschirm,Handy,Kamera,Puppe,Spiegel,\
+Computer
     schwer,heavy:holder,furniture leicht,light:holder,Fahrrad,Stuhl
     schmutzig,dirty:cloth,door,vehicle,Teller,Tasse,Löffel,Gabel,Messer
     sauber,clean:cloth,Teller,Tasse,Löffel,Gabel,Messer,Küche,Zimmer,Hotel
-    modern,modern:furniture,vehicle,transit,Küche,Büro,Museum,Hotel,Krankenhaus,Fabrik,Bahnhof,Flughafen,Schule,Bibliothek,Theater
+    modern,modern:furniture,vehicle,transit,Küche,Büro,Museum,Hotel,Krankenhaus,Fabrik,Bahnhof,\
+Flughafen,Schule,Bibliothek,Theater
     schnell,fast:vehicle,transit,Pferd,Hase,Hund"""
-STATE_ROWS = """müde,tired krank,sick hungrig,hungry durstig,thirsty glücklich,happy traurig,sad nervös,nervous
-    wütend,angry
-    zufrieden,satisfied gesund,healthy allein,alone fertig,ready"""
-# What one has in German, with the English verb and its complement.
-HAVING_ROWS = """Zeit,have,time keine_Zeit,have,no_time Geld,have,money kein_Geld,have,no_money Angst,be,afraid
-    Urlaub,be,on_vacation gute_Laune,be,in_a_good_mood"""
-# --- verbs: "infinitive[/changed stem],participle,h|s,English,English past:frame:objects:flags"
-# ----------------------- A "+" parts a separable prefix; flags: S no progressive, B only a lasting
-# state, E no habit, X not done on purpose, P takes a place, M takes a manner, Q its object can be
-# asked for; its object is F nobody's own, D definite, W indefinite.
+STATE_ROWS = """müde,tired krank,sick hungrig,hungry durstig,thirsty glücklich,happy traurig,sad
+    nervös,nervous wütend,angry zufrieden,satisfied gesund,healthy allein,alone fertig,ready"""
+# States that German expresses with "haben": "German,English verb,English complement".
+HAVING_ROWS = """Zeit,have,time keine_Zeit,have,no_time Geld,have,money kein_Geld,have,no_money
+    Angst,be,afraid Urlaub,be,on_vacation gute_Laune,be,in_a_good_mood"""
+# Each verb is "infinitive[/changed stem],participle,h|s,English,English past:frame:objects:flags".
+#
+# In the infinitive, "|" follows a separable prefix and "+" separates stem and ending. "h" and "s"
+# are the auxiliaries "haben" and "sein". The first letter of the frame says what the verb needs:
+#   T an accusative object, C a plural one, D a dative and an accusative object (O: with "to" in
+#   English), H a dative object, I a prepositional one ("Ipreposition/case/English"), N nothing,
+#   G a place to go to, Y a city to travel to, L a place to stay, U an object and a place to put it,
+#   X a clause.
+# The flags mean: S no progressive form, B describes a lasting state, E is never a habit, X does not
+# happen on purpose, P can have a place, M can have a manner, Q its object can be asked for. Its
+# object must F have no possessive, D be definite, W be indefinite.
 VERB_ROWS = """
 ess+en/iss,gegessen,h,eat,ate:T:dish,fruit,veg,staple:PMQ
 trink+en,getrunken,h,drink,drank:T:drink:PMQ
-kauf+en,gekauft,h,buy,bought:T:dish,fruit,veg,staple,text,thing,cloth,furniture,vehicle,instrument,holder,plant:QEF
+kauf+en,gekauft,h,buy,bought:T:dish,fruit,veg,staple,text,thing,cloth,furniture,vehicle,instrument,\
+holder,plant:QEF
 verkauf+en,verkauft,h,sell,sold:T:thing,furniture,vehicle,instrument,fruit,veg,dish,plant,animal:QE
 bestell+en,bestellt,h,order,ordered:T:dish,drink:PQF
 probier+en,probiert,h,taste,tasted:T:dish,drink,fruit,staple:Q
@@ -283,7 +320,7 @@ vergess+en/vergiss,vergessen,h,forget,forgot:X::S
 hab+en,gehabt,h,have,had:X::S
 sei+n,gewesen,s,be,was:X::S
 """
-# Irregular presents and pasts: ich, du, er, wir, ihr, sie.
+# Irregular present and past forms for ich, du, er, wir, ihr, sie.
 IRREGULAR_PRESENT = {
     "sein": "bin bist ist sind seid sind",
     "haben": "habe hast hat haben habt haben",
@@ -304,8 +341,8 @@ PRETERITE = {
     "wollen": "wollte wolltest wollte wollten wolltet wollten",
     "dürfen": "durfte durftest durfte durften durftet durften",
 }
-# German modal: English present, English past, and whether English asks and denies it by itself or
-# with `do`.
+# For each German modal: its English present and past, and whether English questions and negations
+# use the modal itself ("aux") or "do".
 MODALS = {
     "können": ("can", "able to", "aux"),
     "können damit": ("can", "could", "aux"),
@@ -315,21 +352,22 @@ MODALS = {
     "dürfen": ("allowed to", "allowed to", "aux"),
     "möchten": ("would like to", "", "aux"),
 }
-# --- adverbs and names
-# -----------------------------------------------------------------------------------------------
+# Adverbs and names
+
 TIME_ROWS = {
     "past": """gestern,yesterday gestern_Abend,yesterday_evening vorgestern,the_day_before_yesterday
     letzte_Woche,last_week
         heute_Morgen,this_morning""",
     "past_long": "letzten_Sommer,last_summer letztes_Jahr,last_year letzten_Monat,last_month",
-    "habit": """jeden_Tag,every_day jeden_Morgen,every_morning jeden_Abend,every_evening jede_Woche,every_week
-        montags,on_Mondays freitags,on_Fridays sonntags,on_Sundays""",
+    "habit": """jeden_Tag,every_day jeden_Morgen,every_morning jeden_Abend,every_evening
+        jede_Woche,every_week montags,on_Mondays freitags,on_Fridays sonntags,on_Sundays""",
     "now": "gerade,right_now jetzt,now im_Moment,at_the_moment",
     "future": """morgen,tomorrow übermorgen,the_day_after_tomorrow nächste_Woche,next_week bald,soon
         heute_Abend,this_evening""",
     "future_long": "nächsten_Monat,next_month nächstes_Jahr,next_year nächsten_Sommer,next_summer",
-    "day": """am_Montag,on_Monday am_Dienstag,on_Tuesday am_Mittwoch,on_Wednesday am_Donnerstag,on_Thursday
-        am_Freitag,on_Friday am_Samstag,on_Saturday am_Sonntag,on_Sunday""",
+    "day": """am_Montag,on_Monday am_Dienstag,on_Tuesday am_Mittwoch,on_Wednesday
+        am_Donnerstag,on_Thursday am_Freitag,on_Friday am_Samstag,on_Saturday
+        am_Sonntag,on_Sunday""",
 }
 FREQUENCY_ROWS = (
     "oft,often immer,always manchmal,sometimes selten,rarely nie,never meistens,usually"
@@ -352,24 +390,23 @@ MANNER_ROWS = {
     "schließen": "laut,loudly leise,quietly schnell,quickly",
     "": "langsam,slowly schnell,quickly sorgfältig,carefully",
 }
-NUMBER_WORDS = """zwei,two drei,three vier,four fünf,five sechs,six sieben,seven acht,eight neun,nine zehn,ten
-    zwölf,twelve"""
-WOMEN_ROWS = """Anna Maria Laura Julia Lena Sophie Clara Emma Nina Eva Ida Greta Helga Ingrid Petra Sabine Ursula
-    Monika Karin Heike
-    Lisa Paula Martha Frieda Lotte Hanna Mira Nora Olga Vera"""
-MEN_ROWS = """Paul Peter Thomas Felix Max Jonas Lukas Martin Stefan Markus Karl Otto Emil Anton Bruno Hans Fritz
-    Klaus Jürgen Dieter
-    Uwe Ralf Tobias Simon David Oskar Hugo Erik Konrad Walter"""
-CITY_ROWS = """Berlin,Berlin Hamburg,Hamburg Dresden,Dresden Leipzig,Leipzig Bremen,Bremen Bonn,Bonn Stuttgart,Stuttgart
-    Potsdam,Potsdam Weimar,Weimar Kassel,Kassel Rostock,Rostock Erfurt,Erfurt Lübeck,Lübeck Madrid,Madrid Paris,Paris
-    London,London Oslo,Oslo Dublin,Dublin Boston,Boston Chicago,Chicago Lima,Lima Toronto,Toronto Sydney,Sydney
-    Amsterdam,Amsterdam Budapest,Budapest Helsinki,Helsinki Wien,Vienna München,Munich Köln,Cologne Rom,Rome
-    Prag,Prague"""
+NUMBER_WORDS = """zwei,two drei,three vier,four fünf,five sechs,six sieben,seven acht,eight
+    neun,nine zehn,ten zwölf,twelve"""
+WOMEN_ROWS = """Anna Maria Laura Julia Lena Sophie Clara Emma Nina Eva Ida Greta Helga Ingrid Petra
+    Sabine Ursula Monika Karin Heike Lisa Paula Martha Frieda Lotte Hanna Mira Nora Olga Vera"""
+MEN_ROWS = """Paul Peter Thomas Felix Max Jonas Lukas Martin Stefan Markus Karl Otto Emil Anton
+    Bruno Hans Fritz Klaus Jürgen Dieter Uwe Ralf Tobias Simon David Oskar Hugo Erik Konrad
+    Walter"""
+CITY_ROWS = """Berlin,Berlin Hamburg,Hamburg Dresden,Dresden Leipzig,Leipzig Bremen,Bremen Bonn,Bonn
+    Stuttgart,Stuttgart Potsdam,Potsdam Weimar,Weimar Kassel,Kassel Rostock,Rostock Erfurt,Erfurt
+    Lübeck,Lübeck Madrid,Madrid Paris,Paris London,London Oslo,Oslo Dublin,Dublin Boston,Boston
+    Chicago,Chicago Lima,Lima Toronto,Toronto Sydney,Sydney Amsterdam,Amsterdam Budapest,Budapest
+    Helsinki,Helsinki Wien,Vienna München,Munich Köln,Cologne Rom,Rome Prag,Prague"""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One noun of both languages with its group."""
+    """A noun in both languages, with the group it belongs to."""
 
     singular: str
     plural: str
@@ -385,7 +422,7 @@ class Noun:
         return self.plural == "-"
 
     def form(self, plural: bool, case: str) -> str:
-        """Return the German form for number and case."""
+        """Return the German form for a number and case."""
         if plural:
             return self.plural + ("n" if case == "dat" and self.plural[-1] not in "ns" else "")
         if not self.weak or case == "nom":
@@ -397,29 +434,29 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """One adjective: German predicate form, German stem and English."""
+    """An adjective in both languages."""
 
     de: str
     en: str
-    stem: str
-    groups: tuple[str, ...]
+    stem: str  # the German stem that endings are added to
+    groups: tuple[str, ...]  # the nouns, and groups of nouns, that it fits
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of both languages with its frame, the objects it takes and its flags."""
+    """A verb in both languages."""
 
-    prefix: str
+    prefix: str  # separable prefix, or ""
     stem: str
-    ending: str
-    changed: str
+    ending: str  # "en" or "n"
+    changed: str  # the stem after `du` and `er` if it differs, or ""
     participle: str
-    aux: str
+    aux: str  # "haben" or "sein"
     en: str
     en_past: str
-    frame: str
-    objects: tuple[str, ...]
-    flags: str
+    frame: str  # what the verb needs, see VERB_ROWS
+    objects: tuple[str, ...]  # groups and tags of nouns that can be its object
+    flags: str  # see VERB_ROWS
 
     @property
     def plain(self) -> str:
@@ -428,12 +465,12 @@ class Verb:
 
     @property
     def infinitive(self) -> str:
-        """The whole infinitive."""
+        """The infinitive with the separable prefix."""
         return self.prefix + self.plain
 
     @property
     def zu_infinitive(self) -> str:
-        """The infinitive with `zu`, which a separable prefix swallows."""
+        """The infinitive with `zu`, which goes between a separable prefix and the verb."""
         return f"{self.prefix}zu{self.plain}" if self.prefix else f"zu {self.plain}"
 
 
@@ -447,11 +484,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """A noun phrase in three German cases and in English as subject and object."""
+    """A noun phrase or pronoun in both languages."""
 
-    cases: tuple[str, str, str]
-    en: str
-    en_object: str
+    cases: tuple[str, str, str]  # German nominative, accusative, dative
+    en: str  # as a subject
+    en_object: str  # as an object
     person: int = 3
     plural: bool = False
     gender: str = "n"
@@ -463,38 +500,38 @@ class NounPhrase:
 
     @property
     def row(self) -> int:
-        """Index of the verb form that agrees: ich, du, er, wir, ihr, sie."""
+        """The index of the verb form that agrees, in the order ich, du, er, wir, ihr, sie."""
         return self.person - 1 + (3 if self.plural else 0)
 
 
 @dataclass(frozen=True)
 class Clause:
-    """What one clause says; the order of its words is chosen when it is rendered."""
+    """The content of a clause. Its word order is chosen when it is written."""
 
     subject: NounPhrase
     verb: Verb
-    tense: str = "pres"
-    modal: str = ""
-    pronoun: str = ""
-    middle: str = ""
-    tail: str = ""
-    en: str = ""
+    tense: str = "pres"  # or "perf", "fut", "prog"
+    modal: str = ""  # a key of MODALS
+    pronoun: str = ""  # German object pronoun, directly after the finite verb
+    middle: str = ""  # German objects
+    tail: str = ""  # German prepositional object, destination, manner or predicate
+    en: str = ""  # all of these in English
     time: Pair | None = None
     frequency: Pair | None = None
-    negated: bool = False
-    kein: bool = False
+    negated: bool = False  # with `nicht`
+    kein: bool = False  # with `kein`
     place: Pair | None = None
-    frontable: bool = False
-    infix: str = ""
+    frontable: bool = False  # whether the German object may come first
+    infix: str = ""  # English object between a verb and its particle, as in `pick him up`
 
     @property
     def denied(self) -> bool:
-        """Whether it says that something is not so."""
+        """Whether the clause is negated, with `nicht` or with `kein`."""
         return self.negated or self.kein
 
 
 def pairs(rows: str) -> list[Pair]:
-    """Read "German,English" rows; "_" stands for a blank inside a cell."""
+    """Read "German,English" entries, which are separated by spaces; "_" stands for a space."""
     cells = [row.replace("_", " ").split(",") for row in rows.split()]
     return [Pair(cell[0], cell[1]) for cell in cells]
 
@@ -560,14 +597,14 @@ PLACES = {
 
 
 def nouns_of(kind: str) -> list[Noun]:
-    """Return the nouns of a group or of a tag."""
+    """Return the nouns of a group or a tag."""
     if kind in TAG_ROWS:
         return [NOUN[lemma] for lemma in TAG_ROWS[kind].split()]
     return [noun for noun in NOUNS if noun.group == kind]
 
 
-# --- German noun phrases
-# ---------------------------------------------------------------------------------------------
+# German noun phrases
+
 _DEFINITE = {"m": "der den dem", "f": "die die der", "n": "das das dem", "p": "die die den"}
 _EIN = {"m": "- en em", "f": "e e er", "n": "- - em", "p": "e e en"}
 _STRONG = {"m": "er en em", "f": "e e er", "n": "es es em", "p": "e e en"}
@@ -597,7 +634,7 @@ _CONTRACTIONS = {
 
 
 def determiner(word: str, gender: str, case: str) -> str:
-    """Return a German determiner; "" and number words stay as they are."""
+    """Return a form of the German determiner `word`; "" and number words have only one form."""
     at = CASES.index(case)
     if word == "der":
         return _DEFINITE[gender].split()[at]
@@ -610,7 +647,7 @@ def determiner(word: str, gender: str, case: str) -> str:
 
 
 def adjective_ending(word: str, gender: str, case: str) -> str:
-    """Return the ending an adjective takes after the determiner `word`."""
+    """Return the ending of an adjective after the determiner `word`."""
     table = _WEAK if word in DER_WORDS else _MIXED if word in EIN_WORDS else _STRONG
     return table[gender].split()[CASES.index(case)]
 
@@ -630,8 +667,10 @@ def with_article(phrase: str) -> str:
 def noun_phrase(
     noun: Noun, word: str, plural: bool, adjective: Adjective | None, english: str = ""
 ) -> NounPhrase:
-    """Build a noun phrase from a determiner lemma (or a number, or nothing); `english` replaces the
-    determiner's.
+    """Build a noun phrase in both languages.
+
+    `word` is the basic form of the German determiner, a number word, or "". `english` is the
+    English determiner; by default it follows from `word`.
     """
     gender = "p" if plural else noun.gender
     cases = []
@@ -654,12 +693,12 @@ def _english_determined(word: str, bare: str, plural: bool, mass: bool, english:
 
 
 def joined(*parts: str) -> str:
-    """Join the parts that are not empty with blanks."""
+    """Join the parts that are not empty with spaces."""
     return " ".join(part for part in parts if part)
 
 
-_PRONOUN_ROWS = """ich,mich,mir,I,me,1 du,dich,dir,you,you,2 er,ihn,ihm,he,him,3 sie,-,ihr,she,her,3 wir,uns,uns,we,us,4
-    ihr,euch,euch,you,you,5 sie,-,ihnen,they,them,6"""
+_PRONOUN_ROWS = """ich,mich,mir,I,me,1 du,dich,dir,you,you,2 er,ihn,ihm,he,him,3 sie,-,ihr,she,her,3
+    wir,uns,uns,we,us,4 ihr,euch,euch,you,you,5 sie,-,ihnen,they,them,6"""
 
 
 def _read_pronoun(row: str) -> NounPhrase:
@@ -679,10 +718,11 @@ def relative_pronoun(phrase: NounPhrase, case: str) -> str:
     return determiner("der", phrase.gender, case)
 
 
-# --- German verbs
-# ----------------------------------------------------------------------------------------------------
+# German verbs
+
+
 def present(verb: Verb, row: int) -> str:
-    """Return the present form of a verb without its prefix."""
+    """Return the present tense of a verb, without its separable prefix."""
     irregular = IRREGULAR_PRESENT.get(verb.plain)
     if irregular:
         return irregular.split()[row]
@@ -700,8 +740,10 @@ def present(verb: Verb, row: int) -> str:
 
 
 def verb_group(clause: Clause) -> tuple[str, list[str], str]:
-    """Return the finite form, the words that close the sentence bracket and the finite form in
-    verb-last order.
+    """Return the German verb forms of a clause.
+
+    They are the finite verb of a main clause, the words that end a main clause (such as an
+    infinitive or a separable prefix), and the finite verb of a subordinate clause.
     """
     verb, row = clause.verb, clause.subject.row
     if clause.modal:
@@ -739,8 +781,10 @@ def _fronted(clause: Clause, front: str) -> str:
 
 
 def german_main(clause: Clause, front: str = "") -> str:
-    """Render verb-second order; "time", "place", "object", "" (subject) or other words ("-": none)
-    stand in `front`.
+    """Write a German main clause.
+
+    `front` says what comes before the verb: "time", "place", "object", "" (the subject), "-"
+    (nothing, as in a question), or any other words as they are.
     """
     finite, end, _ = verb_group(clause)
     subject = clause.subject.de("nom")
@@ -751,19 +795,19 @@ def german_main(clause: Clause, front: str = "") -> str:
 
 
 def german_last(clause: Clause) -> str:
-    """Render verb-last order, without the conjunction."""
+    """Write a German subordinate clause, without its conjunction."""
     finite, end, last = verb_group(clause)
     closing = [last] if clause.verb.prefix and last != finite else [*end, last]
     return joined(clause.subject.de("nom"), *_middle(clause, ""), *closing)
 
 
 def german_infinitive(clause: Clause) -> str:
-    """Render the clause as an infinitive with `zu`."""
+    """Write the clause as a German infinitive with `zu`."""
     return joined(*_middle(clause, ""), clause.verb.zu_infinitive)
 
 
-# --- English verbs
-# ---------------------------------------------------------------------------------------------------
+# English verbs
+
 _DOUBLED = ("get", "put", "run", "swim", "hug", "cut", "sit", "forget")
 
 
@@ -796,13 +840,14 @@ def gerund(base: str) -> str:
 
 
 def be(row: int, past: bool) -> str:
-    """Return the form of `be` that agrees."""
+    """Return the form of `be` for the person with this index (see `NounPhrase.row`)."""
     return ("was were was were were were" if past else "am are is are are are").split()[row]
 
 
 def english_group(clause: Clause, supported: bool) -> tuple[str, str]:
-    """Return the auxiliary and the rest of the verb; `supported` asks for an auxiliary (`do`) where
-    there is none.
+    """Return the English auxiliary (or "") and the rest of the verb.
+
+    With `supported`, as in questions and negations, there is always an auxiliary, `do` if need be.
     """
     aux, rest = _modal_group(clause, supported) if clause.modal else _plain_group(clause, supported)
     if clause.infix:
@@ -855,49 +900,49 @@ def _english_front(clause: Clause, front: str) -> str:
 
 
 def english_main(clause: Clause, front: str = "") -> str:
-    """Render an English statement; a German time or place that stands first does so here, too."""
-    denied = clause.negated or clause.kein
-    aux, rest = english_group(clause, denied)
+    """Write an English statement. With `front` "time" or "place", that part comes first."""
+    aux, rest = english_group(clause, clause.denied)
     often = clause.frequency.en if clause.frequency else ""
-    no = "not" if denied else ""
+    no = "not" if clause.denied else ""
     aux, no = ("cannot", "") if (aux, no) == ("can", "not") else (aux, no)
     words = joined(clause.subject.en, aux, no, often, rest, *_english_rest(clause, front))
     return joined(_english_front(clause, front), words)
 
 
 def english_question(clause: Clause, front: str = "", stranded: str = "") -> str:
-    """Render an English question with `front` (a wh-word) before the auxiliary and `stranded` after
-    the verb.
+    """Write an English question.
+
+    `front` is a question word, and `stranded` a preposition that stays behind the verb.
     """
     aux, rest = english_group(clause, True)
-    no = "not" if clause.negated or clause.kein else ""
+    no = "not" if clause.denied else ""
     often = clause.frequency.en if clause.frequency else ""
     en, place, time = _english_rest(clause, "")
     return joined(front, aux, clause.subject.en, no, often, rest, stranded, en, place, time)
 
 
 def english_infinitive(clause: Clause) -> str:
-    """Render an English infinitive with `to`."""
+    """Write the clause as an English infinitive with `to`."""
     word, _, particle = clause.verb.en.partition(" ")
     return joined("to", word, clause.infix, particle, *_english_rest(clause, ""))
 
 
-# --- the lexicon as a whole
-# ------------------------------------------------------------------------------------------
+# The lexicon as a whole
+
 Lexicon = dict[str, set[str]]
-_FUNCTION_WORDS = """und,and aber,but weil,because obwohl,although wenn,if dass,that ob,whether während,while
-    bevor,before
-    nicht,not mit,with auf,on in,in unter,under neben,next_to hinter,behind aus,from wo,where wann,when warum,why"""
+_FUNCTION_WORDS = """und,and aber,but weil,because obwohl,although wenn,if dass,that ob,whether
+    während,while bevor,before nicht,not mit,with auf,on in,in unter,under neben,next_to
+    hinter,behind aus,from wo,where wann,when warum,why"""
 
 
 def _german_verb_forms(verb: Verb) -> set[str]:
-    # A finite form without its prefix belongs to another verb, so only the joined forms count here.
+    # Only forms with the separable prefix count, because those without it belong to another verb.
     finite = {verb.prefix + present(verb, row) for row in range(6)}
     return {verb.infinitive, verb.participle, verb.zu_infinitive} | finite
 
 
 def lexicon() -> tuple[Lexicon, Lexicon]:
-    """Return the German and the English lemmas, each with its forms."""
+    """Return the German and the English lexicon: each lemma with all its forms."""
     german: Lexicon = {}
     english: Lexicon = {}
     for noun in NOUNS:
@@ -913,12 +958,12 @@ def lexicon() -> tuple[Lexicon, Lexicon]:
     for verb in [*VERBS, *PLAIN_VERBS.values()]:
         german[verb.infinitive] = _german_verb_forms(verb)
         if verb.frame == "O" and " " in verb.en:
-            continue  # its object always parts the English verb from its particle
+            continue  # the object always stands between the English verb and its particle
         english[verb.en] = {verb.en, verb.en_past, third_person(verb.en), gerund(verb.en)}
     adverbs = [
         pair
-        for found in (*TIMES.values(), *MANNERS.values(), FREQUENCIES, NUMBERS)
-        for pair in found
+        for entries in (*TIMES.values(), *MANNERS.values(), FREQUENCIES, NUMBERS)
+        for pair in entries
     ]
     names = [Pair(name, name) for name in WOMEN + MEN]
     for pair in [*adverbs, *STATES.values(), *CITIES, *pairs(_FUNCTION_WORDS), *names]:
