@@ -95,7 +95,7 @@ def test_tied_matrices_share_memory_and_are_listed_once(tie: str, matrices: list
 
 
 def test_tying_all_with_two_vocabularies_is_refused() -> None:
-    with pytest.raises(ValueError, match="one vocabulary"):
+    with pytest.raises(ValueError, match="joint vocabulary"):
         build_model(ModelConfig(**PRESETS["tiny"], tie_embeddings="all"), 10, 11, seed=1)
 
 
