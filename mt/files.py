@@ -1,6 +1,4 @@
-"""Files that appear whole or not at all, lines that are bytes up to a newline, fingerprints, and
-locks between processes.
-"""
+"""Atomic file writes, reading of text files line by line, fingerprints, and lock files."""
 
 import bz2
 import contextlib
@@ -23,26 +21,26 @@ from mt.errors import DataError, MTError
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 20  # bytes read at a time
+BLOCK = 1 << 20  # number of bytes to read at a time
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_LINE = 64 << 20  # a file without newlines must not fill the memory
-# How a compressed file begins, whatever its name is, and what unpacks it.
+MAX_LINE = 64 << 20  # bytes; a file without newlines must not fill the memory
+# The function that opens a compressed file, by the first bytes of the file.
 UNPACK: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda packed: gzip.GzipFile(fileobj=packed),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
-# What a file system without locks answers.
+# The errors of `flock` on a file system that does not support locks.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def open_binary(path: str | Path) -> Iterator[BinaryIO]:
-    """A file opened for reading bytes; `-` is standard input. gzip, bzip2 and xz are unpacked,
-    whatever the file is called.
+    """Open a file for reading bytes; `-` means standard input.
 
-    Raises `DataError` for a file that cannot be opened, read or unpacked.
+    Files in gzip, bzip2 or xz format are decompressed, whatever their name is. Raises `DataError`
+    if the file cannot be opened, read or decompressed, here or while the block runs.
     """
     name = "standard input" if str(path) == "-" else path
     try:
@@ -56,7 +54,7 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
             beginning = handle.peek(6)  # type: ignore[attr-defined]
             if beginning.startswith(ZSTANDARD):
                 raise DataError(
-                    f"{name}: compressed with Zstandard, which mt does not read; unpack it: unzstd {path}"
+                    f"{name}: compressed with Zstandard, which mt cannot read; run: unzstd {path}"
                 )
             for magic, unpack in UNPACK.items():
                 if beginning.startswith(magic):
@@ -69,23 +67,26 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
-    """Lines as `wc -l` counts them, without their newline: bytes up to `\\n`, a last line without
-    one included.
+    """Yield the lines of a file as bytes, without their newline.
 
-    Raises `DataError` for an unreadable or damaged file and for a line over 64 MiB.
+    Only `\\n` ends a line; a last line without a newline counts as a line. Raises `DataError` if
+    the file is unreadable or damaged, or if a line is longer than 64 MiB.
     """
     with open_binary(path) as handle:
         for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), b""), 1):
             if len(line) > MAX_LINE:
                 raise DataError(
-                    f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a text file?"
+                    f"{path}:{number}: line longer than {MAX_LINE >> 20} MiB; is this a text file?"
                 )
             yield line[:-1] if line.endswith(b"\n") else line
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Flush a file or folder to the disk with `fsync`.
+
+    A file that was just created or renamed survives a power failure only if its folder is flushed, too.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -93,22 +94,25 @@ def fsync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file beside its place, force it to the disk, and rename it into place."""
+    """Write a file so that `path` always holds either the old or the new content, never a part.
+
+    The data is written to a temporary file, flushed to the disk, and renamed to `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), temporary.open("wb") as handle:
+        with _name_in_errors(path), temporary.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An `OSError` of the block that names no file, as a failed write does not, names `path`."""
+def _name_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to an `OSError` of the block that does not name a file, such as a failed write."""
     try:
         yield
     except OSError as error:
@@ -119,56 +123,54 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; when the block ends well its files are forced to the
-    disk and it becomes `path`.
+    """Yield a temporary folder that replaces `path` when the block ends without an error.
 
-    An existing `path` is replaced. When the block raises, nothing remains.
+    Its files are flushed to the disk first. If the block raises, the temporary folder is deleted
+    and `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with naming(path):
+        with _name_in_errors(path):
             yield temporary
-        for name in sorted(temporary.rglob("*"), reverse=True):
-            if name.is_dir():
-                fsync_folder(name)
-            else:
-                with name.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_folder(temporary)
+        for entry in sorted(temporary.rglob("*"), reverse=True):
+            flush_to_disk(entry)
+        flush_to_disk(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
-        fsync_folder(path.parent)
+        flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder: it is gone from its place at once, so that a kill leaves no half of it
-    there.
+    """Delete a folder so that `path` never holds a part of it, even if the process is killed.
+
+    The folder is first renamed to a temporary name, then deleted.
     """
-    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what a killed process left half written anywhere in `folder`, or only what was to be
-    called `name`.
+    """Delete the temporary files and folders that a killed process left anywhere in `folder`.
 
-    Whoever calls this holds the lock over it.
+    `name` restricts this to the leftovers of one file or folder. The caller must hold the lock of
+    `folder`, because the temporary files of running processes are deleted, too.
     """
     for path in list(folder.rglob(f".{name}.*tmp")):
-        shutil.rmtree(
-            path, ignore_errors=True
-        ) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Point the symbolic link `link` at `target` in one step."""
+    """Create the symbolic link `link` to `target`, replacing an existing link atomically."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -176,19 +178,22 @@ def replace_link(link: Path, target: str) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sha256_text(path: str | Path) -> str:
-    """SHA-256 of a file's lines in hexadecimal: it does not change if the file is packed, gets a
-    byte-order mark, other line ends, or a newline after its last line. Raises `DataError`.
+    """Return the SHA-256 of a file's text, in hexadecimal.
+
+    It is the same whether or not the file is compressed, has a byte-order mark, ends its lines with
+    `\\r\\n` or `\\n`, or ends with a newline. Raises `DataError` like `open_binary`.
     """
     digest, last = hashlib.sha256(), b"\n"
     with open_binary(path) as handle:
         block = handle.read(BLOCK).removeprefix(BYTE_ORDER_MARK)
         while block:
+            # The `\n` of a `\r\n` may be in the next block.
             while block.endswith(b"\r") and (more := handle.read(BLOCK)):
                 block += more
             block = block.removesuffix(b"\r").replace(b"\r\n", b"\n")
@@ -200,13 +205,13 @@ def sha256_text(path: str | Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short name for a value that JSON can hold: equal values, equal names."""
+    """Return 16 hexadecimal digits of the SHA-256 of values that JSON can hold."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint_lines(lines: Iterable[bytes]) -> str:
-    """A short name for a text: the same lines in the same order give the same name."""
+    """Return 16 hexadecimal digits of the SHA-256 of a text, given as lines without newlines."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line)
@@ -215,7 +220,10 @@ def fingerprint_lines(lines: Iterable[bytes]) -> str:
 
 
 def try_lock(handle: BinaryIO) -> bool:
-    """Lock an open file for this process until it is closed; False if another process has it."""
+    """Lock an open file until it is closed; return False if another process has locked it.
+
+    On a file system without locks, log a warning and return True.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,27 +231,24 @@ def try_lock(handle: BinaryIO) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logger.warning(
-            "%s: no locks on this file system (%s); let only one process write here",
-            handle.name,
-            error.strerror,
-        )
+        message = "%s: no locks on this file system (%s); let only one process write here"
+        logger.warning(message, handle.name, error.strerror)
     return True
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the block runs; the system drops it when the process
-    dies.
+    """Hold an exclusive lock on the file `path` while the block runs.
 
-    Raises `MTError` if another process holds it, or, with `wait_for`, logs what this process waits
-    for and waits. On a file system without locks, warns and goes on without.
+    Raises `MTError` if another process holds the lock. With `wait_for`, a description of what the
+    other process is making, waits for the lock instead. The system releases the lock when the
+    process dies. On a file system without locks, logs a warning and runs the block without a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as handle:
         if not try_lock(handle):
             if wait_for is None:
                 raise MTError(f"{path.parent}: another process is using this folder")
-            logger.info("waiting for another process: it makes %s (its lock is %s)", wait_for, path)
+            logger.info("waiting for another process to finish %s (lock: %s)", wait_for, path)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

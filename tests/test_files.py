@@ -102,7 +102,7 @@ def test_an_endless_line_is_refused_with_its_number(
     path.write_bytes(b"x" * 9 + b"\n" + b"y" * 11)
     lines = read_lines(path)
     assert next(lines) == b"x" * 9
-    with pytest.raises(DataError, match=rf"{path}:2: .*more than"):
+    with pytest.raises(DataError, match=rf"{path}:2: .*longer than"):
         next(lines)
 
 

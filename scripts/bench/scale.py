@@ -35,7 +35,7 @@ from mt.config import PRESETS, BatchingConfig, ModelConfig, OptimConfig
 from mt.data.batch import empty_batch, to_device
 from mt.data.order import TrainLoader
 from mt.data.store import SIDES, TokenCache
-from mt.files import fsync_folder, sha256_file
+from mt.files import flush_to_disk, sha256_file
 from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import peak_process_memory
@@ -206,7 +206,7 @@ def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         save_file(tensors, folder / "all.safetensors")
         with (folder / "all.safetensors").open("rb") as file:
             os.fsync(file.fileno())
-        fsync_folder(folder)
+        flush_to_disk(folder)
 
     if any(map(is_sharded, tensors.values())):
         world.save_shards(tensors, folder)

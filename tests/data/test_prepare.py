@@ -446,7 +446,7 @@ def test_a_complete_cache_needs_no_lock_and_waiting_for_a_lock_is_logged(
     with caplog.at_level(logging.INFO, logger="mt"):
         prepare(config)
     assert holder.wait() == 0
-    assert "waiting for another process: it makes the tokenized corpus" in caplog.text
+    assert "waiting for another process to finish the tokenized corpus" in caplog.text
 
 
 def held_by_another_process(lock: Path) -> "subprocess.Popen[bytes]":
