@@ -43,13 +43,14 @@ def plain_step(
     loss: Tensor,
     scale: LossScale,
     clip_norm: float,
-    diverged: Tensor,
+    bad_updates: Tensor,
+    max_bad: int,
 ) -> tuple[Tensor, Tensor]:
-    """Clip the gradients and step. Returns (gradient norm, whether the norm is not finite)."""
+    """Clip the gradients and step. Returns (gradient norm, number of bad updates so far)."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
     optimizer.step()
     optimizer.zero_grad()
-    return norm, ~norm.isfinite()
+    return norm, bad_updates + ~norm.isfinite()
 
 
 def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> torch.optim.AdamW:

@@ -84,7 +84,7 @@ def main() -> None:
             rates[name].append(rate)
     table = Table(title=f"nll per target token, mean (and range) over seeds {args.seeds}")
     measures = ("difference of means", "spread over seeds")
-    for column in ("updates", "mt", "plain fp32 PyTorch", *measures):
+    for column in ("updates", "ours (mt)", "plain fp32 PyTorch", *measures):
         table.add_column(column, justify="right")
     for index in range(len(curves["plain"][0])):
         mt, plain = ([points[index] for points in curves[name]] for name in curves)
