@@ -84,7 +84,8 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
 def flush_to_disk(path: Path) -> None:
     """Flush a file or folder to the disk with `fsync`.
 
-    A file that was just created or renamed survives a power failure only if its folder is flushed, too.
+    A file that was just created or renamed survives a power failure only if its folder is flushed
+    as well.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

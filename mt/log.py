@@ -1,6 +1,4 @@
-"""What a run tells: messages on stderr and in train.log, numbers in metrics.jsonl (and TensorBoard
-where it is installed).
-"""
+"""Logging: messages, progress bars, and the numbers for metrics.jsonl and TensorBoard."""
 
 import contextlib
 import importlib.util
@@ -20,7 +18,10 @@ T = TypeVar("T")
 
 
 class _BarSafeHandler(logging.StreamHandler):
-    """Writes above a progress bar rather than through it; stderr on a full disk ends no training."""
+    """Write messages to stderr above the progress bar, and ignore write errors.
+
+    If stderr goes to a file on a full disk, training continues.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
@@ -29,7 +30,7 @@ class _BarSafeHandler(logging.StreamHandler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Goes on without a word where the disk is full."""
+    """Append messages to a file and ignore write errors, such as a full disk."""
 
     def emit(self, record: logging.LogRecord) -> None:
         assert self.stream is not None
@@ -42,12 +43,13 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-def setup_logging(log_file: Path | None = None, *, is_first: bool = True) -> None:
-    """Send the messages of `mt` to stderr and, where given, append them to `log_file`; of several
-    ranks only the first speaks.
+def setup_logging(log_file: Path | None = None, *, is_rank0: bool = True) -> None:
+    """Write the log messages of `mt` to stderr and, if given, append them to `log_file`.
+
+    Replaces the handlers of an earlier call. Ranks other than rank 0 log only errors.
     """
     logger = logging.getLogger("mt")
-    logger.setLevel(logging.INFO if is_first else logging.ERROR)
+    logger.setLevel(logging.INFO if is_rank0 else logging.ERROR)
     logger.propagate = False
     for handler in list(logger.handlers):
         handler.close()
@@ -61,25 +63,27 @@ def setup_logging(log_file: Path | None = None, *, is_first: bool = True) -> Non
         logger.addHandler(file_handler)
 
 
-def say(message: str) -> None:
-    """A line on stderr, if there is one."""
+def print_to_stderr(message: str) -> None:
+    """Print a line to stderr; do nothing if stderr is closed or cannot be written."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{message}\n")
 
 
 def shows_progress() -> bool:
-    """Whether stderr is a terminal."""
+    """Whether progress bars are shown: whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line") -> Iterable[T]:
-    """A progress bar on stderr around `items`; silent where stderr is no terminal."""
+def progress(items: Iterable[T], label: str) -> Iterable[T]:
+    """Yield `items`, which are sentence pairs, while showing a progress bar on stderr.
+
+    Nothing is shown if stderr is not a terminal.
+    """
     return tqdm(
         items,
-        total=total,
-        desc=what,
-        unit=unit,
+        desc=label,
+        unit="pair",
         unit_scale=True,
         disable=not shows_progress(),
         leave=False,
@@ -88,19 +92,20 @@ def progress(items: Iterable[T], total: int | None, what: str, unit: str = "line
 
 @contextlib.contextmanager
 def progress_bar(
-    count: Callable[[], int | None], what: str, unit: str, is_shown: bool = True
+    count: Callable[[], int | None], label: str, unit: str, is_shown: bool = True
 ) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr to be advanced by so many; `count` finds the total, or None where
-    that cannot be known.
+    """Show a progress bar on stderr while the block runs.
 
-    Where stderr is no terminal nothing is shown, and nothing counted.
+    Yields a function that advances the bar by a number of units. `count` returns the total, or None
+    if it is unknown; it is called only if the bar is shown. Nothing is shown if `is_shown` is False
+    or stderr is not a terminal.
     """
     if not (is_shown and shows_progress()):
-        yield lambda done: None
+        yield lambda units: None
         return
     with tqdm(
         total=count(),
-        desc=what,
+        desc=label,
         unit=unit,
         smoothing=0,
         dynamic_ncols=True,
@@ -111,38 +116,38 @@ def progress_bar(
 
 
 def format_seconds(seconds: float) -> str:
-    """`3:07`, `1:02:45`: hours only where there are some."""
+    """Format a duration as minutes and seconds (`3:07`) or with hours (`1:02:45`)."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 class MetricLogger:
-    """Appends one JSON object a line to metrics.jsonl, and mirrors numbers to TensorBoard where it
-    is installed.
+    """Append numbers to metrics.jsonl, one JSON object per line, and send them to TensorBoard.
 
-    A resumed run drops the lines of updates that it is about to do again, so that each update
-    stands once, and the report that an earlier start gave of a part of its window (`partial`). What
-    a full disk refuses is kept until there is room.
+    TensorBoard is used only if it is installed. When a run resumes from a checkpoint, the lines of
+    later updates are deleted, because the run repeats these updates. Lines marked `partial`, which
+    cover less than a full log interval, are deleted as well. If the disk is full, lines are kept in
+    memory and written later.
     """
 
     def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+        """Open the file for a run that continues after update `resume_step`, 0 for a new run."""
         self._path = path
-        kept = list(_lines_until(self._path, resume_step)) if self._path.exists() else []
-        rewritten = self._path.with_name(
-            f".{self._path.name}.tmp"
-        )  # a kill in between must not lose the history
+        kept = _lines_until(path, resume_step) if path.exists() else []
+        # If the process is killed here, the old file must still be complete.
+        rewritten = path.with_name(f".{path.name}.tmp")
         with rewritten.open("wb") as file:
             file.write("".join(kept).encode())
             file.flush()
             os.fsync(file.fileno())
-        rewritten.replace(self._path)
-        self._file = self._path.open("ab", buffering=0)
+        rewritten.replace(path)
+        self._file = path.open("ab", buffering=0)
         self._pending, self._warned = b"", False
-        self._board = _tensorboard(tensorboard, resume_step)
+        self._board = _open_tensorboard(tensorboard, resume_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Record the numbers of one event (`train`, `valid`) of one update."""
+        """Record the values of one event; `kind` is `train`, `valid`, or the like."""
         self._pending += (
             json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n"
         ).encode()
@@ -155,7 +160,7 @@ class MetricLogger:
                 self._pending = self._pending[self._file.write(self._pending) :]
         except OSError as error:
             if not self._warned:
-                logger.warning("%s: %s; its lines are kept until there is room", self._path, error)
+                logger.warning("%s: %s; its lines are kept in memory for now", self._path, error)
             self._warned = True
 
     def _mirror(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -166,11 +171,11 @@ class MetricLogger:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
-            logger.warning("TensorBoard gets no more numbers from this process: %s", error)
+            logger.warning("no more numbers are sent to TensorBoard: %s", error)
             self._board = None
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write the lines that are still in memory, and close the files."""
         self._flush()
         self._file.close()
         if self._board is not None:
@@ -179,31 +184,31 @@ class MetricLogger:
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
+    """Yield the lines of metrics.jsonl up to update `step`, without `partial` ones."""
     for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError
-        ):  # a line cut short by a kill is dropped
+        # A line may be incomplete because an earlier process was killed; it is skipped.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             if row["step"] <= step and not row.get("partial"):
                 yield line.decode() + "\n"
 
 
-def _tensorboard(folder: Path, resume_step: int) -> Any:
+def _open_tensorboard(folder: Path, resume_step: int) -> Any:
+    """Return a TensorBoard writer, or None if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    usual = threading.excepthook
+    default_hook = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread dies where the disk is full, which the next call in `_mirror` is
-        told.
+        """Print no traceback if the disk is full in TensorBoard's thread.
+
+        The next call in `_mirror` raises the same error.
         """
-        if not (
-            isinstance(args.exc_value, OSError)
-            and type(args.thread).__module__.startswith("tensorboard")
-        ):
-            usual(args)
+        is_tensorboard = type(args.thread).__module__.startswith("tensorboard")
+        if not (is_tensorboard and isinstance(args.exc_value, OSError)):
+            default_hook(args)
 
     threading.excepthook = hook
     return SummaryWriter(str(folder), purge_step=resume_step + 1)

@@ -27,7 +27,7 @@ def test_times_read_like_a_clock(seconds: float, text: str) -> None:
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its import takes seconds."""
-    monkeypatch.setattr("mt.log._tensorboard", lambda folder, step: None)
+    monkeypatch.setattr("mt.log._open_tensorboard", lambda folder, step: None)
 
 
 def record(run_dir: Path, resume_step: int, steps: list[int]) -> None:

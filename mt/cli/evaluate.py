@@ -149,7 +149,7 @@ def _score_model(
     from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
-        setup_logging(is_first=world.is_rank0)
+        setup_logging(is_rank0=world.is_rank0)
         place = {
             "device": world.device_for_rank(options["device"]),
             "threads": world.threads_per_rank(options["threads"]),

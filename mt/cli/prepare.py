@@ -15,11 +15,11 @@ def prepare(
     loaded = load_config(config, overrides or ())
     from mt.cli.output import tell
     from mt.data.prepare import prepare as run
-    from mt.log import say
+    from mt.log import print_to_stderr
     from mt.runs.resolve import with_initial_model
 
     loaded, taken_over = with_initial_model(loaded)
     for line in taken_over:
-        say(line)
+        print_to_stderr(line)
     prepared = run(loaded)
     tell(str(prepared.train.folder))

@@ -33,7 +33,7 @@ def score(
     from mt.config import CorpusConfig, DataConfig
     from mt.data.sources import read_parallel
     from mt.decode.translator import Translator
-    from mt.log import progress_bar, say
+    from mt.log import print_to_stderr, progress_bar
     from mt.runtime.device import NAMES
 
     check_output(None)
@@ -52,7 +52,7 @@ def score(
             out.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
             advance(1)
     summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
-    say(
+    print_to_stderr(
         f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[translator.compute.dtype]}"
     )
 

@@ -93,7 +93,7 @@ def translate(
     from mt.runtime.world import PATIENCE, joined
 
     with joined(PATIENCE) as world:
-        setup_logging(is_first=world.is_rank0)
+        setup_logging(is_rank0=world.is_rank0)
         translator = Translator.load(
             model, device=world.device_for_rank(device), precision=precision,
             threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size,
@@ -122,14 +122,14 @@ def translate(
 
 
 def _tell_split(num_split: int, translator: "Translator") -> None:
-    from mt.log import say
+    from mt.log import print_to_stderr
 
     options = translator.decode
     limits = f"{options.longest_src} subwords (decode.max_src_len)"
     if isinstance(options.max_sentences, int):
         limits += f" or {options.max_sentences} sentence{'s' if options.max_sentences > 1 else ''} (decode.max_sentences)"
     lines = "1 line has" if num_split == 1 else f"{num_split:,} lines have"
-    say(f"mt: {lines} more than {limits}, more than training saw: translated in parts")
+    print_to_stderr(f"mt: {lines} more than {limits}, more than training saw: translated in parts")
 
 
 def _write(

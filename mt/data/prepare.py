@@ -296,9 +296,7 @@ def _pairs(config: Config, action: str, log_stats: bool = False) -> Iterator[Sen
     """Yield the pairs of all training corpora, with a progress bar named after `action`."""
     for corpus in config.data.train:
         stats = CorpusStats()
-        yield from progress(
-            open_corpus(corpus, config.data, stats), None, f"{action} {corpus.label}", "pair"
-        )
+        yield from progress(open_corpus(corpus, config.data, stats), f"{action} {corpus.label}")
         if log_stats:
             logger.info("%s: %s", corpus.label, stats)
 

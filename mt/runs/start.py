@@ -36,7 +36,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
     assert config.run_dir is not None
     run = RunFolder(Path(config.run_dir))
     with joined(config.train.timeout) as world, contextlib.ExitStack() as lock:
-        setup_logging(is_first=world.is_rank0)
+        setup_logging(is_rank0=world.is_rank0)
         overwrite = overwrite and not world.attempt
         # All ranks use the settings that rank 0 has read, even if a file changes meanwhile.
         text = world.broadcast_from_rank0(
