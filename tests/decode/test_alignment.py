@@ -1,6 +1,4 @@
-"""Word alignments: from weights written by hand, by loops over every cell, and of whole lines
-whatever way they were translated.
-"""
+"""Word alignments from hand-written weights, compared with plain loops, and of whole lines."""
 
 import random
 from collections.abc import Sequence
@@ -96,7 +94,7 @@ def test_pairs_of_weights_written_by_hand(kind: str) -> None:
 
 
 def by_loops(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:
-    """The definition, cell by cell."""
+    """Compute the definition of an alignment, cell by cell."""
     found = []
     for tgt in sorted(set(tgt_words)):
         rows = [i for i, word in enumerate(tgt_words) if word == tgt]
@@ -141,7 +139,7 @@ def test_every_word_of_a_translation_is_aligned_to_a_word_of_its_line(
         assert all(src < len(line.split()) for src, _ in alignment)
         assert alignment == sorted(alignment)
         seen.update(src for src, _ in alignment)
-    assert len(seen) > 4  # not all to one word
+    assert len(seen) > 4  # not all words are aligned to the same word
 
 
 def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
@@ -157,9 +155,7 @@ def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
 def test_the_alignment_is_the_models_attention_to_its_own_translation(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """Computed here from all weights of one pair; the decoder has three layers, and the second is
-    the last but one.
-    """
+    """Compare with the weights of a single pair. Of three layers, the second is the last but one."""
     from mt.data.tokenizer import BOS_ID
     from mt.report.attention import attention_maps
 
@@ -193,8 +189,9 @@ def test_the_words_of_a_line_in_parts_are_numbered_through(
 def test_spaces_that_normalization_adds_or_drops_do_not_count_as_words(
     model: Transformer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A line is what it is on the disk: two spaces or one, and a spacing accent (U+00B4) that
-    becomes a space and an accent.
+    """Words are those of the line as it is in the file.
+
+    It has double spaces, and an accent (U+00B4) that normalization turns into space and accent.
     """
     plain, odd = "Der Hund schläft heute .", "  Der \u00a0 Hund\tschläft   heute  . "
     for spm in ("src.spm", "tgt.spm"):

@@ -1,4 +1,4 @@
-"""Every command opens and hashes a model once, whatever it does with it."""
+"""Every command opens and hashes each model only once."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mt.runtime.workers import Workers
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that were hashed, and those that were opened."""
+    """Record the folders that are hashed, and those that are opened."""
     calls: list[str] = []
     verify, load_model = ModelFolder.verify, mt.decode.translator.load_model
 
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """How many processes and threads each opened model had."""
+    """Record the numbers of processes and threads of each opened model."""
     found: list[tuple[int, int]] = []
     load = Translator.load.__func__  # type: ignore[attr-defined]
 

@@ -1,6 +1,4 @@
-"""The model as it translates, one cached step at a time, against the full forward of the model that
-was trained.
-"""
+"""Decoding with a cache, step by step, compared with a full forward pass of the trained model."""
 
 import pytest
 import torch
@@ -19,8 +17,9 @@ def _one_thread() -> None:
 
 
 def last_log_probs(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
-    """By the full forward, after all of `tgt` [sentences, beams, length]: [sentences, beams,
-    vocab_size].
+    """Score the next token after `tgt` [sentences, beams, length] by a full forward pass.
+
+    Returns [sentences, beams, vocab_size].
     """
     beams = tgt.shape[1]
     hidden = model(
@@ -68,9 +67,10 @@ def test_memory_equals_that_of_the_full_forward() -> None:
 @pytest.mark.parametrize(("beams", "steps"), [(1, 12), (3, 12), (4, FIRST_CAPACITY)])
 @torch.no_grad()
 def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, steps: int) -> None:
-    """A first step of one beam, random moves between the beams of each sentence, and sentences that
-    leave and change place; `prefix` says what each hypothesis should have become. The last case
-    outgrows the first cells.
+    """Decode with random reorderings of beams, and with sentences that leave and change place.
+
+    The first step has one beam. `prefix` is what each hypothesis should consist of. The last
+    case needs more cells than there are at first.
     """
     model = small()
     ready = EagerModel(model)
@@ -89,7 +89,7 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
             rtol=1e-5,
             atol=1e-5,
         )
-        # Each hypothesis goes on alone for most of the time, so that the trie grows wide.
+        # Most of the time each hypothesis continues itself, so that the trie grows wide.
         alone = step and torch.rand(1, generator=draw) < 0.7
         origins = torch.arange(beams).expand(len(sentences), -1) if alone else None
         if origins is None:
@@ -107,8 +107,8 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
 
 @torch.no_grad()
 def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
-    """Two beams that always go on from the first: its own tokens and the last one's alternative
-    need a cell each.
+    """Both beams always continue the first one, so each step needs one cell per token and one
+    for the alternative.
     """
     ready = EagerModel(small())
     state = ready.initial_state(*sources(4, 3))
@@ -171,7 +171,7 @@ def test_other_precisions_are_near_fp32(dtype: torch.dtype, tolerance: float) ->
 
 @torch.no_grad()
 def test_in_int8_a_sentence_alone_gives_what_it_gives_in_company() -> None:
-    """But for what rounding of fp32 between the products moves across the edge of a level."""
+    """int8 agrees except where fp32 rounding between products changes the int8 level of a value."""
     ready = EagerModel(small(), torch.int8)
     src, src_mask = sources(7, 7, 7, 7)
     log_probs = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))

@@ -1,5 +1,6 @@
-"""Text in, text out: order, batches, empty and over-long lines, streaming, options. The model is
-untrained, with firm choices.
+"""Translating text: order, batches, empty and over-long lines, streaming, options.
+
+The model is untrained, with large weights so that its choices are clear.
 """
 
 import random
@@ -47,7 +48,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 
 @pytest.fixture
 def lines() -> list[str]:
-    """Lines of mixed lengths; every tenth is empty or blank."""
+    """Return lines of mixed lengths; every tenth is empty or blank."""
     found = sample_lines("test", "de", 30)
     found[::10] = ["", " ", "\t"]
     return found
@@ -57,7 +58,7 @@ OPTIONS = {"beam_size": 3, "max_len_a": 0.5, "max_len_b": 3}
 
 
 class Recording(Translator):
-    """Remembers what it searched for, batch by batch."""
+    """Records the batches that it searched."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -79,7 +80,7 @@ def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(
     together = translator(model, tokenizer).translate(lines)
     assert len(together) == len(lines)
     assert together == [translator(model, tokenizer).translate([line])[0] for line in lines]
-    assert len(set(together)) > 20  # the model tells the lines apart, so a wrong order would show
+    assert len(set(together)) > 20  # the translations differ, so a wrong order would be noticed
 
 
 @pytest.mark.parametrize("options", [
@@ -133,7 +134,6 @@ def test_an_empty_line_stays_empty_and_is_not_searched_for(
 
 
 # --- over-long lines
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_over_long_line_is_split_counted_and_nothing_of_it_is_lost(
@@ -199,7 +199,6 @@ def test_only_a_line_above_the_limit_is_split(
 
 
 # --- streaming, n-best, options
-# -------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_is_read_a_window_ahead_and_no_further(
@@ -312,7 +311,6 @@ def test_another_error_than_out_of_memory_is_no_reason_for_halves(
 
 
 # --- lines of several sentences
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_sentences", [1, 2, 3])

@@ -12,8 +12,8 @@ PAD, VOCAB = 0, 17
 def small(
     norm: str = "pre", tie: str = "all", activation: str = "relu", seed: int = 1
 ) -> Transformer:
-    """A small model in evaluation whose norms and biases are no ones and zeros, so that a mixed-up
-    one shows.
+    """A small model in evaluation mode with random norms and biases, so that mixing them up
+    changes its output.
     """
     config = ModelConfig(
         d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
@@ -26,7 +26,7 @@ def small(
 
 
 def sources(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Random ids, padded on the right, and their mask."""
+    """Return random ids, padded on the right, and their mask."""
     draw = torch.Generator().manual_seed(7)
     src = torch.randint(4, VOCAB, (len(lengths), max(lengths)), generator=draw)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

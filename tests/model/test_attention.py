@@ -20,7 +20,7 @@ def _one_thread() -> None:
 
 
 def attention(dropout: float = 0.0) -> MultiHeadAttention:
-    """A block in float64 whose biases are no zeros, so that a forgotten one shows."""
+    """A block in float64 with random biases, so that forgetting one changes the result."""
     block = MultiHeadAttention(D_MODEL, NUM_HEADS, dropout).double()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -30,7 +30,7 @@ def attention(dropout: float = 0.0) -> MultiHeadAttention:
 def attend(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """The block on padded batches [batch, length, d_model]; `allowed` as in `PaddedAttention.of`."""
+    """Run the block on padded batches [batch, length, d_model]; see `PaddedAttention.of`."""
     batch, tgt_len, d_model = query.shape
     flat = query.transpose(0, 1).reshape(-1, d_model)
     source = flat if memory is query else memory.transpose(0, 1).reshape(-1, d_model)
@@ -44,8 +44,9 @@ def attend(
 def written_out(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, allowed: Tensor
 ) -> Tensor:
-    """The formula for every row, position and head in Python numbers; `allowed` [batch, tgt_len,
-    src_len].
+    """Compute the formula for every row, position and head in plain Python.
+
+    `allowed` is [batch, tgt_len, src_len].
     """
     out = torch.empty_like(query)
     for b in range(len(query)):
@@ -106,7 +107,7 @@ def test_attention_is_its_formula_written_out(
 
 @torch.no_grad()
 def test_weights_sum_to_one() -> None:
-    """Every value vector the same, so any average of them is that vector."""
+    """If all value vectors are the same, any average of them is that vector."""
     block = attention()
     block.v_proj.weight.zero_()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
@@ -153,7 +154,7 @@ def test_forbidden_positions_have_no_influence() -> None:
 
 @torch.no_grad()
 def test_attention_dropout_drops_weights_in_training_only() -> None:
-    """One position to attend to: its weight is 1 in evaluation, and 0 or 1 / (1 - p) in training."""
+    """With a single position, its weight is 1 in evaluation, and 0 or 1 / (1 - p) in training."""
     block = attention(dropout=0.5)
     nn.init.eye_(block.out_proj.weight)
     nn.init.zeros_(block.out_proj.bias)
@@ -165,7 +166,7 @@ def test_attention_dropout_drops_weights_in_training_only() -> None:
     weights = (attend(block.train(), query, memory) / value).view(2000, NUM_HEADS, HEAD_DIM)
     assert torch.allclose(
         weights, weights[:, :, :1].expand_as(weights)
-    )  # a weight is dropped for a head as a whole
+    )  # with one position, a weight is dropped for the whole head
     dropped = weights[:, :, 0].abs() < 1e-9
     assert torch.allclose(weights[:, :, 0][~dropped], torch.tensor(2.0, dtype=torch.float64))
     assert abs(dropped.double().mean() - 0.5) < 0.05  # 7.7 standard deviations

@@ -119,7 +119,7 @@ def test_added_dropout_is_a_plain_sum_in_evaluation_and_at_zero() -> None:
 
 
 def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
-    """As under autocast: the sum is taken in fp32, where bf16 would lose a 256th."""
+    """The sum is computed in fp32, as under autocast; bf16 would lose a 256th of it."""
     drop = Dropout(0.5).train()  # its scale of 2 is exact
     residual, x = torch.randn(1000), torch.randn(1000).bfloat16()
     out = from_seed(lambda: drop.add(residual, x))
@@ -128,8 +128,9 @@ def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
 
 
 def test_random_bytes_are_uniform_in_each_of_the_eight_places_of_a_draw() -> None:
-    """Chi-square of 256 bins, in mean 255 with a standard deviation of 22.6; the bounds are six of
-    these away.
+    """The chi-square statistic of 256 bins has mean 255 and standard deviation 22.6.
+
+    The bounds are six standard deviations away.
     """
     lanes = random_bytes(8 * 100_000).view(-1, 8)
     for lane in lanes.T:
@@ -204,7 +205,7 @@ def test_embedding_dropout_covers_positions_too() -> None:
     torch.nn.init.zeros_(block.weight)
     cosines = block(torch.zeros(200, dtype=torch.int64), torch.zeros(200, dtype=torch.int64), 1)[
         :, 8:
-    ]  # at position 0 all are 1
+    ]  # at position 0 all cosines are 1
     assert set(cosines.flatten().tolist()) == {0.0, 2.0}
 
 
@@ -236,7 +237,7 @@ def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(
 ) -> None:
     x = torch.randn(60, 17, dtype=dtype, requires_grad=True)
     with torch.no_grad():
-        x[0] = 0.0  # no gradient at zero
+        x[0] = 0.0  # there is no gradient at zero
     block = Activation("relu", p).train()
     ours = from_seed(lambda: block(x * 1))
     drop = Dropout(p).train()
@@ -254,8 +255,9 @@ def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(
 
 @pytest.mark.parametrize("p", [0.1, 0.3])
 def test_dropout_in_bf16_keeps_the_expectation(p: float) -> None:
-    """The scale itself has no exact bf16 (256 / 230 would become 1.1094), so values near 1 must be
-    scaled before they are rounded.
+    """bf16 cannot represent the scale (256 / 230 would become 1.1094).
+
+    So values near 1 must be scaled before they are rounded.
     """
     n = 1 << 20
     x = torch.linspace(0.5, 2, n).bfloat16()
@@ -297,9 +299,9 @@ def test_a_dropped_activation_keeps_its_expectation(name: str, value: float) -> 
 
 
 def test_an_activation_under_gradient_checking_agrees_with_finite_differences() -> None:
-    """The draw is the same at each of its evaluations, so the function is one."""
+    """Each evaluation draws the same mask, so that gradcheck sees one function."""
     x = torch.randn(4, 5, dtype=torch.float64)
-    x[x.abs() < 0.01] = 0.5  # away from the kink
+    x[x.abs() < 0.01] = 0.5  # not near the kink of relu
     for name in ACTIVATIONS:
         block = Activation(name, 0.4).train()
         assert torch.autograd.gradcheck(

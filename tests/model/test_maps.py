@@ -1,6 +1,4 @@
-"""Weights of attention: PyTorch's own from the same inputs and weights, of a model that runs as it
-always does.
-"""
+"""Recorded attention weights against those that PyTorch computes from the same inputs and weights."""
 
 import pytest
 import torch
@@ -23,8 +21,9 @@ def _one_thread() -> None:
 def pytorchs_weights(
     block: MultiHeadAttention, query: Tensor, memory: Tensor, causal: bool
 ) -> Tensor:
-    """[num_heads, tgt_len, src_len] of `query` [tgt_len, d_model] and `memory` [src_len, d_model]
-    by PyTorch.
+    """Return PyTorch's attention weights [num_heads, tgt_len, src_len].
+
+    `query` is [tgt_len, d_model] and `memory` [src_len, d_model].
     """
     layers = (block.q_proj, block.k_proj, block.v_proj)
     in_weight, in_bias = (
@@ -43,7 +42,7 @@ def pytorchs_weights(
 def entering(
     model: Transformer, src: Tensor, tgt_in: Tensor
 ) -> dict[MultiHeadAttention, tuple[Tensor, Tensor]]:
-    """Of each attention of the model, query and memory when it translates by `forward`."""
+    """Record query and memory of each attention of the model during `forward`."""
     inputs: dict[MultiHeadAttention, tuple[Tensor, Tensor]] = {}
     hooks = [
         module.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[:2]))
@@ -78,7 +77,7 @@ def test_the_maps_are_the_weights_that_pytorch_computes(norm: str) -> None:
             ]
         )
         assert expected.shape == shapes[kind]
-        assert expected.std() > 0.01  # flat maps would agree whoever computes them
+        assert expected.std() > 0.01  # uniform weights would agree in any case
         torch.testing.assert_close(getattr(maps, kind), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,6 +1,4 @@
-"""There is one Transformer: training, translating, attention maps and the exported graph run the
-same layers.
-"""
+"""Training, translating, attention maps and the exported graph run the same layer classes."""
 
 import ast
 from collections.abc import Callable
@@ -43,7 +41,7 @@ def export(model: Transformer, src: Tensor, mask: Tensor) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_whatever_is_done_runs_the_same_layers(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linear layers are swapped for packed ones, and dropout is for training."""
+    """Leave out linear layers, which are replaced by packed ones, and dropout."""
     classes = {type(module) for module in small(norm).modules()}
     classes -= {nn.Linear, nn.ModuleList, Transformer, nn.Identity, Dropout}
     assert classes >= {EncoderLayer, DecoderLayer, MultiHeadAttention, Activation, nn.LayerNorm}

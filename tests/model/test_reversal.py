@@ -1,6 +1,4 @@
-"""Attention does what it is for: a small Transformer learns to reverse strings of digits that it
-has never seen.
-"""
+"""A small Transformer learns to reverse strings of digits, including ones it has never seen."""
 
 import random
 from collections.abc import Iterator
@@ -27,7 +25,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    """Two would wait for each other beside a second test worker on two cores."""
+    """Use one thread: two would wait for each other next to a second test worker on two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,13 +33,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def strings(rng: random.Random) -> Iterator[list[int]]:
-    """Ids of strings of 1 to 20 digits, all lengths alike."""
+    """Return the ids of random strings of 1 to 20 digits; all lengths are equally likely."""
     while True:
         yield [rng.randrange(FIRST_DIGIT, VOCAB) for _ in range(rng.randint(1, 20))]
 
 
 def train(unseen: set[tuple[int, ...]], seed: int) -> Transformer:
-    """A model that has seen none of `unseen`, with the moving average of its weights."""
+    """Train a model on strings other than `unseen`, and return it with averaged weights."""
     seen = (s for s in strings(random.Random(seed + 1)) if tuple(s) not in unseen)
     model = build_model(MODEL, VOCAB, VOCAB, seed)
     optimizer = build_optimizer(model, OPTIM, torch.device("cpu"))
@@ -66,7 +64,7 @@ def test_a_small_transformer_learns_to_reverse_unseen_strings_of_digits() -> Non
     drawn = strings(random.Random(SEED))
     unseen: dict[
         tuple[int, ...], None
-    ] = {}  # distinct, and 2 digits at least: of 10 strings of 1 digit all would be held out
+    ] = {}  # different strings of at least 2 digits: all ten strings of 1 digit would be held out
     while len(unseen) < 500:
         if len(string := next(drawn)) > 1:
             unseen[tuple(string)] = None

@@ -1,4 +1,4 @@
-"""The trie of cached cells against a plain cache: one row of keys and values per hypothesis."""
+"""The trie of cells compared with a plain cache that has keys and values per hypothesis."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ HEADS, HEAD_DIM, BEAMS, STEPS = 2, 4, 3, 12
 
 
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """q [hyps, heads, head_dim] over k and v [hyps, length, heads, head_dim]."""
+    """Attend from q [hyps, heads, head_dim] to k and v [hyps, length, heads, head_dim]."""
     weights = torch.einsum("bhd,blhd->bhl", q, k).softmax(dim=-1)
     return torch.einsum("bhl,blhd->bhd", weights, v).flatten(1)
 
@@ -25,7 +25,7 @@ def test_cells_of_a_trie_attend_like_one_cache_per_hypothesis(seed: int) -> None
     keys = values = torch.empty(sentences, 0, HEADS, HEAD_DIM)
     for step in range(STEPS):
         beams = 1 if step == 0 else BEAMS
-        if step == 1:  # every hypothesis of a sentence continues its only one
+        if step == 1:  # all hypotheses continue the only one there was
             state.reorder(torch.zeros(sentences, BEAMS, dtype=torch.int64))
             keys, values = (x.repeat_interleave(BEAMS, dim=0) for x in (keys, values))
         q, k, v = torch.randn(3, sentences * beams, HEADS, HEAD_DIM)

@@ -1,6 +1,4 @@
-"""The whole model against PyTorch's own Transformer, the paper's sizes, and itself one cached step
-at a time.
-"""
+"""The whole model compared with PyTorch's Transformer and with the sizes in the paper."""
 
 import math
 import re
@@ -21,13 +19,13 @@ def _one_thread() -> None:
 
 
 # --- sizes, names, ties
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("preset", "count"), [("base", 63_082_496), ("big", 214_245_376)])
 def test_presets_have_the_papers_number_of_parameters(preset: str, count: int) -> None:
-    """Table 3 of Vaswani et al. 2017 (65M and 213M), with a joint vocabulary of 37,000; and the sum
-    from the sizes themselves.
+    """Compare with table 3 of Vaswani et al. 2017 (65M and 213M; joint vocabulary of 37,000).
+
+    Also compare with the sum of the sizes of all layers.
     """
     with torch.device("meta"):
         model = Transformer(ModelConfig(**PRESETS[preset]), 37_000, 37_000)
@@ -43,9 +41,9 @@ ATTENTION = r"(self_attn|encoder_attn)\.(q|k|v|out)_proj\.(weight|bias)"
 NORMS = r"(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"
 MARIAN_NAMES = [
     r"(encoder|decoder)\.embed_tokens\.weight",
-    r"output_projection\.weight",  # fairseq's name, where the matrix is tied to no other
+    r"output_projection\.weight",  # fairseq's name of an untied output matrix
     rf"(encoder|decoder)\.layers\.\d+\.({ATTENTION}|{NORMS}|fc[12]\.(weight|bias))",
-    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # after a pre-norm stack, as in Pegasus
+    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # the final norm of a pre-norm stack, as in Pegasus
 ]
 
 
@@ -138,11 +136,10 @@ def test_initial_weights_have_the_published_spread(tie: str) -> None:
 
 
 # --- PyTorch's own layers as the reference
-# --------------------------------------------------------------------------------------
 
 
 def attention_weights(prefix: str, block: nn.Module) -> dict[str, Tensor]:
-    """Weights of one of our attention blocks under the names of `nn.MultiheadAttention`."""
+    """Return the weights of an attention block with the names of `nn.MultiheadAttention`."""
     projections = [getattr(block, f"{name}_proj") for name in "qkv"]
     return {
         f"{prefix}.in_proj_weight": torch.cat([p.weight for p in projections]),
@@ -153,7 +150,7 @@ def attention_weights(prefix: str, block: nn.Module) -> dict[str, Tensor]:
 
 
 def torch_stacks(model: Transformer) -> tuple[nn.TransformerEncoder, nn.TransformerDecoder]:
-    """PyTorch's encoder and decoder with the weights of `model`."""
+    """Build PyTorch's encoder and decoder with the weights of `model`."""
     c = model.config
     options = {
         "dropout": 0.0,
@@ -193,12 +190,12 @@ def torch_stacks(model: Transformer) -> tuple[nn.TransformerEncoder, nn.Transfor
         theirs.load_state_dict(weights)
         stacks.append(
             theirs.train()
-        )  # nothing is dropped; evaluation would take a fused path that changes padding
+        )  # training mode without dropout: in evaluation mode, PyTorch's fused path changes padding
     return stacks[0], stacks[1]
 
 
 def embedded(weight: Tensor, ids: Tensor) -> Tensor:
-    """Scaled embeddings plus the paper's positions."""
+    """Return scaled embeddings plus the positions of the paper."""
     d = weight.shape[1]
     angles = torch.arange(ids.shape[1])[:, None] / 10_000 ** (2 * torch.arange(d // 2) / d)
     return F.embedding(ids, weight) * math.sqrt(d) + torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -234,7 +231,6 @@ def test_the_model_equals_pytorchs_own_transformer(norm: str, activation: str, t
 
 
 # --- padding and causality
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -262,18 +258,17 @@ def test_a_position_sees_its_past_and_not_its_future() -> None:
 
 
 # --- packed sentences
-# -----------------------------------------------------------------------------------------------------------
 
 
 def offsets(mask: Tensor) -> Tensor:
-    """Where each row of a mask [batch, length] begins when its tokens are packed, and the end."""
+    """Return where each row of a mask [batch, length] begins when packed, and the end."""
     return F.pad(mask.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
 
 
 def packed_and_padded(
     model: Transformer, src_lens: tuple[int, ...], tgt_lens: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states [target tokens, d_model] of the same sentences by `packed` and by `forward`."""
+    """Return the hidden states [target tokens, d_model] by `packed` and by `forward`."""
     (src, src_mask), (tgt, tgt_mask) = sources(*src_lens), sources(*tgt_lens)
     padded = model(src, src_mask, tgt)[tgt_mask]
     packed = model.packed(
@@ -311,11 +306,10 @@ def test_packed_hidden_states_and_gradients_are_the_padded_ones(
 
 
 # --- recomputing activations
-# ----------------------------------------------------------------------------------------------------
 
 
 def dropping(activation: str) -> Transformer:
-    """A small model in training, with dropout everywhere."""
+    """A small model in training mode, with dropout everywhere."""
     config = ModelConfig(
         d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=2, activation=activation,
         dropout=0.3, attention_dropout=0.2, activation_dropout=0.2,
@@ -340,7 +334,7 @@ def test_recomputed_layers_give_the_same_loss_and_gradients_bit_for_bit(activati
     model.recompute(True)
     again = loss_and_gradients(model, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
-    assert not torch.equal(kept[0], loss_and_gradients(model, seed=6)[0])  # something is dropped
+    assert not torch.equal(kept[0], loss_and_gradients(model, seed=6)[0])  # dropout is active
     model.recompute(False)
     assert all(
         torch.equal(a, b) for a, b in zip(kept, loss_and_gradients(model, seed=5), strict=True)
@@ -352,7 +346,7 @@ def test_a_layer_runs_twice_where_it_is_recomputed_and_once_without_gradients() 
     runs: list[str] = []
     for stack in ("encoder", "decoder"):
         for i, layer in enumerate(getattr(model, stack).layers):
-            # After the layer's first block, since a recomputation ends as soon as it has all it
+            # After the layer's first block, because the recomputation stops when it has all it
             # needs.
             layer.self_attn.register_forward_hook(lambda *_, name=f"{stack}.{i}": runs.append(name))
     names = ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
@@ -403,7 +397,7 @@ def test_every_parameter_gets_a_gradient_but_the_biases_of_keys() -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_biases_of_keys_change_nothing(norm: str) -> None:
-    """They shift all scores of a query alike; so their gradient is zero, but for rounding."""
+    """A key bias adds the same to all scores of a query, so its gradient is only rounding error."""
     model = small(norm, "all").double().requires_grad_(True)
     batch = (*sources(7, 3), sources(4, 6)[0])
     before = model(*batch)

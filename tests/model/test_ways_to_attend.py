@@ -1,5 +1,6 @@
-"""Attention of heads, padded and packed: against PyTorch's own sentence by sentence, and against
-each other, gradients included.
+"""Padded and packed attention compared with PyTorch sentence by sentence, and with each other.
+
+Gradients are compared as well.
 """
 
 import pytest
@@ -25,7 +26,7 @@ def _one_thread() -> None:
 
 
 def standing(lens: list[int]) -> Tensor:
-    """True where a token stands, [batch, longest]."""
+    """Return a mask [batch, longest] that is True for tokens and False for padding."""
     return torch.arange(max(lens)) < torch.tensor(lens)[:, None]
 
 
@@ -34,7 +35,7 @@ def triangle(length: int) -> Tensor:
 
 
 def heads(*tokens: int) -> Heads:
-    """Random queries, keys and values [tokens, num_heads, head_dim] to take gradients of."""
+    """Return random queries, keys and values [tokens, num_heads, head_dim] with gradients."""
     drawn = [
         torch.randn(count, NUM_HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)
         for count in tokens
@@ -43,13 +44,13 @@ def heads(*tokens: int) -> Heads:
 
 
 def with_gradients(out: Tensor, direction: Tensor, inputs: Heads) -> list[Tensor]:
-    """The output, and what each input's gradient along `direction` is."""
+    """Return the output, and the gradient of each input for the output gradient `direction`."""
     return [out, *torch.autograd.grad((out * direction).sum(), inputs)]
 
 
 def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        assert b.abs().max() > 1e-3  # zeros would agree whatever they come from
+        assert b.abs().max() > 1e-3  # zeros would agree in any case
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -71,7 +72,7 @@ def test_padded_attention_and_its_gradients_are_pytorchs_sentence_by_sentence(
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
     ours = PaddedAttention.of(batch, allowed).attend(q, k, v, SCALE, NO_DROPOUT)
     rows = []
-    for i in range(batch):  # time first: the tokens of sentence i are every batch-th
+    for i in range(batch):  # time first: token i belongs to sentence i % batch
         mask = None if allowed is None else allowed[i if len(allowed) > 1 else 0]
         rows.append(
             F.scaled_dot_product_attention(
@@ -104,7 +105,7 @@ def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(
 
 @torch.no_grad()
 def test_the_fused_kernel_drops_weights_in_training_only() -> None:
-    """One position to attend to, so that its weight is 1, or in training 0 or 2."""
+    """With a single position, its weight is 1, or in training 0 or 2."""
     q, k, v = heads(2000, 1, 1)
     mask, dropout = PaddedAttention.of(1, None), Dropout(0.5)
     weights = (mask._fused(q, k, v, SCALE, dropout.train()) / v.flatten()).view(
@@ -137,8 +138,9 @@ def packed_mask(tgt_lens: list[int], src_lens: list[int], causal: bool) -> Packe
 
 
 def time_first(packed: Tensor, lens: list[int]) -> Tensor:
-    """Packed [tokens, ...] as padded [longest x batch, ...], with a number in the padding that
-    would show.
+    """Turn packed [tokens, ...] into padded [longest x batch, ...].
+
+    The padding is filled with a number that would be noticed in the result.
     """
     padded = torch.full((len(lens), max(lens), *packed.shape[1:]), 100.0, dtype=packed.dtype)
     padded[standing(lens)] = packed
@@ -146,7 +148,7 @@ def time_first(packed: Tensor, lens: list[int]) -> Tensor:
 
 
 def sentence_by_sentence(padded: Tensor, lens: list[int]) -> Tensor:
-    """The reverse of `time_first`."""
+    """Undo `time_first`."""
     return padded.unflatten(0, (max(lens), len(lens))).transpose(0, 1)[standing(lens)]
 
 
@@ -187,7 +189,7 @@ def test_packed_attention_refuses_dropout_in_training_alone() -> None:
 
 
 def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
-    """Values that name their sentence: an average over others would be another number."""
+    """Each value is the number of its sentence, so attention to another sentence changes it."""
     lens = [2, 3, 1]
     names = torch.repeat_interleave(torch.arange(3.0), torch.tensor(lens))[:, None, None].expand(
         -1, NUM_HEADS, HEAD_DIM
@@ -198,7 +200,6 @@ def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
 
 
 # --- on a GPU
-# -------------------------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -213,8 +214,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_flash_attention_of_packed_sentences_is_the_reference(
     kind: str, tgt_lens: list[int], src_lens: list[int], dtype: torch.dtype
 ) -> None:
-    """The same half-precision numbers in float64: what is left is the rounding of weights and
-    results, some 2^-8 of numbers around 1.
+    """Compute with the same half-precision numbers in float64.
+
+    The remaining difference is the rounding of weights and results, about 2^-8 near 1.
     """
     cuda = torch.device("cuda")
     tokens = sum(tgt_lens), sum(src_lens), sum(src_lens)
