@@ -50,10 +50,10 @@ class PairReport:
 
     test: str
     num_sentences: int
-    num_identical: int  # sentences that both translate identically
+    num_identical: int  # sentences with identical translations
     baseline: str
     system: str
-    precision: str | None  # in which the models translated; None if both systems are text files
+    precision: str | None  # precision of the models; None if all systems are text files
     comparisons: list[Comparison]  # one per metric and kind of significance test
     changes: list[Change]  # largest gain first
 

@@ -20,8 +20,8 @@ RARITY_EDGES = (0, 9, 99, 999)
 # A translation is too long if it has more than this many times the words of its reference, plus 5.
 BLOW_UP = 2.0
 MIN_COPIED = 4  # consecutive source words that count as copied if the reference lacks them
-# A translation is detached from its source if its own source makes it less than this much likelier
-# than another one, in nats per token. For a good Multi30k model, 0 of 1,000 test translations are
+# A translation is detached if it is hardly likelier given its own source than given another one: by
+# less than this many nats per token. For a good Multi30k model, 0 of 1,000 test translations are
 # below this value; of its output for sources with reversed letters, 241 of 300 are.
 DETACHED = 1.5
 MIN_REPEATS = 3  # consecutive repetitions of the same 1 to 4 words that count as a loop
@@ -185,5 +185,5 @@ def rarest_word_counts(refs: Sequence[str], counts: Mapping[str, int]) -> list[i
 
 
 def length_ratio(hyps: Sequence[str], refs: Sequence[str]) -> float:
-    """Return the number of words in the translations divided by that in the references."""
+    """Return the ratio of words in the translations to words in the references."""
     return sum(len(words(hyp)) for hyp in hyps) / max(1, sum(len(words(ref)) for ref in refs))

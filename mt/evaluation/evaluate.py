@@ -1,7 +1,7 @@
 """`mt evaluate`: translate test sets with a model and score the translations.
 
-The translations and a score card are saved beside the model, so that `mt compare`, `mt report` and
-`mt reproduce` can use them without translating again.
+The translations and a score card are saved beside the model. `mt compare` and `mt report` reuse the
+translations; `mt reproduce` starts from the score card.
 """
 
 import json

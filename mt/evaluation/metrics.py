@@ -26,7 +26,7 @@ TITLES = {
     "loss": "loss",
 }
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
-RESAMPLES = 1000  # of the bootstrap for the intervals: sacreBLEU's own default
+RESAMPLES = 1000  # bootstrap resamples for the intervals, as in sacreBLEU
 # No intervals for test sets with more lines than this: sacreBLEU keeps the statistics of all
 # resamples in memory at once, which takes a gigabyte at this size.
 MAX_RESAMPLED = 20_000

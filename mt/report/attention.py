@@ -31,7 +31,7 @@ MAX_IDS = 512  # longest source that `mt attend` shows, in subwords; targets may
 # Sentences with more subwords get no maps in a report. At this length, the maps of a model with
 # 6 layers of 8 heads add 0.3 MB to the file.
 MAX_TOKENS = 40
-HEADS_IN_A_ROW = 4  # when several heads of a single layer are drawn
+HEADS_IN_A_ROW = 4  # maps side by side if only one layer is drawn
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _System:
-    """A loaded model, and what it makes of the test sets."""
+    """A loaded model, with its translations of the test sets."""
 
     translator: Translator
     hyps: list[list[str]]  # [test set][line]

@@ -9,7 +9,7 @@ from typing import Any
 from mt.artifacts import RunFolder
 
 CURVES = {"train": ("loss", "lr", "tokens_per_second"), "valid": ("loss", "bleu", "chrf")}
-MAX_POINTS = 2000  # per curve: a screen has fewer pixels than that
+MAX_POINTS = 2000  # per curve: more than a screen can show
 
 
 def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:

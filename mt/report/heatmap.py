@@ -34,14 +34,14 @@ SHADES = (
     (2.0, "\u2588\u2588"),
 )
 
-MAX_LABEL = 16  # terminal columns per label; longer tokens are cut
+MAX_LABEL = 16  # maximum width of a label in terminal columns; longer tokens are cut
 
 # Sizes in the SVG, in pixels. The small ones are for figures with several maps.
 FONT, SMALL_FONT, TITLE_FONT, HEAD_FONT = 12, 10, 14, 15
 CELL, SMALL_CELL = 22, 14
 MARGIN, GAP = 20, 28
 FLOW_WIDTH = 1240  # figures are placed side by side up to this width
-SLOPE = math.radians(50)  # of the column labels
+SLOPE = math.radians(50)  # angle of the column labels
 STYLE = (
     "text{font-family:'DejaVu Sans','Noto Sans','Segoe UI',Helvetica,Arial,sans-serif;"
     "fill:#1b1f24;white-space:pre}.t{font-weight:bold}.n{fill:#57606a}"

@@ -1,4 +1,4 @@
-"""Comparisons: what they conclude, from files and from models."""
+"""Tests of comparisons and their verdicts, with text files and with models."""
 
 import json
 import re
@@ -59,14 +59,14 @@ def test_a_difference_of_one_line_may_be_chance(texts: dict[str, str]) -> None:
     assert pair.changes[0].line == 2
 
 
-def test_a_system_and_itself_are_alike(texts: dict[str, str]) -> None:
+def test_a_system_compared_with_itself_shows_no_difference(texts: dict[str, str]) -> None:
     (pair,) = compare([texts["good"], texts["good"]], references=[texts["ref"]])
     assert pair.system == f"{texts['good']} (2)"
     assert verdict(pair).startswith("No difference: ")
     assert pair.changes == []
 
 
-def test_three_systems_are_two_comparisons_with_the_first(texts: dict[str, str]) -> None:
+def test_three_systems_give_two_comparisons_with_the_first(texts: dict[str, str]) -> None:
     pairs = compare([texts[name] for name in ("bad", "good", "near")], references=[texts["ref"]])
     assert [(pair.baseline, pair.system) for pair in pairs] == [
         (texts["bad"], texts["good"]),
@@ -82,7 +82,7 @@ def test_three_systems_are_two_comparisons_with_the_first(texts: dict[str, str])
         (["good", "short"], ["ref"], DataError, "5 translations but 100 references"),
     ],
 )
-def test_systems_that_cannot_be_compared_are_refused(
+def test_systems_that_cannot_be_compared_are_rejected(
     systems: list[str],
     references: list[str],
     error: type[Exception],

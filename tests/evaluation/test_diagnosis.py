@@ -1,4 +1,4 @@
-"""What is flagged, what is not, and scores by bucket against scores of the same sentences."""
+"""Tests of the flags of suspicious translations and of scores by bucket."""
 
 import pytest
 
@@ -31,8 +31,8 @@ REF = "Mr Meier bought 1,500 apples in Berlin on 12 May ."
             ["loop"],
         ),
         (
-            REF
-            + " He also bought many other things that nobody ever spoke of in the whole town , as far as we know today .",
+            REF + " He also bought many other things that nobody ever spoke of in the whole town ,"
+            " as far as we know today .",
             ["long"],
         ),
         ("Mr Meier bought apples in Berlin on 12 May .", ["number"]),
@@ -52,11 +52,11 @@ def test_a_translation_is_flagged_for_what_is_wrong_with_it_and_nothing_else(
         ("nein nein nein", "no no no", "no no no"),  # the reference repeats itself too
         ("", "", ""),
         ("Angela Merkel sprach", "Angela Merkel spoke", "Angela Merkel spoke"),
-        ("ein Hund", "犬がいます", "犬がいる"),  # Japanese, as the reference
+        ("ein Hund", "犬がいます", "犬がいる"),  # Japanese, like the reference
         ("日本語です", "それは日本語です", "それは日本語"),
     ],
 )
-def test_what_the_reference_does_too_is_no_fault(src: str, ref: str, hyp: str) -> None:
+def test_properties_that_the_reference_shares_are_not_flagged(src: str, ref: str, hyp: str) -> None:
     assert flags(src, ref, hyp) == []
 
 
@@ -71,7 +71,7 @@ def test_words_have_no_punctuation_and_scripts_without_spaces_are_read_by_charac
     assert words("犬が 2匹") == ["犬", "が", "2", "匹"]
 
 
-def test_a_buckets_score_is_that_of_its_sentences_as_a_corpus() -> None:
+def test_the_score_of_a_bucket_is_the_corpus_score_of_its_sentences() -> None:
     refs = sample_text()
     systems, metrics = [noisy(refs), noisy(refs, seed=4)], build_metrics(["bleu"])
     keys, ranges = [len(words(ref)) for ref in refs], ((0, 5), (5, 7), (7, 9), (9, 999))
@@ -108,7 +108,7 @@ def test_rarity_is_the_count_of_the_rarest_word() -> None:
     ] == ["10-99"]
 
 
-def test_a_translation_that_gains_little_from_its_source_is_likely_made_up() -> None:
+def test_a_translation_that_gains_little_from_its_source_is_flagged() -> None:
     assert flags("ein Hund", "a dog", "a dog", 4.0) == []
     assert flags("ein Hund", "a dog", "the weather", 0.3) == ["detached"]
     assert flags("", "a dog", "the weather", 0.0) == []

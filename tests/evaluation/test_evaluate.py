@@ -1,4 +1,4 @@
-"""Evaluations that are kept, used again, and reproduced; the command line around them."""
+"""Tests of how evaluations are saved, reused and reproduced, and of `mt evaluate`."""
 
 import json
 import shutil
@@ -58,10 +58,12 @@ def test_a_model_outside_of_a_run_keeps_its_evaluations_beside_it(
     before = sorted(path.name for path in model.rglob("*"))
     evaluate_model(model, Scoring(("chrf",), resamples=0), options=FAST)
     assert (tmp_path / "model.evaluations/scorecard.json").exists()
-    assert sorted(path.name for path in model.rglob("*")) == before  # its files are sealed
+    assert (
+        sorted(path.name for path in model.rglob("*")) == before
+    )  # a model folder must not change
 
 
-def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_text(
+def test_cached_translations_are_reused_only_for_the_same_weights_search_and_text(
     run: Path, sample: Path
 ) -> None:
     found = evaluate_model(run, Scoring(("chrf",), resamples=0), options=FAST)
@@ -82,7 +84,7 @@ def test_kept_translations_are_used_again_only_for_the_same_weights_search_and_t
     assert cached_translations(find_model(other), tests, FAST) == [None]
 
 
-def test_test_sets_may_be_several_with_several_references(sample: Path) -> None:
+def test_there_can_be_several_test_sets_with_several_references(sample: Path) -> None:
     src, ref = str(sample / "test.de"), str(sample / "test.en")
     first, second = read_tests(DataConfig(), [src, src], [ref, f"{ref},{ref}"])
     assert (len(first.refs), len(second.refs)) == (1, 2)
@@ -99,7 +101,7 @@ def test_test_sets_may_be_several_with_several_references(sample: Path) -> None:
         (["test.de"], ["train.en"], DataError, "parallel files must match"),
     ],
 )
-def test_tests_that_are_not_there_or_do_not_match_are_errors(
+def test_missing_or_mismatched_test_files_are_errors(
     sample: Path, sources: list[str], references: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -114,7 +116,9 @@ def test_tests_that_are_not_there_or_do_not_match_are_errors(
     ("text", "message"),
     [("{}", "not a score card"), ("{", "cannot be read"), ('{"format": 99}', "not a score card")],
 )
-def test_what_is_no_score_card_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_score_card_is_rejected(
+    text: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "card.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         read_scorecard(tmp_path / "card.json")
@@ -146,13 +150,15 @@ def test_a_card_is_reproduced_by_training_again(
     assert "changed since the card was written: the test set tiny test" in other.stderr
 
 
-def test_comet_is_what_its_command_prints_and_its_failures_are_told(
+def test_the_comet_score_is_what_the_command_prints_and_failures_are_reported(
     run: Path, tmp_path: Path
 ) -> None:
     fake = tmp_path / "comet.py"
     fake.write_text(
-        "import sys\nsrc, hyp, ref = (open(name, encoding='utf-8').read().splitlines() for name in sys.argv[1:])\n"
-        "assert len(src) == len(hyp) == len(ref) == 20\nprint('model loaded')\nprint('score: 0.1234')\n",
+        "import sys\n"
+        "texts = [open(name, encoding='utf-8').read().splitlines() for name in sys.argv[1:]]\n"
+        "assert [len(lines) for lines in texts] == [20] * 3\n"
+        "print('model loaded')\nprint('score: 0.1234')\n",
         encoding="utf-8",
     )
     command = f"{sys.executable} {fake} {{src}} {{hyp}} {{ref}}"

@@ -1,4 +1,4 @@
-"""Evaluation is the translator and the scorer, one after the other, and nothing else."""
+"""Tests that `evaluate` calls the translator, scores its output, and does nothing else."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mt.evaluation.evaluate import evaluate
 
 
 def upper(lines: Sequence[str]) -> list[str]:
-    """Stands in for a translator: the text itself, in capitals."""
+    """A stand-in for a translator: return the text in capitals."""
     return [line.upper() for line in lines]
 
 

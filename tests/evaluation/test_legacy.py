@@ -1,4 +1,4 @@
-"""The papers' BLEU: their tokens, and sacreBLEU's count over them."""
+"""Tests of legacy BLEU: the tokens of Moses, and the score that sacreBLEU computes from them."""
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU

@@ -1,4 +1,4 @@
-"""Scores against the `sacrebleu` command, the reference that the field reports."""
+"""Tests of the metrics, which must give the same scores as the `sacrebleu` command."""
 
 import sys
 from pathlib import Path
@@ -34,36 +34,50 @@ def test_values_intervals_and_signatures_are_those_of_the_sacrebleu_command(
         "200",
         *corpus.options,
     ]
-    theirs = sacrebleu(tmp_path, [refs], [hyps], *options)
-    ours = corpus_scores(hyps, [refs], build_metrics(tgt_lang=corpus.lang), resamples=200)
-    assert list(ours) == ["bleu", "chrf", "ter"]
-    assert 20 < ours["bleu"].value < 95
-    for score, their in zip(ours.values(), theirs, strict=True):
-        assert score.value == pytest.approx(their["score"], abs=1e-8)
+    command_scores = sacrebleu(tmp_path, [refs], [hyps], *options)
+    scores = corpus_scores(hyps, [refs], build_metrics(tgt_lang=corpus.lang), resamples=200)
+    assert list(scores) == ["bleu", "chrf", "ter"]
+    assert 20 < scores["bleu"].value < 95
+    for score, command_score in zip(scores.values(), command_scores, strict=True):
+        assert score.value == pytest.approx(command_score["score"], abs=1e-8)
         assert score.interval is not None
-        assert score.interval.mean == pytest.approx(their["confidence_mean"], abs=1e-8)
-        assert score.interval.half_width == pytest.approx(their["confidence_var"], abs=1e-8)
+        assert score.interval.mean == pytest.approx(command_score["confidence_mean"], abs=1e-8)
+        assert score.interval.half_width == pytest.approx(command_score["confidence_var"], abs=1e-8)
         assert score.interval.half_width > 0.1
-        assert score.signature == their["signature"]
+        assert score.signature == command_score["signature"]
 
 
 def test_several_references_and_chrf_with_words_are_those_of_the_command(tmp_path: Path) -> None:
     refs = [sample_text(), noisy(sample_text(), seed=5)]
     hyps = noisy(refs[0])
-    theirs = sacrebleu(tmp_path, refs, [hyps], "-m", "bleu", "chrf", "--chrf-word-order", "2")
-    ours = corpus_scores(hyps, refs, build_metrics(["bleu", "chrf++"]))
-    assert [score.value for score in ours.values()] == pytest.approx(
-        [their["score"] for their in theirs], abs=1e-8
+    command_scores = sacrebleu(
+        tmp_path, refs, [hyps], "-m", "bleu", "chrf", "--chrf-word-order", "2"
     )
-    assert [score.signature for score in ours.values()] == [their["signature"] for their in theirs]
-    assert "nrefs:2" in ours["bleu"].signature
-    assert ours["bleu"].value > corpus_scores(hyps, refs[:1], build_metrics(["bleu"]))["bleu"].value
+    scores = corpus_scores(hyps, refs, build_metrics(["bleu", "chrf++"]))
+    assert [score.value for score in scores.values()] == pytest.approx(
+        [expected["score"] for expected in command_scores], abs=1e-8
+    )
+    assert [score.signature for score in scores.values()] == [
+        expected["signature"] for expected in command_scores
+    ]
+    assert "nrefs:2" in scores["bleu"].signature
+    assert (
+        scores["bleu"].value > corpus_scores(hyps, refs[:1], build_metrics(["bleu"]))["bleu"].value
+    )
 
 
 def test_the_language_chooses_the_tokenizer_of_bleu_and_a_name_overrides_it() -> None:
     hyps, refs = ["机器 翻译 很 好 用"], [["机器翻译很好用"]]
-    signatures = [corpus_scores(hyps, refs, build_metrics(["bleu"], lang, tokenizer))["bleu"].signature
-                  for lang, tokenizer in (("zh", None), ("zh_CN", None), ("zh", "char"), (None, None), ("de", None))]  # fmt: skip
+    signatures = [
+        corpus_scores(hyps, refs, build_metrics(["bleu"], lang, tokenizer))["bleu"].signature
+        for lang, tokenizer in (
+            ("zh", None),
+            ("zh_CN", None),
+            ("zh", "char"),
+            (None, None),
+            ("de", None),
+        )
+    ]
     assert [signature.split("tok:")[1].split("|")[0] for signature in signatures] == [
         "zh",
         "zh",
@@ -105,7 +119,7 @@ def test_a_missing_package_names_its_extra(
         "sacrebleu.tokenizers.tokenizer_ja_mecab",
         "sacrebleu.tokenizers.tokenizer_ko_mecab",
     ):
-        # Set first, so that what is imported below without its package does not outlive this test.
+        # Set before deleting: monkeypatch then removes what is imported below after the test.
         monkeypatch.setitem(sys.modules, tokenizer, None)
         monkeypatch.delitem(sys.modules, tokenizer)
     with pytest.raises(ConfigError, match=rf"mt-forge\[{extra}\]"):
@@ -196,24 +210,43 @@ def test_a_score_prints_its_title_and_two_decimals() -> None:
     }
 
 
-@pytest.mark.parametrize(("metric", "better", "worse"), [
-    ("bleu", {"bleu": 2.0, "chrf": 1.0, "loss": 9.0}, {"bleu": 1.0, "chrf": 5.0, "loss": 1.0}),
-    ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}, {"bleu": 0.0, "chrf": 1.0, "loss": 1.0}),
-    ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 1.0}, {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}),
-    ("loss", {"bleu": 0.0, "chrf": 0.0, "loss": 1.0}, {"bleu": 9.0, "chrf": 9.0, "loss": 2.0}),
-    ("chrf", {"bleu": 0.0, "chrf": 3.0, "loss": 2.0}, {"bleu": 9.0, "chrf": 2.0, "loss": 1.0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "better", "worse"),
+    [
+        ("bleu", {"bleu": 2.0, "chrf": 1.0, "loss": 9.0}, {"bleu": 1.0, "chrf": 5.0, "loss": 1.0}),
+        ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}, {"bleu": 0.0, "chrf": 1.0, "loss": 1.0}),
+        ("bleu", {"bleu": 0.0, "chrf": 5.0, "loss": 1.0}, {"bleu": 0.0, "chrf": 5.0, "loss": 9.0}),
+        ("loss", {"bleu": 0.0, "chrf": 0.0, "loss": 1.0}, {"bleu": 9.0, "chrf": 9.0, "loss": 2.0}),
+        ("chrf", {"bleu": 0.0, "chrf": 3.0, "loss": 2.0}, {"bleu": 9.0, "chrf": 2.0, "loss": 1.0}),
+    ],
+)
 def test_ties_of_a_metric_are_broken_by_chrf_then_by_the_loss(
     metric: str, better: dict[str, float], worse: dict[str, float]
 ) -> None:
     assert ranking_key(metric, better) > ranking_key(metric, worse)
 
 
-@pytest.mark.parametrize(("lang", "tokenizer"), [
-    ("th", "char"), ("tha_Thai", "char"), ("lao_Laoo", "char"), ("khm", "char"), ("my-MM", "char"), ("bod_Tibt", "char"), ("zh", "zh"),
-    ("zho_Hans", "zh"), ("zh-Hant-TW", "zh"), ("cmn", "zh"), ("yue_Hant", "zh"), ("de", "13a"), ("deu_Latn", "13a"), ("de_DE.UTF-8", "13a"),
-    ("xx", "13a"), (None, "13a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lang", "tokenizer"),
+    [
+        ("th", "char"),
+        ("tha_Thai", "char"),
+        ("lao_Laoo", "char"),
+        ("khm", "char"),
+        ("my-MM", "char"),
+        ("bod_Tibt", "char"),
+        ("zh", "zh"),
+        ("zho_Hans", "zh"),
+        ("zh-Hant-TW", "zh"),
+        ("cmn", "zh"),
+        ("yue_Hant", "zh"),
+        ("de", "13a"),
+        ("deu_Latn", "13a"),
+        ("de_DE.UTF-8", "13a"),
+        ("xx", "13a"),
+        (None, "13a"),
+    ],
+)
 def test_bleu_takes_a_tokenizer_that_fits_the_language(lang: str | None, tokenizer: str) -> None:
     found = corpus_scores(
         ["\u0e19\u0e49\u0e33 a"], [["\u0e19\u0e49\u0e33 a"]], build_metrics(["bleu"], lang)

@@ -23,28 +23,31 @@ def test_scores_intervals_and_p_values_are_those_of_the_sacrebleu_command(
         "other": noisy(refs, seed=4),
     }
     options = [f"--paired-{kind}", f"--paired-{kind}-n", "300"]
-    theirs = sacrebleu(
+    command_scores = sacrebleu(
         tmp_path, [refs], list(systems.values()), "-m", "bleu", "chrf", *options, *corpus.options
     )
     metrics = build_metrics(["bleu", "chrf"], corpus.lang)
-    ours = paired_tests(systems, [refs], metrics, kind, 300)  # type: ignore[arg-type]
-    assert [(c.score.name, c.baseline, c.system) for c in ours] == [
+    comparisons = paired_tests(systems, [refs], metrics, kind, 300)  # type: ignore[arg-type]
+    assert [(c.score.name, c.baseline, c.system) for c in comparisons] == [
         (name, "base", system) for name in ("bleu", "chrf") for system in ("near", "other")
     ]
-    for comparison in ours:
+    for comparison in comparisons:
         title = "BLEU" if comparison.score.name == "bleu" else "chrF2"
         index = list(systems).index(comparison.system)
-        their, base = theirs[index][title], theirs[0][title]
-        for score, expected in ((comparison.score, their), (comparison.baseline_score, base)):
+        command_score, base = command_scores[index][title], command_scores[0][title]
+        for score, expected in (
+            (comparison.score, command_score),
+            (comparison.baseline_score, base),
+        ):
             assert score.value == pytest.approx(expected["score"], abs=1e-6)
-            if kind == "bs":  # the command gives no interval to the other
+            if kind == "bs":  # only for this kind does the command print an interval
                 assert score.interval is not None
                 assert score.interval.mean == pytest.approx(expected["mean"], abs=1e-4)
                 assert score.interval.half_width == pytest.approx(expected["ci"], abs=1e-4)
-        assert comparison.p_value == pytest.approx(their["p_value"], abs=1e-6)
+        assert comparison.p_value == pytest.approx(command_score["p_value"], abs=1e-6)
 
 
-def test_a_system_and_itself_differ_by_nothing_and_nothing_is_tested() -> None:
+def test_identical_systems_have_no_difference_and_no_p_value() -> None:
     refs = sample_text()
     (found,) = paired_tests(
         {"a": noisy(refs), "b": noisy(refs)}, [refs], build_metrics(["bleu"]), "bs", 100
@@ -68,13 +71,13 @@ def test_a_clear_difference_is_found_and_lower_is_better_for_ter() -> None:
     assert found.is_better
 
 
-def test_of_200_pairs_without_a_difference_about_one_in_twenty_is_found_different() -> None:
-    """Two systems' outputs swapped at random are two equal systems: the 5 % level is wrong in 3 to
-    18 of 200 (99 % of the time).
+def test_about_one_in_twenty_of_200_equal_pairs_is_called_different() -> None:
+    """Swapping the outputs of two systems at random, line by line, makes two equally good systems.
 
-    So it is for randomization, and for both tests together. sacreBLEU's bootstrap alone is wrong
-    about twice as often: it subtracts the mean from the resampled differences after taking their
-    absolute values, which makes it as good as one-sided.
+    At the 5 % level, a correct test then reports a difference for 3 to 18 of 200 pairs (with 99 %
+    probability). This holds for randomization, and for both tests together. sacreBLEU's bootstrap
+    alone is wrong about twice as often: it subtracts the mean from the resampled differences after
+    taking their absolute values, which practically makes it a one-sided test.
     """
     refs = sample_text()
     first, second = noisy(refs), noisy(refs, seed=4)
@@ -97,6 +100,6 @@ def test_of_200_pairs_without_a_difference_about_one_in_twenty_is_found_differen
     assert 3 <= rejected["both"] <= 18, rejected
 
 
-def test_a_system_with_other_lines_is_refused() -> None:
+def test_a_system_with_a_different_number_of_lines_is_rejected() -> None:
     with pytest.raises(DataError, match="1 translations but 2 references"):
         paired_tests({"a": ["x", "y"], "b": ["x"]}, [["x", "y"]], build_metrics(["bleu"]))

@@ -1,4 +1,4 @@
-"""Texts to score, made worse in a way that is the same every time, and the `sacrebleu` command."""
+"""Texts to score, a reproducible way to make them worse, and the `sacrebleu` command."""
 
 import gzip
 import importlib.util
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, corpus
 
 @dataclass(frozen=True)
 class Corpus:
-    """A reference text and how `sacrebleu` is to score it."""
+    """A reference text, and the `sacrebleu` options for its language."""
 
     name: str
     read: Callable[[], list[str]]
@@ -51,8 +51,9 @@ CORPORA = [
 
 
 def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
-    """Words (characters, where there are no spaces) dropped, swapped and replaced; one line left
-    empty, one as it was.
+    """Drop, swap and replace some words, or characters if the text has no spaces.
+
+    The first line stays as it is, and the second line becomes empty.
     """
     rng, out = random.Random(seed), []
     for line in lines:
@@ -72,7 +73,7 @@ def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
 def sacrebleu(
     folder: Path, refs: Sequence[Sequence[str]], hyps: Sequence[Sequence[str]], *options: str
 ) -> Any:
-    """What the command prints as JSON, to ten decimals."""
+    """Run the `sacrebleu` command, and return what it prints as JSON, with ten decimals."""
     names = {"ref": refs, "hyp": hyps}
     files = {
         kind: [f"{kind}{number}" for number in range(len(texts))] for kind, texts in names.items()
@@ -80,7 +81,7 @@ def sacrebleu(
     for kind, texts in names.items():
         for file, lines in zip(files[kind], texts, strict=True):
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    # its JSON of --paired-bs fails on float32
+    # The command cannot write the float32 numbers of --paired-bs as JSON by itself.
     main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"
     main += "from sacrebleu.sacrebleu import main; main()"
     command = [

@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page."""
+"""Fixtures that open the report page in a real browser."""
 
 import json
 import shutil
@@ -15,13 +15,13 @@ CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 class Browser:
-    """A page in Chromium, looked at as a person does."""
+    """A page in Chromium, operated as a person would."""
 
     def __init__(self, driver: Any, folder: Path) -> None:
         self.driver, self.folder = driver, folder
 
     def open(self, data: dict[str, Any]) -> Path:
-        """Writes the page and opens it from its file."""
+        """Write the page to a file, and open the file."""
         path = self.folder / "report.html"
         path.write_text(render(data), encoding="utf-8")
         self.forget()
@@ -41,17 +41,17 @@ class Browser:
     def one(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
 
+    def map(self, selector: str, function: str) -> list[Any]:
+        """Return the values of a JavaScript function for all elements that match the selector."""
+        script = f"return [...document.querySelectorAll(arguments[0])].map({function})"
+        return list(self.js(script, selector))
+
     def texts(self, selector: str) -> list[str]:
-        """What the elements hold, to the letter (`.text` would trim and fold spaces)."""
-        return list(
-            self.js(
-                "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)",
-                selector,
-            )
-        )
+        """Return the exact texts of the elements; `.text` would strip and collapse spaces."""
+        return self.map(selector, "(element) => element.textContent")
 
     def control(self, label: str) -> Any:
-        """The field with this label."""
+        """Return the input or select box with this label."""
         return self.driver.find_element(
             "xpath",
             f"//label[starts-with(normalize-space(.), '{label}')]/*[self::input or self::select]",
@@ -68,7 +68,7 @@ class Browser:
             element.send_keys(key)
 
     def hover(self, element: Any, x: float = 0, y: float = 0) -> None:
-        """Points so far from the middle of an element."""
+        """Move the pointer to this offset from the centre of an element."""
         from selenium.webdriver import ActionChains
 
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
@@ -93,12 +93,9 @@ class Browser:
         )
 
     def column(self, row: int) -> list[str]:
-        """One row of text of every sentence that is shown: 0 the source, 1 the reference, 2 the
-        first system.
-        """
-        return [texts[row] for texts in self.js(
-            "return [...document.querySelectorAll('.sentence')].map((s) => [...s.querySelectorAll('.text')].map((t) => t.textContent))"
-        )]  # fmt: skip
+        """Return one row of each sentence: 0 the source, 1 the reference, 2 the first system."""
+        texts = "[...sentence.querySelectorAll('.text')].map((text) => text.textContent)"
+        return [rows[row] for rows in self.map(".sentence", f"(sentence) => {texts}")]
 
     def errors(self) -> list[str]:
         return [
@@ -129,8 +126,18 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     profile = tmp_path_factory.mktemp("profile")
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={profile}"):  # fmt: skip
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "disable-dev-shm-usage",
+        f"user-data-dir={profile}",
+    ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(
@@ -144,23 +151,22 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
-    """Every test of the page in a browser also tests that it stays silent: no error, no request."""
+    """A browser that checks after each test that the page had no errors and loaded nothing."""
     browser = Browser(driver, tmp_path)
     yield browser
     assert not browser.errors()
-    own = (tmp_path / "report.html").as_uri()
-    theirs = (
-        "data:",
-        "chrome:",
-        "chrome-untrusted:",
-    )  # the page's own icon; the tab that the browser began with
+    page = (tmp_path / "report.html").as_uri()
+    # The page's own icon, and the tab that the browser opens first.
+    harmless = ("data:", "chrome:", "chrome-untrusted:")
     assert not [
-        url for url in browser.requests() if url.split("#")[0] != own and not url.startswith(theirs)
+        url
+        for url in browser.requests()
+        if url.split("#")[0] != page and not url.startswith(harmless)
     ]
 
 
 @pytest.fixture
 def page(browser: Browser) -> Browser:
-    """The report of two runs, freshly opened."""
+    """The report of two runs, newly opened."""
     browser.open(report())
     return browser

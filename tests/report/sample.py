@@ -1,4 +1,4 @@
-"""Reports to look at: two runs, two systems, and everything there is to show of them."""
+"""Made-up data for report pages: two runs and two systems, with every part of the page."""
 
 import base64
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def curves(seed: int, final: float) -> dict[str, Any]:
-    """Numbers of training that fall to a final loss, validated every 500 updates."""
+    """Training curves whose loss falls to `final`, with a validation every 500 updates."""
     rng = random.Random(seed)
     steps, valid = list(range(50, 10_001, 50)), list(range(500, 10_001, 500))
     loss = [final + 6 * math.exp(-step / 900) for step in steps]
@@ -56,7 +56,7 @@ def corpus(count: int, systems: int, seed: int = 0) -> dict[str, Any]:
 def weights(
     layers: int, heads: int, queries: int, keys: int, masked: bool = False
 ) -> dict[str, Any]:
-    """Rows that add up to 1; each head looks a little further to the right."""
+    """Attention weights whose rows add up to 1; each head attends further to the right."""
     data = bytearray()
     for layer in range(layers):
         for head in range(heads):
@@ -73,10 +73,15 @@ def attention(sentence: int, system: int = 1) -> dict[str, Any]:
     src = ["▁Ein", "▁schwarzer", "▁Hund", "▁läuft", "▁am", "▁Strand", "spazier", "gang", "."]
     tgt = ["▁A", "▁black", "▁dog", "▁runs", "▁along", "▁the", "▁beach", "."]
     return {
-        "sentence": sentence, "system": system, "src_tokens": src, "read_tokens": ["<s>", *tgt[:-1]], "written_tokens": tgt,
-        "encoder": weights(2, 4, len(src), len(src)), "decoder": weights(2, 4, len(tgt), len(tgt), masked=True),
+        "sentence": sentence,
+        "system": system,
+        "src_tokens": src,
+        "read_tokens": ["<s>", *tgt[:-1]],
+        "written_tokens": tgt,
+        "encoder": weights(2, 4, len(src), len(src)),
+        "decoder": weights(2, 4, len(tgt), len(tgt), masked=True),
         "cross": weights(2, 4, len(tgt), len(src)),
-    }  # fmt: skip
+    }
 
 
 def scored(name: str, bleu: float, copies: int) -> dict[str, Any]:
@@ -89,40 +94,91 @@ def scored(name: str, bleu: float, copies: int) -> dict[str, Any]:
         }
 
     return {
-        "name": name, "length_ratio": 0.98,
+        "name": name,
+        "length_ratio": 0.98,
         "scores": [
             score("BLEU", bleu, 1.2, "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"),
-            score("chrF", bleu + 19, 0.8, "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"),
-            score("TER", 82 - bleu, 1.1, "nrefs:1|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0"),
+            score(
+                "chrF",
+                bleu + 19,
+                0.8,
+                "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0",
+            ),
+            score(
+                "TER",
+                82 - bleu,
+                1.1,
+                "nrefs:1|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0",
+            ),
         ],
-        "diagnosis": [{"label": "untranslated copies", "count": copies, "flag": "copy"}, {"label": "empty", "count": 0, "flag": "empty"}],
-    }  # fmt: skip
+        "diagnosis": [
+            {"label": "untranslated copies", "count": copies, "flag": "copy"},
+            {"label": "empty", "count": 0, "flag": "empty"},
+        ],
+    }
 
 
 def scored_test(name: str, count: int, seed: int = 0) -> dict[str, Any]:
-    """A test set of two systems with everything there is to show."""
+    """A test set with two systems and all parts of the page."""
     sentences = corpus(count, 2, seed)
     copies = [sum("copy" in flags for flags in system) for system in sentences["flags"]]
     verdict = "deeper is better than base by 0.62 BLEU (p = 0.012)."
     labels = ["1-10", "11-15", "16-20", "21-25", "26-30", "over 30"]
     return {
-        "name": name, "num_sentences": count, "precision": "fp32",
+        "name": name,
+        "num_sentences": count,
+        "precision": "fp32",
         "systems": [scored("base", 40.41, copies[0]), scored("deeper", 41.03, copies[1])],
         "comparisons": [
-            {"a": 0, "b": 1, "wins": 300, "losses": 250, "ties": 450, "verdict": verdict, "metrics": [
-                {"metric": "BLEU", "difference": 0.62, "p_values": {"paired bootstrap": 0.012, "paired approximate randomization": 0.02}},
-                {"metric": "chrF", "difference": 0.2, "p_values": {"paired bootstrap": None, "paired approximate randomization": None}},
-            ]},
+            {
+                "a": 0,
+                "b": 1,
+                "wins": 300,
+                "losses": 250,
+                "ties": 450,
+                "verdict": verdict,
+                "metrics": [
+                    {
+                        "metric": "BLEU",
+                        "difference": 0.62,
+                        "p_values": {
+                            "paired bootstrap": 0.012,
+                            "paired approximate randomization": 0.02,
+                        },
+                    },
+                    {
+                        "metric": "chrF",
+                        "difference": 0.2,
+                        "p_values": {
+                            "paired bootstrap": None,
+                            "paired approximate randomization": None,
+                        },
+                    },
+                ],
+            },
         ],
         "buckets": [
-            {"title": "Source length in words", "labels": labels, "counts": [310, 402, 180, 77, 31, 0], "metric": "BLEU",
-             "values": [[44.1, 41.2, 39.0, 36.2, 33.0, None], [44.0, 42.0, 40.4, 38.1, 36.9, None]]},
-            {"title": "Rarest word in training", "labels": ["never", "1", "2-9", "10-99", "100+"], "counts": [61, 90, 240, 411, 198],
-             "metric": "chrF", "values": [[48.2, 51.0, 56.9, 60.3, 64.4], [49.9, 52.4, 57.0, 61.2, 64.2]]},
+            {
+                "title": "Source length in words",
+                "labels": labels,
+                "counts": [310, 402, 180, 77, 31, 0],
+                "metric": "BLEU",
+                "values": [
+                    [44.1, 41.2, 39.0, 36.2, 33.0, None],
+                    [44.0, 42.0, 40.4, 38.1, 36.9, None],
+                ],
+            },
+            {
+                "title": "Rarest word in training",
+                "labels": ["never", "1", "2-9", "10-99", "100+"],
+                "counts": [61, 90, 240, 411, 198],
+                "metric": "chrF",
+                "values": [[48.2, 51.0, 56.9, 60.3, 64.4], [49.9, 52.4, 57.0, 61.2, 64.2]],
+            },
         ],
         "sentences": sentences,
         "attention": [attention(3), attention(17)],
-    }  # fmt: skip
+    }
 
 
 def report() -> dict[str, Any]:
@@ -133,12 +189,30 @@ def report() -> dict[str, Any]:
         "torch": "2.13.0",
     }
     return {
-        "title": "base and deeper", "generated": "2026-11-23 10:00 UTC", "version": "0.1.0",
+        "title": "base and deeper",
+        "generated": "2026-11-23 10:00 UTC",
+        "version": "0.1.0",
         "runs": [
-            {"name": "base", "path": "runs/base", "state": "done", "curves": curves(1, 1.5), "best_step": 9500, "provenance": provenance},
-            {"name": "deeper", "path": "runs/deeper", "state": "done", "curves": curves(2, 1.4), "best_step": 10000,
-             "provenance": {**provenance, "weights": "5cd4a61198789515" * 4}},
+            {
+                "name": "base",
+                "path": "runs/base",
+                "state": "done",
+                "curves": curves(1, 1.5),
+                "best_step": 9500,
+                "provenance": provenance,
+            },
+            {
+                "name": "deeper",
+                "path": "runs/deeper",
+                "state": "done",
+                "curves": curves(2, 1.4),
+                "best_step": 10000,
+                "provenance": {**provenance, "weights": "5cd4a61198789515" * 4},
+            },
         ],
-        "config_differences": [{"key": "model.encoder_layers", "values": [3, 6]}, {"key": "optim.lr", "values": [0.001, None]}],
+        "config_differences": [
+            {"key": "model.encoder_layers", "values": [3, 6]},
+            {"key": "optim.lr", "values": [0.001, None]},
+        ],
         "tests": [scored_test("test_2016_flickr", 120), scored_test("news", 45, seed=1)],
-    }  # fmt: skip
+    }

@@ -1,6 +1,4 @@
-"""`mt attend` shows what the model looks at: the maps that were asked for, on a terminal, in a log,
-as an SVG.
-"""
+"""Tests of `mt attend`, which shows attention maps on a terminal, in a log, or as an SVG."""
 
 import os
 import re
@@ -39,9 +37,8 @@ def test_the_numbers_are_the_percentages_of_the_weights(trained_run: Path) -> No
     out = run_mt("attend", trained_run, SENTENCE, "--kind", "encoder", "--head", 2).stdout
     attended = attend(trained_run, SENTENCE)
     count = len(attended.src_tokens)
-    rows = out.split("\n")[
-        5 + count : -1
-    ]  # after two lines of text, an empty one, title, note, and a label for each column
+    # The rows follow two lines of text, an empty line, title, note, and a label for each column.
+    rows = out.split("\n")[5 + count : -1]
     assert len(rows) == count
     for line, weights in zip(rows, attended.maps.encoder[0, 1].tolist(), strict=True):
         cells = line[-3 * count :]
@@ -102,7 +99,7 @@ def test_on_a_terminal_there_are_shades_in_colour(trained_run: Path) -> None:
     assert max(map(len, maps)) <= 60
 
 
-def test_text_that_the_terminal_cannot_spell_is_spelled_out(trained_run: Path) -> None:
+def test_characters_that_the_terminal_cannot_show_are_escaped(trained_run: Path) -> None:
     result = run_mt(
         "attend",
         trained_run,

@@ -1,4 +1,4 @@
-"""What a report gathers, against the same measured by itself; the command."""
+"""Tests of the data that a report collects, and of the command `mt report`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ FAST = Scoring(("chrf", "bleu"), resamples=50)
 
 @pytest.fixture
 def runs(trained_run: Path, tmp_path: Path) -> list[Path]:
-    """Two runs that differ in a setting and in their best checkpoint."""
+    """Two runs with different configurations and different best checkpoints."""
     paths = [tmp_path / "a/run", tmp_path / "b/run"]
     for path in paths:
         shutil.copytree(trained_run, path, symlinks=True)
@@ -102,7 +102,7 @@ def test_a_run_without_checkpoint_text_or_validation_still_has_a_report(
     assert "the report has no test sets" in caplog.text
 
 
-def test_what_was_asked_for_and_is_not_there_is_an_error(
+def test_a_missing_run_and_a_mismatched_test_set_are_errors(
     runs: list[Path], sample: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="neither a model folder"):

@@ -1,4 +1,4 @@
-"""Curves from files in every state that a run leaves them in."""
+"""Tests that curves are read from metrics files in every state that a run can leave."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def train(step: int, **values: object) -> str:
     )
 
 
-def test_values_stand_beside_their_steps(tmp_path: Path) -> None:
+def test_values_are_listed_with_their_steps(tmp_path: Path) -> None:
     valid = json.dumps(
         {"kind": "valid", "step": 20, "loss": 1.5, "bleu": 30.0, "chrf": 50.0, "improved": True}
     )
@@ -40,7 +40,9 @@ def test_values_stand_beside_their_steps(tmp_path: Path) -> None:
     }
 
 
-def test_half_lines_other_lines_and_numbers_that_are_none_do_no_harm(tmp_path: Path) -> None:
+def test_incomplete_lines_other_lines_and_numbers_that_are_not_finite_are_tolerated(
+    tmp_path: Path,
+) -> None:
     curves = read_curves(
         write(
             tmp_path,

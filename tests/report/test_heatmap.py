@@ -1,6 +1,4 @@
-"""Heat maps read back: numbers and labels from characters, squares, tooltips and places from the
-SVG as a parser sees it.
-"""
+"""Tests that read heat maps back: cells and labels of the text, and elements of the parsed SVG."""
 
 import itertools
 import re
@@ -17,7 +15,7 @@ TOKENS = ["_Ein", "_Hund", "_l", "auf", "t", ".", "</s>"]
 
 
 def heat_map(rows: list[str], columns: list[str]) -> HeatMap:
-    """Rows of weights that all differ and sum to 1; the last weight of the first row is exactly 0."""
+    """Make a map whose rows sum to 1 and whose first row ends with a weight of exactly 0."""
     weights = [
         [float((i + 2) * (j + 1) % 7 + 1) for j in range(len(columns))] for i in range(len(rows))
     ]
@@ -27,11 +25,11 @@ def heat_map(rows: list[str], columns: list[str]) -> HeatMap:
     )
 
 
-# Characters
+# Text
 
 
 def read_back(text: str, rows: list[str]) -> Iterator[list[str]]:
-    """The cells of each row of a plain map, as they are written."""
+    """Yield the cells of each row of a plain map."""
     for label in rows:
         [line] = [line for line in text.split("\n") if line.lstrip().startswith(f"{label} ")]
         cells = line.split(f"{label} ", 1)[1]
@@ -55,16 +53,14 @@ def test_a_small_weight_is_a_dot_and_a_whole_one_is_100() -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_each_column_has_its_label_over_it(plain: bool) -> None:
-    """The shade of a row that looks at one column only stands right below where that column's label
-    begins.
-    """
+    """If a row attends to one column only, its shade is below the first letter of that label."""
     size = len(TOKENS)
     one_hot = [[float(i == j) for j in range(size)] for i in range(size)]
     lines = as_text(HeatMap("", list("abcdefg"), TOKENS, one_hot), 80, plain).plain.split("\n")
     for column, label in enumerate(TOKENS):
         begin = lines[column].index(label)
         full = lines[size + column][begin]
-        assert full == ("0" if plain else "\u2588")  # of 100, or a full block
+        assert full == ("0" if plain else "\u2588")  # the last digit of 100, or a full block
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -102,7 +98,7 @@ def test_shades_and_colours_grow_with_the_weight() -> None:
     assert len({span.style for span in text.spans}) == len(weights)
 
 
-def test_what_would_move_the_cursor_is_not_printed() -> None:
+def test_control_characters_are_not_printed() -> None:
     text = as_text(HeatMap("", ["\x1b[2J"], ["a\u2028b"], [[1.0]]), 80, plain=False).plain
     assert "\x1b" not in text
     assert "\u2028" not in text
@@ -121,13 +117,17 @@ def squares(svg: ElementTree.Element) -> list[ElementTree.Element]:
     return [each for each in svg.iter(f"{SVG}rect") if each.get("class") == "c"]
 
 
+def tooltip(square: ElementTree.Element) -> str:
+    return str(square.findtext(f"{SVG}title"))
+
+
 def figure(*maps: HeatMap, per_row: int = 2) -> Figure:
     return Figure("Cross-attention", "rows, columns", maps, per_row)
 
 
-def test_each_weight_is_a_square_that_tells_its_tokens_and_its_value() -> None:
+def test_each_weight_is_a_square_with_a_tooltip_of_its_tokens_and_value() -> None:
     subject = heat_map(["a", "b"], ["x", "y", "z"])
-    tips = [square.find(f"{SVG}title").text for square in squares(parsed([figure(subject)]))]  # type: ignore[union-attr]
+    tips = [tooltip(square) for square in squares(parsed([figure(subject)]))]
     pairs = [(row, column) for row in "ab" for column in "xyz"]
     weights = [weight for row in subject.weights for weight in row]
     expected = [
@@ -136,28 +136,31 @@ def test_each_weight_is_a_square_that_tells_its_tokens_and_its_value() -> None:
         if weight
     ]
     assert tips == expected
-    assert len(tips) == 5  # what is exactly zero is left blank
+    assert len(tips) == 5  # a weight of exactly 0 is left blank
 
 
 def test_darker_is_more() -> None:
     subject = heat_map(["a", "b"], ["x", "y", "z"])
-    found = []
+    shades = []  # (weight, darkness) of each square
     for square in squares(parsed([figure(subject)])):
-        fill, tip = str(square.get("fill")), str(square.find(f"{SVG}title").text)  # type: ignore[union-attr]
-        found.append(
-            (
-                float(tip.split(": ")[1].rstrip("%")),
-                -sum(int(fill[i : i + 2], 16) for i in (1, 3, 5)),
-            )
-        )
-    assert [dark for _, dark in sorted(found)] == sorted(dark for _, dark in found)
-    assert len({dark for _, dark in found}) > 3
+        fill = str(square.get("fill"))
+        weight = float(tooltip(square).split(": ")[1].rstrip("%"))
+        shades.append((weight, -sum(int(fill[i : i + 2], 16) for i in (1, 3, 5))))
+    assert [dark for _, dark in sorted(shades)] == sorted(dark for _, dark in shades)
+    assert len({dark for _, dark in shades}) > 3
 
 
 HOSTILE = [
-    "<&>\"'", "]]>", "</text>", "a\x00b", "\ufffe", "\U0001f469\u200d\U0001f680", "\u05e9\u05dc\u05d5\u05dd", "\u0633\u0644\u0627\u0645",
+    "<&>\"'",
+    "]]>",
+    "</text>",
+    "a\x00b",
+    "\ufffe",
+    "\U0001f469\u200d\U0001f680",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\u0633\u0644\u0627\u0645",
     "e\u0301",
-]  # fmt: skip
+]
 
 
 def test_any_token_comes_back_from_a_parser() -> None:
@@ -179,7 +182,7 @@ def test_right_to_left_text_has_its_own_direction_and_other_text_none() -> None:
 def places(
     element: ElementTree.Element, x: float = 0, y: float = 0
 ) -> Iterator[tuple[ElementTree.Element, float, float]]:
-    """Every element with where its groups move it."""
+    """Yield every element with its position, as translated by its groups."""
     if moved := re.fullmatch(r"translate\((-?\d+) (-?\d+)\)", element.get("transform", "")):
         x, y = x + int(moved[1]), y + int(moved[2])
     yield element, x, y
@@ -221,7 +224,7 @@ def test_a_grid_of_heads_has_its_labels_at_the_left_and_the_top_only() -> None:
 
 
 def test_one_scale_of_colours_for_all_maps() -> None:
-    """The largest weight of all is the darkest; the legend names it."""
+    """The largest weight of all maps is the darkest, and the legend shows it."""
     flat, peaked = (
         HeatMap("", ["a"], ["x", "y"], [[0.5, 0.5]]),
         HeatMap("", ["a"], ["x", "y"], [[0.8, 0.2]]),

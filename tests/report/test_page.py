@@ -1,10 +1,9 @@
-"""Tests of `mt.report.page`: what a sentence cannot do to the page, and what a person can do with
-it in a real browser.
-"""
+"""Tests of the report page: that text cannot inject code, and that it works in a real browser."""
 
 import base64
 import itertools
 import json
+import re
 import time
 import tomllib
 from collections.abc import Callable
@@ -19,13 +18,22 @@ from tests.report.conftest import Browser
 from tests.report.sample import attention, corpus, report
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "<!-- <script>", "]]>", "\"quotes' & &amp; {{js}} \\u003c \\",
-    "السلام عليكم يا أصدقاء", "שלום עולם, מה שלומך?", "👩‍👩‍👧‍👦 🇩🇪 ✌🏽", "a\u2028b\u2029c\u0000d", "W" * 2000, "lone \ud800 half",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "<!-- <script>",
+    "]]>",
+    "\"quotes' & &amp; {{js}} \\u003c \\",
+    "السلام عليكم يا أصدقاء",
+    "שלום עולם, מה שלומך?",
+    "👩‍👩‍👧‍👦 🇩🇪 ✌🏽",
+    "a\u2028b\u2029c\u0000d",
+    "W" * 2000,
+    "lone \ud800 half",
+]
 
 
 class Scripts(HTMLParser):
-    """Text of the script elements, as a parser of HTML finds them."""
+    """The texts of the script elements, as an HTML parser finds them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -54,7 +62,7 @@ class Scripts(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_every_text_reads_back_and_none_ends_the_script(text: str) -> None:
+def test_every_text_reads_back_unchanged_and_does_not_end_the_script(text: str) -> None:
     data = {"title": text, "tests": [{"name": text, "sentences": {"src": [text]}}], text: text}
     page = render(data)
     page.encode("utf-8")
@@ -64,7 +72,7 @@ def test_every_text_reads_back_and_none_ends_the_script(text: str) -> None:
     assert scripts.texts[1] == Scripts(render({})).texts[1]
 
 
-def test_the_page_refers_to_nothing_outside() -> None:
+def test_the_page_loads_nothing_from_outside() -> None:
     page = render(report())
     references = Scripts(page).references
     assert references
@@ -78,10 +86,8 @@ def test_the_page_refers_to_nothing_outside() -> None:
 
 
 def test_a_policy_forbids_what_the_page_does_not_need() -> None:
-    assert (
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;"
-        in render({})
-    )
+    sources = "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;"
+    assert f"content=\"default-src 'none'; {sources}" in render({})
 
 
 def test_the_script_makes_no_markup_out_of_text() -> None:
@@ -139,19 +145,17 @@ def test_every_part_shows_what_it_was_given(page: Browser) -> None:
 
 
 def test_the_best_of_each_score_is_bold_and_a_low_ter_is_best(page: Browser) -> None:
-    rows = page.js(
-        "return [...document.querySelectorAll('#scores tbody tr')].map((r) => r.querySelectorAll('td.best').length)"
-    )
-    assert rows == [0, 3]
+    num_best = "(row) => row.querySelectorAll('td.best').length"
+    assert page.map("#scores tbody tr", num_best) == [0, 3]
 
 
-def test_another_test_set_replaces_what_belongs_to_it(page: Browser) -> None:
+def test_choosing_another_test_set_replaces_its_parts(page: Browser) -> None:
     page.choose("Test set", "news")
     assert "45 of 45 sentences" in page.one("#sentences").text
     assert "news, 45 sentences, models in fp32" in page.one("#scores caption").text
 
 
-def test_pointing_at_a_curve_tells_exact_values(page: Browser) -> None:
+def test_pointing_at_a_curve_shows_exact_values(page: Browser) -> None:
     plot = page.one("#curves .plot")
     page.hover(plot)
     data = report()["runs"]
@@ -202,7 +206,7 @@ def test_a_hidden_run_leaves_the_curves(page: Browser) -> None:
     assert page.one("#curves .legend button").get_attribute("aria-pressed") == "false"
 
 
-def test_pointing_at_a_bucket_tells_scores_and_count(page: Browser) -> None:
+def test_pointing_at_a_bucket_shows_scores_and_count(page: Browser) -> None:
     plot = page.one("#buckets .plot")
     page.hover(plot, x=-plot.size["width"] / 2 + 60)
     assert page.tip().split("\n")[0] == "Source length in words: 1-10"
@@ -313,11 +317,7 @@ def test_words_that_differ_from_the_reference_are_marked(
 
 def test_another_head_draws_another_map_and_the_mean_is_the_mean(page: Browser) -> None:
     def drawn() -> str:
-        return str(
-            page.js(
-                "return [...document.querySelectorAll('.map .shade')].map((shade) => shade.outerHTML).join()"
-            )
-        )
+        return "".join(page.map(".map .shade", "(shade) => shade.outerHTML"))
 
     seen = {drawn()}
     for head in ("Head 1", "Head 2", "Head 4"):
@@ -355,12 +355,10 @@ def test_pointing_and_arrow_keys_read_single_weights(page: Browser) -> None:
 
 def test_a_masked_decoder_shows_nothing_of_the_future(page: Browser) -> None:
     page.choose("Kind", "Masked decoder self-attention")
-    cells = page.js(
-        "return [...document.querySelectorAll('.map .shade')].flatMap((p) => [...p.getAttribute('d').matchAll(/M([\\d.]+),([\\d.]+)/g)]"
-        ".map((m) => [Number(m[1]), Number(m[2])]))"
-    )
+    paths = "".join(page.map(".map .shade", "(path) => path.getAttribute('d')"))
+    cells = re.findall(r"M([\d.]+),([\d.]+)", paths)
     assert cells
-    assert all(x <= y for x, y in cells)
+    assert all(float(x) <= float(y) for x, y in cells)
 
 
 def test_a_sentence_leads_to_its_attention(page: Browser) -> None:
@@ -408,19 +406,20 @@ def test_ten_thousand_sentences_open_and_search_at_once(browser: Browser) -> Non
     assert paint < 2000
     took = browser.js(
         "const field = document.querySelector('input[type=search]'); const times = [];"
-        "for (const text of ['e', 'en', 'end', 'en', 'e', '']) { const start = performance.now(); field.value = text;"
-        " field.dispatchEvent(new Event('input')); document.body.offsetHeight; times.push(performance.now() - start); } return times"
+        "for (const text of ['e', 'en', 'end', 'en', 'e', '']) {"
+        " const start = performance.now(); field.value = text;"
+        " field.dispatchEvent(new Event('input')); document.body.offsetHeight;"
+        " times.push(performance.now() - start); } return times"
     )
-    assert (
-        sorted(took)[len(took) // 2] < 500
-    )  # milliseconds a key; 100 where the machine has nothing else to do
+    # Milliseconds per key; about 100 if the machine is idle.
+    assert sorted(took)[len(took) // 2] < 500
     start = time.monotonic()
     browser.choose("Order", "Largest loss, base to deeper")
     assert len(browser.all(".sentence")) == 20
     assert time.monotonic() - start < 2
 
 
-def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> None:
+def test_hostile_text_is_shown_unchanged_and_does_not_run(browser: Browser) -> None:
     texts = [text.replace("\ud800", "") for text in HOSTILE]
     data = report()
     test = data["tests"][0]
@@ -446,12 +445,8 @@ def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> 
     assert browser.texts("#differences tbody code")[0] == texts[1]
     assert browser.js("return document.scripts.length") == 2
     assert not browser.all("main img, main script")
-    arabic = ".sentence:nth-child(6) .text"
-    directions = browser.js(
-        "return [...document.querySelectorAll(arguments[0])].map((text) => getComputedStyle(text).direction)",
-        arabic,
-    )
-    assert directions == ["rtl"] * 4
+    arabic, direction = ".sentence:nth-child(6) .text", "(text) => getComputedStyle(text).direction"
+    assert browser.map(arabic, direction) == ["rtl"] * 4
 
 
 @pytest.mark.parametrize(
@@ -459,18 +454,37 @@ def test_hostile_text_shows_to_the_letter_and_nothing_runs(browser: Browser) -> 
     [
         {},
         {"title": "nothing yet", "runs": [], "tests": [], "config_differences": []},
-        {"runs": [{"name": "new", "state": "running", "curves": {"train": {}, "valid": {}}, "best_step": None, "provenance": {}}]},
+        {
+            "runs": [
+                {
+                    "name": "new",
+                    "state": "running",
+                    "curves": {"train": {}, "valid": {}},
+                    "best_step": None,
+                    "provenance": {},
+                }
+            ]
+        },
         {"runs": [{"name": "bare"}], "tests": [{"name": "bare", "systems": [{"name": "bare"}]}]},
-        {"tests": [{"name": "t", "num_sentences": 0, "systems": [], "comparisons": [], "buckets": [], "sentences": {}, "attention": []}]},
+        {
+            "tests": [
+                {
+                    "name": "t",
+                    "num_sentences": 0,
+                    "systems": [],
+                    "comparisons": [],
+                    "buckets": [],
+                    "sentences": {},
+                    "attention": [],
+                }
+            ]
+        },
     ],
-)  # fmt: skip
+)
 def test_an_empty_part_says_what_is_missing(browser: Browser, data: dict[str, Any]) -> None:
     browser.open(data)
-    parts = dict(
-        browser.js(
-            "return [...document.querySelectorAll('main section')].map((s) => [s.id, s.querySelector('.part').innerText])"
-        )
-    )
+    content = "(section) => [section.id, section.querySelector('.part').innerText]"
+    parts = dict(browser.map("main section", content))
     assert len(parts) == 10
     assert all(len(text) > 10 for text in parts.values())
     missing = {part for part in parts if browser.all(f"#{part} .missing")}
@@ -497,14 +511,16 @@ def test_one_run_that_never_validated_shows_its_loss(browser: Browser) -> None:
     assert "train.valid_every" in browser.one("#curves").text
 
 
-def test_every_control_has_a_name_and_a_stop_of_the_tab_key(page: Browser) -> None:
+def test_every_control_has_a_name_and_is_reached_by_tab(page: Browser) -> None:
     rule = ".sentence { content-visibility: visible }"
     page.js(
-        "document.head.append(Object.assign(document.createElement('style'), {textContent: arguments[0]}))",
+        "const style = document.createElement('style'); style.textContent = arguments[0];"
+        "document.head.append(style)",
         rule,
     )
     controls = page.all(
-        "main button:enabled:not([hidden]), main .plot, main .map, main select, main input, header button, header select"
+        "main button:enabled:not([hidden]), main .plot, main .map, main select, main input, "
+        "header button, header select"
     )
     assert len(controls) > 25
     assert not [
