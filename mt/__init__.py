@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mt.config import load_config as load_config
     from mt.decode.translator import Translator as Translator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Translator", "__version__", "load_config"]
 
 _HOMES = {"Translator": "mt.decode.translator", "load_config": "mt.config"}

@@ -222,9 +222,9 @@ def verdict(pair: PairReport) -> str:
 
 
 def _finding(group: Sequence[Comparison]) -> str:
-    """Write the tests of one metric as `BLEU +0.62 (p = 0.003, 0.004)`."""
+    """Write the tests of one metric as `BLEU +0.62 (p-values: 0.003, 0.004)`."""
     p_values = ", ".join(
         "-" if c.p_value is None else f"{c.p_value:.3f}" if c.p_value >= 0.001 else "<0.001"
         for c in group
     )
-    return f"{TITLES[group[0].score.name]} {group[0].difference:+.2f} (p = {p_values})"
+    return f"{TITLES[group[0].score.name]} {group[0].difference:+.2f} (p-values: {p_values})"
