@@ -24,7 +24,7 @@ from mt.decode.loading import load_model
 from mt.decode.search import SearchConfig, beam_search
 from mt.decode.steps import EagerModel
 from mt.model.transformer import Transformer
-from mt.runtime.device import NAMES, Compute
+from mt.runtime.device import PRECISION_NAMES, Compute
 from mt.train.objective import loss_sums
 from tests.conftest import ROOT, run_mt, sample_lines
 from tests.decode.test_search import (
@@ -36,7 +36,7 @@ from tests.decode.test_search import (
 )
 from tests.model.small import VOCAB, small
 
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
+DTYPES = {name: dtype for dtype, name in PRECISION_NAMES.items()}
 TRAINING, TRANSLATING = ("fp32", "bf16"), ("fp32", "bf16", "int8")
 CPU = torch.device("cpu")
 
@@ -214,8 +214,8 @@ def test_out_of_memory_in_translating_costs_time_and_no_line(
         for memory in ("all", str(mib))
     ]  # fmt: skip
     assert [r.returncode for r in results] == [0, 0], results[1].stderr
-    assert "going on with half as many" not in results[0].stderr
-    assert "going on with half as many" in results[1].stderr
+    assert "continuing with half as many" not in results[0].stderr
+    assert "continuing with half as many" in results[1].stderr
     assert len(results[0].stdout.splitlines()) == 20 * times
     same = [a == b for a, b in zip(*(r.stdout.splitlines() for r in results), strict=True)]
     assert sum(same) >= (

@@ -56,11 +56,11 @@ def compare(
     A difference counts if bootstrap resampling and approximate randomization both find it at 5 %.
     """
     from mt.cli.output import check_output
-    from mt.runtime.template import start_early
+    from mt.runtime.template import start_template_early
 
     check_output(None)
     if any(Path(system).is_dir() for system in systems):  # models, not translations
-        start_early(workers, threads, device)
+        start_template_early(workers, threads, device)
     from mt.evaluation.compare import compare as run
     from mt.evaluation.evaluate import Scoring
 

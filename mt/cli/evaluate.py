@@ -140,15 +140,15 @@ def _score_model(
     scoring: "Scoring",
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    from mt.runtime.template import start_early
+    from mt.runtime.template import start_template_early
 
-    start_early(options["workers"], options["threads"], options["device"])
+    start_template_early(options["workers"], options["threads"], options["device"])
     from mt.cli.output import write_text
     from mt.evaluation.evaluate import evaluate_model
     from mt.log import setup_logging
-    from mt.runtime.world import PATIENCE, joined
+    from mt.runtime.world import TRANSLATION_TIMEOUT, join_world
 
-    with joined(PATIENCE) as world:
+    with join_world(TRANSLATION_TIMEOUT) as world:
         setup_logging(is_rank0=world.is_rank0)
         place = {
             "device": world.device_for_rank(options["device"]),

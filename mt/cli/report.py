@@ -45,9 +45,9 @@ def report(
 
     It opens from disk, without a network. Translations that mt evaluate has kept are used again.
     """
-    from mt.runtime.template import start_early
+    from mt.runtime.template import start_template_early
 
-    start_early(workers, threads, device)
+    start_template_early(workers, threads, device)
     from mt.artifacts import RunFolder
     from mt.cli.output import check_output, tell, write_text
     from mt.evaluation.evaluate import Scoring

@@ -26,15 +26,15 @@ def score(
 
     Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
     """
-    from mt.runtime.template import start_early
+    from mt.runtime.template import start_template_early
 
-    start_early(workers, threads, device)
+    start_template_early(workers, threads, device)
     from mt.cli.output import check_output, open_output
     from mt.config import CorpusConfig, DataConfig
     from mt.data.sources import read_parallel
     from mt.decode.translator import Translator
     from mt.log import print_to_stderr, progress_bar
-    from mt.runtime.device import NAMES
+    from mt.runtime.device import PRECISION_NAMES
 
     check_output(None)
     sources, targets = read_parallel([CorpusConfig(src=src, tgt=tgt)], DataConfig())
@@ -53,7 +53,7 @@ def score(
             advance(1)
     summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
     print_to_stderr(
-        f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {NAMES[translator.compute.dtype]}"
+        f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {PRECISION_NAMES[translator.compute.dtype]}"
     )
 
 

@@ -81,18 +81,18 @@ def translate(
     if alignment is not None and alignment == output:
         raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
     from mt.cli.output import check_output
-    from mt.runtime.template import start_early
+    from mt.runtime.template import start_template_early
 
     check_output(output)
     if alignment is not None:
         check_output(alignment)
-    start_early(workers, threads, device)
+    start_template_early(workers, threads, device)
     from mt.decode.output import outputs, read_ahead, read_live
     from mt.decode.translator import WINDOW, Translator
     from mt.log import setup_logging
-    from mt.runtime.world import PATIENCE, joined
+    from mt.runtime.world import TRANSLATION_TIMEOUT, join_world
 
-    with joined(PATIENCE) as world:
+    with join_world(TRANSLATION_TIMEOUT) as world:
         setup_logging(is_rank0=world.is_rank0)
         translator = Translator.load(
             model, device=world.device_for_rank(device), precision=precision,

@@ -35,8 +35,8 @@ from mt.decode.steps import EagerModel
 from mt.errors import CheckpointError, ConfigError
 from mt.model.transformer import Transformer
 from mt.runtime.device import Compute, set_up_compute
-from mt.runtime.memory import in_halves
-from mt.runtime.sharing import SharedWork
+from mt.runtime.memory import halve_if_out_of_memory
+from mt.runtime.sharing import SharedFunction
 from mt.runtime.workers import Workers
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Reader:
     ) -> list[R]:
         """Return the result of each pair."""
         read, pairs = job
-        return in_halves(partial(read, self.model), pairs)
+        return halve_if_out_of_memory(partial(read, self.model), pairs)
 
 
 class Translator:
@@ -130,7 +130,7 @@ class Translator:
         Raises `CheckpointError` if the folder is missing, damaged or not a model.
         """
         compute = set_up_compute(device, precision, threads)
-        shared = Workers.choose(workers, compute)
+        shared = Workers.for_compute(workers, compute)
         opened = load_model(Path(path), compute.device)
         options = search_options(opened.config.decode, decode)
         language = opened.config.data.tgt_lang
@@ -154,7 +154,7 @@ class Translator:
     @cached_property
     def _search(self) -> Any:
         search = Searcher(self.step_model, self.decode, self.compute.device)
-        shared = self.workers.share(partial(in_halves, search))
+        shared = self.workers.share(partial(halve_if_out_of_memory, search))
         if self.workers.count > 1:  # the workers have their own copy
             del self.step_model
         return shared
@@ -265,11 +265,13 @@ class Translator:
             by_item.update(zip(bucket.tolist(), results, strict=True))
         return [by_item[i] for i in range(len(items))]
 
-    def _map(self, work: Callable[[T], R] | SharedWork[T, R], items: Sequence[T]) -> Iterator[R]:
+    def _map(
+        self, work: Callable[[T], R] | SharedFunction[T, R], items: Sequence[T]
+    ) -> Iterator[R]:
         """Yield `work(item)` for each item, computed by the workers or else by this process."""
         with contextlib.closing(self.workers.map(work, items)) as results:
             while True:
-                with self.compute.limited_threads():
+                with self.compute.temporary_process_threads():
                     result = next(results, _END)
                 if result is _END:
                     return

@@ -23,7 +23,7 @@ from mt.evaluation import RESAMPLES, Metrics, Score, build_metrics, corpus_score
 from mt.evaluation.comet import CometCommand
 from mt.evaluation.scorecard import read_scorecard, scorecard
 from mt.files import atomic_write, fingerprint
-from mt.runtime.device import NAMES, set_up_compute
+from mt.runtime.device import PRECISION_NAMES, set_up_compute
 from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def precision_of(options: Mapping[str, Any]) -> str:
     compute = set_up_compute(
         options.get("device", "auto"), options.get("precision", "auto"), options.get("threads")
     )
-    return NAMES[compute.dtype]
+    return PRECISION_NAMES[compute.dtype]
 
 
 def _cached(

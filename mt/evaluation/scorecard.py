@@ -14,7 +14,7 @@ from mt.artifacts import ModelFolder, read_json
 from mt.config import Config
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
-from mt.runtime.device import NAMES
+from mt.runtime.device import PRECISION_NAMES
 from mt.runtime.environment import num_cores
 
 FORMAT = 1
@@ -44,7 +44,7 @@ def scorecard(
         "config": config.model_dump(),
         "decode": translator.decode.model_dump(),
         "compute": str(translator.compute),
-        "precision": NAMES[translator.compute.dtype],
+        "precision": PRECISION_NAMES[translator.compute.dtype],
         "hardware": hardware(),
         "versions": {"mt": __version__, "python": platform.python_version(), **versions},
         "scoring": scoring,

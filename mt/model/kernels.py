@@ -24,7 +24,7 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
 
     Flash attention needs half precision, an Ampere GPU or later, certain head sizes, and no
     attention dropout. Deterministic runs do not use it (see
-    `mt.runtime.device.make_deterministic`).
+    `mt.runtime.device.make_process_deterministic`).
     """
     if compute.device.type != "cuda" or compute.is_deterministic:
         return False

@@ -42,7 +42,7 @@ from mt.evaluation.evaluate import (
 from mt.evaluation.significance import KINDS
 from mt.report.attention import attention_entries
 from mt.report.curves import read_curves
-from mt.runtime.device import NAMES
+from mt.runtime.device import PRECISION_NAMES
 
 logger = logging.getLogger(__name__)
 MAX_COUNTED = 1_000_000  # training lines in which words are counted
@@ -237,7 +237,7 @@ def _test(
         "comparisons": _comparisons(test, hyps, metrics),
         "buckets": _buckets(test, list(hyps.values()), metrics, counts),
         "sentences": sentences,
-        "precision": NAMES[translators[0].compute.dtype],
+        "precision": PRECISION_NAMES[translators[0].compute.dtype],
         "attention": list(attention_entries(translators, test.src, sentences, num_maps)),
     }
 

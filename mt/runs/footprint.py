@@ -24,7 +24,7 @@ from mt.data.batch import IntArray, empty_batch
 from mt.model.kernels import packs
 from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute
-from mt.runtime.memory import KEPT_PRODUCTS, peak_process_memory
+from mt.runtime.memory import ONEDNN_CACHE_SIZE, peak_process_memory
 from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
@@ -183,7 +183,7 @@ def plan_memory(
         factor = HEAP_FACTOR[config.train.gradient_checkpointing]
         kinds["heap fragmentation"] = int((factor - 1) * micro_batch.total())
         if compute.dtype != torch.float32:
-            kinds["oneDNN kernels"] = COMPILED_PRODUCT * KEPT_PRODUCTS
+            kinds["oneDNN kernels"] = COMPILED_PRODUCT * ONEDNN_CACHE_SIZE
         kinds["Python and libraries"] = process
     return MemoryPlan(shape, {name: size for name, size in kinds.items() if size})
 

@@ -128,7 +128,7 @@ def plan(config: Config) -> str:
         config.threads,
         for_training=True,
         deterministic=train.deterministic,
-    ).set_threads()
+    ).set_process_threads()
     # Measured before preparing the data, which would add to it.
     process = process_memory(config, compute) if compute.device.type == "cpu" else 0
     prepared = prepare(config)

@@ -68,7 +68,7 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
         config.threads,
         for_training=True,
         deterministic=config.train.deterministic,
-    ).set_threads()
+    ).set_process_threads()
     loaded.model.to(compute.device).train()
     return [_replay(loaded, compute, index, pairs) for index, pairs in enumerate(micro_batches)]
 

@@ -17,7 +17,7 @@ from mt.data.prepare import Prepared, prepare
 from mt.data.store import LengthQuantiles
 from mt.errors import ConfigError, join_reasons
 from mt.runs.autobatch import find_max_tokens, with_max_tokens
-from mt.runtime.device import NAMES, Compute, has_native_bf16, set_up_compute
+from mt.runtime.device import PRECISION_NAMES, Compute, has_native_bf16, set_up_compute
 from mt.runtime.environment import num_cores
 from mt.runtime.world import World
 
@@ -200,7 +200,7 @@ def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[s
         compute = set_up_compute(
             world.device_for_rank(config.device), precision, None, for_training=True
         )
-        precision = NAMES[compute.dtype]
+        precision = PRECISION_NAMES[compute.dtype]
     threads = config.threads or before.get("threads") or torch.get_num_threads() * world.local_size
     _log_changes(before, {"precision": precision, "threads": threads})
     if config.threads is None and threads == before.get("threads") and threads > num_cores():

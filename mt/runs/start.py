@@ -16,7 +16,7 @@ from mt.log import format_seconds, setup_logging
 from mt.runs.autobatch import smaller_that_fits
 from mt.runs.resolve import final_settings, resolve
 from mt.runtime.memory import is_out_of_memory
-from mt.runtime.world import World, joined
+from mt.runtime.world import World, join_world
 from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
     """
     assert config.run_dir is not None
     run = RunFolder(Path(config.run_dir))
-    with joined(config.train.timeout) as world, contextlib.ExitStack() as lock:
+    with join_world(config.train.timeout) as world, contextlib.ExitStack() as lock:
         setup_logging(is_rank0=world.is_rank0)
         overwrite = overwrite and not world.attempt
         # All ranks use the settings that rank 0 has read, even if a file changes meanwhile.
@@ -46,7 +46,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
             config = config_from_text(text, str(run), is_saved=True)
             limit = _train_locked(config, run, overwrite, world)
         except BaseException as error:
-            if world.presence.speaks:
+            if world.presence.is_reporter:
                 code = exit_code(error)
                 state = STATES.get(code, "failed")
                 run.write_status(state=state, exit_code=code, message=_message(error))
@@ -175,8 +175,9 @@ def _train_together(trainer: Trainer, world: World) -> str:
     try:
         return trainer.train()
     except (RuntimeError, MemoryError) as error:
-        if (lost := world.presence.lost(error)) is not None:
-            raise RankLostError(f"update {trainer.step}: {lost}") from error
+        if world.presence.means_lost_rank(error):
+            message = world.presence.kill_lost_ranks(error)
+            raise RankLostError(f"update {trainer.step}: {message}") from error
         if not is_out_of_memory(error):
             raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,16 +1,18 @@
-"""Several processes that train, or translate, as one. The engine is PyTorch's own: torchrun,
-DistributedDataParallel, FSDP2.
+"""Devices, memory, worker processes, and runs on several ranks.
 
-  1. `torchrun`, or `mt train --nproc`, starts the processes and tells each its rank in its
-     environment: `joined` reads it.
-  2. DistributedDataParallel or FSDP2 keeps the gradients one; sums, signals and texts go through
-     small calls of `World` (world.py).
-  3. What must happen once, such as preparing data, the first rank does, while the others watch its
-     signs of life (`World.first`).
-  4. Checkpoints are read by any number of ranks, and written by all where they have shared out the
-     model (shards.py).
-  5. When a rank is killed or falls silent, the others find out which, say so, and end
-     (presence.py); the launcher starts all anew.
+Several ranks train or translate together by means of PyTorch's torchrun, DistributedDataParallel
+(DDP) and FSDP2:
 
-All of it does nothing, and costs nothing, where a process is alone.
+  1. `torchrun`, or `mt train --nproc`, starts the processes and passes each one its rank in
+     environment variables, which `join_world` reads.
+  2. DDP or FSDP2 averages the gradients over the ranks. Sums, signals and short texts are exchanged
+     by methods of `World` (world.py).
+  3. Work that is done only once, such as preparing data, is done by rank 0 while the other ranks
+     watch its heartbeat (`World.broadcast_from_rank0`).
+  4. A checkpoint is written by rank 0, or by all ranks if the model is sharded. Any number of ranks
+     can read it (shards.py).
+  5. If a rank is killed or stops responding, the other ranks find out which one, report it, and
+     exit (presence.py). The launcher then restarts all ranks.
+
+A single process skips all of this.
 """

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute: device, precision of matrix products, threads."""
+"""The device, the precision of matrix products, and the number of threads to compute with."""
 
 import contextlib
 import logging
@@ -12,49 +12,67 @@ from typing import Any
 import torch
 
 from mt.errors import ConfigError
-from mt.runtime.memory import is_bounded, keep_few_compiled_products, keep_freed_memory
+from mt.runtime.memory import configure_malloc, has_memory_limit, limit_onednn_cache
 
 logger = logging.getLogger(__name__)
 
-# Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from instructions for bf16 that the processor has.
+# Values of ONEDNN_MAX_CPU_ISA with which oneDNN does not use the processor's bf16 instructions.
 ISA_WITHOUT_BF16 = (
-    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
-)  # fmt: skip
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
-# Workspaces with which cuBLAS adds up in a fixed order (its manual, "Results Reproducibility").
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
+PRECISION_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int8: "int8",
+}
+# Workspace settings with which cuBLAS adds in a fixed order ("Results Reproducibility" in its
+# manual).
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the type of its matrix products; in training the weights stay in fp32."""
+    """A device, the type of its matrix products, and its threads.
+
+    In training, the weights are in fp32 whatever the type of the matrix products.
+    """
 
     device: torch.device
     dtype: torch.dtype
-    is_deterministic: bool = False  # whether a GPU was told to give the same bits every time
-    threads: int | None = None  # of a CPU; None: as many as PyTorch has
+    is_deterministic: bool = False  # whether a GPU is set to return the same bits every time
+    threads: int | None = None  # number of CPU threads; None: PyTorch's setting
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which a model that is not packed runs; int8 is for packed ones."""
+        """Return the autocast context for bf16 or fp16, and a context without effect otherwise."""
         if self.dtype in (torch.float32, torch.int8):
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     @property
     def num_threads(self) -> int:
-        """Threads of a CPU."""
+        """The number of CPU threads."""
         return self.threads or torch.get_num_threads()
 
-    def set_threads(self) -> "Compute":
-        """Let this process have these threads from now on: for whoever owns the process."""
+    def set_process_threads(self) -> "Compute":
+        """Set the number of PyTorch's threads in the whole process to `threads`; return `self`.
+
+        Only commands should call this: a library call must not change its caller's setting.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return self
 
     @contextlib.contextmanager
-    def limited_threads(self) -> Iterator[None]:
-        """Compute with these threads while the block runs."""
+    def temporary_process_threads(self) -> Iterator[None]:
+        """Set the number of PyTorch's threads in the process to `num_threads` for the block."""
         before = torch.get_num_threads()
         if self.num_threads == before:
             yield
@@ -66,91 +84,113 @@ class Compute:
             torch.set_num_threads(before)
 
     def __str__(self) -> str:
-        """For people: the device, its threads, and the precision."""
+        """Return the device, its threads and the precision, for messages."""
+        is_gpu = self.device.type == "cuda"
         name = (
             torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
+            if is_gpu
             else f"CPU, {self.num_threads} threads"
         )
-        return f"{name}, {NAMES[self.dtype]}{', deterministic' if self.is_deterministic else ''}"
+        suffix = ", deterministic" if self.is_deterministic else ""
+        return f"{name}, {PRECISION_NAMES[self.dtype]}{suffix}"
 
 
 def set_up_compute(
-    device: str, precision: str, threads: int | None, *, for_training: bool = False,
+    device: str,
+    precision: str,
+    threads: int | None,
+    *,
+    for_training: bool = False,
     deterministic: bool = False,
-) -> Compute:  # fmt: skip
-    """Resolve `device` (auto, cpu, cuda, cuda:N) and `precision` (auto, fp32, bf16, fp16, int8).
+) -> Compute:
+    """Check `device` and `precision`, and configure PyTorch for them in the whole process.
 
-    `auto` means bf16 for training if the hardware has it. For all else it means fp32, because a
-    translation and its score should be the same on every machine. int8 is for translating.
-    `deterministic` changes what a GPU does; a CPU is deterministic anyway. bf16 is allowed on
-    hardware without it, with a warning that it is slow. Raises `ConfigError` for a GPU that is not
-    there, for fp16 on a CPU, and for int8 where PyTorch has no such products.
+    `device` is auto, cpu, cuda or cuda:N, and `precision` is auto, fp32, bf16, fp16 or int8 (for
+    translation only). The precision `auto` means bf16 for training on hardware that supports it. In
+    all other cases it means fp32, because a translation and its score should be the same on every
+    machine. `deterministic` concerns GPUs only; a CPU is always deterministic. The number of
+    threads is not set here, but by the methods of the result.
+
+    Raises `ConfigError` if the GPU does not exist, for fp16 on a CPU, and for int8 if PyTorch does
+    not support it. Warns that bf16 is slow if the hardware does not support it.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", device):
-        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ConfigError(
-            f"device: {device} is not there; PyTorch sees {torch.cuda.device_count()} GPUs (use cpu or auto)"
-        )
-    if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)  # streams and events are made on the current device
+    chosen = _parse_device(device)
     if chosen.type == "cuda":
-        # cuDNN's attention builds a plan for every new shape, and a search has a new one at each
-        # step: on an H200, half precision then translated 4 to 12 times slower than without it.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    native = has_native_bf16(chosen)
-    if precision == "bf16" and not native:
-        logger.warning(
-            "precision: bf16 has no hardware support on this %s and will be slow; fp32 is the faster choice",
-            chosen.type,
-        )
-    if precision == "fp16" and chosen.type == "cpu":
-        raise ConfigError(
-            "precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 where it has the hardware (auto finds out)"
-        )
-    if precision == "int8" and (chosen.type != "cpu" or not torch.backends.mkldnn.is_available()):
-        raise ConfigError(
-            f"precision: int8 is for CPUs that PyTorch's oneDNN supports, not for this {chosen.type}"
-        )
+        _configure_cuda(chosen)
+    has_bf16 = has_native_bf16(chosen)
     if precision == "auto":
-        precision = "bf16" if native and for_training else "fp32"
+        precision = "bf16" if has_bf16 and for_training else "fp32"
+    _check_precision(precision, chosen.type, has_bf16)
     if chosen.type == "cpu":
-        keep_freed_memory()
-        if precision == "bf16" or is_bounded():
-            keep_few_compiled_products()
+        configure_malloc()
+        if precision == "bf16" or has_memory_limit():
+            limit_onednn_cache()
     deterministic = deterministic and chosen.type == "cuda"
     if deterministic:
-        make_deterministic()
-    dtype = next(dtype for dtype, name in NAMES.items() if name == precision)
+        make_process_deterministic()
+    dtype = next(dtype for dtype, name in PRECISION_NAMES.items() if name == precision)
     return Compute(chosen, dtype, deterministic, threads)
 
 
-def make_deterministic() -> None:
-    """Let CUDA give the same bits every time, for the rest of this process.
+def _parse_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", device):
+        raise ConfigError(f"device: {device!r} is not one of auto, cpu, cuda, cuda:N")
+    parsed = torch.device(device)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if parsed.type == "cuda" and (parsed.index or 0) >= num_gpus:
+        raise ConfigError(
+            f"device: {device} does not exist; PyTorch sees {num_gpus} GPUs (use cpu or auto)"
+        )
+    return parsed
 
-    An operation that has no deterministic way raises an error. Of attention's kernels two are left:
-    PyTorch's own products, and the memory-efficient kernel, which then adds up in a fixed order;
-    cuDNN's backward pass has none.
+
+def _configure_cuda(device: torch.device) -> None:
+    """Make `device` the current GPU of this process, and turn cuDNN's attention off."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams and events are created on the current GPU
+    # cuDNN's attention prepares a plan for each new shape, and each step of a search has a new
+    # shape: on an H200, translation in half precision was 4 to 12 times slower with it.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _check_precision(precision: str, device_type: str, has_bf16: bool) -> None:
+    if precision == "bf16" and not has_bf16:
+        logger.warning(
+            "precision: bf16 has no hardware support on this %s and will be slow; fp32 is faster",
+            device_type,
+        )
+    if precision == "fp16" and device_type == "cpu":
+        raise ConfigError(
+            "precision: fp16 is for GPUs; a CPU computes in fp32, or in bf16 if the hardware\n"
+            "supports it (use auto)"
+        )
+    if precision == "int8" and (device_type != "cpu" or not torch.backends.mkldnn.is_available()):
+        raise ConfigError(f"precision: int8 needs a CPU with oneDNN, not this {device_type}")
+
+
+def make_process_deterministic() -> None:
+    """Make CUDA return the same bits every time, for the rest of this process.
+
+    An operation without a deterministic implementation then raises an error. Of the attention
+    kernels, only PyTorch's plain one and the memory-efficient one stay enabled; both then add in a
+    fixed order, while the backward pass of cuDNN cannot.
     """
     if os.environ.get(CUBLAS_WORKSPACE) not in DETERMINISTIC_WORKSPACES:
-        os.environ[CUBLAS_WORKSPACE] = DETERMINISTIC_WORKSPACES[0]  # read when cuBLAS is first used
+        os.environ[CUBLAS_WORKSPACE] = DETERMINISTIC_WORKSPACES[0]  # cuBLAS reads it at first use
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 here: Ampere GPUs and later, CPUs with
-    AVX512-BF16 or AMX that oneDNN may use (ONEDNN_MAX_CPU_ISA).
+    """Whether the hardware supports bf16 matrix products, so that they are faster than fp32.
 
-    For a CPU, the environment variable MT_NATIVE_BF16=0 or 1 gives the answer of another processor,
-    to try and to test what happens there. Raises `ConfigError` for another value of it.
+    This holds for GPUs from Ampere on, and for CPUs with AVX512-BF16 or AMX, unless the environment
+    variable ONEDNN_MAX_CPU_ISA forbids these instructions. For a CPU, the environment variable
+    MT_NATIVE_BF16 overrides the result, to test what happens on other processors. Raises
+    `ConfigError` if its value is not 0 or 1.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -162,8 +202,4 @@ def has_native_bf16(device: torch.device) -> bool:
     if isa.upper() in ISA_WITHOUT_BF16:
         return False
     capabilities = torch.cpu.get_capabilities()
-    return bool(
-        capabilities.get("avx512_bf16")
-        or capabilities.get("amx_bf16")
-        or capabilities.get("amx_tile")
-    )
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))

@@ -1,4 +1,4 @@
-"""Memory: how much there is, what an allocator keeps, and what to do where it runs out."""
+"""Memory: how much is available, how allocators use it, and what to do when it runs out."""
 
 import contextlib
 import ctypes
@@ -17,23 +17,24 @@ from mt.errors import MTError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
-KEPT_PRODUCTS = 32  # of those that oneDNN compiles for bf16 on a CPU
+ONEDNN_CACHE_SIZE = 32  # number of compiled matrix products that oneDNN keeps
 
 
-def keep_freed_memory() -> None:
-    """Stop glibc from giving large tensors back to the system after each use, which costs a page
-    fault a page when they return.
+def configure_malloc() -> None:
+    """Make glibc's `malloc` in this process keep the memory of large tensors for reuse.
 
-    Up to 1 GiB of freed memory at the end of the heap is kept. In a process of bounded memory it is
-    the other way round: all large tensors are given back.
+    By default it returns this memory to the system after each use, and getting it back costs a page
+    fault per page. At most 1 GiB of free memory at the end of the heap is kept. In a process with a
+    memory limit, the memory of large tensors is always returned instead, because oneDNN needs
+    memory outside of the heap, too.
     """
     if not sys.platform.startswith("linux"):
         return
-    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # of malloc.h
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # from malloc.h
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
-    if is_bounded():
+    if has_memory_limit():
         libc.mallopt(m_mmap_threshold, 1 << 17)
     else:
         libc.mallopt(m_mmap_max, 0)
@@ -41,34 +42,33 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give what `keep_freed_memory` has kept so far back to the system."""
+    """Return the freed memory that `malloc` has kept in this process to the system."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
-def is_bounded() -> bool:
-    """Whether the system gives this process no more than so much memory (`ulimit -v`).
-
-    Then freed memory must be free for all: oneDNN compiles into memory outside of the heap.
-    """
+def has_memory_limit() -> bool:
+    """Whether the address space of this process is limited (`ulimit -v`)."""
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
-def keep_few_compiled_products() -> None:
-    """Bound oneDNN's cache of compiled matrix products of bf16 and int8, and PyTorch's list of
-    them.
+def limit_onednn_cache() -> None:
+    """Limit the number of compiled matrix products that oneDNN and PyTorch keep in this process.
 
-    Each batch shape has its own, some forty. The 1,024 of the libraries take more memory than a
-    small model trains in, up to 4 MiB each in bf16, and lie between its tensors, so that freed ones
-    do not fit together any more. Has an effect if nothing was computed in bf16 or int8 before.
+    In bf16 and int8, oneDNN compiles about forty matrix products for each new batch shape, each of
+    up to 4 MiB. By default it keeps 1,024 of them, which take more memory than the training of a
+    small model. They also fragment the heap, because they lie between the tensors. The limit has no
+    effect if the process has already computed in bf16 or int8.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KEPT_PRODUCTS))
+        os.environ.setdefault(name, str(ONEDNN_CACHE_SIZE))
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a computation may take: all of a GPU that is free, or what the system and the
-    container leave to this process.
+    """Return the number of bytes that a computation on `device` can use.
+
+    For a GPU, this is its free memory. For a CPU, it is the memory that the system and the limit of
+    the container leave to this process.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -78,7 +78,8 @@ def available_memory(device: torch.device) -> int:
         free.append(
             int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
         )
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where it has none
+    # The limit of a container; it is the word "max" if there is none.
+    with contextlib.suppress(OSError, ValueError):
         cgroup = Path("/sys/fs/cgroup")
         free.append(
             int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
@@ -87,30 +88,32 @@ def available_memory(device: torch.device) -> int:
 
 
 def peak_process_memory() -> int:
-    """Resident bytes of this process at their most so far."""
+    """Return the maximum resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch got no memory for a tensor, on a GPU or on a CPU.
-
-    oneDNN has no words of its own for it: what it lacks memory for "could not be created".
-    """
+    """Whether PyTorch raised `error` because memory ran out, on a GPU or on a CPU."""
+    # oneDNN does not mention memory: it only says that it could not create an object.
     texts = (
-        "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a primitive",
+        "can't allocate memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "could not create a primitive",
         "could not create a memory object",
-    )  # fmt: skip
-    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_typed or any(text in str(error) for text in texts)
+    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in texts
+    )
 
 
-def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """The results of `compute(items)`, sentences; where memory runs out, those of each half by
-    itself.
+def halve_if_out_of_memory(
+    compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]
+) -> list[R]:
+    """Return `compute(items)`; if memory runs out, compute each half of `items` separately.
 
-    Raises `MTError` where it runs out with a single one.
+    Raises `MTError` if memory runs out even for a single item. The items are sentences.
     """
     try:
         return compute(items)
@@ -119,13 +122,13 @@ def in_halves(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> 
             raise
         if len(items) == 1:
             raise MTError(
-                f"out of memory with a single sentence ({error}); try a smaller beam, or shorter sentences"
+                f"out of memory with a single sentence ({error});\n"
+                "use a smaller beam or shorter sentences"
             ) from error
-    # Out here the error is gone, and with it what the failed computation held.
+    # Outside the `except` block, the traceback no longer keeps tensors of the failed call alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    logger.warning(
-        "out of memory with %d sentences at once; going on with half as many", len(items)
-    )
+    logger.warning("out of memory with %d sentences; continuing with half as many", len(items))
     middle = len(items) // 2
-    return in_halves(compute, items[:middle]) + in_halves(compute, items[middle:])
+    first_half = halve_if_out_of_memory(compute, items[:middle])
+    return first_half + halve_if_out_of_memory(compute, items[middle:])

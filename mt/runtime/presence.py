@@ -1,5 +1,6 @@
-"""Who is there: the ranks' names, their signs of life, and the roll call when one is missed. All
-through PyTorch's key-value store.
+"""Which ranks are alive: registration at the start, heartbeats, and the search for lost ranks.
+
+All of it goes through PyTorch's key-value store, which still works when a collective hangs.
 """
 
 import contextlib
@@ -18,13 +19,12 @@ from typing import Any
 
 from mt.errors import RankLostError
 
-START_TIMEOUT = (
-    1800.0  # seconds until all ranks must be there: Python and PyTorch may come over a slow network
-)
-ROLL_CALL = 5.0  # seconds that ranks have to answer when one is missed
-STORE_GONE = "the first machine has left, and with it the store that holds the ranks together"
-# What PyTorch's errors say where another process has left, or does not answer.
-LOST = (
+# Seconds until all ranks must have started; they may import PyTorch from a slow network drive.
+START_TIMEOUT = 1800.0
+ROLL_CALL = 5.0  # seconds in which the other ranks must report that they are alive
+STORE_GONE = "lost the connection to the key-value store of the ranks, on the first machine"
+# Parts of the messages with which PyTorch reports that another rank has ended or does not respond.
+RANK_LOST_MESSAGES = (
     "closed by peer",
     "reset by peer",
     "Connection closed",
@@ -36,80 +36,77 @@ LOST = (
 
 
 class Presence:
-    """The ranks of a world as their store knows them."""
+    """Knows which ranks of a run are alive, from a key-value store that all ranks can access."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
-        """`timeout`: seconds without a sign of life after which a rank counts as lost."""
+        """`timeout`: seconds without a response after which a rank counts as lost."""
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
-        self.ranks: list[dict[str, Any]] = []  # host and process of each
-        self.speaks = (
-            rank == 0
-            # whether this rank tells the user of an end: the first one does, or the first of those that
-            # are left
-        )
+        self.ranks: list[dict[str, Any]] = []  # host name and process id of each rank
+        # Whether this rank reports errors to the user: rank 0, or the lowest rank still alive.
+        self.is_reporter = rank == 0
 
-    def introduce(self) -> None:
-        """Say who this is, wait until all are there, and agree on a part of the store for this
-        world alone.
+    def register(self) -> None:
+        """Register this rank in the store, and wait until all ranks have done so.
 
-        A launcher keeps its store when it starts anew, so all that stands in it may be of ranks
-        that are dead: the first rank names the world, and its list of those who came to that name
-        is believed by those who find themselves in it.
+        A launcher that restarts its ranks keeps the store, so it may contain entries of dead ranks.
+        Therefore rank 0 draws a new name for each start and, when all ranks have registered under
+        this name, publishes their list. A rank that read an old name is not in the list of that
+        name, and tries again.
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid.uuid4().hex}
+        this_rank = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid.uuid4().hex}
         if self.rank == 0:
-            self.store.set("world", me["nonce"])
+            self.store.set("world", this_rank["nonce"])
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end:
             name = self.store.get("world").decode()
-            self.store.set(f"{name}/rank/{self.rank}", json.dumps(me))
+            self.store.set(f"{name}/rank/{self.rank}", json.dumps(this_rank))
             if self.rank == 0:
-                keys = [f"{name}/rank/{rank}" for rank in range(self.size)]
-                self.store.wait(keys, datetime.timedelta(seconds=START_TIMEOUT))
-                self.store.set(
-                    f"{name}/all", json.dumps([json.loads(self.store.get(key)) for key in keys])
-                )
-            if self._is_there(f"{name}/all", 0.2) and me in (
-                ranks := json.loads(self.store.get(f"{name}/all"))
-            ):
-                self.ranks, self.store = ranks, PrefixStore(name, self.store)
-                return
+                self._publish_ranks(name)
+            if self._appears(f"{name}/all", 0.2):
+                self.ranks = json.loads(self.store.get(f"{name}/all"))
+                if this_rank in self.ranks:
+                    self.store = PrefixStore(name, self.store)
+                    return
             time.sleep(0.02)
-        raise RankLostError(
-            f"rank {self.rank}: the first rank did not come within {START_TIMEOUT:g} s"
-        )
+        raise RankLostError(f"rank {self.rank}: rank 0 did not start within {START_TIMEOUT:g} s")
 
-    def leave(self) -> None:
-        """End with the others: a launcher takes the first end for the end of all, and would disturb
-        the last writes of the first rank.
+    def _publish_ranks(self, name: str) -> None:
+        """Wait until all ranks have registered under `name`, and publish the list of them."""
+        keys = [f"{name}/rank/{rank}" for rank in range(self.size)]
+        self.store.wait(keys, datetime.timedelta(seconds=START_TIMEOUT))
+        ranks = [json.loads(self.store.get(key)) for key in keys]
+        self.store.set(f"{name}/all", json.dumps(ranks))
+
+    def leave_together(self) -> None:
+        """Wait until all ranks are ready to exit.
+
+        The launcher stops all ranks as soon as one exits, so a rank that exits early could
+        interrupt the last writes of rank 0.
         """
-        with contextlib.suppress(RankLostError, RuntimeError):  # somebody was faster
+        with contextlib.suppress(RankLostError, RuntimeError):  # another rank has already exited
             if self.rank == 0:
                 self.store.set("end", "")
-                end = time.monotonic() + ROLL_CALL  # the store may end with this process
+                # The other ranks must read `end` first: the store may end with this process.
+                end = time.monotonic() + ROLL_CALL
                 while self.store.add("left", 0) < self.size - 1 and time.monotonic() < end:
                     time.sleep(0.01)
             else:
-                self._is_there("end", self.timeout)
+                self._appears("end", self.timeout)
                 self.store.add("left", 1)
 
-    def tell(self, key: str, answer: dict[str, Any]) -> None:
-        """Give the other ranks the answer that they wait for."""
+    def publish_answer(self, key: str, answer: dict[str, Any]) -> None:
+        """Store the answer under `key`, where the other ranks wait for it."""
         self.store.set(key, json.dumps(answer))
 
     @contextlib.contextmanager
-    def signs_of_life(self, key: str) -> Iterator[None]:
-        """Show those who wait for the answer that this process is alive, while the block works on
-        it.
-        """
+    def heartbeat(self, key: str) -> Iterator[None]:
+        """While the block runs, show the ranks that wait for `key` that this process is alive."""
         ended = threading.Event()
 
         def beat() -> None:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the store is gone, and with it all who might look
+            with contextlib.suppress(RuntimeError):  # the store is gone, so no rank is waiting
                 while not ended.wait(min(1.0, self.timeout / 5)):
                     self.store.add(f"{key}/beat", 1)
 
@@ -121,28 +118,31 @@ class Presence:
             ended.set()
             thread.join()
 
-    def answer(self, key: str) -> dict[str, Any]:
-        """What the first rank tells, however long it takes. Raises `RankLostError` where it shows
-        no sign of life.
+    def wait_for_rank0_or_kill_it(self, key: str) -> dict[str, Any]:
+        """Return the answer that rank 0 publishes under `key`, however long that takes.
+
+        If the heartbeat of rank 0 stops for `timeout` seconds, kills rank 0 if it runs on this
+        machine, and raises `RankLostError`.
         """
-        last, since = 0, time.monotonic()
-        while not self._is_there(key, 0.5):
+        last_beat, since = 0, time.monotonic()
+        while not self._appears(key, 0.5):
             beat = self.store.add(f"{key}/beat", 0)
-            if beat != last:
-                last, since = beat, time.monotonic()
+            if beat != last_beat:
+                last_beat, since = beat, time.monotonic()
             elif time.monotonic() - since > self.timeout:
-                self.speaks = self.rank == 1
-                raise RankLostError(self._dismissed([0]))
+                self.is_reporter = self.rank == 1
+                self._kill_local([0])
+                raise RankLostError(self._no_answer_from([0]))
         answer = json.loads(self.store.get(key))
-        if self.store.add(f"{key}/read", 1) == self.size - 1:
+        if self.store.add(f"{key}/read", 1) == self.size - 1:  # all other ranks have read it, too
             for name in (key, f"{key}/beat", f"{key}/read"):
                 self.store.delete_key(name)
-        assert isinstance(answer, dict)
         return answer
 
-    def _is_there(self, key: str, seconds: float) -> bool:
-        """Whether a key comes within some time. (The store's own `wait` writes a warning to stderr
-        whenever it has waited in vain.)
+    def _appears(self, key: str, seconds: float) -> bool:
+        """Wait at most `seconds` for a key, and return whether it exists.
+
+        The store's own `wait` is not used because it prints a warning to stderr at each timeout.
         """
         end, pause = time.monotonic() + seconds, 0.001
         try:
@@ -155,52 +155,64 @@ class Presence:
             raise RankLostError(STORE_GONE) from error
         return True
 
-    def lost(self, error: BaseException) -> str | None:
-        """What to say of `error` where it comes of another rank that ended or fell silent; None
-        where it does not.
+    def means_lost_rank(self, error: BaseException) -> bool:
+        """Whether PyTorch raises `error` because another rank has ended or does not respond."""
+        return (
+            self.size > 1
+            and isinstance(error, RuntimeError)
+            and any(text in str(error) for text in RANK_LOST_MESSAGES)
+        )
 
-        A silent rank is named, and killed where it is on this machine: nothing else would end a
-        stopped process. The first of the others `speaks` from here on.
+    def kill_lost_ranks(self, error: BaseException) -> str:
+        """Kill the ranks on this machine that do not respond; return a message that names them.
+
+        `error` is an error that `means_lost_rank`. Without the kill, a stopped process would never
+        end. The lowest rank that is alive becomes the one that reports errors.
         """
-        if (
-            self.size == 1
-            or not isinstance(error, RuntimeError)
-            or not any(text in str(error) for text in LOST)
-        ):
-            return None
         try:
-            self.store.set(f"here/{self.rank}", "")
+            self.store.set(f"alive/{self.rank}", "")
             if "Timed out" not in str(error):
-                return f"another rank has ended, so rank {self.rank} cannot go on"
-            began = time.monotonic()
-            while (missing := self._missing()) and time.monotonic() - began < ROLL_CALL:
+                return f"another rank has ended, so rank {self.rank} cannot continue"
+            end = time.monotonic() + ROLL_CALL
+            while (missing := self._missing_ranks()) and time.monotonic() < end:
                 time.sleep(0.1)
-            self.speaks = self.rank == min(set(range(self.size)) - set(missing))
-            return self._dismissed(missing)
+            self.is_reporter = self.rank == min(set(range(self.size)) - set(missing))
+            self._kill_local(missing)
+            return self._no_answer_from(missing)
         except RuntimeError:
             return STORE_GONE
 
-    def _missing(self) -> list[int]:
-        return [rank for rank in range(self.size) if not self.store.check([f"here/{rank}"])]
+    def _missing_ranks(self) -> list[int]:
+        """Return the ranks that have not reported that they are alive."""
+        return [rank for rank in range(self.size) if not self.store.check([f"alive/{rank}"])]
 
-    def _dismissed(self, silent: Sequence[int]) -> str:
-        if not silent:
-            return f"the ranks have waited for one another for {self.timeout:g} s, and all are there (train.timeout)"
-        names = []
-        for rank in silent:
-            about = self.ranks[rank]
-            names.append(f"rank {rank} ({about['host']}, process {about['pid']})")
-            if about["host"] == socket.gethostname():
+    def _kill_local(self, ranks: Sequence[int]) -> None:
+        """Kill the processes of `ranks` that run on this machine."""
+        for rank in ranks:
+            if self.ranks[rank]["host"] == socket.gethostname():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(about["pid"], signal.SIGKILL)
-        return f"no answer for {self.timeout:g} s from {', '.join(names)} (train.timeout)"
+                    os.kill(self.ranks[rank]["pid"], signal.SIGKILL)
+
+    def _no_answer_from(self, ranks: Sequence[int]) -> str:
+        """Return a message that `ranks` did not respond in time."""
+        if not ranks:
+            return (
+                f"all ranks are alive, but waited {self.timeout:g} s for each other (train.timeout)"
+            )
+        processes = [
+            f"rank {r} ({self.ranks[r]['host']}, process {self.ranks[r]['pid']})" for r in ranks
+        ]
+        return f"no answer for {self.timeout:g} s from {', '.join(processes)} (train.timeout)"
 
 
-def die_with(parent: int) -> None:
-    """Let the system kill this process when `parent`, which started it, dies (Linux)."""
+def die_with_parent(parent: int) -> None:
+    """Make the system kill this process when `parent`, the process that started it, dies.
+
+    Has an effect on Linux only.
+    """
     if not sys.platform.startswith("linux"):
         return
-    pr_set_pdeathsig = 1  # of sys/prctl.h
+    pr_set_pdeathsig = 1  # from sys/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)

@@ -1,6 +1,4 @@
-"""Tensors that ranks share out among them, in memory by FSDP2 and on the disk as safetensors files,
-a shard of each rank.
-"""
+"""Sharded tensors: FSDP2 divides a tensor among the ranks, and each rank saves its own shard."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,25 +12,25 @@ from mt.errors import CheckpointError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether FSDP2 has shared out a tensor: whether it is a DTensor, whose class takes a second to
-    import.
-    """
+    """Whether FSDP2 has sharded a tensor."""
+    # `isinstance` with `DTensor` would be clearer, but importing that class takes a second.
     return hasattr(tensor, "full_tensor")
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be shared out; all ranks must call this."""
+    """Return the whole of a tensor that may be sharded; all ranks must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def own_shard(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be shared out."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def save_shards(tensors: Mapping[str, Tensor], folder: Path, group: Any) -> None:
-    """Write tensors as safetensors files, to which each rank of `group` adds its share. Raises
-    `CheckpointError` on all ranks.
+    """Write tensors to safetensors files in `folder`; each rank of `group` writes its own shards.
+
+    All ranks must call this together. Raises `CheckpointError` on all ranks if one of them fails.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -46,19 +44,18 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path, group: Any) -> None
 
 
 def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill tensors, or this rank's shards of them, from the safetensors files of a folder, whatever
-    number of ranks wrote them.
+    """Fill `tensors`, or this rank's shards of them, from the safetensors files in `folder`.
 
-    Raises `CheckpointError` for tensors of other names or shapes.
+    Any number of ranks may have written the files. Raises `CheckpointError` if they cannot be read
+    or if the names or shapes of the tensors do not match.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is disabled"
-        )  # each rank reads for itself, as is meant
+        # It is intended that each rank reads the files by itself (`no_dist`).
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
         except (
@@ -74,10 +71,7 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def _causes(error: BaseException) -> str:
-    """What lies behind PyTorch's collection of the ranks' failures."""
-    failures = getattr(error, "failures", None)
-    return (
-        "; ".join(sorted({str(cause) for cause, _ in failures.values()}))
-        if failures
-        else str(error)
-    )
+    """Return the messages of the errors that PyTorch has collected from all ranks in `error`."""
+    if failures := getattr(error, "failures", None):
+        return "; ".join(sorted({str(cause) for cause, _ in failures.values()}))
+    return str(error)

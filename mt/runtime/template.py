@@ -1,18 +1,19 @@
-"""Processes forked from one that has imported PyTorch but has never computed.
+"""Child processes, forked from a template process that has imported PyTorch but never computed.
 
 Forking a process that has computed is unsafe: the child lacks the threads of its parent's OpenMP
-pool and oneDNN, and may wait for them for ever. Starting an interpreter for each process is slow.
-So a process in between is started, the template, which imports, waits, and forks the others:
+pool and oneDNN, and may wait for them forever. Starting a new interpreter for each child is slow.
+So this process starts a single one, the template, which imports PyTorch, waits, and forks the
+children:
 
-    this process ──── control ────> template ── fork ──> child, child, ...
-          └───── a pipe and a status socket of its own ────> each child
+    this process ──── control socket ────> template ── fork ──> child, child, ...
+          └───── one pipe and one status socket per child ────> each child
 
-Nothing is read from a file or the network: what is pickled goes from this process to processes
-that it started, over sockets that they inherit. The template ends when this process does, and its
-children end with it. For Linux.
+Pickled data only travels from this process to processes that it started, through inherited
+sockets; nothing is unpickled from a file or the network. The template ends when this process ends,
+and the children end with the template. Linux only.
 
-Importing this imports no PyTorch: a command starts the template of its workers first
-(`start_early`), so that both processes import it at the same time.
+Importing this module does not import PyTorch, so a command can start the template before it imports
+PyTorch itself (`start_template_early`), and both processes import it at the same time.
 """
 
 import atexit
@@ -35,12 +36,12 @@ from typing import Any
 
 from mt.errors import MTError
 from mt.runtime.environment import num_cores
-from mt.runtime.presence import die_with
+from mt.runtime.presence import die_with_parent
 
-MODULES = ("mt.decode.translator",)  # what workers do
-GPUS = ("/dev/nvidiactl", "/dev/kfd")  # the drivers of NVIDIA and AMD
-NUMBER = struct.Struct("<i")  # a process id, and later its exit status, on a status socket
-POLL = 2.0  # seconds after which the template looks whether its parent has gone without a word
+MODULES = ("mt.decode.translator",)  # what the template of the workers imports
+GPUS = ("/dev/nvidiactl", "/dev/kfd")  # exist if a driver of NVIDIA or AMD is installed
+NUMBER = struct.Struct("<i")  # the format of process ids and exit codes on a status socket
+POLL = 2.0  # seconds between the template's checks that its parent is still alive
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mt.runtime.template import main; main(*sys.argv[2:])"
@@ -48,58 +49,60 @@ BOOT = (
 
 
 class Child:
-    """A process that a template has forked for this one."""
+    """A child process that a template has forked on behalf of this process."""
 
     def __init__(self, pid: int, pipe: Connection, status: socket.socket) -> None:
         self.pid, self.pipe, self._status = pid, pipe, status
 
     def kill(self) -> None:
-        """Kill it, whatever it does; nothing happens if it has ended."""
+        """Kill the child; do nothing if it has already ended."""
         with contextlib.suppress(OSError):
-            self._status.shutdown(socket.SHUT_WR)
+            self._status.shutdown(socket.SHUT_WR)  # this makes the template kill the child
 
     def wait(self) -> int:
-        """Wait for its end; gives its exit status, or the signal that killed it as a negative."""
+        """Wait until the child ends; return its exit code, or minus the signal that killed it."""
         code = _receive_number(self._status)
         self._status.close()
         self.pipe.close()
-        return (
-            -signal.SIGKILL if code is None else code
-        )  # the template is gone, and so is the child
+        # Without a code, the template has been killed, and the child with it.
+        return -signal.SIGKILL if code is None else code
 
 
 class Template:
-    """A process that has imported some modules, and forks others."""
+    """A process that imports some modules once, and then forks child processes on demand."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        """Start it; it imports `modules` while this process does something else."""
+        """Start the template process, and return while it is still importing `modules`."""
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = [os.path.abspath(folder) for folder in sys.path]
         is_main = threading.current_thread() is threading.main_thread()
         arguments = [control.fileno(), os.getpid(), int(is_main), *modules]
-        # OpenBLAS starts threads when NumPy loads it, which no fork would take along.
+        # By default, OpenBLAS starts threads when NumPy loads it, and a forked child lacks them.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        with control, _without_interrupts():
+        with control, _blocked_interrupts():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", BOOT, json.dumps(path), *map(str, arguments)],
-                pass_fds=[control.fileno()], stdin=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
+                pass_fds=[control.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
         self._owner = os.getpid()
         atexit.register(self.stop)
 
     @property
     def pid(self) -> int:
-        """Of the template itself."""
+        """The process id of the template."""
         return self._process.pid
 
     def is_usable(self) -> bool:
-        """Whether it runs, and was started by this process rather than by one that forked it."""
+        """Whether the template is running, and was started by this process, not by a parent of it."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def start(self, work: Callable[[Connection], object]) -> Child:
-        """Fork a child that calls `work` with its end of a pipe, and ends. Raises `MTError`.
+        """Start a child process that calls `work` with its end of a pipe, and then exits.
 
-        `work` is pickled: modules that the template has not imported are imported by the child.
+        `work` is pickled. The child imports the modules for it that the template has not imported.
+        Raises `MTError` if the template has ended.
         """
         pipe, child_pipe = connection.Pipe()
         status, child_status = socket.socketpair()
@@ -108,14 +111,14 @@ class Template:
             socket.send_fds(self._control, [b"fork"], fds)
         pid = _receive_number(status)
         if pid is None:
-            raise MTError("no worker process could be started: the one that starts them has ended")
+            raise MTError("cannot start a worker process: the process that forks them has ended")
         child = Child(pid, pipe, status)
-        with contextlib.suppress(BrokenPipeError):  # killed already, which whoever waits will see
+        with contextlib.suppress(BrokenPipeError):  # `wait` will return that the child was killed
             pipe.send(work)
         return child
 
     def stop(self) -> None:
-        """End it and all its children."""
+        """Kill the template and all its children."""
         if self._owner == os.getpid():
             atexit.unregister(self.stop)
             self._control.close()
@@ -124,8 +127,8 @@ class Template:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold back Ctrl-C from this thread, and so from what it starts, until the block is left."""
+def _blocked_interrupts() -> Iterator[None]:
+    """Block Ctrl-C in this thread while the block runs; processes started there inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -134,80 +137,89 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _receive_number(status: socket.socket) -> int | None:
+    """Return a process id or an exit code, or None if the template has ended."""
     with contextlib.suppress(OSError):
         if len(data := status.recv(NUMBER.size)) == NUMBER.size:
-            number: int = NUMBER.unpack(data)[0]
-            return number
+            return NUMBER.unpack(data)[0]
     return None
 
 
 _template: Template | None = None
 
 
-def worker_template() -> Template:
-    """The template of this process, started if it does not run."""
+def ensure_worker_template() -> Template:
+    """Return the template for this process's workers; start it if it is not running."""
     global _template
     if _template is None or not _template.is_usable():
         _template = Template(MODULES)
     return _template
 
 
-def start_early(workers: int | None, threads: int | None, device: str) -> None:
-    """Start the template if a command with these options will probably have several workers.
+def start_template_early(workers: int | None, threads: int | None, device: str) -> None:
+    """Start the template if a command with these options will probably need several workers.
 
-    A wrong guess costs time, and nothing else: `Workers.choose` knows.
+    This is only a guess, without PyTorch. A wrong guess costs some time and has no other effect,
+    because `Workers.for_compute` decides about the workers later.
     """
     on_gpu = device != "cpu" and (device != "auto" or any(Path(gpu).exists() for gpu in GPUS))
-    if sys.platform == "linux" and not on_gpu and (workers or threads or _usual_threads()) > 1:
-        worker_template()
+    if sys.platform == "linux" and not on_gpu and (workers or threads or _default_threads()) > 1:
+        ensure_worker_template()
 
 
-def _usual_threads() -> int:
-    """How many threads PyTorch will take."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() else num_cores()
+def _default_threads() -> int:
+    """Return the number of threads that PyTorch will use by default."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() else num_cores()
 
 
 def main(control: str, parent: str, is_main: str, *modules: str) -> None:
-    """The life of a template, which the thread `is_main` of the process `parent` has started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the others
+    """Run the template process.
+
+    `control` is the file descriptor of its socket, `parent` the id of the process that started it,
+    and `is_main` is `1` if the main thread of that process did so.
+    """
+    # A terminal sends Ctrl-C to all processes; the parent handles it and ends the template.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if is_main == "1":  # the system takes the end of any other thread for the end of the process
-        die_with(int(parent))
+    # Linux would kill the template at the end of the thread that started it, not of the process.
+    if is_main == "1":
+        die_with_parent(int(parent))
     for name in modules:
         importlib.import_module(name)
     _Forker(socket.socket(fileno=int(control)), int(parent)).serve()
 
 
 class _Forker:
-    """The template at work: forks on demand, kills on demand, and tells how its children ended."""
+    """The loop of the template process: forks and kills children, and reports their exit codes."""
 
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control, self.parent = control, parent
-        self.children: dict[int, socket.socket] = {}  # the status socket of each
-        self.watched: dict[socket.socket, int] = {}  # which of them may still order a kill
-        self.woken, self.waker = os.pipe()  # by the end of a child
-        for end in (self.woken, self.waker):
+        self.children: dict[int, socket.socket] = {}  # the status socket of each process id
+        self.watched: dict[socket.socket, int] = {}  # process ids, by sockets not yet shut down
+        # Python writes to this pipe when a child ends (SIGCHLD), which wakes up `serve`.
+        self.wakeup_reader, self.wakeup_writer = os.pipe()
+        for end in (self.wakeup_reader, self.wakeup_writer):
             os.set_blocking(end, False)
-        signal.set_wakeup_fd(self.waker)
+        signal.set_wakeup_fd(self.wakeup_writer)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def serve(self) -> None:
-        """Until the process that started this one is gone."""
+        """Handle requests until the parent process has ended."""
         while os.getppid() == self.parent:
-            for ready in connection.wait([self.control, self.woken, *self.watched], POLL):
+            for ready in connection.wait([self.control, self.wakeup_reader, *self.watched], POLL):
                 if ready is self.control:
                     message, fds, *_ = socket.recv_fds(self.control, 16, 2)
                     if not message:
                         return
                     self.fork(*fds)
-                elif isinstance(ready, socket.socket):  # shut down by the other side
+                elif isinstance(ready, socket.socket):  # `Child.kill` has shut it down
                     os.kill(self.watched.pop(ready), signal.SIGKILL)
                 else:
-                    os.read(self.woken, 4096)
+                    os.read(self.wakeup_reader, 4096)
             self.reap()
 
     def fork(self, pipe: int, status: int) -> None:
+        """Fork a child with the file descriptors of its pipe and its status socket."""
         template = os.getpid()
         if not (pid := os.fork()):
             os.close(status)
@@ -215,37 +227,37 @@ class _Forker:
         os.close(pipe)
         self.children[pid] = socket.socket(fileno=status)
         self.watched[self.children[pid]] = pid
-        with contextlib.suppress(OSError):  # whoever wanted it has gone: it will be killed
+        with contextlib.suppress(OSError):  # the parent has ended; the child will be killed
             self.children[pid].send(NUMBER.pack(pid))
 
     def reap(self) -> None:
+        """Report the exit codes of the children that have ended."""
         while self.children:
-            pid, ended = os.waitpid(-1, os.WNOHANG)
+            pid, wait_status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
             status = self.children.pop(pid)
             self.watched.pop(status, None)
             with status, contextlib.suppress(OSError):
-                status.send(NUMBER.pack(os.waitstatus_to_exitcode(ended)))
+                status.send(NUMBER.pack(os.waitstatus_to_exitcode(wait_status)))
 
     def _become_child(self, template: int, pipe: Connection) -> None:
-        """Forget the template, do one piece of work, and end."""
+        """Release the resources of the template, call the function sent by the parent, and exit."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        die_with(template)
-        for number in (self.woken, self.waker):
+        die_with_parent(template)
+        for number in (self.wakeup_reader, self.wakeup_writer):
             os.close(number)
         for end in (self.control, *self.children.values()):
             end.close()
-        os._exit(_exit_code(pipe))
+        os._exit(_call_received_function(pipe))
 
 
-def _exit_code(pipe: Connection) -> int:
-    """Do what comes through `pipe`; the exit status that it asks for."""
+def _call_received_function(pipe: Connection) -> int:
+    """Call the function received through `pipe` with `pipe`, and return the exit code to end with."""
     code: Any = 1
     try:
-        work: Callable[[Connection], object] = pipe.recv()
-        work(pipe)
+        pipe.recv()(pipe)
         code = 0
     except SystemExit as error:
         code = error.code

@@ -1,8 +1,8 @@
-"""Processes that share the work, and the memory of its model; they stay up between calls.
+"""Worker processes that apply a function to items, and share the memory of the function's model.
 
-On a CPU a process of one thread to each core translates faster than one process of many threads,
-as threads wait for one another after each product. The processes are forked from a template that
-has not computed (see `mt.runtime.template`), never from this one.
+On a CPU, one process per core translates faster than one process with many threads, because threads
+wait for each other after each matrix product. The processes keep running between calls. They are
+forked from a template process that has never computed (see `mt.runtime.template`).
 """
 
 import contextlib
@@ -25,36 +25,38 @@ import torch
 
 from mt.errors import ConfigError, MTError
 from mt.runtime.device import Compute
-from mt.runtime.memory import keep_freed_memory, release_freed_memory
-from mt.runtime.sharing import SharedWork, receive_work
-from mt.runtime.template import Child, worker_template
+from mt.runtime.memory import configure_malloc, release_freed_memory
+from mt.runtime.sharing import SharedFunction, receive_function
+from mt.runtime.template import Child, ensure_worker_template
 
 T = TypeVar("T")
 R = TypeVar("R")
-PATIENCE = 0.05  # seconds that a thread waits for results before another one may hand out work
+# Seconds that a thread waits for results before it lets other threads send items to the workers.
+RESULT_TIMEOUT = 0.05
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One item of a call of `map`."""
+    """One item of a `Workers.map` call; a worker applies `function` to it with `threads` threads."""
 
     number: int
     threads: int
-    work: SharedWork[Any, Any]
+    function: SharedFunction[Any, Any]
     item: Any
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """In place of a result."""
+    """An error that takes the place of a result."""
 
     error: BaseException
 
 
 class Workers:
-    """`count` processes that share `threads` threads; if it is 1, this process does the work.
+    """A pool of `count` processes with `threads` threads in total.
 
-    They start when they are first needed. Several threads of this process may use them at once.
+    If `count` is 1, this process does the work itself. The processes are started when they are
+    first needed. Several threads of this process may use the pool at the same time.
     """
 
     def __init__(self, count: int = 1, threads: int = 1) -> None:
@@ -62,20 +64,20 @@ class Workers:
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._waiting: deque[_Job] = deque()
-        self._results: dict[int, Any] = {}  # by the number of the job
+        self._results: dict[int, Any] = {}  # by job number
         self._pool: list[_Worker] = []
-        weakref.finalize(self, _end, self._pool)
+        weakref.finalize(self, _kill_all, self._pool)
 
     def close(self) -> None:
-        """End the processes; at the latest they end with this object."""
-        _end(self._pool)
+        """Kill the processes. This also happens when the object is deleted."""
+        _kill_all(self._pool)
 
     @classmethod
-    def choose(cls, count: int | None, compute: Compute) -> "Workers":
-        """`count` processes that share the threads of `compute`; None: one process per thread, on a
-        CPU.
+    def for_compute(cls, count: int | None, compute: Compute) -> "Workers":
+        """Return a pool of `count` processes that share the threads of `compute`.
 
-        Raises `ConfigError` for several on a GPU, or on a system other than Linux.
+        If `count` is None, there is one process per thread on a CPU, and one on a GPU. Raises
+        `ConfigError` for several processes on a GPU or on a system other than Linux.
         """
         can_share = compute.device.type == "cpu" and sys.platform == "linux"
         threads = compute.num_threads
@@ -86,50 +88,54 @@ class Workers:
                 f"workers: {count} is not possible; several processes need a CPU under Linux"
             )
         if count > 1:
-            worker_template()  # which imports while this process loads the model
+            ensure_worker_template()  # it imports PyTorch while this process loads the model
         return cls(count, threads)
 
-    def share(self, work: Callable[[T], R]) -> Callable[[T], R] | SharedWork[T, R]:
-        """`work` as `map` takes it again and again.
+    def share(self, function: Callable[[T], R]) -> Callable[[T], R] | SharedFunction[T, R]:
+        """Return `function` in a form that makes repeated calls of `map` cheap.
 
-        For several processes it is copied to memory that all map; this one need not keep its own.
+        If there are several processes, `function` and its model are copied to shared memory, and
+        the caller may delete the original.
         """
-        return work if self.count == 1 else SharedWork(work)
+        return function if self.count == 1 else SharedFunction(function)
 
     def map(
-        self, work: Callable[[T], R] | SharedWork[T, R], items: Sequence[T]
+        self, function: Callable[[T], R] | SharedFunction[T, R], items: Sequence[T]
     ) -> Generator[R, None, None]:
-        """`work` of each item, in order.
+        """Yield `function(item)` for each item, in order.
 
-        Raises what `work` raises, and `MTError` if a process is killed. If there are fewer items
-        than processes, each process has more threads. Several processes need work, items and
-        results that can be pickled.
+        If there are fewer items than processes, each process uses more threads. With several
+        processes, the function, the items and the results must be picklable. Raises the error that
+        `function` raises, and `MTError` if a process is killed.
         """
         if not items:
             return
-        is_temporary = not isinstance(work, SharedWork)
-        if not isinstance(work, SharedWork):
+        is_temporary = not isinstance(function, SharedFunction)
+        if not isinstance(function, SharedFunction):
             if self.count == 1:
-                yield from map(work, items)
+                yield from map(function, items)
                 return
-            work = SharedWork(work)
+            function = SharedFunction(function)
         threads = max(1, self.threads // min(self.count, len(items)))
-        jobs = [_Job(next(self._numbers), threads, work, item) for item in items]
+        jobs = [_Job(next(self._numbers), threads, function, item) for item in items]
         with self._lock:
             self._waiting.extend(jobs)
         try:
             for job in jobs:
                 yield self._result(job)
         finally:
-            self._forget({job.number for job in jobs}, work if is_temporary else None)
+            self._forget({job.number for job in jobs}, function if is_temporary else None)
 
     def _result(self, job: _Job) -> Any:
-        """Work on all calls together until this job is done. Raises its error."""
+        """Return the result of `job`, or raise its error.
+
+        While it waits, this thread sends and receives the jobs of all threads.
+        """
         while True:
             with self._lock:
-                self._hand_out()
+                self._send_jobs()
                 if job.number not in self._results:
-                    self._receive()
+                    self._receive_results()
                 if job.number in self._results:
                     result = self._results.pop(job.number)
                     break
@@ -137,31 +143,32 @@ class Workers:
             raise result.error
         return result
 
-    def _hand_out(self) -> None:
-        """Give jobs to whoever is free; start processes as long as there are too few."""
+    def _send_jobs(self) -> None:
+        """Send waiting jobs to idle workers; start workers if there are fewer than `count`."""
         idle = [worker for worker in self._pool if worker.job is None]
         while self._waiting and (idle or len(self._pool) < self.count):
             if not idle:
                 idle.append(_Worker())
                 self._pool.append(idle[0])
-            with self._unless_killed(worker := idle.pop(0)):
-                worker.give(self._waiting.popleft())
+            with self._failing_its_job(worker := idle.pop(0)):
+                worker.send(self._waiting.popleft())
 
-    def _receive(self) -> None:
-        """Take in what workers have found."""
+    def _receive_results(self) -> None:
+        """Receive the results that workers have sent; wait for a moment if there are none."""
         by_pipe = {worker.pipe: worker for worker in self._pool if worker.job is not None}
-        for ready in connection.wait(list(by_pipe), PATIENCE):
+        for ready in connection.wait(list(by_pipe), RESULT_TIMEOUT):
             assert isinstance(ready, Connection)
-            with self._unless_killed(worker := by_pipe[ready]):
-                if (answer := worker.take()) is not None:
-                    self._results.update([answer])
+            with self._failing_its_job(worker := by_pipe[ready]):
+                if (result := worker.receive()) is not None:
+                    self._results.update([result])
                     worker.job = None
 
     @contextlib.contextmanager
-    def _unless_killed(self, worker: "_Worker") -> Iterator[None]:
-        """What goes wrong with a message is the failure of its job, whoever waits for that.
+    def _failing_its_job(self, worker: "_Worker") -> Iterator[None]:
+        """Make an error while sending to or receiving from `worker` the result of its job.
 
-        A worker in the middle of a message is no more use.
+        The job may belong to another thread, which then raises the error. The worker is killed,
+        because it may be in the middle of a message.
         """
         try:
             yield
@@ -175,12 +182,15 @@ class Workers:
                 failure.__cause__ = error
             if worker.job:
                 self._results[worker.job.number] = _Failure(failure)
-            self._remove(worker)
+            self._kill(worker)
             if not isinstance(error, Exception):
                 raise
 
-    def _forget(self, numbers: set[int], work: SharedWork[Any, Any] | None) -> None:
-        """Drop these jobs, done or not, and a work that nobody uses again."""
+    def _forget(self, numbers: set[int], function: SharedFunction[Any, Any] | None) -> None:
+        """Drop the jobs with these numbers, and make the workers delete `function`.
+
+        Workers that are still busy with one of the jobs are killed.
+        """
         with self._lock:
             waiting = [job for job in self._waiting if job.number not in numbers]
             self._waiting.clear()
@@ -189,38 +199,39 @@ class Workers:
                 self._results.pop(number, None)
             for worker in list(self._pool):
                 if worker.job is not None and worker.job.number in numbers:
-                    self._remove(worker)  # nobody waits for what it does
-                elif work is not None:
-                    worker.forget(work)
+                    self._kill(worker)
+                elif function is not None:
+                    worker.forget(function)
 
-    def _remove(self, worker: "_Worker") -> None:
+    def _kill(self, worker: "_Worker") -> None:
         if worker in self._pool:
             self._pool.remove(worker)
-            _end([worker])
+            _kill_all([worker])
 
 
 class _Worker:
-    """A process of the pool, as this process sees it."""
+    """A process of the pool, with the job that it is working on."""
 
     def __init__(self) -> None:
-        release_freed_memory()  # of a model that is now in the memory of the work
+        release_freed_memory()  # the original of a model that is now in shared memory
         level = logging.getLogger("mt").getEffectiveLevel()
-        self.child: Child = worker_template().start(partial(_serve, level))
+        self.child: Child = ensure_worker_template().start(partial(_serve, level))
         self.pipe = self.child.pipe
         self.job: _Job | None = None
-        self._known: set[int] = set()  # the numbers of the works that it has
+        self._known: set[int] = set()  # the numbers of the functions that the process has
 
-    def give(self, job: _Job) -> None:
-        """Send a job, and before it the work if the process does not have it."""
+    def send(self, job: _Job) -> None:
+        """Send a job to the process, after its function if the process does not have it yet."""
         self.job = job
-        if job.work.number not in self._known:
-            self._known.add(job.work.number)
-            self.pipe.send(("work", job.work.number))
-            job.work.send(self.pipe, self.child.pid)
-        self.pipe.send(("job", job.number, job.threads, job.work.number, job.item))
+        function = job.function
+        if function.number not in self._known:
+            self._known.add(function.number)
+            self.pipe.send(("function", function.number))
+            function.send(self.pipe, self.child.pid)
+        self.pipe.send(("job", job.number, job.threads, function.number, job.item))
 
-    def take(self) -> tuple[int, Any] | None:
-        """The number of the job and its result; None after a message for the log."""
+    def receive(self) -> tuple[int, Any] | None:
+        """Receive a message; return a job number and its result, or None after a log message."""
         number, result = self.pipe.recv()
         if isinstance(result, logging.LogRecord):
             if (logger := logging.getLogger(result.name)).isEnabledFor(result.levelno):
@@ -228,16 +239,16 @@ class _Worker:
             return None
         return number, result
 
-    def forget(self, work: SharedWork[Any, Any]) -> None:
-        """Let the process drop a work."""
-        if work.number in self._known:
-            self._known.remove(work.number)
+    def forget(self, function: SharedFunction[Any, Any]) -> None:
+        """Make the process delete a function."""
+        if function.number in self._known:
+            self._known.remove(function.number)
             with contextlib.suppress(OSError):
-                self.pipe.send(("forget", work.number))
+                self.pipe.send(("forget", function.number))
 
 
-def _end(pool: list[_Worker]) -> None:
-    """Kill these processes, whatever they do."""
+def _kill_all(pool: list[_Worker]) -> None:
+    """Kill the processes in `pool`, wait for their end, and empty the list."""
     for worker in pool:
         worker.child.kill()
     for worker in pool:
@@ -246,36 +257,38 @@ def _end(pool: list[_Worker]) -> None:
 
 
 class _LogSender(logging.handlers.QueueHandler):
-    """Sends messages for the log to the process that has set up logging."""
+    """Sends log messages of a worker to the main process, which has set up logging."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         self.queue.send((-1, record))  # type: ignore[attr-defined]
 
 
 def _serve(log_level: int, pipe: Connection) -> None:
-    """The life of a worker: a result, or the error instead, for each job that comes."""
-    keep_freed_memory()
+    """Run a worker process: receive functions and jobs, and send back results or failures."""
+    configure_malloc()
     logging.getLogger().addHandler(_LogSender(pipe))  # type: ignore[arg-type]
     logging.getLogger().setLevel(log_level)
-    works: dict[int, Any] = {}
-    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody waits any more
+    functions: dict[int, Any] = {}
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the main process has closed the pipe
         while True:
             kind, number, *job = pipe.recv()
-            if kind == "work":
-                works[number] = _outcome(receive_work, pipe)
+            if kind == "function":
+                functions[number] = _result_or_failure(receive_function, pipe)
             elif kind == "forget":
-                del works[number]
+                del functions[number]
             else:
-                threads, work_number, item = job
+                threads, function_number, item = job
                 if torch.get_num_threads() != threads:
                     torch.set_num_threads(threads)
-                work = works[work_number]
-                pipe.send((number, work if isinstance(work, _Failure) else _outcome(work, item)))
+                result = function = functions[function_number]
+                if not isinstance(function, _Failure):
+                    result = _result_or_failure(function, item)
+                pipe.send((number, result))
 
 
-def _outcome(work: Callable[[Any], Any], item: Any) -> Any:
+def _result_or_failure(function: Callable[[Any], Any], item: Any) -> Any:
     try:
-        return work(item)
+        return function(item)
     except Exception as error:
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
         return _Failure(error)

@@ -1,4 +1,4 @@
-"""A world of ranks: what each does, what they add up, and what one tells the others."""
+"""The ranks of a run: collective operations, and what happens when a rank raises or disappears."""
 
 import contextlib
 import datetime
@@ -21,65 +21,76 @@ from mt.errors import (
     RankLostError,
     exit_code,
 )
-from mt.runtime.presence import START_TIMEOUT, Presence, die_with
+from mt.runtime.presence import START_TIMEOUT, Presence, die_with_parent
 from mt.runtime.shards import save_shards, unsharded
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
-# seconds without an answer, where ranks translate for long before they have anything to say
-PATIENCE = 3600.0
-# Seconds by which NCCL, which can only abort the process, waits longer than the hosts, which can
-# say for whom. A host waits for its own GPU half as long.
+# Timeout in seconds for commands that translate: a rank may translate for long between collectives.
+TRANSLATION_TIMEOUT = 3600.0
+# Seconds that NCCL waits longer than the processes wait for each other on the CPU. NCCL can only
+# abort the process, while the CPU side can also say which rank is missing. A process waits half of
+# this time longer for its own GPU.
 GPU_GRACE = 60.0
 
 
 class World:
-    """The processes of a run and this one's place among them; by default a process that is alone."""
+    """The processes of a run and the rank of this process; by default, a single process."""
 
     def __init__(
-        self, rank: int = 0, size: int = 1, *, local_rank: int = 0, local_size: int = 1, attempt: int = 0, timeout: float = 300.0,
-        store: Any = None, is_launched: bool = False,
-    ) -> None:  # fmt: skip
-        """`attempt`: how many times the launcher has started anew. `timeout`: seconds without an
-        answer after which a rank is lost.
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        local_rank: int = 0,
+        local_size: int = 1,
+        attempt: int = 0,
+        timeout: float = 300.0,
+        store: Any = None,
+        is_launched: bool = False,
+    ) -> None:
+        """`local_rank` and `local_size` count the ranks on this machine only.
+
+        `attempt` is the number of times that the launcher has restarted the run, and `timeout` the
+        number of seconds without a response after which a rank counts as lost.
         """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.attempt, self.timeout = attempt, timeout
-        self.is_launched = (
-            is_launched or size > 1
-        )  # by something that may pass on signals which this process has had
+        # Whether a launcher started this process. A launcher may forward a signal to this process
+        # that the process has already received directly.
+        self.is_launched = is_launched or size > 1
         self.presence = Presence(store, rank, size, timeout)
-        self._calls = 0
-        self._known: BaseException | None = None  # what was raised here and told to all
-        self._hosts: Any = (
-            None  # the group of what the hosts tell each other; None is the default group
-        )
+        self._num_broadcasts = 0
+        # An error that was raised on this rank, and that all other ranks have learned of.
+        self._shared_error: BaseException | None = None
+        self._cpu_group: Any = None  # for collectives on the CPU; None: the default group
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other process."""
+        """Whether this is the only process of the run."""
         return self.size == 1
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this is rank 0, the process that writes files and prints messages."""
         return self.rank == 0
 
     @property
-    def gpu_patience(self) -> float | None:
-        """Seconds to wait for this rank's GPU, which may wait for others; None: without end."""
+    def gpu_timeout(self) -> float | None:
+        """Seconds to wait for this rank's GPU, which may wait for other ranks; None: no limit."""
         return None if self.is_alone else self.timeout + GPU_GRACE / 2
 
     def device_for_rank(self, device: str) -> str:
-        """`device` of a configuration for this rank: the GPU of its number on its machine, where
-        GPUs are meant.
+        """Return the device of this rank for the device that the user has set.
+
+        If there are several ranks, `auto` and `cuda` become `cuda:N`, where N is the local rank.
         """
         if self.is_alone or device not in ("auto", "cuda") or not torch.cuda.is_available():
             return device
         return f"cuda:{self.local_rank}"
 
     def threads_per_rank(self, threads: int | None) -> int | None:
-        """This rank's part of a machine's CPU `threads`."""
+        """Return this rank's share of the CPU threads that the user has set for each machine."""
         return threads if threads is None else max(1, threads // self.local_size)
 
     # The model and its gradients.
@@ -87,11 +98,11 @@ class World:
     def wrap(
         self, module: nn.Module, engine: Engine, blocks: Sequence[nn.Module], device: torch.device
     ) -> nn.Module:
-        """`module` on `device`; its gradients are from here on the mean over all ranks.
+        """Move `module` to `device`, and make its gradients the mean over all ranks.
 
-        With `fsdp` they and the parameters are shared out. `blocks` are what FSDP2 brings together
-        at a time. It also moves them to the device one at a time, so `module`, built on the CPU, is
-        never there whole.
+        With `fsdp`, parameters and gradients are sharded, and FSDP2 gathers the parameters of one
+        of `blocks` at a time. It also moves the blocks to the device one at a time, so that
+        `module`, which was built on the CPU, is never on the device as a whole.
         """
         if self.is_alone:
             return module.to(device)
@@ -110,94 +121,99 @@ class World:
         return module
 
     def gradient_sync(self, module: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
-        """The context of a micro-batch: DDP exchanges gradients in the last of an update only."""
+        """Return the context for the forward and backward pass of a micro-batch.
+
+        DDP all-reduces the gradients only in the last micro-batch of an update.
+        """
         no_sync = getattr(module, "no_sync", None)
         return nullcontext() if no_sync is None or is_last else no_sync()
 
     def all_reduce_sum(self, numbers: Tensor) -> Tensor:
-        """The sum of a small tensor over all ranks, in its place."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if not self.is_alone:
             torch.distributed.all_reduce(numbers)
         return numbers
 
-    # What the hosts tell each other.
+    # Collectives between CPUs.
 
     def all_reduce_max(self, value: int) -> int:
-        """The highest `value` of all ranks."""
+        """Return the maximum of `value` over all ranks."""
         if self.is_alone:
             return value
         number = torch.tensor(value)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._cpu_group)
         return int(number)
 
     def map_sharded(
         self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]
     ) -> list[T]:
-        """What `work` makes of `items`, one for one and as JSON holds it, in order and on all
-        ranks; each works on its part.
+        """Apply `work` to `items`, divided among the ranks; return all results on every rank.
 
-        Raises what `work` raises here, and `RankError` for what it raises elsewhere.
+        Rank r calls `work` with every `size`-th item from item r on. `work` returns one result per
+        item, as JSON can hold it. The results are in the order of `items`. If `work` raises an
+        error, it is raised on this rank, and the other ranks raise `RankError`.
         """
         if self.is_alone:
             return list(work(items))
-        failed: BaseException | None = None
-        answer: dict[str, Any]
         try:
-            answer = {"values": list(work(items[self.rank :: self.size]))}
+            values = list(work(items[self.rank :: self.size]))
         except Exception as error:
-            failed, answer = error, _described(error)
-        answers = self._gathered(json.dumps(answer))
-        if failed is not None:
-            self._known = failed
-            raise failed
-        for rank, other in enumerate(answers):
-            _raise_told(other, f"rank {rank}: ")
+            self._all_gather_json(_describe(error))  # the other ranks wait for it
+            self._shared_error = error
+            raise
+        answers = self._all_gather_json({"values": values})
+        for rank, answer in enumerate(answers):
+            _raise_if_error(answer, f"rank {rank}: ")
         return [answers[i % self.size]["values"][i // self.size] for i in range(len(items))]
 
-    def _gathered(self, text: str) -> list[dict[str, Any]]:
-        mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    def _all_gather_json(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the `value` of each rank, sent as JSON."""
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        torch.distributed.all_gather(lengths, torch.tensor([len(mine)]), group=self._hosts)
-        longest = max(int(length) for length in lengths)
+        torch.distributed.all_gather(lengths, torch.tensor([len(text)]), group=self._cpu_group)
+        longest = int(max(lengths))
         texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        torch.distributed.all_gather(
-            texts, nn.functional.pad(mine, (0, longest - len(mine))), group=self._hosts
-        )
+        padded = nn.functional.pad(text, (0, longest - len(text)))
+        torch.distributed.all_gather(texts, padded, group=self._cpu_group)
         return [
             json.loads(text[: int(length)].numpy().tobytes())
             for text, length in zip(texts, lengths, strict=True)
         ]
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the first rank, as JSON holds it, on all ranks; it may take any time
-        while that rank lives.
+        """Call `work` on rank 0 only, and return its result, as JSON can hold it, on all ranks.
 
-        Raises what it raises there, and on the other ranks `RankError`.
+        There is no time limit: the other ranks wait as long as rank 0 is alive. If `work` raises
+        an error, rank 0 raises it as well, and the other ranks raise `RankError`.
         """
         if self.is_alone:
             return work()
-        self._calls += 1
-        key = f"first/{self._calls}"
-        if not self.is_rank0:
-            answer = self.presence.answer(key)
-            _raise_told(answer)
-            value: T = answer["value"]
-            return value
+        self._num_broadcasts += 1
+        key = f"broadcast/{self._num_broadcasts}"
+        if self.is_rank0:
+            return self._run_and_publish(work, key)
+        answer = self.presence.wait_for_rank0_or_kill_it(key)
+        _raise_if_error(answer)
+        return answer["value"]
+
+    def _run_and_publish(self, work: Callable[[], T], key: str) -> T:
+        """Call `work`, return its result, and publish the result or the error to the other ranks."""
         try:
-            with self.presence.signs_of_life(key):
+            with self.presence.heartbeat(key):
                 value = work()
         except BaseException as error:
-            self._known = error
-            self.presence.tell(key, _described(error))
+            self._shared_error = error
+            self.presence.publish_answer(key, _describe(error))
             raise
-        self.presence.tell(key, {"value": value})
+        self.presence.publish_answer(key, {"value": value})
         return value
 
     # Checkpoints.
 
     def gather_to_rank0(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the first rank; what is shared out comes to its CPU, and the other ranks
-        get nothing.
+        """Return whole tensors on rank 0, and no tensors on the other ranks.
+
+        Sharded tensors are gathered one at a time and moved to the CPU of rank 0.
         """
         whole = {}
         for name, tensor in tensors.items():
@@ -207,35 +223,41 @@ class World:
         return whole
 
     def save_shards(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """`save_shards` of all ranks."""
+        """Write tensors to `folder`; all ranks call this, and each writes its own shards.
+
+        Raises `CheckpointError` on all ranks if one of them fails.
+        """
         try:
-            save_shards(tensors, folder, self._hosts)
+            save_shards(tensors, folder, self._cpu_group)
         except MTError as error:
-            self._known = error
+            self._shared_error = error
             raise
 
-    # Beginning and end.
+    # Start and end.
 
     @contextlib.contextmanager
-    def member(self) -> Iterator[None]:
-        """Take part while the block runs. Of what all ranks know, only the first tells the user."""
-        self.presence.introduce()
-        self._join()
+    def connected(self) -> Iterator[None]:
+        """Connect to the other ranks while the block runs, and wait for them at its end.
+
+        If the block raises an error that all ranks know of, only one rank reports it to the user.
+        """
+        self.presence.register()
+        self._init_process_group()
         try:
             yield
         except BaseException as error:
             is_known = self._is_known_to_all(error)
             if is_known:
-                self.presence.leave()
+                self.presence.leave_together()
             if isinstance(error, MTError):
-                error.is_reported = not self.presence.speaks and (
+                error.is_reported = not self.presence.is_reporter and (
                     is_known or isinstance(error, RankLostError)
                 )
             raise
-        self.presence.leave()
+        self.presence.leave_together()
         torch.distributed.destroy_process_group()
 
-    def _join(self) -> None:
+    def _init_process_group(self) -> None:
         timeout = datetime.timedelta(seconds=self.timeout)
         options: dict[str, Any] = {
             "store": self.presence.store,
@@ -244,21 +266,22 @@ class World:
         }
         try:
             if torch.cuda.is_available():
-                patient = timeout + datetime.timedelta(seconds=GPU_GRACE)
+                gpu_timeout = timeout + datetime.timedelta(seconds=GPU_GRACE)
                 torch.distributed.init_process_group(
-                    "cpu:gloo,cuda:nccl", timeout=patient, **options
+                    "cpu:gloo,cuda:nccl", timeout=gpu_timeout, **options
                 )
-                self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
+                self._cpu_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
             else:
                 torch.distributed.init_process_group("gloo", timeout=timeout, **options)
         except RuntimeError as error:
             raise RankLostError(f"the ranks could not be connected: {error}") from error
 
     def _is_known_to_all(self, error: BaseException | None) -> bool:
+        """Whether every rank raises `error`, or a `RankError` for it."""
         if error is None:
             return False
         return (
-            error is self._known
+            error is self._shared_error
             or isinstance(error, DivergedError | Interrupted | RankError)
             or self._is_known_to_all(error.__cause__)
         )
@@ -268,17 +291,17 @@ ALONE = World()
 
 
 @contextlib.contextmanager
-def joined(timeout: float) -> Iterator[World]:
-    """The world that the environment variables of `torchrun` describe; without them, this process
-    alone.
+def join_world(timeout: float) -> Iterator[World]:
+    """Yield the world that the environment variables of `torchrun` describe.
 
-    Raises `ConfigError` where some of them are missing.
+    Without these variables, it is a world of one process. Raises `ConfigError` if only some of them
+    are set.
     """
     is_launched = "TORCHELASTIC_RUN_ID" in os.environ
     if is_launched:
-        die_with(os.getppid())
-    attempt = _variable("TORCHELASTIC_RESTART_COUNT", 0)
-    if _variable("WORLD_SIZE", 1) == 1:
+        die_with_parent(os.getppid())
+    attempt = _int_variable("TORCHELASTIC_RESTART_COUNT", 0)
+    if _int_variable("WORLD_SIZE", 1) == 1:
         yield World(attempt=attempt, is_launched=is_launched)
         return
     from torch.distributed.distributed_c10d import PrefixStore
@@ -290,21 +313,29 @@ def joined(timeout: float) -> Iterator[World]:
         )
     except ValueError as error:
         raise ConfigError(
-            f"WORLD_SIZE is set in the environment as by torchrun, but not all that belongs to it: {error}"
+            f"WORLD_SIZE is set, as by torchrun, but other variables are missing: {error}"
         ) from error
     world = World(
-        rank, size, local_rank=_variable("LOCAL_RANK", 0), local_size=_variable("LOCAL_WORLD_SIZE", 1), attempt=attempt, timeout=timeout,
-        store=PrefixStore("mt", store), is_launched=is_launched,
-    )  # fmt: skip
-    with world.member():
+        rank,
+        size,
+        local_rank=_int_variable("LOCAL_RANK", 0),
+        local_size=_int_variable("LOCAL_WORLD_SIZE", 1),
+        attempt=attempt,
+        timeout=timeout,
+        store=PrefixStore("mt", store),
+        is_launched=is_launched,
+    )
+    with world.connected():
         yield world
 
 
-def _variable(name: str, default: int) -> int:
+def _int_variable(name: str, default: int) -> int:
+    """Return an environment variable as a number."""
     return int(os.environ.get(name, default))
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def _describe(error: BaseException) -> dict[str, Any]:
+    """Return `error` as a JSON object from which `_raise_if_error` makes a `RankError`."""
     return {
         "error": str(error) or type(error).__name__,
         "exit_code": exit_code(error),
@@ -312,6 +343,7 @@ def _described(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _raise_told(answer: Mapping[str, Any], where: str = "") -> None:
+def _raise_if_error(answer: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise a `RankError` if another rank answered with an error instead of a result."""
     if "error" in answer:
-        raise RankError(where + answer["error"], answer["exit_code"], answer["kind"])
+        raise RankError(prefix + answer["error"], answer["exit_code"], answer["kind"])

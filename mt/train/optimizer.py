@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mt.config import OptimConfig
-from mt.runtime.shards import own_shard
+from mt.runtime.shards import local_shard
 
 
 def build_optimizer(
@@ -55,9 +55,9 @@ class WeightAverage:
         Early updates use a smaller decay, so that the initial weights soon have no influence.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [own_shard(average) for average in self.weights.values()]
+        averages = [local_shard(average) for average in self.weights.values()]
         torch._foreach_lerp_(
-            averages, [own_shard(p.detach()) for p in model.parameters()], 1 - decay
+            averages, [local_shard(p.detach()) for p in model.parameters()], 1 - decay
         )
 
 

@@ -20,7 +20,7 @@ from mt.data.prepare import Prepared
 from mt.decode.loading import load_weights
 from mt.errors import CheckpointError, Interrupted, RankError
 from mt.log import MetricLogger
-from mt.runtime.device import NAMES, Compute
+from mt.runtime.device import PRECISION_NAMES, Compute
 from mt.runtime.world import ALONE, World
 from mt.train.gradients import PendingStats
 from mt.train.optimizer import optimizer_tensors, prepare_optimizer
@@ -85,7 +85,12 @@ class Trainer(Updater):
         if self.world.is_rank0:
             metrics = MetricLogger(self.run.metrics_path, self.run.tensorboard, self.step)
         self.progress = TrainProgress(
-            config, metrics, self.step, self.seconds, NAMES[self.compute.dtype], self.window
+            config,
+            metrics,
+            self.step,
+            self.seconds,
+            PRECISION_NAMES[self.compute.dtype],
+            self.window,
         )
         with self.stop.installed(), contextlib.closing(self.progress):
             with contextlib.closing(self.loader.updates()) as updates:  # type: ignore[type-var]
@@ -254,7 +259,7 @@ class Trainer(Updater):
             "divergence": self.watch.state_dict(),
             "seconds": self.seconds(),
             "max_tokens": self.config.batching.max_tokens,
-            "precision": NAMES[self.compute.dtype],
+            "precision": PRECISION_NAMES[self.compute.dtype],
             "threads": self.config.threads,
             "data": self.prepared.data_fingerprint,
             "tokenizer": self.prepared.tokenizer.hash,

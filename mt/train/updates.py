@@ -44,7 +44,7 @@ class Updater:
         config, train = resolved.config, resolved.config.train
         self.config, self.prepared, self.world = config, prepared, world
         self.run = RunFolder(resolved.folder)
-        self.compute = compute.set_threads()
+        self.compute = compute.set_process_threads()
         self.model = self._build()  # on the CPU until `World.wrap` moves it
         initialize(self.model, config, resolved.is_new)
         self.model.recompute(train.gradient_checkpointing)
@@ -154,7 +154,7 @@ class Updater:
         updates than `train.max_bad_updates`. All ranks must call this.
         """
         try:
-            return pending.read(self.world.gpu_patience, self.known_bad_updates)
+            return pending.read(self.world.gpu_timeout, self.known_bad_updates)
         except DivergedError as error:
             self.known_bad_updates += 1
             weights = self.world.gather_to_rank0(self.weights())

@@ -20,8 +20,8 @@ from mt.evaluation import TITLES, build_metrics, corpus_scores
 from mt.evaluation.evaluate import evaluate
 from mt.files import fingerprint
 from mt.model.transformer import Transformer
-from mt.runtime.device import NAMES, Compute
-from mt.runtime.memory import in_halves
+from mt.runtime.device import PRECISION_NAMES, Compute
+from mt.runtime.memory import halve_if_out_of_memory
 from mt.runtime.world import ALONE, World
 from mt.train.objective import loss_sums
 
@@ -99,7 +99,7 @@ class Validator:
         scores = {"loss": loss, **{name: score.value for name, score in result.scores.items()}}
         details = {
             **scores,
-            "precision": NAMES[self.compute.dtype],
+            "precision": PRECISION_NAMES[self.compute.dtype],
             "sentences": len(self.src),
             "signatures": {name: score.signature for name, score in result.scores.items()},
             "measured": self.fingerprint,
@@ -145,7 +145,8 @@ class Validator:
         groups = list(self.loader)
         nlls = map_sharded(
             lambda part: [
-                sum(in_halves(lambda pairs: [self._nll(model, pairs)], group)) for group in part
+                sum(halve_if_out_of_memory(lambda pairs: [self._nll(model, pairs)], group))
+                for group in part
             ],
             groups,
         )

@@ -73,7 +73,7 @@ PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
         (updates, "build_optimizer", plain_optimizer),
     ],
     # glibc returns freed memory to the system; this has an effect only in a new process.
-    "allocator": [(device_module, "keep_freed_memory", lambda: None)],
+    "allocator": [(device_module, "configure_malloc", lambda: None)],
 }
 
 

@@ -39,8 +39,8 @@ from mt.files import flush_to_disk, sha256_file
 from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute, set_up_compute
 from mt.runtime.memory import peak_process_memory
-from mt.runtime.shards import is_sharded, load_shards, own_shard
-from mt.runtime.world import World, joined
+from mt.runtime.shards import is_sharded, load_shards, local_shard
+from mt.runtime.world import World, join_world
 from mt.train.objective import TrainingLoss
 from mt.train.optimizer import build_optimizer, optimizer_tensors, prepare_optimizer
 
@@ -70,7 +70,7 @@ def main() -> None:
         elif args.what == "cache":
             cache(args.folders)
         else:
-            with joined(600.0) as world:
+            with join_world(600.0) as world:
                 compute = set_up_compute(
                     world.device_for_rank("auto"), "auto", None, for_training=True
                 )
@@ -190,7 +190,7 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
     rates = ", ".join(
         f"{name} {value:.2f} s ({size / MIB / value:,.0f} MiB/s)" for name, value in seconds.items()
     )
-    in_memory = sum(own_shard(tensor).nbytes for tensor in tensors.values())
+    in_memory = sum(local_shard(tensor).nbytes for tensor in tensors.values())
     print_on_rank0(
         world,
         f"{world.size} ranks, {args.engine}, preset {args.preset}: "

@@ -16,7 +16,7 @@ from mt.config import Config
 from mt.errors import ConfigError, MTError, RankError
 from mt.runs import resolve
 from mt.runs.resolve import start_computing
-from mt.runtime.device import NAMES, set_up_compute
+from mt.runtime.device import PRECISION_NAMES, set_up_compute
 from mt.runtime.world import World
 from tests.runtime.ranks import on_ranks
 
@@ -100,7 +100,7 @@ def test_open_settings_are_kept_from_the_checkpoint_and_changes_are_logged(
     resolved, chosen = start_computing(config, resumed, World())
     precision = {"0": "fp32", "1": "bf16"}[native] if expected[0] == "auto" else expected[0]
     assert (resolved.precision, resolved.threads) == (precision, expected[1])
-    assert NAMES[chosen.dtype] == precision
+    assert PRECISION_NAMES[chosen.dtype] == precision
     assert messages == warnings
 
 
@@ -142,7 +142,7 @@ def test_all_ranks_use_the_precision_and_threads_of_rank_0(
         slow = [message for message in warnings if "on rank 1, which slows down" in message]
         return (
             resolved.precision,
-            NAMES[chosen.dtype],
+            PRECISION_NAMES[chosen.dtype],
             resolved.threads,
             chosen.num_threads,
             slow,

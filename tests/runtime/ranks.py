@@ -39,7 +39,7 @@ def on_ranks(
                 world = World(
                     rank, size, local_rank=rank, local_size=size, timeout=timeout, store=common
                 )
-                with world.member() if size > 1 else contextlib.nullcontext():
+                with world.connected() if size > 1 else contextlib.nullcontext():
                     result = work(world)
                 (place / f"result.{rank}").write_bytes(pickle.dumps(result))
 

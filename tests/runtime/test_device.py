@@ -96,8 +96,8 @@ def test_threads_are_set_while_a_block_runs_and_for_good_if_that_is_asked_for() 
     code = (
         "import torch; from mt.runtime.device import set_up_compute; torch.set_num_threads(3)\n"
         "compute, n = set_up_compute('cpu', 'fp32', 2), torch.get_num_threads\n"
-        "with compute.limited_threads(): inside = n()\n"
-        "print(compute, inside, n()); compute.set_threads(); print(n())"
+        "with compute.temporary_process_threads(): inside = n()\n"
+        "print(compute, inside, n()); compute.set_process_threads(); print(n())"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -125,7 +125,7 @@ def test_deterministic_on_a_gpu_is_set_up_before_anything_is_computed(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr("mt.runtime.device.make_deterministic", lambda: made.append(True))
+    monkeypatch.setattr("mt.runtime.device.make_process_deterministic", lambda: made.append(True))
     assert str(set_up_compute("cuda", "bf16", None)) == "a GPU, bf16"
     assert made == []
     compute = set_up_compute("cuda", "bf16", None, deterministic=True)
@@ -141,7 +141,7 @@ def test_deterministic_means_algorithms_workspaces_and_attention(
     before: str | None, after: str
 ) -> None:
     code = (
-        "import os, torch\nfrom mt.runtime.device import make_deterministic\nmake_deterministic()\n"
+        "import os, torch\nfrom mt.runtime.device import make_process_deterministic\nmake_process_deterministic()\n"
         "print(os.environ['CUBLAS_WORKSPACE_CONFIG'], torch.are_deterministic_algorithms_enabled(),"
         " torch.is_deterministic_algorithms_warn_only_enabled())\n"
         "cuda = torch.backends.cuda\n"

@@ -19,8 +19,8 @@ from mt import Translator
 from mt.errors import ConfigError, MTError
 from mt.model.linear import Int8Linear
 from mt.runtime.device import Compute
-from mt.runtime.sharing import SharedWork
-from mt.runtime.template import MODULES, start_early, worker_template
+from mt.runtime.sharing import SharedFunction
+from mt.runtime.template import MODULES, ensure_worker_template, start_template_early
 from mt.runtime.workers import Workers
 from tests.conftest import ROOT
 from tests.imports import computing_imports
@@ -186,11 +186,11 @@ def test_a_killed_process_is_an_error_that_says_what_may_help() -> None:
 
 
 def test_a_killed_template_is_replaced() -> None:
-    template = worker_template()
+    template = ensure_worker_template()
     os.kill(template.pid, signal.SIGKILL)
     assert_gone([template.pid])
     assert list(Workers(2, 1).map(jobs.threads, range(2))) == [1, 1]
-    assert worker_template() is not template
+    assert ensure_worker_template() is not template
 
 
 def test_messages_of_workers_go_through_the_log_of_this_process(
@@ -208,22 +208,22 @@ def test_messages_of_workers_go_through_the_log_of_this_process(
 def test_threads_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for given, count in ((1, 1), (2, 2), (None, 4), (8, 8)):
-        workers = Workers.choose(given, CPU)
+        workers = Workers.for_compute(given, CPU)
         assert (workers.count, workers.threads) == (count, 4)
 
 
 def test_several_workers_on_a_gpu_are_refused_and_one_is_chosen() -> None:
     gpu = Compute(torch.device("cuda"), torch.bfloat16)
-    assert Workers.choose(None, gpu).count == 1
+    assert Workers.for_compute(None, gpu).count == 1
     with pytest.raises(ConfigError, match="workers: 2 is not possible"):
-        Workers.choose(2, gpu)
+        Workers.for_compute(2, gpu)
 
 
 # Where workers come from.
 
 
 def test_a_workers_parent_has_one_thread_and_is_not_this_process() -> None:
-    template = worker_template()
+    template = ensure_worker_template()
     for found in Workers(2, 2).map(jobs.ancestry, range(4)):
         assert found["parent"] == template.pid != os.getpid()
         assert found["parent_threads"] == 1
@@ -240,14 +240,14 @@ def test_a_template_is_started_early_only_where_several_workers_are_likely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[int] = []
-    monkeypatch.setattr("mt.runtime.template.worker_template", lambda: started.append(1))
+    monkeypatch.setattr("mt.runtime.template.ensure_worker_template", lambda: started.append(1))
     monkeypatch.setattr("mt.runtime.template.GPUS", ())
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def starts(workers: int | None, threads: int | None, device: str = "auto") -> bool:
         started.clear()
-        start_early(workers, threads, device)
+        start_template_early(workers, threads, device)
         return bool(started)
 
     assert starts(None, None)
@@ -265,7 +265,7 @@ def test_a_template_is_started_early_only_where_several_workers_are_likely(
 
 def test_starting_early_imports_no_pytorch() -> None:
     code = (
-        "import sys, mt.runtime.template as t; t.start_early(2, 2, 'cpu')\n"
+        "import sys, mt.runtime.template as t; t.start_template_early(2, 2, 'cpu')\n"
         "print('torch' in sys.modules, t._template.is_usable())"
     )
     result = subprocess.run(
@@ -348,14 +348,14 @@ def test_workers_start_from_every_kind_of_process(
 
 SLEEPERS = """
 import sys, time
-from mt.runtime.template import worker_template
+from mt.runtime.template import ensure_worker_template
 if sys.argv[1] == "importing":
-    print(worker_template().pid, flush=True)
+    print(ensure_worker_template().pid, flush=True)
 else:
     from mt.runtime.workers import Workers
     from tests.runtime.jobs import sleeps_after_two
     results = Workers(2, 2).map(sleeps_after_two, range(9))
-    print(worker_template().pid, next(results), next(results), flush=True)
+    print(ensure_worker_template().pid, next(results), next(results), flush=True)
 time.sleep(60)
 """
 
@@ -518,4 +518,4 @@ def apply(layer: Int8Linear, x: torch.Tensor, item: int) -> list[list[float]]:
 
 def test_a_tensor_on_a_gpu_is_not_shared() -> None:
     with pytest.raises(AssertionError, match="meta"):
-        SharedWork(partial(jobs.product, torch.empty(3, device="meta")))
+        SharedFunction(partial(jobs.product, torch.empty(3, device="meta")))

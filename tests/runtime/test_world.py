@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from mt.errors import ConfigError, DataError, RankError, RankLostError
 from mt.runtime import presence
-from mt.runtime.world import World, joined
+from mt.runtime.world import World, join_world
 from mt.train.gradients import wait_for_gpu
 from mt.train.stopping import SignalStop
 from tests.runtime.ranks import RankFailedError, on_ranks
@@ -25,6 +25,12 @@ class NeverDone:
 
     def query(self) -> bool:
         return False
+
+
+def lost_rank_message(world: World, error: BaseException) -> str:
+    """Kill the ranks that do not respond, as `mt train` does, and return the message."""
+    assert world.presence.means_lost_rank(error)
+    return world.presence.kill_lost_ranks(error)
 
 
 def test_sums_and_signals_are_those_of_all_ranks() -> None:
@@ -107,7 +113,7 @@ def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) ->
                 stop()
                 world.all_reduce_sum(torch.ones(1))
         except RuntimeError as error:
-            raise RankLostError(str(world.presence.lost(error))) from error
+            raise RankLostError(lost_rank_message(world, error)) from error
 
     began = time.monotonic()
     with pytest.raises(RankFailedError) as failed:
@@ -133,13 +139,14 @@ def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
                 stop.share_signal()
             wait_for_gpu(NeverDone(), patience=2.5)  # type: ignore[arg-type]
         except RuntimeError as error:
-            lost = f"{world.presence.lost(error)}; missed by the {'GPU' * ('GPU' in str(error))}"
-            raise RankLostError(lost) from error
+            message = lost_rank_message(world, error)
+            missed_by = "GPU" if "GPU" in str(error) else "ranks"
+            raise RankLostError(f"{message}; missed by the {missed_by}") from error
 
     with pytest.raises(RankFailedError) as failed:
         on_ranks(3, work, timeout=2.0)
     assert f"rank 1: exit {-signal.SIGKILL}" in str(failed.value)
-    missed = f"(train.timeout); missed by the {'GPU' * (where == 'gpu')}\n"
+    missed = f"(train.timeout); missed by the {'GPU' if where == 'gpu' else 'ranks'}\n"
     assert str(failed.value).count("no answer for 2 s from rank 1 (") == 2
     assert str(failed.value).count(missed) == 2
     assert "from rank 0 (" not in str(failed.value)
@@ -147,8 +154,8 @@ def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
 
 
 def test_a_gpu_is_waited_for_longer_than_hosts_and_shorter_than_nccl_waits() -> None:
-    assert World().gpu_patience is None
-    assert World(0, 2, timeout=10.0).gpu_patience == 40.0
+    assert World().gpu_timeout is None
+    assert World(0, 2, timeout=10.0).gpu_timeout == 40.0
 
 
 def test_a_rank_that_dies_ends_the_others_at_once() -> None:
@@ -159,7 +166,7 @@ def test_a_rank_that_dies_ends_the_others_at_once() -> None:
         try:
             world.all_reduce_sum(torch.ones(1))
         except RuntimeError as error:
-            raise RankLostError(str(world.presence.lost(error))) from error
+            raise RankLostError(lost_rank_message(world, error)) from error
 
     began = time.monotonic()
     with pytest.raises(RankFailedError, match="another rank has ended"):
@@ -191,15 +198,16 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
 
 
 def test_other_errors_are_not_taken_for_a_lost_rank() -> None:
-    there = presence.Presence(None, 0, 2, 1.0)
-    assert there.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-    assert there.lost(ValueError("Connection closed by peer")) is None
-    assert World().presence.lost(RuntimeError("Connection closed by peer")) is None
+    two_ranks = presence.Presence(None, 0, 2, 1.0)
+    assert two_ranks.means_lost_rank(RuntimeError("Connection closed by peer"))
+    assert not two_ranks.means_lost_rank(RuntimeError("mat1 and mat2 cannot be multiplied"))
+    assert not two_ranks.means_lost_rank(ValueError("Connection closed by peer"))
+    assert not World().presence.means_lost_rank(RuntimeError("Connection closed by peer"))
 
 
 def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="RANK expected"), joined(1.0):
+    with pytest.raises(ConfigError, match="RANK expected"), join_world(1.0):
         pytest.fail("there is no such world")
 
 
