@@ -77,14 +77,13 @@ def clone(trained_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(clone: Path, *command: str) -> None:
-    """Run a command in the clone; it must exit with 0."""
+def run(clone: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in the clone."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
+    return subprocess.run(
         command, cwd=clone, env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(("page", "command"), CHEAP, ids=[command for _, command in CHEAP])
@@ -92,7 +91,8 @@ def test_a_cheap_command_runs(page: str, command: str, clone: Path) -> None:
     for folder, package in EXTRAS_OF_EXPORTS.items():
         if f"-o {folder}" in command:
             pytest.importorskip(package)
-    run(clone, "bash", "-euo", "pipefail", "-c", shlex_join(words(command)))
+    result = run(clone, "bash", "-euo", "pipefail", "-c", shlex_join(words(command)))
+    assert result.returncode == 0, result.stderr
 
 
 def shlex_join(parts: list[str]) -> str:
@@ -145,7 +145,8 @@ def check_mt(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("page", "code"), list(blocks("python")))
 def test_a_python_block_runs(page: str, code: str, clone: Path) -> None:
-    run(clone, sys.executable, "-c", code)
+    result = run(clone, sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(("page", "text"), list(blocks("yaml")))
@@ -154,7 +155,7 @@ def test_a_configuration_loads(page: str, text: str, tmp_path: Path) -> None:
 
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    load_config(path)
+    assert load_config(path).data.train
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
