@@ -110,7 +110,6 @@ def progress_bar(
         smoothing=0,
         dynamic_ncols=True,
         leave=False,
-        file=sys.stderr,
     ) as bar:
         yield bar.update
 

@@ -5,6 +5,7 @@ to see whether they are a tie.
 """
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,9 +25,11 @@ Translated = list[tuple[list[int], float]]  # per source: ids of the best hypoth
 class Engine(Protocol):
     """Runs a model on sentences given as ids, without their end of sentence."""
 
+    @abstractmethod
     def translate(self, sources: Sequence[list[int]]) -> Translated:
         """Return the best hypothesis for each source, with its score."""
 
+    @abstractmethod
     def score(self, source: list[int], target: list[int]) -> float:
         """Return the score of `target` as a translation of `source`.
 

@@ -6,7 +6,7 @@ So this process starts a single one, the template, which imports PyTorch, waits,
 children:
 
     this process ──── control socket ────> template ── fork ──> child, child, ...
-          └───── one pipe and one status socket per child ────> each child
+          └────── one pipe and one status socket per child ─────> child, child, ...
 
 Pickled data only travels from this process to processes that it started, through inherited
 sockets; nothing is unpickled from a file or the network. The template ends when this process ends,
@@ -95,7 +95,7 @@ class Template:
         return self._process.pid
 
     def is_usable(self) -> bool:
-        """Whether the template is running, and was started by this process, not by a parent of it."""
+        """Whether the template is running and belongs to this process, not to its parent."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def start(self, work: Callable[[Connection], object]) -> Child:
@@ -254,7 +254,7 @@ class _Forker:
 
 
 def _call_received_function(pipe: Connection) -> int:
-    """Call the function received through `pipe` with `pipe`, and return the exit code to end with."""
+    """Receive a function through `pipe`, call it with `pipe`, and return the exit code."""
     code: Any = 1
     try:
         pipe.recv()(pipe)

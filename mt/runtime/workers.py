@@ -37,7 +37,7 @@ RESULT_TIMEOUT = 0.05
 
 @dataclass(frozen=True)
 class _Job:
-    """One item of a `Workers.map` call; a worker applies `function` to it with `threads` threads."""
+    """An item to which a worker applies `function`, using `threads` threads."""
 
     number: int
     threads: int
@@ -110,21 +110,19 @@ class Workers:
         """
         if not items:
             return
-        is_temporary = not isinstance(function, SharedFunction)
-        if not isinstance(function, SharedFunction):
-            if self.count == 1:
-                yield from map(function, items)
-                return
-            function = SharedFunction(function)
+        shared = function if isinstance(function, SharedFunction) else self.share(function)
+        if not isinstance(shared, SharedFunction):
+            yield from map(shared, items)
+            return
         threads = max(1, self.threads // min(self.count, len(items)))
-        jobs = [_Job(next(self._numbers), threads, function, item) for item in items]
+        jobs = [_Job(next(self._numbers), threads, shared, item) for item in items]
         with self._lock:
             self._waiting.extend(jobs)
         try:
             for job in jobs:
                 yield self._result(job)
         finally:
-            self._forget({job.number for job in jobs}, function if is_temporary else None)
+            self._forget({job.number for job in jobs}, None if shared is function else shared)
 
     def _result(self, job: _Job) -> Any:
         """Return the result of `job`, or raise its error.
@@ -192,9 +190,7 @@ class Workers:
         Workers that are still busy with one of the jobs are killed.
         """
         with self._lock:
-            waiting = [job for job in self._waiting if job.number not in numbers]
-            self._waiting.clear()
-            self._waiting.extend(waiting)
+            self._waiting = deque(job for job in self._waiting if job.number not in numbers)
             for number in numbers:
                 self._results.pop(number, None)
             for worker in list(self._pool):

@@ -197,7 +197,7 @@ class World:
         return answer["value"]
 
     def _run_and_publish(self, work: Callable[[], T], key: str) -> T:
-        """Call `work`, return its result, and publish the result or the error to the other ranks."""
+        """Call `work`, and publish its result or its error to the other ranks."""
         try:
             with self.presence.heartbeat(key):
                 value = work()
@@ -258,21 +258,19 @@ class World:
         torch.distributed.destroy_process_group()
 
     def _init_process_group(self) -> None:
-        timeout = datetime.timedelta(seconds=self.timeout)
-        options: dict[str, Any] = {
-            "store": self.presence.store,
-            "rank": self.rank,
-            "world_size": self.size,
-        }
+        has_gpu = torch.cuda.is_available()
+        backend, grace = ("cpu:gloo,cuda:nccl", GPU_GRACE) if has_gpu else ("gloo", 0.0)
         try:
-            if torch.cuda.is_available():
-                gpu_timeout = timeout + datetime.timedelta(seconds=GPU_GRACE)
-                torch.distributed.init_process_group(
-                    "cpu:gloo,cuda:nccl", timeout=gpu_timeout, **options
-                )
+            torch.distributed.init_process_group(
+                backend,
+                timeout=datetime.timedelta(seconds=self.timeout + grace),
+                store=self.presence.store,
+                rank=self.rank,
+                world_size=self.size,
+            )
+            if has_gpu:
+                timeout = datetime.timedelta(seconds=self.timeout)
                 self._cpu_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-            else:
-                torch.distributed.init_process_group("gloo", timeout=timeout, **options)
         except RuntimeError as error:
             raise RankLostError(f"the ranks could not be connected: {error}") from error
 
