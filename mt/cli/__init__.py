@@ -1,5 +1,6 @@
-"""The command line: one module a command, found by being there; errors become one message and an
-exit code.
+"""The command line. Each module of this folder is a command.
+
+An error is reported as one message and an exit code, without a traceback.
 """
 
 import contextlib
@@ -20,16 +21,16 @@ from mt import __version__
 from mt.errors import MTError, RankLostError
 from mt.runtime.environment import prepare_environment
 
-SHARED = {"options", "output"}  # modules of this folder that are no command
-NAMES = {"importing": "import"}  # of commands that are no name in Python
+SHARED = {"options", "output"}  # modules that are not commands
+NAMES = {"importing": "import"}  # commands whose name is a Python keyword
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
-    """The `mt` command. A module of this folder holds the command of its name, `SHARED` ones none."""
+    """Build the `mt` command: each module of this folder, except `SHARED`, is a command."""
     app = typer.Typer(
         name="mt",
-        help="Machine translation from raw parallel text to a scored model: train, translate, evaluate.",
+        help="Train machine translation models, translate text with them, and score them.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,8 +57,10 @@ def _global_options(
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes: 0 done, 1 run-time failure, 2 usage, config or data, 3
-    diverged, 130 and 143 interrupted.
+    """Run the command line.
+
+    Exit codes: 0 done, 1 run-time failure, 2 wrong usage, configuration or data, 3 training
+    diverged, 130 and 143 interrupted by SIGINT and SIGTERM.
     """
     prepare_environment()
     _prepare_streams()
@@ -75,9 +78,7 @@ def main() -> NoReturn:
 
 
 class _ClosedOutput(io.TextIOBase):
-    """Standard output that was closed when the command began: whatever must be written there is an
-    error that says so.
-    """
+    """Stands in for a standard output that was closed when the command started."""
 
     encoding = "utf-8"
 
@@ -88,18 +89,19 @@ class _ClosedOutput(io.TextIOBase):
 
 
 def _prepare_streams() -> None:
-    """Leave no standard stream closed, as the next file to be opened would take its number; and let
-    no character fail to print.
+    """Open closed standard streams, and make every character printable.
+
+    If a standard stream stayed closed, the next opened file would get its file descriptor.
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free file descriptor
     if 1 in closed or sys.stdout is None:
         sys.stdout = _ClosedOutput()
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (never closed)
 
 
 def _is_open(number: int) -> bool:
@@ -111,10 +113,10 @@ def _is_open(number: int) -> bool:
 
 
 def _cannot_unwind(error: BaseException | None) -> bool:
-    """Whether the interpreter might never end by itself.
+    """Whether the interpreter might never exit by itself.
 
-    Because of SentencePiece, interrupted while it trains, which can neither be ended nor outlive
-    the interpreter; or of a GPU that waits for a rank that is gone.
+    That happens if SentencePiece was interrupted during training, because its thread cannot be
+    stopped, or if a GPU waits for a rank that is gone.
     """
     is_training_tokenizer = any(thread.name == "mt-tokenizer" for thread in threading.enumerate())
     return is_training_tokenizer or isinstance(getattr(error, "__context__", None), RankLostError)
@@ -126,7 +128,7 @@ def _run() -> NoReturn:
     except MTError as error:
         _fail("" if error.is_reported else str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader has left (`| head`): nothing to say.
+        # The reader has closed the pipe, as `| head` does: print nothing.
         _flush_nothing()
         sys.exit(1)
     except OSError as error:
@@ -139,7 +141,7 @@ def _run() -> NoReturn:
 
 
 def _flush_nothing() -> None:
-    """What standard output refused is not to be tried again at exit."""
+    """Keep Python from writing the rest of standard output again at exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -151,8 +153,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError):
-        # no prefix where there is one process: a message that begins with file:line is one that
-        # editors jump to
+        # Rank 0 prints no prefix, so that editors can jump to a message that begins with file:line.
         if message:
             sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`mt attend`: what a model looks at while it translates a sentence, in the terminal or as an SVG."""
+"""`mt attend`: attention weights of one sentence, in the terminal or as an SVG."""
 
 import sys
 from pathlib import Path
@@ -16,22 +16,26 @@ def attend(
     model: ModelPath,
     sentence: Annotated[str, typer.Argument(help="The source sentence.", show_default=False)],
     target: Annotated[
-        str | None, typer.Option(help="A translation to follow (default: the model's own).")
+        str | None, typer.Option(help="A translation of the sentence (default: the model's).")
     ] = None,
     kind: Annotated[
         Literal["all", "encoder", "decoder", "cross"],
-        typer.Option(help="Self-attention, or decoder to encoder."),
+        typer.Option(help="Which attention to show; cross is from the decoder to the source."),
     ] = "all",
     layer: Annotated[
-        str | None, typer.Option(help="A layer from 1, or all (default: the last but one).")
+        str | None,
+        typer.Option(help="A layer, counted from 1, or all (default: the last but one)."),
     ] = None,
-    head: Annotated[str, typer.Option(help="A head from 1, all, or their mean.")] = "mean",
+    head: Annotated[
+        str, typer.Option(help="A head, counted from 1, or all, or their mean.")
+    ] = "mean",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write an SVG there instead.")
+        Path | None, typer.Option("-o", "--output", help="Write an SVG file instead.")
     ] = None,
 ) -> None:
-    """Show who attends to whom, as heat maps: in the encoder, in the decoder, and from the decoder
-    to the encoder.
+    """Show the attention weights of a model for one sentence, as heat maps.
+
+    The maps show the attention of the encoder, of the decoder, and from the decoder to the source.
     """
     from mt.cli.output import check_output, tell, write_text
     from mt.report.attention import attend as look
@@ -49,7 +53,7 @@ def attend(
 
 
 def _show(headings: list[str], figures: "list[Figure]") -> None:
-    """In shades and colours on a terminal, in percent and ASCII elsewhere."""
+    """Print maps with colors on a terminal, and with percentages in ASCII elsewhere."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`mt average`: one model out of several checkpoints of a run."""
+"""`mt average`: the average of several checkpoints of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ def average(
     last: Annotated[int | None, typer.Option(min=1, help="Average the last N checkpoints.")] = None,
     best: Annotated[int | None, typer.Option(min=1, help="Average the best N checkpoints.")] = None,
 ) -> None:
-    """Average the weights of the last or best N checkpoints into a model folder."""
+    """Average the weights of several checkpoints of a run into a new model folder."""
     from mt.errors import ConfigError
 
     if (last is None) == (best is None):

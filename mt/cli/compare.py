@@ -39,10 +39,14 @@ def compare(
     tokenizer: BleuTokenizer = None,
     lang: TargetLanguage = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="Sentences shown that gained most, and that lost most.")
+        int,
+        typer.Option(
+            min=0,
+            help="How many sentences with the largest gains to print, and with the largest losses.",
+        ),
     ] = 3,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with every sentence that changed.")
+        bool, typer.Option("--json", help="Print JSON, including every sentence that changed.")
     ] = False,
     beam_size: BeamSize = None,
     precision: Precision = "auto",
@@ -50,16 +54,18 @@ def compare(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Compare systems with the first one: scores, paired significance tests, the sentences that
-    changed most, and a verdict.
+    """Test whether other systems are better than the first one.
 
-    A difference counts if bootstrap resampling and approximate randomization both find it at 5 %.
+    Prints scores, paired significance tests, the sentences that changed most, and a verdict. A
+    difference counts if bootstrap resampling and approximate randomization both find it at 5 %.
     """
     from mt.cli.output import check_output
     from mt.runtime.template import start_template_early
 
     check_output(None)
-    if any(Path(system).is_dir() for system in systems):  # models, not translations
+    if any(
+        Path(system).is_dir() for system in systems
+    ):  # the arguments are models, not files of translations
         start_template_early(workers, threads, device)
     from mt.evaluation.compare import compare as run
     from mt.evaluation.evaluate import Scoring
@@ -111,7 +117,10 @@ def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
     from mt.evaluation.compare import verdict
 
     models = f", models in {pair.precision}" if pair.precision else ""
-    heading = f"{pair.test}: {pair.num_sentences:,} sentences{models}\n  A: {pair.baseline}\n  B: {pair.system}"
+    heading = (
+        f"{pair.test}: {pair.num_sentences:,} sentences{models}\n"
+        f"  A: {pair.baseline}\n  B: {pair.system}"
+    )
     table = Table(box=box.SIMPLE)
     for column in (
         "",
@@ -132,7 +141,8 @@ def _render(pair: "PairReport", examples: int) -> "Sequence[RenderableType]":
             for c in group
         ]
         table.add_row(TITLES[name], *values, f"{group[0].difference:+.2f}", *p_values)
-    counts = f"Sentence by sentence (chrF): {pair.wins:,} better, {pair.losses:,} worse, {pair.ties:,} alike"
+    wins, losses, ties = (f"{count:,}" for count in (pair.wins, pair.losses, pair.ties))
+    counts = f"Sentence by sentence (chrF): {wins} better, {losses} worse, {ties} equal"
     shown = [
         *pair.changes[:examples],
         *[change for change in pair.changes[::-1][:examples] if change.gain < 0],

@@ -1,6 +1,4 @@
-"""`mt config`: show what a configuration resolves to, and the JSON Schema that editors check YAML
-files with.
-"""
+"""`mt config`: print a complete configuration, or the JSON Schema for editors."""
 
 import json
 from pathlib import Path
@@ -10,7 +8,9 @@ import typer
 
 from mt.cli.options import Overrides
 
-config = typer.Typer(help="Show a resolved configuration or the schema.", no_args_is_help=True)
+config = typer.Typer(
+    help="Print a complete configuration, or the JSON Schema.", no_args_is_help=True
+)
 
 
 @config.command()
@@ -18,7 +18,10 @@ def show(
     config: Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)],
     overrides: Overrides = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Every key, not only what differs from the defaults.")
+        bool,
+        typer.Option(
+            "--full", help="Print every option, not only those that differ from the defaults."
+        ),
     ] = False,
 ) -> None:
     """Print the configuration as YAML, after presets and overrides."""

@@ -1,6 +1,4 @@
-"""`mt evaluate`: scores with their signatures and intervals, of a model or of translations that are
-there already.
-"""
+"""`mt evaluate`: scores with signatures and intervals, of a model or of a file of translations."""
 
 import json
 from pathlib import Path
@@ -37,25 +35,28 @@ def evaluate(
     src: Sources = None,
     ref: References = None,
     hyp: Annotated[
-        str | None, typer.Option(help="Translations to score instead of a model's.")
+        str | None, typer.Option(help="File of translations to score instead of a model.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write the model's translations of --src there."),
+        typer.Option(
+            "-o", "--output", help="Write the model's translations of --src to this file."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     metric: Metric = None,
     tokenizer: BleuTokenizer = None,
     lang: TargetLanguage = None,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Bootstrap resamples of the 95 % intervals; 0: no intervals.")
+        int,
+        typer.Option(min=0, help="Bootstrap resamples for the 95 % intervals; 0: no intervals."),
     ] = 1000,
     comet: Annotated[
         str | None,
         typer.Option(
             "--comet-command",
             envvar="MT_COMET_COMMAND",
-            help="comet-score -s {src} -t {hyp} -r {ref} ...",
+            help="Command that prints a COMET score: comet-score -s {src} -t {hyp} -r {ref} ...",
         ),
     ] = None,
     beam_size: BeamSize = None,
@@ -66,10 +67,11 @@ def evaluate(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Score a model on its test sets or on --src and --ref; or score --hyp against --ref without a
-    model.
+    """Score a model, or a file of translations.
 
-    A model's translations and a score card (see `mt reproduce`) are kept in its run folder.
+    A model is scored on the test sets of its configuration, or on --src and --ref. --hyp and --ref
+    score a file without a model. The translations of a model and a score card (see `mt reproduce`)
+    are saved in its run folder.
     """
     from mt.errors import ConfigError
 
@@ -107,7 +109,7 @@ def evaluate(
         }
         compute = {"precision": precision, "device": device, "threads": threads, "workers": workers}
         results = _score_model(model, sources, references, output, scoring, {**options, **compute})
-        if not results:  # the first rank has them
+        if not results:  # only rank 0 has the results
             return
     typer.echo(
         json.dumps(results, indent=2, ensure_ascii=False)
@@ -173,12 +175,14 @@ def _table(result: dict[str, Any]) -> str:
     count = result["sentences"]
     head = f"{result['test']}: {count:,} sentence{'s' if count != 1 else ''}"
     if "model" in result:
-        head += f", {result['model']}, beam {result['beam_size']}, {result['compute']}, {result['seconds']:.1f} s"
+        head += f", {result['model']}, beam {result['beam_size']}, {result['compute']}"
+        head += f", {result['seconds']:.1f} s"
     width = max(len(TITLES[score["name"]]) for score in result["scores"])
     rows = []
     for score in result["scores"]:
         interval = f" ± {score['interval']['half_width']:.2f}" if "interval" in score else ""
         rows.append(
-            f"  {TITLES[score['name']]:{width}} {score['value']:6.2f}{interval}  {score['signature']}"
+            f"  {TITLES[score['name']]:{width}} {score['value']:6.2f}"
+            f"{interval}  {score['signature']}"
         )
     return "\n".join([head, *rows])

@@ -9,19 +9,23 @@ import typer
 def importing(
     format: Annotated[
         Literal["marian"],
-        typer.Argument(help="What it is: a Marian folder of Hugging Face, such as OPUS-MT's."),
+        typer.Argument(help="The format: marian is Hugging Face's, such as OPUS-MT models."),
     ],
-    folder: Annotated[Path, typer.Argument(help="The folder, downloaded.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The downloaded folder.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The new model folder.", show_default=False)
+        Path, typer.Option("-o", "--output", help="The model folder to create.", show_default=False)
     ],
     prove: Annotated[
-        str | None, typer.Option(help="Source text that transformers translates, too, for a proof.")
+        str | None, typer.Option(help="Source text that mt and transformers translate for a proof.")
     ] = None,
-    lines: Annotated[int, typer.Option(min=1, help="Lines of it.")] = 1000,
+    lines: Annotated[
+        int, typer.Option(min=1, help="How many lines of --prove to translate.")
+    ] = 1000,
 ) -> None:
-    """Import a model: it then translates, evaluates, exports, and can be trained further (mt train
-    --init-from).
+    """Import a model of another engine as a model folder.
+
+    The model can then translate, be evaluated and exported, and be trained further with
+    `mt train --init-from`.
     """
     from mt.cli.output import tell
     from mt.convert.importing import import_and_prove

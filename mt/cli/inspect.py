@@ -1,4 +1,4 @@
-"""`mt inspect`: what a folder is, and whether every file of it is as it was written."""
+"""`mt inspect`: describe a folder, and verify its files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +12,9 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a folder holds and check every file against its manifest; exits 1 naming those that
-    are damaged.
+    """Describe a run, checkpoint or model folder, and verify its files.
+
+    Exits with 1 and names the files if some of them are damaged.
     """
     from mt.errors import CheckpointError
     from mt.runs.inspect import as_json as to_json

@@ -8,11 +8,15 @@ from mt.cli.options import ConfigFile, Overrides
 
 
 def launch(
-    scheduler: Annotated[Literal["slurm"], typer.Argument(help="slurm.", show_default=False)],
+    scheduler: Annotated[
+        Literal["slurm"], typer.Argument(help="The scheduler of the cluster.", show_default=False)
+    ],
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes on each, one a GPU.")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes per machine, usually one per GPU.")
+    ] = 8,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -21,8 +25,9 @@ def launch(
         ),
     ] = None,
 ) -> None:
-    """Print a job script that trains on many machines and goes on by itself after preemption: `mt
-    launch slurm FILE --nodes 4 | sbatch`.
+    """Print a job script that trains on several machines.
+
+    The job resumes by itself after preemption. Example: `mt launch slurm FILE --nodes 4 | sbatch`.
     """
     from mt.config import load_config
     from mt.runs.launch import slurm_script

@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,53 +14,58 @@ ModelPath = Annotated[
 ConfigFile = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Such as optim.lr=3e-4 train.max_steps=2000.", show_default=False),
+    typer.Argument(
+        help="Options to override, such as optim.lr=3e-4 train.max_steps=2000.", show_default=False
+    ),
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--src", help="Source text; repeatable (default: the test sets of the model)."),
+    typer.Option(
+        "--src", help="Source text; can be repeated (default: the test sets of the model)."
+    ),
 ]
 References = Annotated[
-    list[str] | None, typer.Option("--ref", help="Reference of each --src; several of one: a,b.")
+    list[str] | None,
+    typer.Option("--ref", help="Reference for each --src; several references for one source: a,b."),
 ]
 Metric = Annotated[
     list[str] | None,
     typer.Option(
         "-m",
         "--metric",
-        help="bleu, chrf, chrf++, ter, legacy-bleu; repeatable (default: bleu chrf ter).",
+        help="bleu, chrf, chrf++, ter or legacy-bleu; can be repeated (default: bleu chrf ter).",
     ),
 ]
 BleuTokenizer = Annotated[
     str | None,
-    typer.Option(
-        "--tokenizer", help="sacreBLEU's tokenizer of BLEU (default: that of the language)."
-    ),
+    typer.Option("--tokenizer", help="sacreBLEU's tokenizer for BLEU (default: by language)."),
 ]
 TargetLanguage = Annotated[
-    str | None, typer.Option("--lang", help="Language of the target (default: data.tgt_lang).")
+    str | None, typer.Option("--lang", help="Target language (default: data.tgt_lang).")
 ]
 BeamSize = Annotated[
-    int | None, typer.Option(help="Beams; 1 is greedy search (default: the model's own).")
+    int | None, typer.Option(help="Beam size; 1 is greedy search (default: the model's).")
 ]
 LengthPenalty = Annotated[
-    float | None, typer.Option(help="a in score = log-probability / length**a.")
+    float | None, typer.Option(help="The exponent a of score = log-probability / length**a.")
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Maximum number of sentences per batch.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16", "int8"],
     typer.Option(
-        help="auto: fp32, so that every machine gives the same. "
+        help="auto is fp32, so that every machine gives the same result. "
         "Faster: bf16; fp16 on GPUs; int8 on CPUs."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads in all (default: one per core).")]
+Threads = Annotated[
+    int | None, typer.Option(help="Total number of CPU threads (default: one per core).")
+]
 WorkerCount = Annotated[
     int | None,
     typer.Option(
         "--workers",
         min=1,
-        help="Processes that share the threads (default on a CPU: one per thread).",
+        help="Worker processes, which share the threads (default on a CPU: one per thread).",
     ),
 ]

@@ -1,5 +1,6 @@
-"""Where results are written: checked before the work, written into whatever is there, and kept as
-far as they are if the work fails.
+"""Writes results to files, links, pipes, devices or standard output.
+
+Outputs are checked before the work starts. If the work fails, finished lines are kept.
 """
 
 import contextlib
@@ -18,12 +19,14 @@ from mt.files import try_lock
 
 logger = logging.getLogger(__name__)
 
-OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are open already
+OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # paths of files that are already open
 
 
 class Lines:
-    """Takes lines for an output and counts them; at the last flush `finished` lines ended at byte
-    `position`.
+    """Writes lines to an output and counts them.
+
+    At the last flush, `finished` lines had been written, up to byte `position`.
+
     """
 
     def __init__(self, handle: BinaryIO, path: Path | None) -> None:
@@ -31,13 +34,13 @@ class Lines:
         self.finished, self.position = 0, 0
 
     def write(self, text: str) -> None:
-        """Write what belongs to one line of input. Raises `MTError` that names the output."""
+        """Write the output for one line of input. Raises `MTError` if that fails."""
         with _named(self.path):
             self.handle.write(text.encode())
         self.count += 1
 
     def flush(self) -> None:
-        """Hand on what is written, for whoever waits for it."""
+        """Flush, so that a reader of a pipe gets the lines so far."""
         with _named(self.path):
             self.handle.flush()
         if self.handle.seekable():
@@ -46,7 +49,7 @@ class Lines:
 
 @contextlib.contextmanager
 def _named(path: Path | None) -> Iterator[None]:
-    """A write that fails names its output; that a reader has left is no failure of the write."""
+    """Turn a failed write into an error that names the output, except for a closed pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -79,7 +82,7 @@ def check_output(path: Path | None) -> None:
 
 
 def _target(path: Path) -> Path:
-    """What `path` stands for: links are followed."""
+    """Return the file that `path` refers to, following links."""
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
@@ -87,8 +90,9 @@ def _target(path: Path) -> Path:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a new file may take the place of `path`: not of a device, pipe or socket, nor of a
-    name for an open file.
+    """Whether a new file may replace `path`.
+
+    Devices, pipes, sockets and names of open files must not be replaced.
     """
     if str(path.absolute()).startswith(OPEN_FILES):
         return False
@@ -96,17 +100,16 @@ def is_replaceable(path: Path) -> bool:
 
 
 def tell(message: str) -> None:
-    """A line on standard output about what was done elsewhere; without standard output there is
-    nobody to be told.
-    """
+    """Print a line about a result that is elsewhere; do nothing if stdout is closed."""
     if hasattr(sys.stdout, "buffer"):
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text: a file appears when it is complete, a link keeps pointing at it, a device
-    or pipe gets it.
+    """Write a text to a file, through a link, or to a device or pipe.
+
+    A file appears only when it is complete.
     """
     with open_output(path) as lines:
         lines.write(text)
@@ -114,11 +117,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> Iterator[Lines]:
-    """Standard output, or a file that takes its name when all is written; `.gz` packs it. A device
-    or pipe is written directly.
+    """Open standard output (`path` None) or a file for writing text.
 
-    If the block raises after some lines, they stay in `<name>.part`, which a message names, with
-    their number and `about` in `<name>.part.json`.
+    The file is written as `<name>.part` and renamed at the end. A name that ends in `.gz` is
+    compressed. Devices and pipes are written directly. If the block raises after some lines, they
+    stay in `<name>.part`, and their number and `about` in `<name>.part.json`; a message says so.
     """
     if path is None:
         lines = Lines(sys.stdout.buffer, None)
@@ -132,7 +135,7 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             yield lines
             lines.flush()
         finally:
-            with contextlib.suppress(OSError):  # of what could not be written before
+            with contextlib.suppress(OSError):  # the number of lines of an earlier, failed attempt
                 device.close()
         return
     target = _target(path)
@@ -152,7 +155,7 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             yield kept
             kept.flush()
         part.replace(target)
-        _described(part).unlink(missing_ok=True)  # of an earlier try
+        _described(part).unlink(missing_ok=True)  # of an earlier attempt
     except OSError as error:
         _keep(part, kept, about)
         raise _write_error(path, error) from error
@@ -166,8 +169,11 @@ def _described(part: Path) -> Path:
 
 
 def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> None:
-    """Say where the finished lines are; without any, or if they mean nothing alone, nothing stays.
-    A file of another process does.
+    """Keep the finished lines and print where they are.
+
+    Without any, or if they are useless on their own, delete the partial file, unless it belongs
+    to another process.
+
     """
     if lines is None:
         return
@@ -177,7 +183,7 @@ def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> N
             return
         if not isinstance(
             lines.handle, gzip.GzipFile
-        ):  # whose lines after the last flush cannot be cut off
+        ):  # lines after the last flush cannot be removed from these
             os.truncate(part, lines.position)
         described = {"finished_lines": lines.finished, **about}
         _described(part).write_text(

@@ -1,4 +1,4 @@
-"""`mt prepare`: tokenizer and token cache of a configuration, without training."""
+"""`mt prepare`: make the tokenizer and token cache of a configuration, without training."""
 
 from mt.cli.options import ConfigFile, Overrides
 
@@ -7,8 +7,10 @@ def prepare(
     config: ConfigFile,
     overrides: Overrides = None,
 ) -> None:
-    """Read and check the training text, train the tokenizer, fill the token cache. `mt train` does
-    this by itself.
+    """Do everything that comes before the first update of a training.
+
+    Reads and checks the training text, trains the tokenizer and fills the token cache. `mt train`
+    does this by itself if it has not been done.
     """
     from mt.config import load_config
 

@@ -1,4 +1,4 @@
-"""`mt replay`: a batch that broke training, run again alone."""
+"""`mt replay`: run a batch that broke training again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +11,13 @@ def replay(
         Path, typer.Argument(help="A folder in crash/ of a run folder.", show_default=False)
     ],
     device: Annotated[
-        str, typer.Option(help="auto (that of the run), cpu, cuda or cuda:N.")
+        str, typer.Option(help="auto (the device of the run), cpu, cuda or cuda:N.")
     ] = "auto",
 ) -> None:
-    """Run again, alone, the batch that broke a training; exits 3 where it breaks again."""
+    """Run the batch that broke a training again, alone.
+
+    Exits with 3 if its loss or gradient is not finite again.
+    """
     from mt.errors import DivergedError
     from mt.runs.replay import replay as run_again
 
@@ -23,7 +26,8 @@ def replay(
         broken |= not found.finite
         where = f"; first not finite: {found.culprit}" if found.culprit else ""
         typer.echo(
-            f"micro-batch {index}: {found.num_pairs} pairs, loss {found.loss:.4f}, gradient norm {found.grad_norm:.4f}{where}"
+            f"micro-batch {index}: {found.num_pairs} pairs, loss {found.loss:.4f}, "
+            f"gradient norm {found.grad_norm:.4f}{where}"
         )
     if broken:
         raise DivergedError(

@@ -1,4 +1,4 @@
-"""`mt report`: runs as one page to open, send and print."""
+"""`mt report`: a report on runs as one HTML page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,23 +27,27 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The page (default: report.html in the first folder)."),
+        typer.Option(
+            "-o", "--output", help="The HTML file (default: report.html in the first folder)."
+        ),
     ] = None,
     src: Sources = None,
     ref: References = None,
     metric: Metric = None,
     tokenizer: BleuTokenizer = None,
     lang: TargetLanguage = None,
-    maps: Annotated[int, typer.Option(min=0, help="Sentences whose attention is shown.")] = 8,
+    maps: Annotated[
+        int, typer.Option(min=0, help="Number of sentences whose attention is shown.")
+    ] = 8,
     precision: Precision = "auto",
     device: Device = "auto",
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Write one self-contained HTML file: curves, scores, significance, every sentence, attention,
-    and how the runs differ.
+    """Write a report on runs and models as one HTML file.
 
-    It opens from disk, without a network. Translations that mt evaluate has kept are used again.
+    It shows training curves, scores, significance, every sentence, attention, and how the runs
+    differ. The file works without a network. Translations that `mt evaluate` has saved are used.
     """
     from mt.runtime.template import start_template_early
 

@@ -1,4 +1,4 @@
-"""`mt reproduce`: does a score card hold?"""
+"""`mt reproduce`: check that a score card can be reproduced."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +12,14 @@ def reproduce(
     ],
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the new run (default: the card's own with -reproduced)."),
+        typer.Option(
+            help="Folder of the new run (default: the one on the card, with -reproduced)."
+        ),
     ] = None,
 ) -> None:
-    """Train and evaluate again what a score card says; exits 1 where a score is not the same to two
-    decimals.
+    """Train and evaluate again what a score card describes.
+
+    Exits with 1 if a score differs in the second decimal.
     """
     from mt.errors import MTError
     from mt.runs.reproduce import reproduce as run

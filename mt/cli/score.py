@@ -11,20 +11,23 @@ from mt.cli.options import Device, ModelPath, Threads, WorkerCount
 
 def score(
     model: ModelPath,
-    src: Annotated[str, typer.Option(help="Source text.", show_default=False)],
-    tgt: Annotated[str, typer.Option(help="A translation of each line.", show_default=False)],
+    src: Annotated[str, typer.Option(help="File with source text.", show_default=False)],
+    tgt: Annotated[
+        str, typer.Option(help="File with a translation of each line.", show_default=False)
+    ],
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(help="auto: fp32, so that every machine gives the same. bf16; fp16 on GPUs."),
+        typer.Option(help="auto is fp32, so that every machine gives the same result."),
     ] = "auto",
     device: Device = "auto",
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Print log-probability, number of tokens and perplexity of each line of --tgt as a translation
-    of --src, tab-separated.
+    """Print how likely a model finds given translations.
 
-    Logarithms are natural; the end of sentence counts as a token. Totals go to stderr.
+    Prints the log-probability, the number of tokens and the perplexity of each line of --tgt as a
+    translation of --src, separated by tabs. Logarithms are natural, and the end of sentence counts
+    as a token. Totals go to stderr.
     """
     from mt.runtime.template import start_template_early
 
@@ -51,9 +54,11 @@ def score(
             total, num_tokens = total + found.log_prob, num_tokens + count
             out.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
             advance(1)
-    summary = f"log-probability {total / num_tokens:.4f} a token, perplexity {_perplexity(total, num_tokens):.4f}"
+    perplexity = _perplexity(total, num_tokens)
+    summary = f"log-probability {total / num_tokens:.4f} per token, perplexity {perplexity:.4f}"
     print_to_stderr(
-        f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, in {PRECISION_NAMES[translator.compute.dtype]}"
+        f"{len(sources):,} lines, {num_tokens:,} tokens: {summary}, "
+        f"in {PRECISION_NAMES[translator.compute.dtype]}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`mt train`: from a configuration to a trained model; the same command goes on where it stopped."""
+"""`mt train`: from a configuration to a trained model; the same command resumes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,36 +13,39 @@ def train(
     overrides: Overrides = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew."),
+        typer.Option(
+            "--overwrite", help="Delete the run in the run folder, and start from scratch."
+        ),
     ] = False,
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="A model to begin with (train.init_from): its tokenizer, sizes and weights are taken over."
+            help="Start from this model: its tokenizer, sizes and weights (train.init_from)."
         ),
     ] = None,
     nproc: Annotated[
         str | None,
         typer.Option(
-            help="Processes on this machine that train together: a number, or gpu for one a GPU.",
+            help="Number of processes on this machine, or gpu for one per GPU.",
             show_default=False,
         ),
     ] = None,
     max_restarts: Annotated[
         int,
-        typer.Option(
-            min=0, help="With --nproc: how often to go on by itself after a process has died."
-        ),
+        typer.Option(min=0, help="With --nproc: how often to restart after a process has died."),
     ] = 0,
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Train nothing: print parameters, memory, corpus and time of the run."
+            "--plan",
+            help="Do not train; print parameters, memory, corpus statistics and time of the run.",
         ),
     ] = False,
 ) -> None:
-    """Train a model: prepare what is missing, train, validate, save. The same command again goes on
-    where it stopped.
+    """Train a model, or resume its training.
+
+    Prepares the data, trains, validates, and saves checkpoints. The same command resumes an
+    interrupted run.
     """
     from mt.config import load_config
 

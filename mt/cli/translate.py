@@ -1,4 +1,4 @@
-"""`mt translate`: text files or standard input through a model, in input order and constant memory."""
+"""`mt translate`: translate text files or standard input, in order and in constant memory."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,25 +31,32 @@ def translate(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files; gzip, bzip2 and xz are unpacked (default: stdin).", show_default=False
+            help="Text files, also compressed by gzip, bzip2 or xz (default: standard input).",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Output file, .gz by name (default: standard output)."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Output file; compressed if it ends in .gz (default: standard output).",
+        ),
     ] = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
     nbest: Annotated[
-        int | None, typer.Option(help="Translations a line; needs --format tsv or jsonl.")
+        int | None,
+        typer.Option(help="Number of translations per line; needs --format tsv or jsonl."),
     ] = None,
     max_len_a: Annotated[
-        float | None, typer.Option(help="At most max_len_a x source subwords + max_len_b subwords.")
+        float | None, typer.Option(help="Maximum length: max_len_a x source subwords + max_len_b.")
     ] = None,
     max_len_b: Annotated[int | None, typer.Option(help="See --max-len-a.")] = None,
     batch_size: BatchSize = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Source tokens a batch, padding counted, at most.")
+        int | None,
+        typer.Option(help="Maximum number of source tokens per batch, padding included."),
     ] = None,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -58,20 +65,24 @@ def translate(
     format: Annotated[
         Literal["text", "tsv", "jsonl"],
         typer.Option(
-            help="tsv: line number, rank, score, text; jsonl: with tokens and their scores."
+            help="tsv: line number, rank, score, text. jsonl: also tokens and their scores."
         ),
     ] = "text",
     alignment: Annotated[
         Path | None,
         typer.Option(
-            help="Write word alignments there: source-target pairs of words, a line each."
+            help="Write word alignments to this file: pairs source-target, one line per line."
         ),
     ] = None,
     on_invalid_utf8: Annotated[
-        Literal["error", "replace"], typer.Option(help="Stop there, or put U+FFFD in place.")
+        Literal["error", "replace"],
+        typer.Option(help="Invalid UTF-8 is an error, or is replaced by U+FFFD."),
     ] = "error",
 ) -> None:
-    """Translate text: one line out for each line in, in the same order. An empty line stays empty."""
+    """Translate text line by line.
+
+    Writes one line for each line that it reads, in the same order. An empty line stays empty.
+    """
     from mt.errors import ConfigError
 
     if format == "text" and (nbest or 1) > 1:
@@ -97,7 +108,8 @@ def translate(
         translator = Translator.load(
             model, device=world.device_for_rank(device), precision=precision,
             threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size,
-            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a, max_len_b=max_len_b, batch_size=batch_size,
+            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a,
+            max_len_b=max_len_b, batch_size=batch_size,
             max_tokens=max_tokens,
         )  # fmt: skip
         names = files or ["-"]
@@ -127,22 +139,27 @@ def _tell_split(num_split: int, translator: "Translator") -> None:
     options = translator.decode
     limits = f"{options.longest_src} subwords (decode.max_src_len)"
     if isinstance(options.max_sentences, int):
-        limits += f" or {options.max_sentences} sentence{'s' if options.max_sentences > 1 else ''} (decode.max_sentences)"
+        plural = "s" if options.max_sentences > 1 else ""
+        limits += f" or {options.max_sentences} sentence{plural} (decode.max_sentences)"
     lines = "1 line has" if num_split == 1 else f"{num_split:,} lines have"
     print_to_stderr(f"mt: {lines} more than {limits}, more than training saw: translated in parts")
 
 
 def _write(
-    rows: "Callable[..., Iterable[list[Written]]]", names: list[str], output: Path | None, alignment: Path | None,
-    about: dict[str, Any], is_alone: bool,
-) -> int:  # fmt: skip
-    """Write all lines; gives how many were translated in parts."""
+    rows: "Callable[..., Iterable[list[Written]]]",
+    names: list[str],
+    output: Path | None,
+    alignment: Path | None,
+    about: dict[str, Any],
+    is_alone: bool,
+) -> int:
+    """Write all lines, and return how many were translated in parts."""
     from mt.cli.output import open_output
     from mt.log import progress_bar
 
     is_shown = (
         output is not None or not sys.stdout.isatty()
-    )  # else the translations themselves show how far it is
+    )  # otherwise the translations on the terminal show the progress
     aligned: AbstractContextManager[Lines | None] = (
         nullcontext() if alignment is None else open_output(alignment, about)
     )
