@@ -1,6 +1,6 @@
 """mt: train, run and score machine translation models.
 
-Importing it imports no torch; the names below load on first use.
+Importing `mt` does not import PyTorch: `Translator` and `load_config` are loaded on first use.
 """
 
 import sys
@@ -19,19 +19,19 @@ _HOMES = {"Translator": "mt.decode.translator", "load_config": "mt.config"}
 
 
 def _refuse_system() -> NoReturn:
-    """End the command line with one message and exit code 2; elsewhere raise `ImportError`."""
+    """Exit with a message and code 2 if this is the command line; else raise `ImportError`."""
     message = f"mt needs Linux or macOS and does not run on {sys.platform}"
     if sys.platform == "win32":
         message = "mt does not run on Windows; install WSL (`wsl --install`) and use mt inside it"
-    # Python calls the program "-m" while it looks for `mt.__main__`.
+    # `sys.argv[0]` is "-m" while `python -m mt` is importing this package.
     if PurePath(sys.argv[0]).stem in ("mt", "-m"):
         sys.stderr.write(f"{message}\n")
         sys.exit(2)
     raise ImportError(message)
 
 
-# Here, before any module imports them: the locks of `mt.files` and the peak memory of
-# `mt.runtime.device`.
+# Checked before any module is imported: `mt.files` needs `fcntl` for locks, and
+# `mt.runtime.memory` needs `resource` to read memory limits.
 if not (find_spec("fcntl") and find_spec("resource")):
     _refuse_system()
 

@@ -1,4 +1,4 @@
-"""`python -m mt`: the command line under a name that no other program has."""
+"""Runs the command line for `python -m mt`, for systems with another program called `mt`."""
 
 from mt.cli import main
 

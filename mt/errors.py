@@ -20,7 +20,7 @@ class ConfigError(MTError):
 
 
 class DataError(MTError):
-    """Text that cannot be read, does not match its other language, or is too short."""
+    """Text that cannot be read, does not match its other language, or is not enough."""
 
     exit_code = 2
 

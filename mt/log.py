@@ -159,7 +159,7 @@ class MetricLogger:
                 self._pending = self._pending[self._file.write(self._pending) :]
         except OSError as error:
             if not self._warned:
-                logger.warning("%s: %s; its lines are kept in memory for now", self._path, error)
+                logger.warning("%s: %s; lines are kept in memory for now", self._path, error)
             self._warned = True
 
     def _mirror(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

@@ -32,8 +32,7 @@ PRECISION_NAMES = {
     torch.float16: "fp16",
     torch.int8: "int8",
 }
-# Workspace settings with which cuBLAS adds in a fixed order ("Results Reproducibility" in its
-# manual).
+# Settings that make cuBLAS deterministic (see "Results Reproducibility" in its manual).
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 
@@ -42,7 +41,7 @@ DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 class Compute:
     """A device, the type of its matrix products, and its threads.
 
-    In training, the weights are in fp32 whatever the type of the matrix products.
+    In training, the weights stay in fp32, whatever the type of the matrix products is.
     """
 
     device: torch.device
@@ -51,7 +50,7 @@ class Compute:
     threads: int | None = None  # number of CPU threads; None: PyTorch's setting
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the autocast context for bf16 or fp16, and a context without effect otherwise."""
+        """Return an autocast context for bf16 and fp16, or else a context that does nothing."""
         if self.dtype in (torch.float32, torch.int8):
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -62,9 +61,9 @@ class Compute:
         return self.threads or torch.get_num_threads()
 
     def set_process_threads(self) -> "Compute":
-        """Set the number of PyTorch's threads in the whole process to `threads`; return `self`.
+        """Set the number of PyTorch threads of the whole process to `threads`, and return `self`.
 
-        Only commands should call this: a library call must not change its caller's setting.
+        Only commands should call this, because a library must not change the setting of its user.
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -72,7 +71,7 @@ class Compute:
 
     @contextlib.contextmanager
     def temporary_process_threads(self) -> Iterator[None]:
-        """Set the number of PyTorch's threads in the process to `num_threads` for the block."""
+        """Use `num_threads` PyTorch threads in the whole process while the block runs."""
         before = torch.get_num_threads()
         if self.num_threads == before:
             yield
@@ -85,12 +84,9 @@ class Compute:
 
     def __str__(self) -> str:
         """Return the device, its threads and the precision, for messages."""
-        is_gpu = self.device.type == "cuda"
-        name = (
-            torch.cuda.get_device_name(self.device)
-            if is_gpu
-            else f"CPU, {self.num_threads} threads"
-        )
+        name = f"CPU, {self.num_threads} threads"
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
         suffix = ", deterministic" if self.is_deterministic else ""
         return f"{name}, {PRECISION_NAMES[self.dtype]}{suffix}"
 
@@ -109,7 +105,7 @@ def set_up_compute(
     translation only). The precision `auto` means bf16 for training on hardware that supports it. In
     all other cases it means fp32, because a translation and its score should be the same on every
     machine. `deterministic` concerns GPUs only; a CPU is always deterministic. The number of
-    threads is not set here, but by the methods of the result.
+    threads is not set here, but by methods of the returned `Compute`.
 
     Raises `ConfigError` if the GPU does not exist, for fp16 on a CPU, and for int8 if PyTorch does
     not support it. Warns that bf16 is slow if the hardware does not support it.
@@ -167,7 +163,7 @@ def _check_precision(precision: str, device_type: str, has_bf16: bool) -> None:
             "supports it (use auto)"
         )
     if precision == "int8" and (device_type != "cpu" or not torch.backends.mkldnn.is_available()):
-        raise ConfigError(f"precision: int8 needs a CPU with oneDNN, not this {device_type}")
+        raise ConfigError(f"precision: int8 needs a CPU with oneDNN; the device is {device_type}")
 
 
 def make_process_deterministic() -> None:
@@ -185,12 +181,12 @@ def make_process_deterministic() -> None:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether the hardware supports bf16 matrix products, so that they are faster than fp32.
+    """Whether the hardware supports bf16, so that matrix products in bf16 are faster than in fp32.
 
     This holds for GPUs from Ampere on, and for CPUs with AVX512-BF16 or AMX, unless the environment
     variable ONEDNN_MAX_CPU_ISA forbids these instructions. For a CPU, the environment variable
-    MT_NATIVE_BF16 overrides the result, to test what happens on other processors. Raises
-    `ConfigError` if its value is not 0 or 1.
+    MT_NATIVE_BF16 (0 or 1) overrides the result, to test what happens on other processors. Raises
+    `ConfigError` for any other value.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

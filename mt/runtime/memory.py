@@ -21,12 +21,12 @@ ONEDNN_CACHE_SIZE = 32  # number of compiled matrix products that oneDNN keeps
 
 
 def configure_malloc() -> None:
-    """Make glibc's `malloc` in this process keep the memory of large tensors for reuse.
+    """Make this process keep the memory of freed tensors for reuse.
 
-    By default it returns this memory to the system after each use, and getting it back costs a page
-    fault per page. At most 1 GiB of free memory at the end of the heap is kept. In a process with a
-    memory limit, the memory of large tensors is always returned instead, because oneDNN needs
-    memory outside of the heap, too.
+    By default, glibc's `malloc` returns the memory of large tensors to the system, and getting it
+    back costs a page fault per page. At most 1 GiB of free memory at the end of the heap is kept.
+    In a process with a memory limit, the memory of large tensors is always returned instead,
+    because oneDNN needs memory outside of the heap as well.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -42,7 +42,7 @@ def configure_malloc() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return the freed memory that `malloc` has kept in this process to the system."""
+    """Return to the system what `configure_malloc` has made this process keep."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
@@ -67,8 +67,8 @@ def limit_onednn_cache() -> None:
 def available_memory(device: torch.device) -> int:
     """Return the number of bytes that a computation on `device` can use.
 
-    For a GPU, this is its free memory. For a CPU, it is the memory that the system and the limit of
-    the container leave to this process.
+    For a GPU, this is its free memory. For a CPU, it is the free memory of the system or of the
+    container, whichever is smaller.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -111,9 +111,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def halve_if_out_of_memory(
     compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]
 ) -> list[R]:
-    """Return `compute(items)`; if memory runs out, compute each half of `items` separately.
+    """Return `compute(items)`; if memory runs out, call `compute` on each half of `items` instead.
 
-    Raises `MTError` if memory runs out even for a single item. The items are sentences.
+    The items are sentences. Raises `MTError` if memory runs out even for a single one.
     """
     try:
         return compute(items)

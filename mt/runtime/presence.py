@@ -1,6 +1,7 @@
-"""Which ranks are alive: registration at the start, heartbeats, and the search for lost ranks.
+"""Finds out which ranks of a run are alive, and kills those that have stopped responding.
 
-All of it goes through PyTorch's key-value store, which still works when a collective hangs.
+The ranks register and send heartbeats through PyTorch's key-value store, which still works when a
+collective hangs.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from mt.errors import RankLostError
 # Seconds until all ranks must have started; they may import PyTorch from a slow network drive.
 START_TIMEOUT = 1800.0
 ROLL_CALL = 5.0  # seconds in which the other ranks must report that they are alive
-STORE_GONE = "lost the connection to the key-value store of the ranks, on the first machine"
+STORE_GONE = "lost the connection to the first machine, which holds the key-value store"
 # Parts of the messages with which PyTorch reports that another rank has ended or does not respond.
 RANK_LOST_MESSAGES = (
     "closed by peer",
@@ -36,7 +37,7 @@ RANK_LOST_MESSAGES = (
 
 
 class Presence:
-    """Knows which ranks of a run are alive, from a key-value store that all ranks can access."""
+    """Tracks which ranks of a run are alive, through a key-value store that they all can access."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
         """`timeout`: seconds without a response after which a rank counts as lost."""
@@ -49,9 +50,9 @@ class Presence:
         """Register this rank in the store, and wait until all ranks have done so.
 
         A launcher that restarts its ranks keeps the store, so it may contain entries of dead ranks.
-        Therefore rank 0 draws a new name for each start and, when all ranks have registered under
-        this name, publishes their list. A rank that read an old name is not in the list of that
-        name, and tries again.
+        Therefore rank 0 chooses a new random name at each start. When all ranks have registered
+        under this name, it publishes the list of them. A rank that has read an old name does not
+        find itself in the list of that name, and tries again.
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
@@ -119,10 +120,10 @@ class Presence:
             thread.join()
 
     def wait_for_rank0_or_kill_it(self, key: str) -> dict[str, Any]:
-        """Return the answer that rank 0 publishes under `key`, however long that takes.
+        """Wait until rank 0 publishes an answer under `key`, and return it.
 
-        If the heartbeat of rank 0 stops for `timeout` seconds, kills rank 0 if it runs on this
-        machine, and raises `RankLostError`.
+        There is no time limit while the heartbeat of rank 0 continues. If it stops for `timeout`
+        seconds, this method kills rank 0 if it runs on this machine, and raises `RankLostError`.
         """
         last_beat, since = 0, time.monotonic()
         while not self._appears(key, 0.5):
@@ -166,8 +167,8 @@ class Presence:
     def kill_lost_ranks(self, error: BaseException) -> str:
         """Kill the ranks on this machine that do not respond; return a message that names them.
 
-        `error` is an error that `means_lost_rank`. Without the kill, a stopped process would never
-        end. The lowest rank that is alive becomes the one that reports errors.
+        Call this only if `means_lost_rank(error)`. A stopped process would not end by itself. From
+        now on, the lowest rank that is alive reports errors to the user.
         """
         try:
             self.store.set(f"alive/{self.rank}", "")
@@ -194,7 +195,7 @@ class Presence:
                     os.kill(self.ranks[rank]["pid"], signal.SIGKILL)
 
     def _no_answer_from(self, ranks: Sequence[int]) -> str:
-        """Return a message that `ranks` did not respond in time."""
+        """Return the message for `ranks` that did not respond in time."""
         if not ranks:
             return (
                 f"all ranks are alive, but waited {self.timeout:g} s for each other (train.timeout)"
@@ -206,9 +207,9 @@ class Presence:
 
 
 def die_with_parent(parent: int) -> None:
-    """Make the system kill this process when `parent`, the process that started it, dies.
+    """Make Linux kill this process when `parent`, the process that started it, dies.
 
-    Has an effect on Linux only.
+    On other systems, this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

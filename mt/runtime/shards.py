@@ -18,7 +18,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; all ranks must call this together."""
+    """Gather and return the full tensor if `tensor` is sharded; all ranks must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -54,7 +54,7 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        # It is intended that each rank reads the files by itself (`no_dist`).
+        # PyTorch warns about `no_dist`, but each rank is meant to read the files by itself.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)

@@ -28,7 +28,7 @@ _memory: mmap.mmap | None = None  # the tensors of the function that is being un
 
 
 class SharedFunction(Generic[T, R]):
-    """A function that worker processes can receive; the original may be deleted afterwards."""
+    """A copy of a function that can be sent to worker processes; its tensors are shared by all."""
 
     def __init__(self, function: Callable[[T], R]) -> None:
         self.number = next(_numbers)
@@ -64,7 +64,7 @@ class _Pickler(reduction.ForkingPickler):
     def __init__(self, pickled: BytesIO, memory: IO[bytes]) -> None:
         super().__init__(pickled)
         self._memory = memory
-        self._positions: dict[int, int] = {}  # in the file, by the address of the tensor storage
+        self._positions: dict[int, int] = {}  # of tensor storages in the file, by address
 
     def reducer_override(self, value: Any) -> Any:
         """Replace the pickling of tensors; `pickle` calls this for each object."""

@@ -158,8 +158,8 @@ def ensure_worker_template() -> Template:
 def start_template_early(workers: int | None, threads: int | None, device: str) -> None:
     """Start the template if a command with these options will probably need several workers.
 
-    This is only a guess, without PyTorch. A wrong guess costs some time and has no other effect,
-    because `Workers.for_compute` decides about the workers later.
+    This is a guess that does not need PyTorch. A wrong guess costs time and has no other effect,
+    because `Workers.for_compute` decides later how many workers there are.
     """
     on_gpu = device != "cpu" and (device != "auto" or any(Path(gpu).exists() for gpu in GPUS))
     if sys.platform == "linux" and not on_gpu and (workers or threads or _default_threads()) > 1:
@@ -181,7 +181,8 @@ def main(control: str, parent: str, is_main: str, *modules: str) -> None:
     # A terminal sends Ctrl-C to all processes; the parent handles it and ends the template.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # Linux would kill the template at the end of the thread that started it, not of the process.
+    # Linux would kill the template as soon as the thread that started it ends, which is right only
+    # for the main thread.
     if is_main == "1":
         die_with_parent(int(parent))
     for name in modules:
@@ -195,7 +196,7 @@ class _Forker:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control, self.parent = control, parent
         self.children: dict[int, socket.socket] = {}  # the status socket of each process id
-        self.watched: dict[socket.socket, int] = {}  # process ids, by sockets not yet shut down
+        self.watched: dict[socket.socket, int] = {}  # ids of children not yet killed, by socket
         # Python writes to this pipe when a child ends (SIGCHLD), which wakes up `serve`.
         self.wakeup_reader, self.wakeup_writer = os.pipe()
         for end in (self.wakeup_reader, self.wakeup_writer):

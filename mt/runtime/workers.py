@@ -76,8 +76,8 @@ class Workers:
     def for_compute(cls, count: int | None, compute: Compute) -> "Workers":
         """Return a pool of `count` processes that share the threads of `compute`.
 
-        If `count` is None, there is one process per thread on a CPU, and one on a GPU. Raises
-        `ConfigError` for several processes on a GPU or on a system other than Linux.
+        If `count` is None, there is one process per thread on a CPU under Linux, and one process
+        otherwise. Raises `ConfigError` for several processes on a GPU or another system.
         """
         can_share = compute.device.type == "cpu" and sys.platform == "linux"
         threads = compute.num_threads
@@ -94,8 +94,8 @@ class Workers:
     def share(self, function: Callable[[T], R]) -> Callable[[T], R] | SharedFunction[T, R]:
         """Return `function` in a form that makes repeated calls of `map` cheap.
 
-        If there are several processes, `function` and its model are copied to shared memory, and
-        the caller may delete the original.
+        With several processes, `function` and its model are copied to shared memory, and the caller
+        may delete the original.
         """
         return function if self.count == 1 else SharedFunction(function)
 
@@ -163,7 +163,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _failing_its_job(self, worker: "_Worker") -> Iterator[None]:
-        """Make an error while sending to or receiving from `worker` the result of its job.
+        """Turn an error while sending to or receiving from `worker` into the result of its job.
 
         The job may belong to another thread, which then raises the error. The worker is killed,
         because it may be in the middle of a message.
@@ -209,12 +209,12 @@ class _Worker:
     """A process of the pool, with the job that it is working on."""
 
     def __init__(self) -> None:
-        release_freed_memory()  # the original of a model that is now in shared memory
+        release_freed_memory()  # such as that of a model that was copied to shared memory
         level = logging.getLogger("mt").getEffectiveLevel()
         self.child: Child = ensure_worker_template().start(partial(_serve, level))
         self.pipe = self.child.pipe
         self.job: _Job | None = None
-        self._known: set[int] = set()  # the numbers of the functions that the process has
+        self._known: set[int] = set()  # the numbers of the functions that the process has received
 
     def send(self, job: _Job) -> None:
         """Send a job to the process, after its function if the process does not have it yet."""

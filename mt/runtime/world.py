@@ -1,4 +1,4 @@
-"""The ranks of a run: collective operations, and what happens when a rank raises or disappears."""
+"""The ranks of a run: collective operations, and the handling of errors on single ranks."""
 
 import contextlib
 import datetime
@@ -26,11 +26,11 @@ from mt.runtime.shards import save_shards, unsharded
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
-# Timeout in seconds for commands that translate: a rank may translate for long between collectives.
+# Timeout in seconds for commands that only translate, whose ranks seldom wait for each other.
 TRANSLATION_TIMEOUT = 3600.0
-# Seconds that NCCL waits longer than the processes wait for each other on the CPU. NCCL can only
-# abort the process, while the CPU side can also say which rank is missing. A process waits half of
-# this time longer for its own GPU.
+# NCCL waits this many seconds longer than collectives on the CPU, because NCCL can only abort the
+# process, while an error on the CPU can be reported. The wait for a process's own GPU is between
+# the two.
 GPU_GRACE = 60.0
 
 
@@ -61,7 +61,7 @@ class World:
         self.is_launched = is_launched or size > 1
         self.presence = Presence(store, rank, size, timeout)
         self._num_broadcasts = 0
-        # An error that was raised on this rank, and that all other ranks have learned of.
+        # The last error of this rank that has been sent to all other ranks.
         self._shared_error: BaseException | None = None
         self._cpu_group: Any = None  # for collectives on the CPU; None: the default group
 
@@ -81,7 +81,7 @@ class World:
         return None if self.is_alone else self.timeout + GPU_GRACE / 2
 
     def device_for_rank(self, device: str) -> str:
-        """Return the device of this rank for the device that the user has set.
+        """Return the device for this rank, given the device that the user has set.
 
         If there are several ranks, `auto` and `cuda` become `cuda:N`, where N is the local rank.
         """
@@ -149,16 +149,16 @@ class World:
     ) -> list[T]:
         """Apply `work` to `items`, divided among the ranks; return all results on every rank.
 
-        Rank r calls `work` with every `size`-th item from item r on. `work` returns one result per
-        item, as JSON can hold it. The results are in the order of `items`. If `work` raises an
-        error, it is raised on this rank, and the other ranks raise `RankError`.
+        Rank r calls `work` once, with the items r, r + size, r + 2 * size, and so on. `work` must
+        return one JSON value per item. The results are in the order of `items`. A rank on which
+        `work` raises an error raises the same error, and the other ranks raise `RankError`.
         """
         if self.is_alone:
             return list(work(items))
         try:
             values = list(work(items[self.rank :: self.size]))
         except Exception as error:
-            self._all_gather_json(_describe(error))  # the other ranks wait for it
+            self._all_gather_json(_describe(error))  # the other ranks are waiting for it
             self._shared_error = error
             raise
         answers = self._all_gather_json({"values": values})
@@ -167,7 +167,7 @@ class World:
         return [answers[i % self.size]["values"][i // self.size] for i in range(len(items))]
 
     def _all_gather_json(self, value: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the `value` of each rank, sent as JSON."""
+        """Send `value` to all ranks as JSON, and return the values of all ranks."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         torch.distributed.all_gather(lengths, torch.tensor([len(text)]), group=self._cpu_group)
@@ -181,10 +181,10 @@ class World:
         ]
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """Call `work` on rank 0 only, and return its result, as JSON can hold it, on all ranks.
+        """Call `work` on rank 0 only, and return its result, a JSON value, on all ranks.
 
-        There is no time limit: the other ranks wait as long as rank 0 is alive. If `work` raises
-        an error, rank 0 raises it as well, and the other ranks raise `RankError`.
+        There is no time limit: the other ranks wait as long as rank 0 is alive. If `work` raises an
+        error, rank 0 raises the same error, and the other ranks raise `RankError`.
         """
         if self.is_alone:
             return work()
@@ -290,10 +290,10 @@ ALONE = World()
 
 @contextlib.contextmanager
 def join_world(timeout: float) -> Iterator[World]:
-    """Yield the world that the environment variables of `torchrun` describe.
+    """Connect the ranks as the environment variables of `torchrun` describe, and yield the world.
 
-    Without these variables, it is a world of one process. Raises `ConfigError` if only some of them
-    are set.
+    Without these variables, the world is this process alone. Raises `ConfigError` if only some of
+    them are set.
     """
     is_launched = "TORCHELASTIC_RUN_ID" in os.environ
     if is_launched:
