@@ -82,12 +82,12 @@ def test_half_precision_without_attention_dropout_is_packed(
 OBSTACLES = [
     (torch.float32, {}, ["precision: fp32"]),
     (torch.bfloat16, {"attention_dropout": 0.1}, ["model.attention_dropout: 0.1"]),
-    (torch.bfloat16, {"d_model": 36, "num_heads": 3}, ["heads of 12"]),
-    (torch.bfloat16, {"d_model": 528, "num_heads": 2}, ["heads of 264"]),
+    (torch.bfloat16, {"d_model": 36, "num_heads": 3}, ["(d_model / num_heads) of 12"]),
+    (torch.bfloat16, {"d_model": 528, "num_heads": 2}, ["(d_model / num_heads) of 264"]),
     (
         torch.float32,
         {"attention_dropout": 0.25, "num_heads": 4},
-        ["precision: fp32", "model.attention_dropout: 0.25", "heads of 4 "],
+        ["precision: fp32", "model.attention_dropout: 0.25", "(d_model / num_heads) of 4 "],
     ),
 ]
 
@@ -99,9 +99,11 @@ def test_one_warning_names_every_obstacle_to_packing(
 ) -> None:
     assert not packs(tiny(**options), Compute(CUDA, dtype))
     [warning] = warnings
-    assert [text in warning for text in ("precision:", "model.attention_dropout:", "heads of")] == [
+    assert [
+        text in warning for text in ("precision:", "model.attention_dropout:", "num_heads)")
+    ] == [
         any(text in name for name in named)
-        for text in ("precision:", "model.attention_dropout:", "heads of")
+        for text in ("precision:", "model.attention_dropout:", "num_heads)")
     ]
     assert all(name in warning for name in named)
 
@@ -113,7 +115,7 @@ def test_fp16_on_a_gpu_before_ampere_is_padded_and_the_warning_says_why(
     capability(major, minor)
     assert not packs(tiny(), Compute(CUDA, torch.float16))
     [warning] = warnings
-    assert f"a GPU of compute capability {major}.{minor} (8.0" in warning
+    assert f"compute capability {major}.{minor} (it needs 8.0" in warning
     assert "precision" not in warning
     capability(9, 0)
     assert packs(tiny(), Compute(CUDA, torch.float16))
