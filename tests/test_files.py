@@ -1,6 +1,4 @@
-"""Tests of `mt.files`: lines as `wc -l` counts them, files that appear whole or not at all,
-fingerprints, locks.
-"""
+"""Tests of `mt.files`: lines as `wc -l` counts them, atomic writes, fingerprints, and locks."""
 
 import errno
 import fcntl
@@ -151,7 +149,7 @@ def test_reading_leaves_no_file_open(tmp_path: Path, name: str) -> None:
     assert [str(warning.message) for warning in caught] == []
 
 
-# Whole or not at all
+# Atomic writes
 
 
 def entries(folder: Path) -> dict[str, bytes]:
@@ -163,7 +161,7 @@ def entries(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("data", ["Größe\n", b"\0\xff"])
-def test_atomic_write_replaces_a_file_and_leaves_nothing_beside_it(
+def test_atomic_write_replaces_a_file_and_leaves_no_temporary_file(
     tmp_path: Path, data: str | bytes
 ) -> None:
     (tmp_path / "file").write_bytes(b"old, and longer than the new")
@@ -208,23 +206,26 @@ def test_atomic_dir_leaves_nothing_when_its_block_raises(
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "old").write_text("old")
     for name in ("there", "fresh"):
-        with pytest.raises(error), atomic_dir(tmp_path / name) as temporary:  # noqa: PT012 - the block must have written
+        # The block must write a file before it raises, so it has two statements.
+        with pytest.raises(error), atomic_dir(tmp_path / name) as temporary:  # noqa: PT012
             (temporary / "file").write_text("new")
             raise error
     assert entries(tmp_path) == {"there/old": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_atomic_dir_takes_nothing_from_an_earlier_attempt_that_was_killed(tmp_path: Path) -> None:
-    left = tmp_path / f".folder.{os.getpid()}.tmp"
-    left.mkdir()
-    (left / "stale").write_text("stale")
+def test_atomic_dir_does_not_contain_files_of_an_earlier_attempt_that_was_killed(
+    tmp_path: Path,
+) -> None:
+    leftover = tmp_path / f".folder.{os.getpid()}.tmp"
+    leftover.mkdir()
+    (leftover / "stale").write_text("stale")
     with atomic_dir(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("new")
     assert entries(tmp_path) == {"folder/file": b"new"}
 
 
-def test_a_link_is_made_and_pointed_elsewhere(tmp_path: Path) -> None:
+def test_a_link_is_created_and_then_replaced(tmp_path: Path) -> None:
     for target in ("one", "two"):
         (tmp_path / target).write_text(target)
         replace_link(tmp_path / "link", target)
@@ -235,7 +236,7 @@ def test_a_link_is_made_and_pointed_elsewhere(tmp_path: Path) -> None:
 # Fingerprints
 
 
-def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
+def test_sha256_file_equals_sha256sum(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(random_bytes(3 << 15))
     assert (
@@ -246,13 +247,13 @@ def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
     )
 
 
-def test_equal_values_have_equal_fingerprints_and_others_have_not() -> None:
+def test_only_equal_values_have_equal_fingerprints() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     values = [(), (1,), ("1",), (None,), ([1],), (1, 2), ([1, 2],), ({"a": 1},), ("ä",)]
     assert len({fingerprint(*value) for value in values}) == len(values)
 
 
-def test_the_fingerprint_of_lines_sees_order_and_line_ends() -> None:
+def test_the_fingerprint_of_lines_depends_on_order_and_line_ends() -> None:
     texts = [[], [b""], [b"ab"], [b"a", b"b"], [b"b", b"a"], [b"a", b"b", b""]]
     assert len({fingerprint_lines(text) for text in texts}) == len(texts)
     assert fingerprint_lines(iter([b"a", b"b"])) == fingerprint_lines([b"a", b"b"])
@@ -272,7 +273,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """A process that holds the lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")],
         stdout=subprocess.PIPE,
@@ -343,7 +344,7 @@ def test_leftovers_are_removed_wherever_they_are_and_nothing_else(tmp_path: Path
     }
 
 
-def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_path: Path) -> None:
+def test_a_folder_is_removed_even_if_an_earlier_attempt_was_killed(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (tmp_path / f".folder.{os.getpid()}.tmp").mkdir()
     (tmp_path / f".folder.{os.getpid()}.tmp/old.txt").write_text("x")
@@ -354,21 +355,21 @@ def test_a_folder_is_removed_though_an_earlier_attempt_was_killed_half_way(tmp_p
 
 
 @pytest.mark.parametrize("block", [4, 5, 6, 1 << 20])
-@pytest.mark.parametrize("text", [
-    b"a\nb\n", b"a\r\nb\r\n", b"a\nb", b"\xef\xbb\xbfa\nb\r", b"\xef\xbb\xbfa\r\nb",
-])  # fmt: skip
-def test_the_name_of_a_text_is_that_of_its_lines(
+@pytest.mark.parametrize(
+    "text",
+    [b"a\nb\n", b"a\r\nb\r\n", b"a\nb", b"\xef\xbb\xbfa\nb\r", b"\xef\xbb\xbfa\r\nb"],
+)
+def test_sha256_text_depends_only_on_the_lines(
     tmp_path: Path, text: bytes, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "BLOCK", block)
     (tmp_path / "text").write_bytes(text)
-    found = sha256_text(tmp_path / "text")
-    assert found == hashlib.sha256(b"a\nb\n").hexdigest()
+    assert sha256_text(tmp_path / "text") == hashlib.sha256(b"a\nb\n").hexdigest()
     (tmp_path / "text").write_bytes(b"a\rb\n")
     assert sha256_text(tmp_path / "text") == hashlib.sha256(b"a\rb\n").hexdigest()
 
 
-def test_a_file_system_without_locks_is_told_and_used(
+def test_a_file_system_without_locks_is_used_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuses(*_: object) -> None:
@@ -381,17 +382,24 @@ def test_a_file_system_without_locks_is_told_and_used(
     assert "no locks on this file system (Function not implemented)" in caplog.text
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: atomic_write(path, b"x" * 10_000), lambda path: write_text(path, "x" * 10_000),
-], ids=["a file", "an output"])  # fmt: skip
-def test_a_write_that_fails_names_its_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: atomic_write(path, b"x" * 10_000),
+        lambda path: write_text(path, "x" * 10_000),
+    ],
+    ids=["atomic_write", "write_text"],
+)
+def test_the_error_of_a_failed_write_names_the_file(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
         with pytest.raises((OSError, MTError), match=re.escape(str(tmp_path / "result"))):
             write(tmp_path / "result")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, usual)
+        signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Tests of `mt.log`: times, messages, and metrics in which each update stands once."""
+"""Tests of `mt.log`: durations, messages, and metrics files with one line per update."""
 
 import json
 import logging
@@ -16,17 +16,18 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0:00"), (0.4, "0:00"), (9, "0:09"), (59.4, "0:59"), (59.6, "1:00"), (187, "3:07"), (599, "9:59"), (600, "10:00"),
-        (3599, "59:59"), (3599.7, "1:00:00"), (3765, "1:02:45"), (86_400, "24:00:00"), (360_000, "100:00:00"),
+        (0, "0:00"), (0.4, "0:00"), (9, "0:09"), (59.4, "0:59"), (59.6, "1:00"), (187, "3:07"),
+        (599, "9:59"), (600, "10:00"), (3599, "59:59"), (3599.7, "1:00:00"), (3765, "1:02:45"),
+        (86_400, "24:00:00"), (360_000, "100:00:00"),
     ],
 )  # fmt: skip
-def test_times_read_like_a_clock(seconds: float, text: str) -> None:
+def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its import takes seconds."""
+    """Turn TensorBoard off, because importing it takes seconds."""
     monkeypatch.setattr("mt.log._open_tensorboard", lambda folder, step: None)
 
 
@@ -43,13 +44,13 @@ def lines(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in text[:-1].split("\n")]
 
 
-def test_an_event_reads_back_as_one_line(tmp_path: Path) -> None:
+def test_an_event_is_written_as_one_line(tmp_path: Path) -> None:
     record(tmp_path, 0, [1])
     assert lines(tmp_path) == [{"kind": "train", "step": 1, "loss": 0.5, "sample": "Grüße\u2028\n"}]
 
 
 @pytest.mark.parametrize("resume_step", [0, 1, 4, 5, 9])
-def test_a_resume_drops_later_steps_so_that_each_stands_once(
+def test_resuming_deletes_later_steps_so_that_each_step_has_one_line(
     tmp_path: Path, resume_step: int
 ) -> None:
     record(tmp_path, 0, [1, 2, 3, 4, 5])
@@ -58,7 +59,7 @@ def test_a_resume_drops_later_steps_so_that_each_stands_once(
     assert [line["step"] for line in lines(tmp_path)] == [*kept, resume_step + 1]
 
 
-def test_a_resumed_file_equals_that_of_a_run_without_a_stop(tmp_path: Path) -> None:
+def test_the_file_of_a_resumed_run_equals_that_of_a_run_without_a_stop(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     for folder in (whole, resumed):
         folder.mkdir()
@@ -68,18 +69,18 @@ def test_a_resumed_file_equals_that_of_a_run_without_a_stop(tmp_path: Path) -> N
     assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_a_line_cut_at_any_byte_is_dropped(tmp_path: Path) -> None:
+def test_a_line_cut_at_any_byte_is_deleted(tmp_path: Path) -> None:
     record(tmp_path, 0, [1, 2])
     path = tmp_path / "metrics.jsonl"
     data = path.read_bytes().replace("Grüße\u2028".encode(), b"Greetings")
     first = data.index(b"\n") + 1
-    for end in range(first, len(data) - 1):  # a cut that takes only the newline leaves a whole line
+    for end in range(first, len(data) - 1):  # a line without only its newline is complete
         path.write_bytes(data[:end])
         record(tmp_path, 2, [3])
         assert [line["step"] for line in lines(tmp_path)] == [1, 3], end
 
 
-def test_a_line_cut_inside_a_character_is_dropped(tmp_path: Path) -> None:
+def test_a_line_cut_inside_a_character_is_deleted(tmp_path: Path) -> None:
     record(tmp_path, 0, [1, 2])
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes().rpartition("ß".encode())[0] + "ß".encode()[:1])
@@ -89,7 +90,7 @@ def test_a_line_cut_inside_a_character_is_dropped(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mt_logger() -> Iterator[logging.Logger]:
-    """The logger of `mt`, put back as it was."""
+    """The logger of `mt`, restored after the test."""
     logger = logging.getLogger("mt")
     handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
     yield logger
@@ -113,8 +114,8 @@ def test_messages_go_to_stderr_and_append_to_the_file(
     ]
 
 
-def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) -> None:
-    """In a process of its own: the limit on file sizes is real."""
+def test_lines_are_written_later_if_the_disk_is_full(tmp_path: Path) -> None:
+    """A limit on the file size acts as the full disk; a separate process sets it for itself."""
     script = f"""
 import resource, signal
 from pathlib import Path
@@ -143,7 +144,7 @@ metrics.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_log_file_on_a_full_disk_costs_no_message_and_no_traceback(
+def test_messages_still_go_to_stderr_if_the_log_file_is_on_a_full_disk(
     mt_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup_logging(Path("/dev/full"))

@@ -1,4 +1,7 @@
-"""What the workers of test_workers.py do. A worker imports this file, so it imports little."""
+"""The functions that test_workers.py sends to workers.
+
+Workers import this file, so it imports only what it needs.
+"""
 
 import logging
 import os
@@ -13,7 +16,7 @@ from mt.errors import ConfigError
 
 
 def item_and_process(item: int) -> tuple[int, int]:
-    """Every third takes longer."""
+    """Return the item and the process id; every third item takes longer."""
     time.sleep(0.05 if item % 3 == 0 else 0.0)
     return item, os.getpid()
 
@@ -55,7 +58,7 @@ def logs(item: int) -> int:
 
 
 class NotWithoutModule:
-    """Can be pickled, and not unpickled."""
+    """A function that can be pickled but not unpickled."""
 
     def __reduce__(self) -> Any:
         return __import__, ("no_such_module_anywhere",)
@@ -65,7 +68,7 @@ class NotWithoutModule:
 
 
 def ancestry(item: int) -> dict[str, Any]:
-    """Who forked this process, and with how many threads at the time."""
+    """Return the parent and grandparent of this process, and how many threads the parent has."""
     parent = os.getppid()
     return {
         "parent": parent,
@@ -76,13 +79,13 @@ def ancestry(item: int) -> dict[str, Any]:
 
 
 def anonymous_memory() -> int:
-    """Bytes that this process shares with no file and so with no other process's mapping of one."""
+    """Return the bytes of memory of this process that do not belong to a mapped file."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 def growth_by(how: str, tensor: torch.Tensor, item: int) -> tuple[int, float]:
-    """How much memory of its own the process takes to read, to copy, or to write to a tensor."""
+    """Read, copy or write to a tensor; return the growth of private memory and the tensor's sum."""
     before = anonymous_memory()
     if how == "write":
         tensor += 1

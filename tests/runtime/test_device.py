@@ -1,4 +1,4 @@
-"""Where to compute: what is chosen, what is refused, and that bf16 is not chosen where it is slow."""
+"""Devices, precisions and threads: which ones `auto` means, and which ones are refused."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_auto_is_bf16_only_for_training_and_with_hardware_for_it(
     assert set_up_compute("cpu", "fp32", None, for_training=True).dtype == torch.float32
 
 
-def test_a_forced_answer_that_is_neither_yes_nor_no_is_refused(
+def test_a_value_of_mt_native_bf16_other_than_0_and_1_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MT_NATIVE_BF16", "yes")
@@ -38,7 +38,7 @@ def test_a_forced_answer_that_is_neither_yes_nor_no_is_refused(
     ("isa", "has_it"),
     [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("ALL", True)],
 )
-def test_hardware_that_onednn_may_not_use_does_not_count(
+def test_bf16_instructions_that_onednn_may_not_use_do_not_count(
     isa: str, has_it: bool, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MT_NATIVE_BF16", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
@@ -52,20 +52,20 @@ def test_hardware_that_onednn_may_not_use_does_not_count(
 def test_bf16_without_hardware_for_it_is_kept_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
+    warnings: list[str] = []
     monkeypatch.setattr("mt.runtime.device.has_native_bf16", lambda device: False)
     monkeypatch.setattr(
-        "mt.runtime.device.logger.warning", lambda message, *args: said.append(message % args)
+        "mt.runtime.device.logger.warning", lambda message, *args: warnings.append(message % args)
     )
     compute = set_up_compute("cpu", "bf16", None)
     assert compute.dtype == torch.bfloat16
-    assert "no hardware support on this cpu" in said[0]
+    assert "no hardware support on this cpu" in warnings[0]
     with compute.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "cpu:x", "mps", "cuda:01"])
-def test_a_device_that_is_not_there_is_a_config_error(device: str) -> None:
+def test_a_device_that_does_not_exist_is_a_config_error(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         set_up_compute(device, "fp32", None)
 
@@ -78,7 +78,7 @@ def test_fp16_on_a_cpu_is_refused_and_the_error_says_what_to_use() -> None:
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
-def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: str) -> None:
+def test_a_cpu_computes_in_the_precision_that_was_asked_for(precision: str) -> None:
     compute = set_up_compute("cpu", precision, None, for_training=True)
     assert (
         compute.dtype
@@ -92,7 +92,7 @@ def test_what_a_cpu_computes_in_is_what_was_asked_for_and_never_fp16(precision: 
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype
 
 
-def test_threads_are_set_while_a_block_runs_and_for_good_if_that_is_asked_for() -> None:
+def test_threads_are_set_for_a_block_or_for_the_whole_process() -> None:
     code = (
         "import torch; from mt.runtime.device import set_up_compute; torch.set_num_threads(3)\n"
         "compute, n = set_up_compute('cpu', 'fp32', 2), torch.get_num_threads\n"
@@ -117,31 +117,32 @@ def test_deterministic_changes_nothing_on_a_cpu() -> None:
     assert "deterministic" not in str(compute)
 
 
-def test_deterministic_on_a_gpu_is_set_up_before_anything_is_computed(
+def test_deterministic_configures_the_process_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made: list[bool] = []
+    calls: list[bool] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr("mt.runtime.device.make_process_deterministic", lambda: made.append(True))
+    monkeypatch.setattr("mt.runtime.device.make_process_deterministic", lambda: calls.append(True))
     assert str(set_up_compute("cuda", "bf16", None)) == "a GPU, bf16"
-    assert made == []
+    assert calls == []
     compute = set_up_compute("cuda", "bf16", None, deterministic=True)
     assert str(compute) == "a GPU, bf16, deterministic"
-    assert made == [True]
+    assert calls == [True]
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [(None, ":4096:8"), (":16:8", ":16:8"), (":4096:8", ":4096:8"), (":0:0", ":4096:8")],
 )
-def test_deterministic_means_algorithms_workspaces_and_attention(
+def test_deterministic_sets_algorithms_workspaces_and_attention_kernels(
     before: str | None, after: str
 ) -> None:
     code = (
-        "import os, torch\nfrom mt.runtime.device import make_process_deterministic\nmake_process_deterministic()\n"
+        "import os, torch\nfrom mt.runtime.device import make_process_deterministic\n"
+        "make_process_deterministic()\n"
         "print(os.environ['CUBLAS_WORKSPACE_CONFIG'], torch.are_deterministic_algorithms_enabled(),"
         " torch.is_deterministic_algorithms_warn_only_enabled())\n"
         "cuda = torch.backends.cuda\n"

@@ -1,4 +1,4 @@
-"""Processes that share the work: order, errors, memory, where they come from, how they end."""
+"""Worker processes: order of results, errors, shared memory, how they start and how they end."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,24 +39,24 @@ def test_results_come_in_the_order_of_the_items_from_several_processes() -> None
 
 
 @pytest.mark.parametrize(("count", "items"), [(1, 5), (4, 0)])
-def test_one_worker_or_no_item_needs_no_other_process(count: int, items: int) -> None:
+def test_with_one_worker_or_no_items_no_process_is_started(count: int, items: int) -> None:
     assert list(Workers(count, 1).map(lambda item: (item, os.getpid()), range(items))) == [
         (i, os.getpid()) for i in range(items)
     ]
 
 
-def test_shared_work_for_no_items_has_no_results() -> None:
+def test_a_shared_function_for_no_items_has_no_results() -> None:
     workers = Workers(2, 1)
     assert list(workers.map(workers.share(jobs.threads), [])) == []
 
 
-def test_the_processes_share_the_threads_and_fewer_have_more() -> None:
+def test_the_processes_share_the_threads_so_fewer_processes_have_more() -> None:
     assert list(Workers(2, 6).map(jobs.threads, range(4))) == [3] * 4
     assert list(Workers(4, 6).map(jobs.threads, range(1))) == [6]
     assert list(Workers(4, 1).map(jobs.threads, range(4))) == [1] * 4
 
 
-def test_a_process_of_several_threads_computes() -> None:
+def test_a_worker_computes_with_several_threads() -> None:
     a = torch.randn(512, 512)
     found = list(Workers(2, 4).map(partial(jobs.product, a), range(4)))
     assert found == pytest.approx([jobs.product(a, 0)] * 4, rel=1e-2, abs=1.0)
@@ -63,7 +64,7 @@ def test_a_process_of_several_threads_computes() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_workers_compute_after_this_process_did_with_several_threads(dtype: str) -> None:
-    """In a fork of this process OpenMP and oneDNN would wait for threads that are not there."""
+    """A fork of this process would hang: OpenMP and oneDNN would wait for threads that it lacks."""
     code = (
         "import torch; from functools import partial; from mt.runtime.workers import Workers\n"
         "from tests.runtime.jobs import product; torch.set_num_threads(2)\n"
@@ -117,24 +118,25 @@ def test_after_a_failure_the_next_call_has_processes_again() -> None:
     workers.close()
 
 
-def test_an_error_tells_where_in_the_worker_it_came_from() -> None:
+def test_an_error_has_the_traceback_of_the_worker() -> None:
     with pytest.raises(ValueError, match="no such thing") as caught:
         list(Workers(2, 1).map(jobs.fails, range(2)))
     assert "in fails\n" in caught.value.__notes__[0]
 
 
-def test_work_that_cannot_be_received_is_an_error_that_says_why() -> None:
+def test_a_function_that_cannot_be_unpickled_is_an_error_that_says_why() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
         list(Workers(2, 1).map(jobs.NotWithoutModule(), range(2)))
 
 
-def test_an_item_that_cannot_be_sent_is_the_error_of_its_own_call() -> None:
-    """Whoever's thread sends it: another call's thread may hand out this one's items."""
+def test_an_item_that_cannot_be_pickled_is_an_error_of_its_own_call_only() -> None:
+    """This holds even if the thread of another call sends the item."""
     workers = Workers(2, 1)
 
     def unsendable(_: int) -> None:
+        items: list[Any] = [threading.Lock(), 1]
         with pytest.raises((TypeError, AttributeError), match="pickle"):
-            list(workers.map(jobs.item_and_process, [threading.Lock(), 1]))  # type: ignore[list-item]
+            list(workers.map(jobs.item_and_process, items))
 
     def sendable(count: int) -> list[int]:
         return [item for item, _ in workers.map(jobs.item_and_process, range(count))]
@@ -148,7 +150,7 @@ def test_an_item_that_cannot_be_sent_is_the_error_of_its_own_call() -> None:
     workers.close()
 
 
-def test_what_the_work_raises_arrives_and_no_process_is_left() -> None:
+def test_an_error_of_the_function_is_raised_here_and_no_process_is_left() -> None:
     found = []
     with pytest.raises(ConfigError, match="three is too much"):
         found.extend(Workers(2, 1).map(jobs.three_is_too_much, range(100)))
@@ -156,7 +158,7 @@ def test_what_the_work_raises_arrives_and_no_process_is_left() -> None:
 
 
 def assert_gone(pids: Iterable[int], seconds: float = 10.0) -> None:
-    """No process of these runs on. One that has ended and was not waited for counts as gone."""
+    """Assert that these processes end soon. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     for pid in set(pids):
         while is_running(pid):
@@ -171,7 +173,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_who_stops_listening_ends_the_processes() -> None:
+def test_closing_the_results_kills_the_processes() -> None:
     results = Workers(2, 1).map(jobs.sleeps_after_two, range(10))
     pids = [next(results)]
     began = time.monotonic()
@@ -180,7 +182,7 @@ def test_who_stops_listening_ends_the_processes() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_killed_process_is_an_error_that_says_what_may_help() -> None:
+def test_a_killed_worker_is_an_error_that_says_what_may_help() -> None:
     with pytest.raises(MTError, match=r"worker process was killed .*--workers"):
         list(Workers(2, 1).map(jobs.killed_at_two, range(6)))
 
@@ -193,7 +195,7 @@ def test_a_killed_template_is_replaced() -> None:
     assert ensure_worker_template() is not template
 
 
-def test_messages_of_workers_go_through_the_log_of_this_process(
+def test_log_messages_of_workers_are_logged_by_this_process(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -205,24 +207,24 @@ def test_messages_of_workers_go_through_the_log_of_this_process(
     ]
 
 
-def test_threads_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_there_is_one_worker_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for given, count in ((1, 1), (2, 2), (None, 4), (8, 8)):
         workers = Workers.for_compute(given, CPU)
         assert (workers.count, workers.threads) == (count, 4)
 
 
-def test_several_workers_on_a_gpu_are_refused_and_one_is_chosen() -> None:
+def test_a_gpu_has_one_worker_and_several_are_refused() -> None:
     gpu = Compute(torch.device("cuda"), torch.bfloat16)
     assert Workers.for_compute(None, gpu).count == 1
     with pytest.raises(ConfigError, match="workers: 2 is not possible"):
         Workers.for_compute(2, gpu)
 
 
-# Where workers come from.
+# How workers start.
 
 
-def test_a_workers_parent_has_one_thread_and_is_not_this_process() -> None:
+def test_the_parent_of_a_worker_has_one_thread_and_is_not_this_process() -> None:
     template = ensure_worker_template()
     for found in Workers(2, 2).map(jobs.ancestry, range(4)):
         assert found["parent"] == template.pid != os.getpid()
@@ -232,11 +234,11 @@ def test_a_workers_parent_has_one_thread_and_is_not_this_process() -> None:
 
 
 def test_importing_what_workers_need_computes_nothing() -> None:
-    """The template imports, and forks: with the test above, it has not computed."""
+    """Together with the test above, this shows that the template has never computed."""
     assert computing_imports(MODULES) == []
 
 
-def test_a_template_is_started_early_only_where_several_workers_are_likely(
+def test_a_template_is_started_early_only_if_several_workers_are_likely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[int] = []
@@ -340,11 +342,11 @@ def test_workers_start_from_every_kind_of_process(
         check=False,
     )
     assert result.stdout.splitlines() == expected, result.stderr
-    if way in (by_script, by_stdin):  # the user's script has run once, and not again in the workers
+    if way in (by_script, by_stdin):  # the workers did not run the user's script again
         assert (tmp_path / "runs.txt").read_text() == "once\n"
 
 
-# How they end.
+# How workers end.
 
 SLEEPERS = """
 import sys, time
@@ -363,11 +365,14 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("importing", signal.SIGKILL), ("importing", signal.SIGTERM), ("importing", signal.SIGINT),
-        ("working", signal.SIGKILL), ("working", signal.SIGTERM),
+        ("importing", signal.SIGKILL),
+        ("importing", signal.SIGTERM),
+        ("importing", signal.SIGINT),
+        ("working", signal.SIGKILL),
+        ("working", signal.SIGTERM),
     ],
-)  # fmt: skip
-def test_nothing_is_left_running_however_the_process_ends(
+)
+def test_no_process_is_left_however_the_main_process_ends(
     moment: str, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
@@ -385,8 +390,8 @@ def test_nothing_is_left_running_however_the_process_ends(
     assert_gone(pids, seconds=5)
 
 
-def test_nothing_is_left_running_though_a_fork_of_the_process_lives_on() -> None:
-    """That fork holds open the socket whose end the template waits for."""
+def test_no_worker_is_left_even_if_a_fork_of_the_main_process_lives_on() -> None:
+    """The fork keeps the control socket open, so its closing cannot tell the template to end."""
     code = SLEEPERS.replace(
         "time.sleep(60)",
         "import os\nif not os.fork():\n    time.sleep(15)\nos.kill(os.getpid(), 9)",
@@ -398,8 +403,8 @@ def test_nothing_is_left_running_though_a_fork_of_the_process_lives_on() -> None
         assert_gone(map(int, process.stdout.readline().split()), seconds=10)
 
 
-def test_ctrl_c_ends_all_without_a_traceback(trained_run: Path, sample: Path) -> None:
-    """A terminal sends it to every process of the command, workers included."""
+def test_ctrl_c_ends_all_processes_without_a_traceback(trained_run: Path, sample: Path) -> None:
+    """A terminal sends Ctrl-C to every process of the command, including the workers."""
     command = [
         sys.executable,
         "-m",
@@ -431,19 +436,19 @@ def test_ctrl_c_ends_all_without_a_traceback(trained_run: Path, sample: Path) ->
 
 
 def group_of(leader: int) -> list[int]:
-    """The processes of a process group."""
-    found = []
+    """Return the processes of a process group that are not zombies."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[2]) == leader and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
-# What they share.
+# What workers share.
 
 
 @pytest.mark.parametrize(("how", "grows"), [("read", False), ("copy", True), ("write", True)])
@@ -456,14 +461,14 @@ def test_the_model_is_in_memory_once(how: str, grows: bool) -> None:
         assert (growth > 36 * MB) if grows else (growth < 4 * MB)
 
 
-def test_this_process_need_not_keep_the_model(trained_run: Path) -> None:
+def test_with_several_workers_this_process_does_not_keep_the_model(trained_run: Path) -> None:
     for workers, keeps in ((1, True), (2, False)):
         with Translator.load(trained_run, threads=1, workers=workers) as translator:
             translator.translate(["Der Hund schläft."])
             assert ("step_model" in vars(translator)) is keeps
 
 
-def test_what_one_worker_writes_no_other_reads() -> None:
+def test_a_worker_does_not_see_what_another_worker_writes() -> None:
     work = Workers(2, 2).share(partial(jobs.growth_by, "write", torch.zeros(MB)))
     assert sorted(total for _, total in Workers(2, 2).map(work, range(2))) == [MB, MB]
     assert sorted(total for _, total in Workers(2, 2).map(work, range(2))) == [MB, MB]
@@ -471,30 +476,30 @@ def test_what_one_worker_writes_no_other_reads() -> None:
 
 TENSORS = {
     "a matrix": torch.randn(3, 5),
-    "a transposed one": torch.randn(3, 5).t(),
-    "a part of another": torch.arange(100).view(10, 10)[3:7, 2:9:3],
+    "a transposed matrix": torch.randn(3, 5).t(),
+    "a part of a tensor": torch.arange(100).view(10, 10)[3:7, 2:9:3],
     "one number": torch.tensor(7),
-    "none": torch.empty(0, 4),
+    "no numbers": torch.empty(0, 4),
     "bf16": torch.randn(9).bfloat16(),
     "bytes": torch.arange(7, dtype=torch.uint8),
-    "truths": torch.tensor([True, False, True]),
-    "the same row again and again": torch.randn(1, 4).expand(3, 4),
+    "booleans": torch.tensor([True, False, True]),
+    "a repeated row": torch.randn(1, 4).expand(3, 4),
 }
 
 
-def identity(values: dict[str, torch.Tensor], item: int) -> list[tuple[object, ...]]:
+def contents(values: dict[str, torch.Tensor], item: int) -> list[tuple[object, ...]]:
     return [
         (name, tensor.dtype, tensor.tolist(), tuple(tensor.shape), tensor.stride())
         for name, tensor in values.items()
     ]
 
 
-def test_tensors_arrive_as_they_are() -> None:
-    [found] = Workers(2, 2).map(partial(identity, TENSORS), range(1))
-    assert found == identity(TENSORS, 0)
+def test_tensors_arrive_unchanged() -> None:
+    [received] = Workers(2, 2).map(partial(contents, TENSORS), range(1))
+    assert received == contents(TENSORS, 0)
 
 
-def shares_storage(model: torch.nn.ModuleList, item: int) -> tuple[bool, bool, int]:
+def tying(model: torch.nn.ModuleList, item: int) -> tuple[bool, bool, int]:
     a, b = model[0].weight, model[1].weight
     return a is b, a.requires_grad, a.data_ptr() % 64
 
@@ -502,13 +507,13 @@ def shares_storage(model: torch.nn.ModuleList, item: int) -> tuple[bool, bool, i
 def test_tied_parameters_stay_tied_and_aligned() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)])
     model[1].weight = model[0].weight
-    assert list(Workers(2, 2).map(partial(shares_storage, model), range(1))) == [(True, True, 0)]
+    assert list(Workers(2, 2).map(partial(tying, model), range(1))) == [(True, True, 0)]
 
 
-def test_weights_packed_to_eight_bits_are_packed_alike_by_a_worker() -> None:
+def test_int8_weights_that_a_worker_packs_give_the_same_results() -> None:
     layer, x = Int8Linear(torch.randn(40, 24), torch.randn(40)), torch.randn(6, 24)
-    [found] = Workers(2, 2).map(partial(apply, layer, x), range(1))
-    assert found == layer(x).tolist()
+    [result] = Workers(2, 2).map(partial(apply, layer, x), range(1))
+    assert result == layer(x).tolist()
 
 
 def apply(layer: Int8Linear, x: torch.Tensor, item: int) -> list[list[float]]:

@@ -1,6 +1,4 @@
-"""What ranks tell each other, what they do once for all, and what they say when one of them fails,
-dies or falls silent.
-"""
+"""Collectives of `World`, and what happens if a rank raises an error, dies or hangs."""
 
 import os
 import signal
@@ -21,7 +19,7 @@ from tests.runtime.ranks import RankFailedError, on_ranks
 
 
 class NeverDone:
-    """An event that a GPU never comes to."""
+    """A CUDA event that is never reached."""
 
     def query(self) -> bool:
         return False
@@ -33,7 +31,7 @@ def lost_rank_message(world: World, error: BaseException) -> str:
     return world.presence.kill_lost_ranks(error)
 
 
-def test_sums_and_signals_are_those_of_all_ranks() -> None:
+def test_sums_and_maxima_are_taken_over_all_ranks() -> None:
     def work(world: World) -> Any:
         highest = world.all_reduce_max(15 * (world.rank == 1))
         return world.all_reduce_sum(torch.tensor([1.0, world.rank])).tolist(), highest
@@ -43,7 +41,7 @@ def test_sums_and_signals_are_those_of_all_ranks() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_shared_work_comes_back_in_order_on_every_rank(count: int) -> None:
+def test_map_sharded_equals_a_plain_map_in_order_on_every_rank(count: int) -> None:
     def work(world: World) -> Any:
         return world.map_sharded(
             lambda items: [[item * item, world.rank] for item in items], range(count)
@@ -53,7 +51,7 @@ def test_shared_work_comes_back_in_order_on_every_rank(count: int) -> None:
     assert work(World()) == [[i * i, 0] for i in range(count)]
 
 
-def test_an_error_in_shared_work_ends_it_everywhere_and_says_where_it_was() -> None:
+def test_an_error_in_map_sharded_is_raised_on_all_ranks_and_names_the_rank() -> None:
     def work(world: World) -> Any:
         def fails_on_one(items: Sequence[int]) -> Sequence[int]:
             if world.rank == 1:
@@ -65,11 +63,15 @@ def test_an_error_in_shared_work_ends_it_everywhere_and_says_where_it_was() -> N
         except (DataError, RankError) as error:
             return type(error).__name__, str(error), error.exit_code, getattr(error, "kind", "")
 
-    told = ("RankError", "rank 1: line 7 is odd", 2, "DataError")
-    assert on_ranks(3, work) == [told, ("DataError", "line 7 is odd", 2, ""), told]
+    elsewhere = ("RankError", "rank 1: line 7 is odd", 2, "DataError")
+    assert on_ranks(3, work) == [
+        elsewhere,
+        ("DataError", "line 7 is odd", 2, ""),
+        elsewhere,
+    ]
 
 
-def test_what_is_done_once_the_others_get_and_an_error_too() -> None:
+def test_all_ranks_get_the_result_or_the_error_of_rank_0() -> None:
     def work(world: World) -> Any:
         values = [
             world.broadcast_from_rank0(lambda: {"pid": os.getpid(), "text": "ä\u2028"})
@@ -86,7 +88,7 @@ def test_what_is_done_once_the_others_get_and_an_error_too() -> None:
     assert [other[1:] for other in others] == [("RankError", "pop from empty list")] * 2
 
 
-def test_work_of_the_first_rank_may_take_longer_than_the_timeout() -> None:
+def test_work_of_rank_0_may_take_longer_than_the_timeout() -> None:
     def work(world: World) -> Any:
         def slow() -> int:
             time.sleep(2.5)
@@ -97,8 +99,8 @@ def test_work_of_the_first_rank_may_take_longer_than_the_timeout() -> None:
     assert on_ranks(2, work, timeout=1.0) == [7, 7]
 
 
-@pytest.mark.parametrize(("where", "silent"), [("first", 0), ("sum", 0), ("sum", 2)])
-def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) -> None:
+@pytest.mark.parametrize(("where", "silent"), [("broadcast", 0), ("sum", 0), ("sum", 2)])
+def test_a_rank_that_stops_responding_is_named_and_killed(where: str, silent: int) -> None:
     def work(world: World) -> None:
         world.all_reduce_sum(torch.ones(1))
 
@@ -107,7 +109,7 @@ def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) ->
                 os.kill(os.getpid(), signal.SIGSTOP)
 
         try:
-            if where == "first":
+            if where == "broadcast":
                 world.broadcast_from_rank0(stop)
             else:
                 stop()
@@ -125,9 +127,9 @@ def test_a_rank_that_falls_silent_is_named_and_ended(where: str, silent: int) ->
     assert not [rank for rank in others if f"from rank {rank} (" in str(failed.value)]
 
 
-@pytest.mark.parametrize("where", ["agree", "gpu"])
-def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
-    """Missed when the hosts agree, or later, when an event behind a collective never comes."""
+@pytest.mark.parametrize("where", ["collective", "gpu"])
+def test_a_rank_that_keeps_a_gpu_waiting_is_named(where: str) -> None:
+    """The timeout can occur in a collective on the CPU, or while waiting for a GPU event."""
 
     def work(world: World) -> None:
         stop = SignalStop(world)
@@ -135,7 +137,7 @@ def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         try:
-            if where == "agree":
+            if where == "collective":
                 stop.share_signal()
             wait_for_gpu(NeverDone(), patience=2.5)  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -153,12 +155,12 @@ def test_a_rank_whose_silence_keeps_a_gpu_waiting_is_named(where: str) -> None:
     assert "from rank 2 (" not in str(failed.value)
 
 
-def test_a_gpu_is_waited_for_longer_than_hosts_and_shorter_than_nccl_waits() -> None:
+def test_the_gpu_timeout_is_longer_than_that_of_cpu_collectives() -> None:
     assert World().gpu_timeout is None
     assert World(0, 2, timeout=10.0).gpu_timeout == 40.0
 
 
-def test_a_rank_that_dies_ends_the_others_at_once() -> None:
+def test_if_a_rank_dies_the_others_end_at_once() -> None:
     def work(world: World) -> None:
         world.all_reduce_sum(torch.ones(1))
         if world.rank == 1:
@@ -174,8 +176,8 @@ def test_a_rank_that_dies_ends_the_others_at_once() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
-    """As a launcher's store does when it starts its ranks anew."""
+def test_entries_of_dead_ranks_in_the_store_are_ignored() -> None:
+    """A launcher that restarts its ranks keeps the store of the first attempt."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = server.port
 
@@ -183,7 +185,7 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
         return TCPStore("127.0.0.1", port, is_master=False)
 
     def dies(world: World) -> None:
-        world.broadcast_from_rank0(lambda: "of the dead")
+        world.broadcast_from_rank0(lambda: "from a dead rank")
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RankFailedError):
@@ -191,13 +193,16 @@ def test_a_store_that_keeps_what_dead_ranks_wrote_misleads_nobody() -> None:
     for number in range(3):
         values = on_ranks(
             2,
-            lambda world: (world.broadcast_from_rank0(lambda: number), len(world.presence.ranks)),  # noqa: B023
+            lambda world: (
+                world.broadcast_from_rank0(lambda: number),  # noqa: B023
+                len(world.presence.ranks),
+            ),
             store=client,
         )
         assert values == [(number, 2)] * 2
 
 
-def test_other_errors_are_not_taken_for_a_lost_rank() -> None:
+def test_other_errors_do_not_mean_a_lost_rank() -> None:
     two_ranks = presence.Presence(None, 0, 2, 1.0)
     assert two_ranks.means_lost_rank(RuntimeError("Connection closed by peer"))
     assert not two_ranks.means_lost_rank(RuntimeError("mat1 and mat2 cannot be multiplied"))
@@ -205,13 +210,13 @@ def test_other_errors_are_not_taken_for_a_lost_rank() -> None:
     assert not World().presence.means_lost_rank(RuntimeError("Connection closed by peer"))
 
 
-def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_environment_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="RANK expected"), join_world(1.0):
-        pytest.fail("there is no such world")
+        pytest.fail("a world was made from half the variables")
 
 
-def test_each_rank_takes_the_gpu_of_its_number_and_its_part_of_the_threads(
+def test_each_rank_uses_the_gpu_of_its_local_rank_and_its_share_of_the_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     third = World(11, 16, local_rank=3, local_size=8)
