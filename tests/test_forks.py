@@ -1,4 +1,4 @@
-"""A process that has computed is never forked: not by the product, the scripts or the tests."""
+"""Neither mt nor its scripts nor its tests ever fork a process that has computed."""
 
 import ast
 import os
@@ -28,18 +28,18 @@ FILES = sorted(
 
 
 def forks(source: str) -> list[str]:
-    """What of it forks, or may fork, the process that runs it."""
-    found = []
+    """Return the calls and imports in `source` that fork a process, or may do so."""
+    names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            found += [name] if name in FORKS or name.split(".")[-1] in MAY_FORK else []
-            found += ["preexec_fn" for keyword in node.keywords if keyword.arg == "preexec_fn"]
+            names += [name] if name in FORKS or name.split(".")[-1] in MAY_FORK else []
+            names += ["preexec_fn" for keyword in node.keywords if keyword.arg == "preexec_fn"]
         elif isinstance(node, ast.ImportFrom) and node.module in ("os", "pty"):
-            found += [
+            names += [
                 f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in FORKS
             ]
-    return found
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -50,11 +50,15 @@ def test_only_the_template_forks(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "os.fork()", "pty.fork()", "from os import fork", "multiprocessing.get_context('fork')",
-        "ProcessPoolExecutor(2)", "subprocess.Popen(a, preexec_fn=f)",
+        "os.fork()",
+        "pty.fork()",
+        "from os import fork",
+        "multiprocessing.get_context('fork')",
+        "ProcessPoolExecutor(2)",
+        "subprocess.Popen(a, preexec_fn=f)",
     ],
-)  # fmt: skip
-def test_the_gate_sees_what_forks(line: str) -> None:
+)
+def test_the_search_for_forks_detects(line: str) -> None:
     assert forks(line)
 
 
@@ -62,13 +66,13 @@ def threads_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def test_the_warm_process_has_one_thread_before_it_forks_and_after(trained_run: Path) -> None:
+def test_the_warm_process_still_has_one_thread_after_forking(trained_run: Path) -> None:
     assert run_mt("translate", trained_run, stdin="Der Hund\n").returncode == 0
     pid = warm.template().pid
     assert threads_of(pid) == 1
 
 
-def test_a_command_of_the_tests_is_a_child_of_the_warm_process_and_not_of_this_one(
+def test_commands_in_tests_are_children_of_the_warm_process(
     tmp_path: Path,
 ) -> None:
     said = tmp_path / "said"
@@ -89,14 +93,16 @@ def test_importing_what_the_warm_process_imports_computes_nothing() -> None:
 WAYS_TO_END: dict[str, tuple[Any, int]] = {
     "returns": (lambda: None, 0),
     "exits 3": (lambda: exit(3), 3),
-    "exits with words": (lambda: exit("no"), 1),
+    "exits with a message": (lambda: exit("no"), 1),
     "raises": (lambda: 1 / 0, 1),
     "is killed": (lambda: os.kill(os.getpid(), 9), -9),
 }
 
 
 @pytest.mark.parametrize("way", WAYS_TO_END)
-def test_a_child_exits_as_its_function_ends(way: str, tmp_path: Path) -> None:
+def test_the_exit_code_of_a_child_follows_from_how_its_function_ends(
+    way: str, tmp_path: Path
+) -> None:
     function, code = WAYS_TO_END[way]
     said = tmp_path / "said"
     assert warm.start(function, [os.devnull, os.devnull, said]).wait() == code
@@ -136,7 +142,7 @@ def test_a_child_can_be_killed_at_any_time_and_again(tmp_path: Path) -> None:
     assert done.wait() == 0
 
 
-def test_many_children_at_a_time_are_told_apart() -> None:
+def test_each_of_many_children_has_its_own_exit_code() -> None:
     children = [
         warm.start(lambda number=number: exit(number), [os.devnull] * 3) for number in range(20)
     ]

@@ -1,6 +1,4 @@
-"""Numbers do not drift: 50 losses of a small training, written down once, come out again on every
-machine.
-"""
+"""The losses of a small training run equal those in golden_losses.json, on every machine."""
 
 import json
 import os
@@ -15,41 +13,41 @@ from mt.data.prepare import prepare
 from mt.runtime.device import Compute
 from mt.train.trainer import trial
 
-GOLDEN = (
-    Path(__file__).parent / "golden_losses.json"
-)  # MT_WRITE_GOLDEN=1 writes it anew, after a change that is meant to change numbers
+# After a change that is meant to change the losses, run this test with MT_WRITE_GOLDEN=1, which
+# writes the file again.
+GOLDEN = Path(__file__).parent / "golden_losses.json"
 SETTINGS = {
     "dropout": ["train.ema_decay=0.9", "model.activation_dropout=0.1"],
     "pre-norm": ["model.norm=pre", "model.activation=gelu", "model.tie_embeddings=decoder"],
 }
-TOLERANCE = 1e-3  # processors sum in different orders
+TOLERANCE = 1e-3  # because processors add in different orders
 
 
 def losses(path: Path, *overrides: str) -> list[float]:
-    """The smoothed loss of each of 50 updates."""
+    """Train 50 updates; return the label-smoothed loss of each."""
     config = load_config(path, overrides)
     compute = Compute(torch.device("cpu"), torch.float32)
     with trial(config, prepare(config), compute) as trainer:
         updates = trainer.loader.updates()
-        found = [trainer.train_step(next(updates)).read().loss for _ in range(50)]
+        values = [trainer.train_step(next(updates)).read().loss for _ in range(50)]
         updates.close()  # type: ignore[attr-defined]
-    return found
+    return values
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_fifty_losses_are_those_that_were_written_down(
+def test_the_losses_equal_the_golden_file(
     name: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    now = losses(small_yaml(tmp_path), *SETTINGS[name])
+    values = losses(small_yaml(tmp_path), *SETTINGS[name])
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("MT_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(golden | {name: now}, indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(golden | {name: values}, indent=1) + "\n")
         return
-    assert now == pytest.approx(golden[name], abs=TOLERANCE)
-    assert now[-1] < now[0] - 0.5
+    assert values == pytest.approx(golden[name], abs=TOLERANCE)
+    assert values[-1] < values[0] - 0.5
 
 
-def test_two_trainings_on_one_machine_are_equal_bit_for_bit(
+def test_two_runs_on_one_machine_have_equal_losses_bit_for_bit(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)

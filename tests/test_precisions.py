@@ -1,8 +1,7 @@
-"""What holds in one precision holds in each: training, resuming, gradients, searching, workers,
-exports, validation.
+"""Training, search, workers, exports and validation in every precision.
 
-bf16 is exercised on every machine, slowly on those without hardware for it. What training does
-where memory runs out is in tests/runs/test_start.py.
+bf16 is tested on every machine, although it is slow without hardware support. What training does
+when memory runs out is tested in tests/runs/test_start.py.
 """
 
 import json
@@ -50,7 +49,7 @@ def _one_thread() -> None:
 def runs(
     small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A finished run of 12 updates in each precision that trains."""
+    """A finished run of 12 updates in each training precision."""
     folders = {}
     for precision in TRAINING:
         folder = tmp_path_factory.mktemp(precision)
@@ -70,7 +69,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", TRAINING)
-def test_a_run_learns_keeps_fp32_weights_and_says_its_precision(
+def test_a_run_learns_keeps_fp32_weights_and_reports_its_precision(
     runs: dict[str, Path], precision: str
 ) -> None:
     run = runs[precision]
@@ -81,26 +80,26 @@ def test_a_run_learns_keeps_fp32_weights_and_says_its_precision(
     assert (state["precision"], state["threads"]) == (precision, 1)
 
 
-def test_the_precisions_differ_and_not_by_much(runs: dict[str, Path]) -> None:
-    ours, theirs = (losses(runs[precision]) for precision in TRAINING)
-    assert ours != theirs
-    assert ours == pytest.approx(theirs, abs=0.02)
+def test_the_precisions_differ_but_only_a_little(runs: dict[str, Path]) -> None:
+    fp32, bf16 = (losses(runs[precision]) for precision in TRAINING)
+    assert fp32 != bf16
+    assert fp32 == pytest.approx(bf16, abs=0.02)
 
 
 @pytest.mark.parametrize("precision", TRAINING)
-def test_a_run_that_stopped_halfway_ends_in_the_same_weights(
+def test_a_resumed_run_ends_with_the_same_weights(
     runs: dict[str, Path], precision: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
     assert run_mt("train", config, f"precision={precision}", "train.max_steps=5").returncode == 0
-    resumed = run_mt("train", config)  # whatever `auto` means here: a run keeps its precision
+    resumed = run_mt("train", config)  # a resumed run keeps its precision
     assert resumed.returncode == 0, resumed.stderr
-    expected, found = final_weights(runs[precision]), final_weights(tmp_path / "run")
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    expected, resumed_weights = final_weights(runs[precision]), final_weights(tmp_path / "run")
+    assert all(torch.equal(resumed_weights[name], weight) for name, weight in expected.items())
 
 
 def gradients(model: Transformer, compute: Compute | None) -> dict[str, Tensor]:
-    """Of the smoothed loss, by name; without `compute`, in the type of the model."""
+    """Return the gradients of the label-smoothed loss, under the autocast of `compute` if given."""
     rng = torch.Generator().manual_seed(2)
     lens = torch.randint(1, 9, (12, 2), generator=rng).tolist()
     pairs = [
@@ -117,12 +116,12 @@ def gradients(model: Transformer, compute: Compute | None) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 0.1)])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_gradients_are_those_of_float64(norm: str, precision: str, error: float) -> None:
+def test_gradients_are_close_to_those_of_float64(norm: str, precision: str, error: float) -> None:
     exact = gradients(small(norm).double(), None)
-    ours = gradients(small(norm), Compute(CPU, DTYPES[precision]))
-    assert ours.keys() == exact.keys()
+    rounded = gradients(small(norm), Compute(CPU, DTYPES[precision]))
+    assert rounded.keys() == exact.keys()
     whole = torch.cat([g.flatten() for g in exact.values()]).norm()
-    for name, gradient in ours.items():
+    for name, gradient in rounded.items():
         assert gradient.dtype == torch.float32
         difference = (gradient.double() - exact[name]).norm()
         assert difference <= error * (exact[name].norm() + 0.01 * whole), name
@@ -131,18 +130,16 @@ def test_gradients_are_those_of_float64(norm: str, precision: str, error: float)
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-4), ("bf16", 0.1), ("int8", 1e-4)])
 @pytest.mark.parametrize("beam_size", [2, 5])
 @torch.inference_mode()
-def test_search_follows_its_rules_in_plain_python(
-    beam_size: int, precision: str, error: float
-) -> None:
-    """Each step of the plain search feeds its whole prefix to a state of its own.
+def test_search_equals_a_plain_beam_search(beam_size: int, precision: str, error: float) -> None:
+    """The plain search decodes the whole prefix of each hypothesis again at each step.
 
-    A bf16 logit of 8 is rounded to the next multiple of 1/32, at times another one in a batch.
+    In bf16, logits near 8 are rounded to multiples of 1/32, which may differ within a batch.
     """
     ready = EagerModel(random_model(1, vocab=9, sharpness=4.0), DTYPES[precision])
     src, src_mask = sources(1, LENGTHS, vocab=9)
     config = SearchConfig(beam_size, beam_size, 0.6)
-    found = beam_search(ready, src, src_mask, torch.tensor(LIMITS), config)
-    for i, hyps in enumerate(found):
+    found_hyps = beam_search(ready, src, src_mask, torch.tensor(LIMITS), config)
+    for i, hyps in enumerate(found_hyps):
         alone = src[i, src_mask[i]][None]
 
         def next_log_probs(prefix: list[int], alone: Tensor = alone) -> list[float]:
@@ -158,7 +155,7 @@ def test_search_follows_its_rules_in_plain_python(
 
 
 @pytest.mark.parametrize("precision", TRANSLATING)
-def test_two_workers_translate_as_one(trained_run: Path, precision: str) -> None:
+def test_two_workers_translate_like_one(trained_run: Path, precision: str) -> None:
     lines = sample_lines("test", "de", 40)
 
     def translate(workers: int) -> list[str]:
@@ -174,7 +171,7 @@ def test_two_workers_translate_as_one(trained_run: Path, precision: str) -> None
 
 @pytest.fixture(scope="module")
 def wide_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model takes memory."""
+    """A run with a model that needs more memory."""
     folder = tmp_path_factory.mktemp("wide")
     sizes = ("model.d_model=256", "model.d_ff=1024", "train.max_steps=2")
     result = run_mt("train", small_yaml(folder), "precision=fp32", *sizes)
@@ -191,8 +188,11 @@ from mt.log import setup_logging
 setup_logging()
 if sys.argv[5] != "all":
     size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-    resource.setrlimit(resource.RLIMIT_AS, (size + (int(sys.argv[5]) << 20), resource.RLIM_INFINITY))
-translator = Translator.load(sys.argv[1], precision=sys.argv[2], threads=1, workers=1, beam_size=5, batch_size=1000)
+    limit = size + (int(sys.argv[5]) << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+translator = Translator.load(
+    sys.argv[1], precision=sys.argv[2], threads=1, workers=1, beam_size=5, batch_size=1000
+)
 lines = [line * 4 for line in Path(sys.argv[3]).read_text().splitlines() * int(sys.argv[4])]
 print("\\n".join(translator.translate(lines)))
 """
@@ -202,29 +202,33 @@ print("\\n".join(translator.translate(lines)))
 @pytest.mark.parametrize(
     ("precision", "times", "mib"), [("fp32", 3, 100), ("bf16", 3, 110), ("int8", 6, 200)]
 )
-def test_out_of_memory_in_translating_costs_time_and_no_line(
+def test_no_line_is_lost_if_memory_runs_out_while_translating(
     wide_run: Path, sample: Path, precision: str, times: int, mib: int
 ) -> None:
-    """What oneDNN compiled takes a part of the memory, so that too little is left where it is less."""
+    """The limits differ because oneDNN's compiled code for bf16 and int8 needs memory as well."""
+    command = [sys.executable, "-c", LITTLE_MEMORY]
     results = [
         subprocess.run(
-            [sys.executable, "-c", LITTLE_MEMORY, wide_run, precision, sample / "test.de", str(times), memory],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+            [*command, wide_run, precision, sample / "test.de", str(times), memory],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
         for memory in ("all", str(mib))
-    ]  # fmt: skip
+    ]
     assert [r.returncode for r in results] == [0, 0], results[1].stderr
     assert "continuing with half as many" not in results[0].stderr
     assert "continuing with half as many" in results[1].stderr
     assert len(results[0].stdout.splitlines()) == 20 * times
     same = [a == b for a, b in zip(*(r.stdout.splitlines() for r in results), strict=True)]
-    assert sum(same) >= (
-        45 if precision == "bf16" else 20 * times
-    )  # a bf16 logit depends on its batch
+    # In bf16, the logits of a sentence depend on its batch, so some lines may differ.
+    assert sum(same) >= (45 if precision == "bf16" else 20 * times)
 
 
 @pytest.mark.parametrize("native_bf16", ["0", "1"])
-def test_an_export_is_proven_in_fp32_whatever_the_processor(
+def test_an_export_is_compared_in_fp32_on_every_processor(
     trained_run: Path, tmp_path: Path, native_bf16: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ctranslate2")
@@ -238,18 +242,16 @@ def test_an_export_is_proven_in_fp32_whatever_the_processor(
 
 
 @pytest.mark.parametrize("precision", TRAINING)
-def test_validation_in_training_is_what_evaluate_prints(
+def test_validation_in_training_has_the_scores_of_mt_evaluate(
     runs: dict[str, Path], precision: str, sample: Path, tmp_path: Path
 ) -> None:
     run = runs[precision]
     for language in ("de", "en"):
         lines = (sample / f"valid.{language}").read_text(encoding="utf-8").split("\n")[:20:5]
         (tmp_path / f"first.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result = run_mt(
-        "evaluate", run / "checkpoints/step_00000012", "--src", tmp_path / "first.de",
-        "--ref", tmp_path / "first.en", "-o", tmp_path / "hyp", "--beam-size", 1,
-        "--precision", precision, "--json",
-    )  # fmt: skip
+    text = ("--src", tmp_path / "first.de", "--ref", tmp_path / "first.en", "-o", tmp_path / "hyp")
+    settings = ("--beam-size", 1, "--precision", precision, "--json")
+    result = run_mt("evaluate", run / "checkpoints/step_00000012", *text, *settings)
     [test] = json.loads(result.stdout)
     assert test["compute"].endswith(precision)
     printed = {score["name"]: score["value"] for score in test["scores"]}
@@ -259,7 +261,9 @@ def test_validation_in_training_is_what_evaluate_prints(
 
 
 @pytest.mark.parametrize("precision", TRAINING)
-def test_each_score_of_a_run_says_its_precision(runs: dict[str, Path], precision: str) -> None:
+def test_each_score_of_a_run_is_logged_with_its_precision(
+    runs: dict[str, Path], precision: str
+) -> None:
     run = runs[precision]
     valid = [
         line
@@ -278,7 +282,7 @@ def test_each_score_of_a_run_says_its_precision(runs: dict[str, Path], precision
 
 
 @pytest.mark.parametrize("precision", TRANSLATING)
-def test_a_comparison_says_the_precision_of_its_models(
+def test_a_comparison_names_the_precision_of_its_models(
     trained_run: Path, precision: str, sample: Path
 ) -> None:
     first = trained_run / "checkpoints/step_00000008"

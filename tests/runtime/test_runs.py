@@ -1,6 +1,4 @@
-"""Whole runs of the command on two ranks: the same scores and pairs as on one, whatever happens in
-between, and one voice.
-"""
+"""Commands on several ranks: the same results as on one rank, and each message printed once."""
 
 import json
 import os
@@ -35,12 +33,12 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 
 def lines(run: Path, kind: str) -> dict[int, dict[str, Any]]:
-    """Of metrics.jsonl, by update."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in found if line["kind"] == kind}
+    """Return the lines of one kind in metrics.jsonl, by update."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in rows if line["kind"] == kind}
 
 
-def test_a_run_on_two_ranks_scores_as_one_and_speaks_with_one_voice(
+def test_a_run_on_two_ranks_has_the_scores_of_one_and_only_rank_0_prints(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -67,26 +65,25 @@ def test_a_run_on_two_ranks_scores_as_one_and_speaks_with_one_voice(
 
 
 def trained_pairs(trainer: Trainer, steps: int) -> list[list[tuple[int, int]]]:
-    """(micro-batch of the update, pair) of this rank's share of each update, checked against what
-    the batch holds.
-    """
+    """Train `steps` updates; return (micro-batch, pair) for all pairs that this rank trained."""
     seen = []
     updates = trainer.loader.updates()
     for update in (next(updates) for _ in range(steps)):
-        own = list(enumerate(update.indices))[trainer.world.rank :: trainer.world.size]
-        for (_, indices), batch in zip(own, update.micro_batches, strict=True):
+        share = list(enumerate(update.indices))[trainer.world.rank :: trainer.world.size]
+        for (_, indices), batch in zip(share, update.micro_batches, strict=True):
             assert len(batch.src) == len(indices)
         trainer.train_step(update).read()
-        seen.append([(number, int(pair)) for number, indices in own for pair in indices])
+        seen.append([(number, int(pair)) for number, indices in share for pair in indices])
     updates.close()  # type: ignore[attr-defined]
     return seen
 
 
-def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
+def test_each_pair_is_trained_once_per_epoch_while_the_number_of_ranks_changes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Two ranks, one, three that share the model out, two, ...; the same batches and weights as one
-    process in one go.
+    """The run resumes on two ranks, one, three with a sharded model, two with one, and so on.
+
+    Its batches and weights equal those of one process without a stop.
     """
     path, run_dir, legs = small_yaml(tmp_path), tmp_path / "legs", 8
     run_dir.mkdir()
@@ -96,9 +93,7 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
     ) -> list[list[tuple[int, int]]]:
         config = load_config(path, [f"train.parallel={engine}", "train.grad_accum_steps=6"])
         manager = CheckpointManager(run_dir, 2, 0, "bleu", world)
-        trainer = Trainer(
-            ResolvedRun(run_dir, config), prepare(config, world), CPU, manager, world
-        )
+        trainer = Trainer(ResolvedRun(run_dir, config), prepare(config, world), CPU, manager, world)
         if checkpoint is not None:
             trainer.load(checkpoint)
         seen = trained_pairs(trainer, steps)
@@ -111,7 +106,8 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
     for number in range(legs):
         size, engine = [(2, "ddp"), (1, "ddp"), (3, "fsdp"), (2, "fsdp")][number % 4]
         checkpoint = CheckpointManager(run_dir, 2, 0, "bleu").newest()
-        by_rank = on_ranks(size, lambda world: leg(world, engine, 1 + number % 4, checkpoint))  # noqa: B023
+        steps = 1 + number % 4
+        by_rank = on_ranks(size, lambda world: leg(world, engine, steps, checkpoint))  # noqa: B023
         together += [
             sorted(pair for share in shares for pair in share)
             for shares in zip(*by_rank, strict=True)
@@ -133,7 +129,7 @@ def test_each_pair_is_trained_once_an_epoch_on_changing_numbers_of_ranks(
             assert torch.allclose(weight, average[name], rtol=0, atol=1e-5), name
 
 
-def test_a_checkpoint_of_shards_gives_every_tensor_back_bit_for_bit(
+def test_a_sharded_checkpoint_restores_every_tensor_bit_for_bit(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = small_yaml(tmp_path)
@@ -169,7 +165,7 @@ def test_a_checkpoint_of_shards_gives_every_tensor_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_their_weights_as_they_were(
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_ranks_before_the_update(
     bad: float, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     path, real = small_yaml(tmp_path), loss_module.loss_sums
@@ -230,15 +226,13 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_nothing(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_a_mistake_is_told_once_and_ends_every_rank_with_its_code(
+def test_a_config_error_is_printed_once_and_is_the_exit_code_of_every_rank(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
     first, second = mt_on_ranks(2, "train", config, "data.src_lang=de", "train.grad_accum_steps=1")
     assert (first.returncode, second.returncode) == (2, 2)
-    assert (
-        "updates have at most 1 micro-batches, too few for 2 ranks" in first.stderr
-    )
+    assert "updates have at most 1 micro-batches, too few for 2 ranks" in first.stderr
     (tmp_path / "train.de").write_text("one line\n")
     first, second = mt_on_ranks(
         2, "train", config, f"data.train=[{{src: {tmp_path}/train.de, tgt: {config.parent}/none}}]"
@@ -248,7 +242,7 @@ def test_a_mistake_is_told_once_and_ends_every_rank_with_its_code(
     assert second.stderr == ""
 
 
-def test_what_ended_for_good_is_not_started_anew(
+def test_a_run_that_diverged_is_not_restarted_by_the_launcher(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = small_yaml(tmp_path)
@@ -269,7 +263,7 @@ def test_what_ended_for_good_is_not_started_anew(
 @pytest.mark.parametrize(
     "options", [(), ("--format", "jsonl"), ("--format", "tsv", "--nbest", "2")]
 )
-def test_ranks_translate_what_one_process_does_in_its_order(
+def test_ranks_translate_like_one_process_and_in_the_same_order(
     options: tuple[str, ...], trained_run: Path, sample: Path
 ) -> None:
     source = (sample / "test.de").read_text() * 2 + "\n\nEin Hund\n"
@@ -309,7 +303,7 @@ def test_ranks_evaluate_as_one(trained_run: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_signal_to_one_rank_is_known_to_all_at_once() -> None:
+def test_a_signal_to_one_rank_reaches_all_ranks() -> None:
     def work(world: World) -> list[int]:
         stop, known = SignalStop(world), []
         with stop.installed():
@@ -320,14 +314,14 @@ def test_a_signal_to_one_rank_is_known_to_all_at_once() -> None:
                 stop.share_signal()
                 known.append(int(stop.signal or 0))
             if world.rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what this rank has had
+                os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards it as well
         return known
 
     assert on_ranks(2, work) == [[15, 15, 15]] * 2
 
 
 @pytest.mark.parametrize("kind", ["signal", "error"])
-def test_a_validation_that_one_rank_leaves_is_left_by_all(
+def test_if_one_rank_leaves_a_validation_all_ranks_leave_it(
     kind: str, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = small_yaml(tmp_path)
@@ -347,7 +341,7 @@ def test_a_validation_that_one_rank_leaves_is_left_by_all(
                 os.kill(os.getpid(), signal.SIGINT)
             raise CheckpointError("the model's scores are not finite")
 
-        said = ""
+        message = ""
         with (
             trainer.stop.installed(),
             patch.object(trainer.validator, "_nll", leave) if world.rank == 1 else nullcontext(),
@@ -355,18 +349,18 @@ def test_a_validation_that_one_rank_leaves_is_left_by_all(
             try:
                 assert not trainer.validate()
             except MTError as error:
-                said = str(error)
+                message = str(error)
         unchanged = all(
             torch.equal(before[name], weight) for name, weight in trainer.weights().items()
         )
         assert not trainer.scores
-        return said, int(trainer.stop.signal or 0), unchanged
+        return message, int(trainer.stop.signal or 0), unchanged
 
-    found = on_ranks(2, work)
+    results = on_ranks(2, work)
     if kind == "signal":
-        assert found == [("", 2, True)] * 2
+        assert results == [("", 2, True)] * 2
     else:
-        assert found == [
+        assert results == [
             ("rank 1: the model's scores are not finite", 0, True),
             ("the model's scores are not finite", 0, True),
         ]

@@ -1,6 +1,4 @@
-"""Two ranks train as one process does: the same updates, losses and weights, whichever way the
-model is shared out.
-"""
+"""Several ranks train like one process: updates, losses and weights are equal (DDP and FSDP2)."""
 
 import subprocess
 import sys
@@ -25,14 +23,15 @@ from tests.runtime.ranks import on_ranks
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-# Sums of three micro-batches or more are added up in another order on ranks, and Adam makes steps
-# of rounding noise where a gradient is hardly more than that: measured up to 2.5e-6.
+# Several ranks add three or more micro-batches in a different order than one rank. If a gradient is
+# as small as the rounding error, Adam turns that error into full-size steps. The largest difference
+# that was measured is 2.5e-6.
 CLOSE = 1e-5
 
 
 @pytest.fixture
 def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., Config]:
-    """The small configuration with overrides, its data prepared."""
+    """A function that returns the small configuration with overrides, after preparing its data."""
     path = small_yaml(tmp_path)
 
     def load(*overrides: str) -> Config:
@@ -44,7 +43,7 @@ def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., C
 
 
 def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict[str, Any]:
-    """Losses, norms, order and weights of the first updates."""
+    """Train a few updates; return their statistics and pairs, and the weights afterwards."""
     run_dir.mkdir(exist_ok=True)
     manager = CheckpointManager(run_dir, 3, 1, "bleu", world)
     resolved = ResolvedRun(run_dir, config)
@@ -76,7 +75,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) ->
             assert torch.allclose(weight, other[kind][name], rtol=0, atol=tolerance), name
 
 
-def test_two_ranks_equal_one_with_two_micro_batches_dropout_on(
+def test_two_ranks_equal_one_with_two_micro_batches_and_dropout(
     settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = settings("model.dropout=0.1", "train.grad_accum_steps=2")
@@ -93,7 +92,7 @@ def test_two_ranks_equal_one_with_two_micro_batches_dropout_on(
         assert_same(alone, other_draws, tolerance=CLOSE)
 
 
-def test_a_model_that_is_shared_out_has_the_weights_of_its_seed_and_is_never_moved_whole(
+def test_a_sharded_model_has_the_weights_of_its_seed_and_is_never_moved_as_a_whole(
     settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = settings("train.parallel=fsdp")
@@ -121,8 +120,8 @@ def test_a_model_that_is_shared_out_has_the_weights_of_its_seed_and_is_never_mov
         assert moved == []
 
 
-# A rank of four, the other three made up: what sharing out a model takes on the device at most.
-SHARED_OUT = """
+# Prints how much memory sharding a model takes on one of four ranks. The other three are simulated.
+SHARDING = """
 import sys
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -147,8 +146,8 @@ print(*places, local / whole, peak / whole)
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])]
 )
-def test_sharing_out_a_model_takes_a_share_and_a_layer_at_most(device: str) -> None:
-    command = [sys.executable, "-c", SHARED_OUT, device]
+def test_sharding_a_model_takes_at_most_the_memory_of_a_shard_and_a_layer(device: str) -> None:
+    command = [sys.executable, "-c", SHARDING, device]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     place, local, peak = result.stdout.split()
@@ -158,7 +157,7 @@ def test_sharing_out_a_model_takes_a_share_and_a_layer_at_most(device: str) -> N
 
 
 @pytest.mark.parametrize(("size", "micro_batches"), [(2, 2), (2, 3), (2, 4), (3, 4)])
-def test_fsdp_equals_ddp_and_one_rank_uneven_shares_included(
+def test_fsdp_equals_ddp_and_one_rank_even_with_uneven_shares(
     size: int, micro_batches: int, settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = settings(f"train.grad_accum_steps={micro_batches}")
