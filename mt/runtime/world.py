@@ -164,6 +164,7 @@ class World:
         answers = self._all_gather_json({"values": values})
         for rank, answer in enumerate(answers):
             _raise_if_error(answer, f"rank {rank}: ")
+        # Item i was item i // size of rank i % size.
         return [answers[i % self.size]["values"][i // self.size] for i in range(len(items))]
 
     def _all_gather_json(self, value: dict[str, Any]) -> list[dict[str, Any]]:
