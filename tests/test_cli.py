@@ -273,7 +273,7 @@ def test_alignment_and_translations_need_a_file_each(
         tmp_path / "x",
     )
     assert result.returncode == 2
-    assert "give it a file of its own" in result.stderr
+    assert "give two different files" in result.stderr
     assert not (tmp_path / "x").exists()
 
 

@@ -195,7 +195,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
         option = [path] if command[-1] == "--alignment" else ["-o", path]
         result = run_mt(*command, *option)
         assert result.returncode == 2, command
-        assert ("a folder; give" if kind == "folder" else "there is no folder") in result.stderr
+        assert ("a folder; give" if kind == "folder" else "does not exist") in result.stderr
     assert list((tmp_path / "folder").iterdir()) == []
 
 
@@ -241,7 +241,7 @@ def test_what_is_finished_stays_when_a_translation_fails(
     result = run_mt("translate", trained_run, tmp_path / "text.de", "-o", tmp_path / "out.en")
     part = tmp_path / "out.en.part"
     assert result.returncode == 2
-    assert f"{part}: what is finished, the translations of the first 20 lines" in result.stderr
+    assert f"{part}: contains the finished translations of the first 20 lines" in result.stderr
     assert part.read_text() == run_mt("translate", trained_run, sample / "test.de").stdout
     about = json.loads((tmp_path / "out.en.part.json").read_text())
     assert (about["finished_lines"], about["files"]) == (20, [str(tmp_path / "text.de")])
@@ -255,7 +255,7 @@ def test_what_is_finished_stays_when_a_translation_fails(
     with (tmp_path / "out.en.part").open("ab") as other:
         assert try_lock(other)
         refused = run_mt("translate", trained_run, sample / "test.de", "-o", tmp_path / "out.en")
-        assert (refused.returncode, "another process is writing it" in refused.stderr) == (1, True)
+        assert (refused.returncode, "another process is writing to this file" in refused.stderr) == (1, True)
     part.unlink()
     (tmp_path / "bad.de").write_bytes(b"Gr\xfc\xdfe\n")
     run_mt("translate", trained_run, tmp_path / "bad.de", "-o", tmp_path / "none.en")

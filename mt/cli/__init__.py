@@ -1,6 +1,6 @@
-"""The command line. Each module of this folder is a command.
+"""The command line: each module of this folder implements the command of the same name.
 
-An error is reported as one message and an exit code, without a traceback.
+An error ends a command with a message and an exit code, without a traceback.
 """
 
 import contextlib
@@ -22,12 +22,14 @@ from mt.errors import MTError, RankLostError
 from mt.runtime.environment import prepare_environment
 
 SHARED = {"options", "output"}  # modules that are not commands
-NAMES = {"importing": "import"}  # commands whose name is a Python keyword
+# Module names and the names of their commands, if these are Python keywords.
+NAMES = {"importing": "import"}
+# Errors of writing. If they name no file, they are reported as errors of standard output.
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
-    """Build the `mt` command: each module of this folder, except `SHARED`, is a command."""
+    """Build the `mt` command, with a subcommand for each module of this folder not in `SHARED`."""
     app = typer.Typer(
         name="mt",
         help="Train machine translation models, translate text with them, and score them.",
@@ -57,14 +59,14 @@ def _global_options(
 
 
 def main() -> NoReturn:
-    """Run the command line.
+    """Run the command line and exit.
 
-    Exit codes: 0 done, 1 run-time failure, 2 wrong usage, configuration or data, 3 training
-    diverged, 130 and 143 interrupted by SIGINT and SIGTERM.
+    The exit code is 0 for success, 1 for a run-time failure, 2 for wrong usage, configuration or
+    data, 3 if training diverged, 130 after SIGINT, and 143 after SIGTERM.
     """
     prepare_environment()
     _prepare_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         _run()
     finally:
@@ -78,20 +80,24 @@ def main() -> NoReturn:
 
 
 class _ClosedOutput(io.TextIOBase):
-    """Stands in for a standard output that was closed when the command started."""
+    """Replaces standard output if it was closed when the command started.
+
+    Every write raises `MTError`.
+    """
 
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
         raise MTError(
-            "standard output is closed; redirect it, to /dev/null if the result is not wanted"
+            "standard output is closed; redirect it to a file, or to /dev/null to discard it"
         )
 
 
 def _prepare_streams() -> None:
-    """Open closed standard streams, and make every character printable.
+    """Open the standard streams that are closed, and escape characters that cannot be encoded.
 
-    If a standard stream stayed closed, the next opened file would get its file descriptor.
+    If a stream stayed closed, the next file to be opened would get its file descriptor, and
+    messages would be written to that file.
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
@@ -101,7 +107,7 @@ def _prepare_streams() -> None:
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (never closed)
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _is_open(number: int) -> bool:
@@ -113,10 +119,10 @@ def _is_open(number: int) -> bool:
 
 
 def _cannot_unwind(error: BaseException | None) -> bool:
-    """Whether the interpreter might never exit by itself.
+    """Whether a normal exit could hang, so that `main` must use `os._exit`.
 
-    That happens if SentencePiece was interrupted during training, because its thread cannot be
-    stopped, or if a GPU waits for a rank that is gone.
+    An exit hangs if SentencePiece is still training in its thread, which cannot be stopped, or if
+    a GPU waits for a rank that no longer exists.
     """
     is_training_tokenizer = any(thread.name == "mt-tokenizer" for thread in threading.enumerate())
     return is_training_tokenizer or isinstance(getattr(error, "__context__", None), RankLostError)
@@ -126,34 +132,34 @@ def _run() -> NoReturn:
     try:
         build_app()()
     except MTError as error:
-        _fail("" if error.is_reported else str(error), error.exit_code)
+        _exit_with("" if error.is_reported else str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader has closed the pipe, as `| head` does: print nothing.
-        _flush_nothing()
+        # The reader closed the pipe, as `head` does. That is not worth a message.
+        _discard_stdout()
         sys.exit(1)
     except OSError as error:
         name = error.filename or ("standard output" if error.errno in REFUSED_WRITES else None)
-        _flush_nothing()
-        _fail(f"{name}: {error.strerror}" if name else str(error), 1)
+        _discard_stdout()
+        _exit_with(f"{name}: {error.strerror}" if name else str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _exit_with("interrupted", 130)
     sys.exit(0)
 
 
-def _flush_nothing() -> None:
-    """Keep Python from writing the rest of standard output again at exit."""
+def _discard_stdout() -> None:
+    """Redirect standard output to /dev/null, so that flushing it at exit does not fail again."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _exit_with(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError):
-        # Rank 0 prints no prefix, so that editors can jump to a message that begins with file:line.
+        # Rank 0 prints no prefix: editors can jump to a message that begins with file:line.
         if message:
             sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`mt compare`: is B really better than A?"""
+"""`mt compare`: test whether systems are significantly better than a baseline."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def compare(
     systems: Annotated[
         list[str],
         typer.Argument(
-            help="Models, checkpoints, or files of translations; the first is the baseline."
+            help="Models, checkpoints or files with translations; the first is the baseline."
         ),
     ],
     src: Sources = None,
@@ -42,11 +42,12 @@ def compare(
         int,
         typer.Option(
             min=0,
-            help="How many sentences with the largest gains to print, and with the largest losses.",
+            help="How many of the most improved and of the most degraded sentences to print.",
         ),
     ] = 3,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, including every sentence that changed.")
+        bool,
+        typer.Option("--json", help="Print JSON, with every sentence whose translation changed."),
     ] = False,
     beam_size: BeamSize = None,
     precision: Precision = "auto",
@@ -54,18 +55,18 @@ def compare(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Test whether other systems are better than the first one.
+    """Test whether one or more systems are better than a baseline.
 
     Prints scores, paired significance tests, the sentences that changed most, and a verdict. A
-    difference counts if bootstrap resampling and approximate randomization both find it at 5 %.
+    difference is significant if p < 0.05 in both bootstrap resampling and approximate
+    randomization.
     """
     from mt.cli.output import check_output
     from mt.runtime.template import start_template_early
 
     check_output(None)
-    if any(
-        Path(system).is_dir() for system in systems
-    ):  # the arguments are models, not files of translations
+    # Folders are models, which need worker processes. Files contain finished translations.
+    if any(Path(system).is_dir() for system in systems):
         start_template_early(workers, threads, device)
     from mt.evaluation.compare import compare as run
     from mt.evaluation.evaluate import Scoring
@@ -100,10 +101,16 @@ def _as_dict(pair: "PairReport") -> dict[str, object]:
     from mt.evaluation.compare import verdict
 
     comparisons = [
-        {"metric": c.score.name, "test": c.kind, "difference": c.difference, "p_value": c.p_value,
-         "baseline": c.baseline_score.as_dict(), "system": c.score.as_dict()}
+        {
+            "metric": c.score.name,
+            "test": c.kind,
+            "difference": c.difference,
+            "p_value": c.p_value,
+            "baseline": c.baseline_score.as_dict(),
+            "system": c.score.as_dict(),
+        }
         for c in pair.comparisons
-    ]  # fmt: skip
+    ]
     counts = {"wins": pair.wins, "losses": pair.losses, "ties": pair.ties}
     return {**asdict(pair), **counts, "comparisons": comparisons, "verdict": verdict(pair)}
 

@@ -1,4 +1,4 @@
-"""`mt evaluate`: scores with signatures and intervals, of a model or of a file of translations."""
+"""`mt evaluate`: score a model or a file of translations, with signatures and intervals."""
 
 import json
 from pathlib import Path
@@ -29,13 +29,14 @@ def evaluate(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="A model folder, or a run folder (its best checkpoint).", show_default=False
+            help="A model folder, or a run folder to use its best checkpoint.", show_default=False
         ),
     ] = None,
     src: Sources = None,
     ref: References = None,
     hyp: Annotated[
-        str | None, typer.Option(help="File of translations to score instead of a model.")
+        str | None,
+        typer.Option(help="A file with translations to score, instead of a model; needs --ref."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -49,14 +50,16 @@ def evaluate(
     lang: TargetLanguage = None,
     resamples: Annotated[
         int,
-        typer.Option(min=0, help="Bootstrap resamples for the 95 % intervals; 0: no intervals."),
+        typer.Option(
+            min=0, help="Number of bootstrap resamples for the 95 % intervals; 0 for no intervals."
+        ),
     ] = 1000,
     comet: Annotated[
         str | None,
         typer.Option(
             "--comet-command",
             envvar="MT_COMET_COMMAND",
-            help="Command that prints a COMET score: comet-score -s {src} -t {hyp} -r {ref} ...",
+            help="A command that prints a COMET score: comet-score -s {src} -t {hyp} -r {ref} ...",
         ),
     ] = None,
     beam_size: BeamSize = None,
@@ -67,11 +70,11 @@ def evaluate(
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Score a model, or a file of translations.
+    """Score a model on test sets, or score a file of translations.
 
-    A model is scored on the test sets of its configuration, or on --src and --ref. --hyp and --ref
-    score a file without a model. The translations of a model and a score card (see `mt reproduce`)
-    are saved in its run folder.
+    With a MODEL, translates and scores the test sets of its configuration, or the text given by
+    --src and --ref. Saves the translations and a score card, which `mt reproduce` reads, in the
+    run folder. With --hyp instead of a MODEL, scores that file against --ref.
     """
     from mt.errors import ConfigError
 
@@ -90,7 +93,9 @@ def evaluate(
     if output is not None:
         check_output(output)
     if comet is not None and hyp is not None:
-        raise ConfigError("COMET needs the source text: give a MODEL, or run its own command")
+        raise ConfigError(
+            "COMET needs the source text, so it cannot be used with --hyp; give a MODEL"
+        )
     scoring = Scoring(
         tuple(metric or Scoring.metrics),
         tokenizer,
@@ -106,10 +111,13 @@ def evaluate(
             "beam_size": beam_size,
             "length_penalty": length_penalty,
             "batch_size": batch_size,
+            "precision": precision,
+            "device": device,
+            "threads": threads,
+            "workers": workers,
         }
-        compute = {"precision": precision, "device": device, "threads": threads, "workers": workers}
-        results = _score_model(model, sources, references, output, scoring, {**options, **compute})
-        if not results:  # only rank 0 has the results
+        results = _score_model(model, sources, references, output, scoring, options)
+        if not results:  # this process is not rank 0
             return
     typer.echo(
         json.dumps(results, indent=2, ensure_ascii=False)
@@ -142,6 +150,7 @@ def _score_model(
     scoring: "Scoring",
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
+    """Translate and score the test sets on all ranks; return the results on rank 0, else `[]`."""
     from mt.runtime.template import start_template_early
 
     start_template_early(options["workers"], options["threads"], options["device"])
@@ -152,24 +161,23 @@ def _score_model(
 
     with join_world(TRANSLATION_TIMEOUT) as world:
         setup_logging(is_rank0=world.is_rank0)
-        place = {
-            "device": world.device_for_rank(options["device"]),
-            "threads": world.threads_per_rank(options["threads"]),
-        }
-        found = evaluate_model(model, scoring, sources, references, {**options, **place}, world)
+        options["device"] = world.device_for_rank(options["device"])
+        options["threads"] = world.threads_per_rank(options["threads"])
+        evaluated = evaluate_model(model, scoring, sources, references, options, world)
         if not world.is_rank0:
             return []
         if output is not None:
-            write_text(output, "".join(f"{line}\n" for line in found.results[0].hyps))
-    about = {
-        "model": str(found.folder),
-        "beam_size": found.card["decode"]["beam_size"],
-        "compute": found.card["compute"],
+            write_text(output, "".join(f"{line}\n" for line in evaluated.results[0].hyps))
+    details = {
+        "model": str(evaluated.folder),
+        "beam_size": evaluated.card["decode"]["beam_size"],
+        "compute": evaluated.card["compute"],
     }
-    return [{**result.as_dict(), **about} for result in found.results]
+    return [{**result.as_dict(), **details} for result in evaluated.results]
 
 
 def _table(result: dict[str, Any]) -> str:
+    """Format the scores of one test set, one per line."""
     from mt.evaluation import TITLES
 
     count = result["sentences"]

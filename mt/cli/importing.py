@@ -1,4 +1,4 @@
-"""`mt import`: a model of another engine as a model folder."""
+"""`mt import`: convert a model of another engine to a model folder."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,25 +9,30 @@ import typer
 def importing(
     format: Annotated[
         Literal["marian"],
-        typer.Argument(help="The format: marian is Hugging Face's, such as OPUS-MT models."),
+        typer.Argument(
+            help="The format: marian, for Hugging Face's Marian models, such as OPUS-MT."
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(help="The downloaded folder.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of the downloaded model.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The model folder to create.", show_default=False)
     ],
     prove: Annotated[
-        str | None, typer.Option(help="Source text that mt and transformers translate for a proof.")
+        str | None,
+        typer.Option(help="Source text to check that mt and transformers translate it the same."),
     ] = None,
     lines: Annotated[
         int, typer.Option(min=1, help="How many lines of --prove to translate.")
     ] = 1000,
 ) -> None:
-    """Import a model of another engine as a model folder.
+    """Import a Hugging Face Marian model, such as OPUS-MT.
 
-    The model can then translate, be evaluated and exported, and be trained further with
+    Creates a model folder that all commands accept. To train the model further, use
     `mt train --init-from`.
     """
-    from mt.cli.output import tell
+    from mt.cli.output import print_result
     from mt.convert.importing import import_and_prove
 
-    tell("\n".join(import_and_prove(folder, output, prove, lines)))
+    print_result("\n".join(import_and_prove(folder, output, prove, lines)))

@@ -1,4 +1,4 @@
-"""`mt inspect`: describe a folder, and verify its files."""
+"""`mt inspect`: describe a run, checkpoint, crash or model folder, and verify its files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,16 +12,14 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a run, checkpoint or model folder, and verify its files.
+    """Describe a run, checkpoint, crash or model folder, and verify its files.
 
-    Exits with 1 and names the files if some of them are damaged.
+    If files are damaged or missing, prints their names and exits with code 1.
     """
     from mt.errors import CheckpointError
-    from mt.runs.inspect import as_json as to_json
-    from mt.runs.inspect import as_text, errors
-    from mt.runs.inspect import inspect as look
+    from mt.runs import inspect as inspection
 
-    report = look(path)
-    typer.echo(to_json(report) if as_json else as_text(report))
-    if damaged := errors(report):
+    report = inspection.inspect(path)
+    typer.echo(inspection.as_json(report) if as_json else inspection.as_text(report))
+    if damaged := inspection.errors(report):
         raise CheckpointError("\n".join(damaged))

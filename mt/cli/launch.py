@@ -1,4 +1,4 @@
-"""`mt launch`: a job script for a cluster's scheduler."""
+"""`mt launch`: print a job script for the scheduler of a cluster."""
 
 from typing import Annotated, Literal
 
@@ -20,14 +20,14 @@ def launch(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            help="An option of sbatch, such as --option=--partition=gpu; repeatable.",
+            help="An sbatch option, such as --option=--partition=gpu; can be repeated.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Print a job script that trains on several machines.
+    """Print a Slurm job script that trains on one or more machines.
 
-    The job resumes by itself after preemption. Example: `mt launch slurm FILE --nodes 4 | sbatch`.
+    A preempted job resumes by itself. Example: `mt launch slurm FILE --nodes 4 | sbatch`.
     """
     from mt.config import load_config
     from mt.runs.launch import slurm_script

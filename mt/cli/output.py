@@ -1,6 +1,7 @@
-"""Writes results to files, links, pipes, devices or standard output.
+"""Writes results to standard output, files, links, pipes or devices.
 
-Outputs are checked before the work starts. If the work fails, finished lines are kept.
+Commands check that an output can be written before they start. If a command fails, the lines that
+it has finished are kept.
 """
 
 import contextlib
@@ -19,14 +20,15 @@ from mt.files import try_lock
 
 logger = logging.getLogger(__name__)
 
-OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # paths of files that are already open
+# Paths that begin like this refer to files that are already open.
+OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 
 
 class Lines:
     """Writes lines to an output and counts them.
 
-    At the last flush, `finished` lines had been written, up to byte `position`.
-
+    `finished` is the number of lines that were written before the last flush, and `position` is
+    their size in bytes.
     """
 
     def __init__(self, handle: BinaryIO, path: Path | None) -> None:
@@ -35,21 +37,21 @@ class Lines:
 
     def write(self, text: str) -> None:
         """Write the output for one line of input. Raises `MTError` if that fails."""
-        with _named(self.path):
+        with _naming_output(self.path):
             self.handle.write(text.encode())
         self.count += 1
 
     def flush(self) -> None:
-        """Flush, so that a reader of a pipe gets the lines so far."""
-        with _named(self.path):
+        """Flush the output, so that the reader of a pipe gets the lines written so far."""
+        with _naming_output(self.path):
             self.handle.flush()
         if self.handle.seekable():
             self.finished, self.position = self.count, self.handle.tell()
 
 
 @contextlib.contextmanager
-def _named(path: Path | None) -> Iterator[None]:
-    """Turn a failed write into an error that names the output, except for a closed pipe."""
+def _naming_output(path: Path | None) -> Iterator[None]:
+    """Turn any `OSError` except `BrokenPipeError` into an `MTError` that names the output."""
     try:
         yield
     except BrokenPipeError:
@@ -63,7 +65,7 @@ def _write_error(path: Path | None, error: OSError) -> MTError:
 
 
 def check_output(path: Path | None) -> None:
-    """Raise `ConfigError` if nothing can be written to `path`; None is standard output."""
+    """Raise `ConfigError` if `path`, or standard output if None, cannot be written."""
     if path is None:
         if not hasattr(sys.stdout, "buffer"):
             raise ConfigError("standard output is closed; name a file with --output")
@@ -74,15 +76,15 @@ def check_output(path: Path | None) -> None:
         target = _target(path)
         writable = target.parent
     if target.is_dir():
-        raise ConfigError(f"{path}: a folder; give the name of a file")
+        raise ConfigError(f"{path}: is a folder; give the name of a file")
     if not target.exists() and not target.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {target.parent}")
+        raise ConfigError(f"{path}: the folder {target.parent} does not exist")
     if not os.access(writable, os.W_OK):
         raise ConfigError(f"{path}: cannot be written: no permission for {writable}")
 
 
 def _target(path: Path) -> Path:
-    """Return the file that `path` refers to, following links."""
+    """Return the file that `path` points to, with all links followed."""
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
@@ -90,26 +92,26 @@ def _target(path: Path) -> Path:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a new file may replace `path`.
+    """Whether `path` may be replaced by a new file.
 
-    Devices, pipes, sockets and names of open files must not be replaced.
+    That is False for devices, pipes, sockets and files that are already open.
     """
     if str(path.absolute()).startswith(OPEN_FILES):
         return False
     return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 
-def tell(message: str) -> None:
-    """Print a line about a result that is elsewhere; do nothing if stdout is closed."""
+def print_result(message: str) -> None:
+    """Print a message about a result, such as its file; do nothing if stdout is closed."""
     if hasattr(sys.stdout, "buffer"):
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text to a file, through a link, or to a device or pipe.
+    """Write a text to a file, link, device or pipe.
 
-    A file appears only when it is complete.
+    A file is replaced atomically, after all of the text has been written.
     """
     with open_output(path) as lines:
         lines.write(text)
@@ -117,11 +119,13 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> Iterator[Lines]:
-    """Open standard output (`path` None) or a file for writing text.
+    """Open a file, or standard output if `path` is None, for writing lines.
 
-    The file is written as `<name>.part` and renamed at the end. A name that ends in `.gz` is
-    compressed. Devices and pipes are written directly. If the block raises after some lines, they
-    stay in `<name>.part`, and their number and `about` in `<name>.part.json`; a message says so.
+    A file is written as `<name>.part` and renamed at the end. It is compressed if its name ends in
+    `.gz`. Devices and pipes are written directly.
+
+    If the block raises an error, the finished lines are kept in `<name>.part`, and their number is
+    written to `<name>.part.json` together with `about`. Without `about`, nothing is kept.
     """
     if path is None:
         lines = Lines(sys.stdout.buffer, None)
@@ -135,62 +139,61 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             yield lines
             lines.flush()
         finally:
-            with contextlib.suppress(OSError):  # the number of lines of an earlier, failed attempt
+            # Closing flushes again what could not be written, which fails again.
+            with contextlib.suppress(OSError):
                 device.close()
         return
     target = _target(path)
     part = target.with_name(f"{target.name}.part")
-    kept: Lines | None = None
+    lines_in_part: Lines | None = None
     try:
         with contextlib.ExitStack() as stack:
             raw: BinaryIO = stack.enter_context(part.open("ab"))
             if not try_lock(raw):
-                raise MTError(f"{path}: another process is writing it")
+                raise MTError(f"{path}: another process is writing to this file")
             raw.truncate(0)
-            is_packed = target.suffix == ".gz"
             handle = (
-                stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb")) if is_packed else raw
+                stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb"))
+                if target.suffix == ".gz"
+                else raw
             )
-            kept = Lines(cast(BinaryIO, handle), path)
-            yield kept
-            kept.flush()
+            lines_in_part = Lines(cast(BinaryIO, handle), path)
+            yield lines_in_part
+            lines_in_part.flush()
         part.replace(target)
-        _described(part).unlink(missing_ok=True)  # of an earlier attempt
+        _description_path(part).unlink(missing_ok=True)  # left by an earlier, failed command
     except OSError as error:
-        _keep(part, kept, about)
+        _keep_finished(part, lines_in_part, about)
         raise _write_error(path, error) from error
     except BaseException:
-        _keep(part, kept, about)
+        _keep_finished(part, lines_in_part, about)
         raise
 
 
-def _described(part: Path) -> Path:
+def _description_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _keep(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> None:
-    """Keep the finished lines and print where they are.
+def _keep_finished(part: Path, lines: Lines | None, about: Mapping[str, Any] | None) -> None:
+    """Keep the finished lines of a failed command, and log where they are.
 
-    Without any, or if they are useless on their own, delete the partial file, unless it belongs
-    to another process.
-
+    If no line is finished, or if `about` is None, delete the partial file.
     """
-    if lines is None:
+    if lines is None:  # the partial file belongs to another process
         return
     with contextlib.suppress(OSError):
         if not lines.finished or about is None:
             part.unlink(missing_ok=True)
             return
-        if not isinstance(
-            lines.handle, gzip.GzipFile
-        ):  # lines after the last flush cannot be removed from these
+        # A compressed file cannot be cut after a given line, so it keeps unfinished ones, too.
+        if not isinstance(lines.handle, gzip.GzipFile):
             os.truncate(part, lines.position)
-        described = {"finished_lines": lines.finished, **about}
-        _described(part).write_text(
-            json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        description = {"finished_lines": lines.finished, **about}
+        _description_path(part).write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         logger.warning(
-            "%s: what is finished, the translations of the first %s lines",
+            "%s: contains the finished translations of the first %s lines",
             part,
             f"{lines.finished:,}",
         )

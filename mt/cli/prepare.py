@@ -1,4 +1,4 @@
-"""`mt prepare`: make the tokenizer and token cache of a configuration, without training."""
+"""`mt prepare`: train the tokenizer and fill the token cache, without training a model."""
 
 from mt.cli.options import ConfigFile, Overrides
 
@@ -7,21 +7,20 @@ def prepare(
     config: ConfigFile,
     overrides: Overrides = None,
 ) -> None:
-    """Do everything that comes before the first update of a training.
+    """Prepare the training data: clean it, train the tokenizer, and encode the text.
 
-    Reads and checks the training text, trains the tokenizer and fills the token cache. `mt train`
-    does this by itself if it has not been done.
+    Prints the folder of the encoded text. `mt train` also prepares its data if necessary.
     """
     from mt.config import load_config
 
     loaded = load_config(config, overrides or ())
-    from mt.cli.output import tell
+    from mt.cli.output import print_result
     from mt.data.prepare import prepare as run
     from mt.log import print_to_stderr
     from mt.runs.resolve import with_initial_model
 
-    loaded, taken_over = with_initial_model(loaded)
-    for line in taken_over:
-        print_to_stderr(line)
+    loaded, notes = with_initial_model(loaded)
+    for note in notes:
+        print_to_stderr(note)
     prepared = run(loaded)
-    tell(str(prepared.train.folder))
+    print_result(str(prepared.train.folder))

@@ -1,4 +1,4 @@
-"""`mt replay`: run a batch that broke training again."""
+"""`mt replay`: run the batch of a crash folder again, to find why training diverged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,28 +8,29 @@ import typer
 
 def replay(
     folder: Annotated[
-        Path, typer.Argument(help="A folder in crash/ of a run folder.", show_default=False)
+        Path, typer.Argument(help="A folder under crash/ in a run folder.", show_default=False)
     ],
     device: Annotated[
-        str, typer.Option(help="auto (the device of the run), cpu, cuda or cuda:N.")
+        str, typer.Option(help="auto (the device that the run used), cpu, cuda or cuda:N.")
     ] = "auto",
 ) -> None:
-    """Run the batch that broke a training again, alone.
+    """Run the batch again that made a training run diverge, and locate the cause.
 
-    Exits with 3 if its loss or gradient is not finite again.
+    Prints the loss, the gradient norm, and where the first value that is not finite appears. Exits
+    with code 3 if the loss or the gradient is not finite this time, too.
     """
     from mt.errors import DivergedError
     from mt.runs.replay import replay as run_again
 
     broken = False
-    for index, found in enumerate(run_again(folder, device)):
-        broken |= not found.finite
-        where = f"; first not finite: {found.culprit}" if found.culprit else ""
+    for index, result in enumerate(run_again(folder, device)):
+        broken |= not result.finite
+        where = f"; first not finite: {result.culprit}" if result.culprit else ""
         typer.echo(
-            f"micro-batch {index}: {found.num_pairs} pairs, loss {found.loss:.4f}, "
-            f"gradient norm {found.grad_norm:.4f}{where}"
+            f"micro-batch {index}: {result.num_pairs} pairs, loss {result.loss:.4f}, "
+            f"gradient norm {result.grad_norm:.4f}{where}"
         )
     if broken:
         raise DivergedError(
-            f"{folder}: not finite again; the pairs are in {folder / 'batch.jsonl'}"
+            f"{folder}: loss or gradient not finite; the pairs are in {folder / 'batch.jsonl'}"
         )

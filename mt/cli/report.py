@@ -1,4 +1,4 @@
-"""`mt report`: a report on runs as one HTML page."""
+"""`mt report`: write a report on runs and models as one HTML file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,23 +37,24 @@ def report(
     tokenizer: BleuTokenizer = None,
     lang: TargetLanguage = None,
     maps: Annotated[
-        int, typer.Option(min=0, help="Number of sentences whose attention is shown.")
+        int, typer.Option(min=0, help="Number of sentences to show attention maps for.")
     ] = 8,
     precision: Precision = "auto",
     device: Device = "auto",
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Write a report on runs and models as one HTML file.
+    """Write an HTML report about one or more runs or models.
 
-    It shows training curves, scores, significance, every sentence, attention, and how the runs
-    differ. The file works without a network. Translations that `mt evaluate` has saved are used.
+    The report shows training curves, scores with significance tests, all translations, attention
+    maps, and how the configurations differ. It is one file that needs no network. If `mt evaluate`
+    has saved translations, they are reused.
     """
     from mt.runtime.template import start_template_early
 
     start_template_early(workers, threads, device)
     from mt.artifacts import RunFolder
-    from mt.cli.output import check_output, tell, write_text
+    from mt.cli.output import check_output, print_result, write_text
     from mt.evaluation.evaluate import Scoring
     from mt.report.contents import report_data
     from mt.report.page import render
@@ -63,4 +64,4 @@ def report(
     path = output or RunFolder(runs[0]).report_path
     check_output(path)
     write_text(path, render(report_data(runs, src or [], ref or [], scoring, options, maps)))
-    tell(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    print_result(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

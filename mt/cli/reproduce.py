@@ -1,4 +1,4 @@
-"""`mt reproduce`: check that a score card can be reproduced."""
+"""`mt reproduce`: check that the scores on a score card can be reproduced."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,21 +12,17 @@ def reproduce(
     ],
     run_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the new run (default: the one on the card, with -reproduced)."
-        ),
+        typer.Option(help="The new run folder (default: the original name plus -reproduced)."),
     ] = None,
 ) -> None:
-    """Train and evaluate again what a score card describes.
+    """Repeat the training and evaluation of a score card, and compare the scores.
 
-    Exits with 1 if a score differs in the second decimal.
+    Exits with code 1 if a score, rounded to two decimals, differs from the card.
     """
     from mt.errors import MTError
     from mt.runs.reproduce import reproduce as run
 
-    agreements, circumstances = run(card, run_dir)
-    typer.echo(
-        "\n".join([*map(str, agreements), *(f"not as it was: {line}" for line in circumstances)])
-    )
+    agreements, changes = run(card, run_dir)
+    typer.echo("\n".join([*map(str, agreements), *(f"changed: {line}" for line in changes)]))
     if not all(agreement.holds for agreement in agreements):
-        raise MTError(f"{card}: not reproduced")
+        raise MTError(f"{card}: the scores were not reproduced")

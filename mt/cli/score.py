@@ -1,4 +1,4 @@
-"""`mt score`: how likely a model finds given translations."""
+"""`mt score`: compute the log-probability and perplexity of given translations."""
 
 import math
 import sys
@@ -11,23 +11,23 @@ from mt.cli.options import Device, ModelPath, Threads, WorkerCount
 
 def score(
     model: ModelPath,
-    src: Annotated[str, typer.Option(help="File with source text.", show_default=False)],
+    src: Annotated[str, typer.Option(help="A file with source text.", show_default=False)],
     tgt: Annotated[
-        str, typer.Option(help="File with a translation of each line.", show_default=False)
+        str, typer.Option(help="A file with one translation per line of --src.", show_default=False)
     ],
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(help="auto is fp32, so that every machine gives the same result."),
+        typer.Option(help="auto is fp32, so that results are the same on every machine."),
     ] = "auto",
     device: Device = "auto",
     threads: Threads = None,
     workers: WorkerCount = None,
 ) -> None:
-    """Print how likely a model finds given translations.
+    """Compute the log-probability and perplexity of given translations.
 
-    Prints the log-probability, the number of tokens and the perplexity of each line of --tgt as a
-    translation of --src, separated by tabs. Logarithms are natural, and the end of sentence counts
-    as a token. Totals go to stderr.
+    For each pair of lines from --src and --tgt, prints the log-probability, the number of tokens
+    and the perplexity, separated by tabs. Logarithms are natural, and the end of the sentence
+    counts as a token. Totals are printed to stderr.
     """
     from mt.runtime.template import start_template_early
 
@@ -49,10 +49,12 @@ def score(
         open_output(None) as out,
         progress_bar(lambda: len(sources), "scoring", "line", not sys.stdout.isatty()) as advance,
     ):
-        for found in translator.likelihood(zip(sources, targets, strict=True)):
-            count = len(found.log_probs)
-            total, num_tokens = total + found.log_prob, num_tokens + count
-            out.write(f"{found.log_prob:.6f}\t{count}\t{_perplexity(found.log_prob, count):.4f}\n")
+        for scored in translator.likelihood(zip(sources, targets, strict=True)):
+            count = len(scored.log_probs)
+            total, num_tokens = total + scored.log_prob, num_tokens + count
+            out.write(
+                f"{scored.log_prob:.6f}\t{count}\t{_perplexity(scored.log_prob, count):.4f}\n"
+            )
             advance(1)
     perplexity = _perplexity(total, num_tokens)
     summary = f"log-probability {total / num_tokens:.4f} per token, perplexity {perplexity:.4f}"

@@ -1,4 +1,4 @@
-"""`mt train`: from a configuration to a trained model; the same command resumes."""
+"""`mt train`: train the model of a configuration, or resume an interrupted run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,13 @@ def train(
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Delete the run in the run folder, and start from scratch."
+            "--overwrite", help="Delete the existing run in the run folder, and train from scratch."
         ),
     ] = False,
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Start from this model: its tokenizer, sizes and weights (train.init_from)."
+            help="Start with the weights, sizes and tokenizer of this model (train.init_from)."
         ),
     ] = None,
     nproc: Annotated[
@@ -32,25 +32,25 @@ def train(
     ] = None,
     max_restarts: Annotated[
         int,
-        typer.Option(min=0, help="With --nproc: how often to restart after a process has died."),
+        typer.Option(min=0, help="With --nproc: how many times to restart after a process fails."),
     ] = 0,
     plan: Annotated[
         bool,
         typer.Option(
             "--plan",
-            help="Do not train; print parameters, memory, corpus statistics and time of the run.",
+            help="Print the number of parameters, memory, data and time needed; do not train.",
         ),
     ] = False,
 ) -> None:
-    """Train a model, or resume its training.
+    """Train a model, or resume an interrupted run.
 
-    Prepares the data, trains, validates, and saves checkpoints. The same command resumes an
-    interrupted run.
+    Prepares the data, trains, validates and saves checkpoints. To resume, run the same command
+    again.
     """
     from mt.config import load_config
 
-    begin = [f"train.init_from={init_from}"] if init_from is not None else []
-    loaded = load_config(config, [*(overrides or ()), *begin])
+    initial = [f"train.init_from={init_from}"] if init_from is not None else []
+    loaded = load_config(config, [*(overrides or ()), *initial])
     if plan:
         from mt.runs.plan import plan as plan_run
 
@@ -64,7 +64,7 @@ def train(
             launch(
                 loaded,
                 nproc,
-                ["train", str(config), *(overrides or ()), *begin, *flags],
+                ["train", str(config), *(overrides or ()), *initial, *flags],
                 max_restarts,
             )
         )

@@ -1,4 +1,4 @@
-"""`mt translate`: translate text files or standard input, in order and in constant memory."""
+"""`mt translate`: translate text files or standard input line by line, in constant memory."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +31,7 @@ def translate(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, also compressed by gzip, bzip2 or xz (default: standard input).",
+            help="Text files; can be gzip, bzip2 or xz files (default: standard input).",
             show_default=False,
         ),
     ] = None,
@@ -40,7 +40,7 @@ def translate(
         typer.Option(
             "-o",
             "--output",
-            help="Output file; compressed if it ends in .gz (default: standard output).",
+            help="The output file, compressed if it ends in .gz (default: standard output).",
         ),
     ] = None,
     beam_size: BeamSize = None,
@@ -50,9 +50,14 @@ def translate(
         typer.Option(help="Number of translations per line; needs --format tsv or jsonl."),
     ] = None,
     max_len_a: Annotated[
-        float | None, typer.Option(help="Maximum length: max_len_a x source subwords + max_len_b.")
+        float | None,
+        typer.Option(
+            help="Maximum output length in subwords: max_len_a x source length + max_len_b."
+        ),
     ] = None,
-    max_len_b: Annotated[int | None, typer.Option(help="See --max-len-a.")] = None,
+    max_len_b: Annotated[
+        int | None, typer.Option(help="The constant in the formula of --max-len-a.")
+    ] = None,
     batch_size: BatchSize = None,
     max_tokens: Annotated[
         int | None,
@@ -65,38 +70,33 @@ def translate(
     format: Annotated[
         Literal["text", "tsv", "jsonl"],
         typer.Option(
-            help="tsv: line number, rank, score, text. jsonl: also tokens and their scores."
+            help="tsv has line number, rank, score and text; jsonl also has token scores."
         ),
     ] = "text",
     alignment: Annotated[
         Path | None,
         typer.Option(
-            help="Write word alignments to this file: pairs source-target, one line per line."
+            help="Write the word alignment of each line to this file, as source-target index pairs."
         ),
     ] = None,
     on_invalid_utf8: Annotated[
         Literal["error", "replace"],
-        typer.Option(help="Invalid UTF-8 is an error, or is replaced by U+FFFD."),
+        typer.Option(help="Stop at invalid UTF-8, or replace it with U+FFFD."),
     ] = "error",
 ) -> None:
-    """Translate text line by line.
+    """Translate text files or standard input, line by line.
 
-    Writes one line for each line that it reads, in the same order. An empty line stays empty.
+    Writes one line for each line of the input, in the same order. Empty lines stay empty.
     """
     from mt.errors import ConfigError
 
     if format == "text" and (nbest or 1) > 1:
         raise ConfigError(
-            f"--nbest {nbest} needs --format tsv or jsonl: as text, each line has one translation"
+            f"--nbest {nbest} needs --format tsv or jsonl; text has one translation per line"
         )
-    if alignment is not None and alignment == output:
-        raise ConfigError(f"--alignment {alignment} is --output, too; give it a file of its own")
-    from mt.cli.output import check_output
+    _check_outputs(output, alignment)
     from mt.runtime.template import start_template_early
 
-    check_output(output)
-    if alignment is not None:
-        check_output(alignment)
     start_template_early(workers, threads, device)
     from mt.decode.output import outputs, read_ahead, read_live
     from mt.decode.translator import WINDOW, Translator
@@ -106,12 +106,19 @@ def translate(
     with join_world(TRANSLATION_TIMEOUT) as world:
         setup_logging(is_rank0=world.is_rank0)
         translator = Translator.load(
-            model, device=world.device_for_rank(device), precision=precision,
-            threads=world.threads_per_rank(threads), workers=workers, beam_size=beam_size,
-            length_penalty=length_penalty, nbest=nbest, max_len_a=max_len_a,
-            max_len_b=max_len_b, batch_size=batch_size,
+            model,
+            device=world.device_for_rank(device),
+            precision=precision,
+            threads=world.threads_per_rank(threads),
+            workers=workers,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+            nbest=nbest,
+            max_len_a=max_len_a,
+            max_len_b=max_len_b,
+            batch_size=batch_size,
             max_tokens=max_tokens,
-        )  # fmt: skip
+        )
         names = files or ["-"]
         read = read_ahead if all(Path(name).is_file() for name in names) else read_live
         windows = read(_lines(names, on_invalid_utf8), WINDOW * world.size)
@@ -120,20 +127,33 @@ def translate(
             for _ in rows():
                 pass
             return
-        search = translator.decode.model_dump()
         about = {
             "model": str(model),
             "files": names,
             "format": format,
-            "decode": search,
+            "decode": translator.decode.model_dump(),
             "precision": precision,
         }
         num_split = _write(rows, names, output, alignment, about, is_alone=world.is_alone)
         if num_split:
-            _tell_split(num_split, translator)
+            _report_split_lines(num_split, translator)
 
 
-def _tell_split(num_split: int, translator: "Translator") -> None:
+def _check_outputs(output: Path | None, alignment: Path | None) -> None:
+    """Raise `ConfigError` if an output cannot be written, or if both are the same file."""
+    from mt.cli.output import check_output
+    from mt.errors import ConfigError
+
+    if alignment is not None and alignment == output:
+        raise ConfigError(
+            f"--alignment and --output are both {alignment}; give two different files"
+        )
+    check_output(output)
+    if alignment is not None:
+        check_output(alignment)
+
+
+def _report_split_lines(num_split: int, translator: "Translator") -> None:
     from mt.log import print_to_stderr
 
     options = translator.decode
@@ -142,7 +162,7 @@ def _tell_split(num_split: int, translator: "Translator") -> None:
         plural = "s" if options.max_sentences > 1 else ""
         limits += f" or {options.max_sentences} sentence{plural} (decode.max_sentences)"
     lines = "1 line has" if num_split == 1 else f"{num_split:,} lines have"
-    print_to_stderr(f"mt: {lines} more than {limits}, more than training saw: translated in parts")
+    print_to_stderr(f"mt: {lines} more than {limits} and were translated in parts")
 
 
 def _write(
@@ -153,13 +173,12 @@ def _write(
     about: dict[str, Any],
     is_alone: bool,
 ) -> int:
-    """Write all lines, and return how many were translated in parts."""
+    """Write all translations, and return how many lines were translated in parts."""
     from mt.cli.output import open_output
     from mt.log import progress_bar
 
-    is_shown = (
-        output is not None or not sys.stdout.isatty()
-    )  # otherwise the translations on the terminal show the progress
+    # If the translations are printed on a terminal, they show the progress themselves.
+    is_shown = output is not None or not sys.stdout.isatty()
     aligned: AbstractContextManager[Lines | None] = (
         nullcontext() if alignment is None else open_output(alignment, about)
     )
@@ -194,6 +213,7 @@ def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
 
 
 def _count_lines(files: list[str]) -> int | None:
+    """Return the number of input lines, or None if an input is not a regular file."""
     from mt.files import read_lines
 
     return (
