@@ -1,6 +1,4 @@
-"""What many tests share: a small configuration over the embedded corpus, and one run trained from
-it.
-"""
+"""Fixtures and functions that many tests use, such as a small configuration and a finished run."""
 
 import contextlib
 import fcntl
@@ -23,18 +21,19 @@ if TYPE_CHECKING:
     from mt.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
-with contextlib.suppress(ImportError):  # a machine that only runs the tests for GPUs may lack it
+with contextlib.suppress(ImportError):  # a machine that only runs the GPU tests may lack hypothesis
     import hypothesis
 
-    hypothesis.settings.register_profile("mt", deadline=None)  # a busy machine is no failure
+    # Without a deadline, tests do not fail because the machine is busy.
+    hypothesis.settings.register_profile("mt", deadline=None)
     hypothesis.settings.load_profile("mt")
-# Real corpora that the project does not hold: one folder of gzipped text each, named multi30k,
-# enja.
+# The folder of real corpora that are not in the repository. It contains the folders multi30k and
+# enja, which hold gzipped text.
 CORPORA = os.environ.get("MT_TEST_CORPORA")
 
 
 def corpus(name: str) -> Path:
-    """The folder of a real corpus; without it the test is skipped, which is said at the end."""
+    """Return the folder of a real corpus; if it does not exist, skip the test."""
     folder = Path(CORPORA or ROOT / "data") / name
     if not folder.is_dir():
         pytest.skip(f"no corpus {folder}: set MT_TEST_CORPORA to the folder that holds {name}/")
@@ -42,7 +41,7 @@ def corpus(name: str) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly which tests had no real text."""
+    """Report prominently how many tests were skipped because they had no real text."""
     skipped = terminalreporter.stats.get("skipped", [])
     count = sum("MT_TEST_CORPORA" in str(report.longrepr) for report in skipped)
     if count:
@@ -51,8 +50,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """A command that runs in this process sets up logging for good; other tests are not to see it."""
+def _restore_logging() -> Iterator[None]:
+    """Restore logging after each test, because commands that run in this process change it."""
     logger = logging.getLogger("mt")
     before = logger.level, logger.propagate, list(logger.handlers)
     yield
@@ -62,8 +61,9 @@ def _logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the first lines of the embedded corpus: 400 pairs to train on, 20 for
-    validation and test.
+    """A folder with the first pairs of the sample corpus.
+
+    It has 400 pairs for training, 20 for validation and 20 for testing.
     """
     folder = tmp_path_factory.mktemp("sample")
     for split, count in (("train", 400), ("valid", 20), ("test", 20)):
@@ -75,7 +75,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_yaml(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a configuration of a very small model into a folder; keyword `extra` is more YAML."""
+    """A function that writes the configuration of a very small model, followed by `extra` YAML."""
 
     def write(folder: Path, extra: str = "") -> Path:
         path = folder / "small.yaml"
@@ -90,10 +90,14 @@ data:
   valid: [{{src: {sample}/valid.de, tgt: {sample}/valid.en}}]
   test: [{{name: tiny test, src: {sample}/test.de, tgt: {sample}/test.en}}]
 tokenizer: {{vocab_size: 500}}
-model: {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1, attention_dropout: 0.1}}
+model:
+  {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1,
+    attention_dropout: 0.1}}
 batching: {{max_tokens: 512}}
 optim: {{lr: 1e-3, warmup_steps: 5}}
-train: {{max_steps: 12, ema_decay: 0.9, valid_every: 6, save_every: 4, log_every: 2, grad_accum_steps: 2}}
+train:
+  {{max_steps: 12, ema_decay: 0.9, valid_every: 6, save_every: 4, log_every: 2,
+    grad_accum_steps: 2}}
 valid: {{max_sentences: 4}}
 decode: {{max_len_b: 5}}
 {extra}""",
@@ -106,7 +110,7 @@ decode: {{max_len_b: 5}}
 
 @pytest.fixture(scope="session")
 def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished small run; tests read it and copy it, and leave it as it is."""
+    """The run folder of a finished small run; tests may read or copy it but must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     result = run_mt("train", small_yaml(folder))
     assert result.returncode == 0, result.stderr
@@ -114,7 +118,7 @@ def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPa
 
 
 def sample_lines(split: str, language: str, count: int) -> list[str]:
-    """The first lines of the embedded corpus."""
+    """Return the first `count` lines of the sample corpus in one language."""
     return (
         (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
     )
@@ -122,7 +126,7 @@ def sample_lines(split: str, language: str, count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
-    """A joint model of 420 pieces, trained on 300 pairs of the embedded corpus."""
+    """A joint tokenizer of 420 pieces, trained on 300 pairs of the sample corpus."""
     from mt.config import TokenizerConfig
     from mt.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -137,9 +141,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
 def run_mt(
     *args: Any, stdin: str | bytes = "", cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """The real command in a process of its own, forked from a warm one: a second, not five.
+    """Run the real `mt` command in another process, and return its result.
 
-    With `env`, a fresh interpreter with these variables.
+    The process is forked from a warm one, which saves seconds. If `env` is given, it is a new
+    interpreter with exactly these environment variables.
     """
     command = [sys.executable, "-m", "mt", *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
@@ -159,12 +164,12 @@ def run_mt(
                 ).returncode
         else:
             code = warm.start(warm.command(*args), files, cwd).wait()
-        said = [path.read_text(encoding="utf-8", errors="replace") for path in files[1:]]
-    return subprocess.CompletedProcess(command, code, *said)
+        outputs = [path.read_text(encoding="utf-8", errors="replace") for path in files[1:]]
+    return subprocess.CompletedProcess(command, code, *outputs)
 
 
 def run_on_terminal(*args: Any, rows: int, columns: int, env: dict[str, str] | None = None) -> str:
-    """What the real command shows on a terminal of this size; it must exit 0."""
+    """Run the real command on a terminal of this size; return its output. It must exit with 0."""
     terminal, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     command = [sys.executable, "-m", "mt", *map(str, args)]
@@ -172,10 +177,10 @@ def run_on_terminal(*args: Any, rows: int, columns: int, env: dict[str, str] | N
         command, stdin=side, stdout=side, stderr=side, cwd=ROOT, env=env, start_new_session=True
     )
     os.close(side)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other side has closed
+    output = b""
+    with contextlib.suppress(OSError):  # the command has closed its side
         while block := os.read(terminal, 4096):
-            shown += block
+            output += block
     os.close(terminal)
     assert process.wait() == 0
-    return shown.decode()
+    return output.decode()

@@ -1,5 +1,6 @@
-"""Files of a checkpoint cut short, with a bit turned, with zeros, or gone: caught before use, and
-the checkpoint before is taken.
+"""Checkpoint files that are truncated, altered or deleted are detected before they are used.
+
+The run then resumes from the previous checkpoint.
 """
 
 import contextlib
@@ -16,41 +17,41 @@ from mt.decode.loading import load_model
 from mt.errors import CheckpointError
 from survival.harness import reference
 
-TITLE = "damaged checkpoint files: caught, and the one before taken"
+TITLE = "damaged checkpoint files: detected, and the previous checkpoint is used"
 
 
 def cases(full: bool) -> list[str]:
-    """Four kinds of damage, random files and places."""
+    """Return cases for four kinds of damage, each at random places of random files."""
     count = 250 if full else 6
     return [f"{kind} {i}" for i in range(count) for kind in ("truncate", "flip", "zero", "delete")]
 
 
 def run(case: str, folder: Path) -> str:
-    """Damage one file of the newest checkpoint."""
-    straight = reference(folder, "plain")
-    shutil.copytree(straight / "checkpoints", folder / "run/checkpoints", symlinks=True)
+    """Damage one file of the newest checkpoint, and check that the one before is used."""
+    undisturbed = reference(folder, "plain")
+    shutil.copytree(undisturbed / "checkpoints", folder / "run/checkpoints", symlinks=True)
     manager = CheckpointManager(folder / "run", 2, 1, "bleu")
-    *_, before, newest = manager.steps()
-    chance = random.Random(case)
-    file = chance.choice(sorted(path for path in manager.path(newest).rglob("*") if path.is_file()))
-    harm(file, case.split()[0], chance)
+    *_, previous, newest = manager.steps()
+    rng = random.Random(case)
+    file = rng.choice(sorted(path for path in manager.path(newest).rglob("*") if path.is_file()))
+    damage(file, case.split()[0], rng)
     if "training" not in file.parts:
         try:
             load_model(manager.path(newest), torch.device("cpu"))
-            return f"{file.name}: loaded"
+            return f"{file.name}: the damaged model was loaded"
         except CheckpointError as error:
             if f"{file.name}: " not in f"{error}: " and file.name != MANIFEST:
-                return f"{file.name}: not named: {error}"
-    with quiet():
-        found = manager.newest()
-    if found != manager.run.checkpoint(before):
-        return f"{file.name}: went on from {found}"
+                return f"the error does not name {file.name}: {error}"
+    with hide_warnings():
+        resumed_from = manager.newest()
+    if resumed_from != manager.run.checkpoint(previous):
+        return f"{file.name}: resumed from {resumed_from}"
     return ""
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warning that is meant."""
+def hide_warnings() -> Iterator[None]:
+    """Hide the warnings about the damage, which are expected."""
     logger = logging.getLogger("mt")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -60,18 +61,18 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def harm(file: Path, kind: str, chance: random.Random) -> None:
+def damage(file: Path, kind: str, rng: random.Random) -> None:
     """Damage a file so that at least one bit differs."""
     data = bytearray(file.read_bytes())
     if kind == "delete":
         file.unlink()
         return
     if kind == "truncate":
-        del data[chance.randrange(len(data)) :]
+        del data[rng.randrange(len(data)) :]
     elif kind == "flip":
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     else:
-        at = chance.choice([i for i, byte in enumerate(data) if byte])
-        length = chance.choice((1, 16, 512, 4096))
-        data[at : at + length] = bytes(len(data[at : at + length]))
+        start = rng.choice([i for i, byte in enumerate(data) if byte])
+        length = rng.choice((1, 16, 512, 4096))
+        data[start : start + length] = bytes(len(data[start : start + length]))
     file.write_bytes(data)

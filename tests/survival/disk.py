@@ -1,5 +1,7 @@
-"""A disk that is full or fails: the checkpoint before stays, three failed saves end the run, and
-with room it goes on.
+"""The disk is full or fails during training.
+
+Earlier checkpoints stay intact, the run ends after three failed saves, and it resumes once the disk
+works again.
 """
 
 import contextlib
@@ -18,22 +20,24 @@ import mt.artifacts.checkpoints
 from mt.artifacts import CheckpointManager, verify
 from mt.train.trainer import Trainer
 from survival import events
-from survival.harness import STEPS, learned, reference, same_end, train, write_config
+from survival.harness import STEPS, reference, same_end, tensor_hashes, train, write_config
 
-TITLE = "disk full or failing: the checkpoint before still loads"
-SOME, EVER = 6, 10_000  # events that fail
+TITLE = "disk full or failing: the previous checkpoint still loads"
+SOME, EVER = 6, 10_000  # number of disk operations that fail
 
 
 def cases(full: bool) -> list[str]:
-    """A small disk of its own and a limit on the size of files, both real; errors at what is done
-    to the disk, for a while or for ever.
+    """Return cases for a small real disk, a real limit on file sizes, and simulated disk errors.
+
+    The small disk is replaced by the limit if this process may not mount one. The simulated errors
+    are temporary (`some`) or permanent (`ever`).
     """
     kinds = ("disk" if can_mount() else "limit", "ENOSPC-ever", "EIO-some", "limit")
     return [f"{kinds[i % 4]} {i}" for i in range(20 if full else 4)]
 
 
 def run(case: str, folder: Path) -> str:
-    """Break the disk some time after the first checkpoint, then mend it and go on."""
+    """Train until the disk breaks at a random update, repair the disk, and resume the run."""
     if case.startswith("disk "):
         with small_disk(folder / "run", folder):
             return try_disk(case, folder)
@@ -41,17 +45,17 @@ def run(case: str, folder: Path) -> str:
 
 
 def try_disk(case: str, folder: Path) -> str:
-    """What was not kept, or nothing."""
-    kind, chance = case.split()[0], random.Random(case)
-    config, step = write_config(folder), chance.randint(1, 17)  # at least three saves are to come
+    """Run a case, and return how the promise was broken, or ""."""
+    kind, rng = case.split()[0], random.Random(case)
+    # After update 17, at least three saves are still to come.
+    config, step = write_config(folder), rng.randint(1, 17)
 
     def break_disk() -> None:
-        if chance.random() < 0.5:
-            mt.artifacts.checkpoints.SPARE = -(
-                1 << 40
-            )  # as if another process had filled the disk after the look at its free space
+        if rng.random() < 0.5:
+            # Pass the check of the free space, as if another process fills the disk after it.
+            mt.artifacts.checkpoints.SPARE = -(1 << 40)
         if kind == "limit":
-            limit_files(step, chance.choice((2_000, 20_000, 100_000)))
+            limit_files(step, rng.choice((2_000, 20_000, 100_000)))
         elif kind != "disk":
             fail_events(step, kind)
 
@@ -60,8 +64,8 @@ def try_disk(case: str, folder: Path) -> str:
     if code not in (0, 1) or "Traceback" in log:
         return f"exit {code}: {log[-300:]}"
     if kind == "EIO-some" and os.strerror(errno.EIO) not in log:
-        return "nothing was said of the errors"
-    if kind == "limit":  # which stderr is under as well
+        return "the errors were not reported"
+    if kind == "limit":  # it applies to log.txt as well, so read the status instead
         status = json.loads((folder / "run/status.json").read_text())
         if code != 1 or "could not be written" not in status["message"]:
             return f"exit {code}, status {status}"
@@ -75,15 +79,16 @@ def try_disk(case: str, folder: Path) -> str:
     if kind == "disk":
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder / "run")], check=True)
     if code := train(config):
-        return f"going on exited with {code}"
-    straight = reference(folder, "plain")
-    if kind == "EIO-some":  # a validation that could not be written stays so
-        return "" if learned(folder / "run") == learned(straight) else "other weights"
-    return same_end(folder / "run", straight)
+        return f"the resumed run exited with {code}"
+    undisturbed = reference(folder, "plain")
+    if kind == "EIO-some":  # the results of a validation may be missing, so compare only tensors
+        same = tensor_hashes(folder / "run") == tensor_hashes(undisturbed)
+        return "" if same else "the weights differ"
+    return same_end(folder / "run", undisturbed)
 
 
 def can_mount() -> bool:
-    """Whether this process may make a disk of its own."""
+    """Whether this process is allowed to mount a tmpfs."""
     with tempfile.TemporaryDirectory() as place:
         if subprocess.run(
             ["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False
@@ -95,7 +100,7 @@ def can_mount() -> bool:
 
 @contextlib.contextmanager
 def small_disk(place: Path, folder: Path) -> Iterator[None]:
-    """A disk at `place` that holds two checkpoints and not three."""
+    """Mount a disk at `place` that has room for two checkpoints but not for three."""
     checkpoint = reference(folder, "plain") / f"checkpoints/step_{STEPS:08d}"
     size = sum(path.stat().st_size + 4096 for path in checkpoint.rglob("*"))
     place.mkdir(parents=True)
@@ -109,7 +114,7 @@ def small_disk(place: Path, folder: Path) -> Iterator[None]:
 
 
 def at_update(step: int, action) -> None:  # type: ignore[no-untyped-def]
-    """Call `action` when this process begins the update `step`."""
+    """Call `action` in this process after update `step`, before the next one."""
     real = Trainer.train_step
 
     def train_step(self, update):  # type: ignore[no-untyped-def]
@@ -121,25 +126,25 @@ def at_update(step: int, action) -> None:  # type: ignore[no-untyped-def]
 
 
 def limit_files(step: int, size: int) -> None:
-    """From an update on, the system refuses to let any file grow beyond `size` bytes."""
+    """After update `step`, let no file of this process grow beyond `size` bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     at_update(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 
 def fail_events(step: int, kind: str) -> None:
-    """From an update on, what is done to the disk raises."""
+    """After update `step`, raise an `OSError` in the disk operations of this process."""
     code = errno.ENOSPC if kind.startswith("ENOSPC") else errno.EIO
-    left = 0
+    remaining = 0
 
-    def begin() -> None:
-        nonlocal left
-        left = SOME if kind.endswith("some") else EVER
+    def start_failing() -> None:
+        nonlocal remaining
+        remaining = SOME if kind.endswith("some") else EVER
 
-    def happen(name: str) -> None:
-        nonlocal left
-        if left and not name.startswith("after"):
-            left -= 1
+    def fail(name: str) -> None:
+        nonlocal remaining
+        if remaining and not name.startswith("after"):
+            remaining -= 1
             raise OSError(code, os.strerror(code))
 
-    events.watch(happen)
-    at_update(step, begin)
+    events.watch(fail)
+    at_update(step, start_failing)

@@ -1,5 +1,6 @@
-"""What a process does to the disk, event by event: each write, fsync, rename and deletion, where a
-test may kill it or make it fail.
+"""Call a function at every disk operation of this process.
+
+The function can kill the process, or raise an error as if the operation had failed.
 """
 
 import os
@@ -15,21 +16,23 @@ import mt.artifacts.model_folder
 CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir")
 
 
-def watch(happen: Callable[[str], None]) -> None:
-    """From now on call `happen` with a name before and after each call that changes the disk, and
-    in the middle of each file written.
+def watch(on_event: Callable[[str], None]) -> None:
+    """Call `on_event` before and after each operation that changes the disk, from now on.
+
+    Its argument is the name of the event, such as `before rename`. It is also called in the middle
+    of each file that is written.
     """
     for name in CALLS:
-        _wrap(os, name, happen)
+        _wrap(os, name, on_event)
 
     def write_in_two(path: Path, data: bytes) -> None:
-        happen("before write")
+        on_event("before write")
         with open(path, "wb") as file:
             file.write(data[: len(data) // 2])
             file.flush()
-            happen("in the middle of write")
+            on_event("in the middle of write")
             file.write(data[len(data) // 2 :])
-        happen("after write")
+        on_event("after write")
 
     def save_file(tensors: Any, path: Path) -> None:
         write_in_two(path, safetensors.torch.save(tensors))
@@ -37,17 +40,18 @@ def watch(happen: Callable[[str], None]) -> None:
     def write_text(self: Path, text: str, encoding: str = "utf-8") -> None:
         write_in_two(self, text.encode(encoding))
 
-    mt.artifacts.model_folder.save_file = mt.artifacts.checkpoints.save_file = save_file  # type: ignore[assignment]
+    for module in (mt.artifacts.model_folder, mt.artifacts.checkpoints):
+        module.save_file = save_file  # type: ignore[attr-defined]
     Path.write_text = write_text  # type: ignore[method-assign, assignment]
 
 
-def _wrap(owner: Any, name: str, happen: Callable[[str], None]) -> None:
+def _wrap(owner: Any, name: str, on_event: Callable[[str], None]) -> None:
     real = getattr(owner, name)
 
     def call(*args: Any, **options: Any) -> Any:
-        happen(f"before {name}")
+        on_event(f"before {name}")
         result = real(*args, **options)
-        happen(f"after {name}")
+        on_event(f"after {name}")
         return result
 
     setattr(owner, name, call)

@@ -1,4 +1,4 @@
-"""Small runs of the real command, in children of one warm process that has imported PyTorch."""
+"""Run the real `mt` command on small data, in children of a process that has imported PyTorch."""
 
 import contextlib
 import hashlib
@@ -18,9 +18,9 @@ from survival.warm import ROOT
 
 PAIRS = {"train": 300, "valid": 12, "test": 12}
 STEPS = 30
-WAIT = 120.0  # seconds after which something that must come is given up
+WAIT = 120.0  # seconds to wait for something before it counts as a failure
 
-_making = threading.RLock()
+_once_lock = threading.RLock()
 
 CONFIG = """
 run_dir: {folder}/run
@@ -31,18 +31,22 @@ data:
   train: [{{src: {text}/train.de, tgt: {text}/train.en}}]
   valid: [{{src: {text}/valid.de, tgt: {text}/valid.en}}]
 tokenizer: {{vocab_size: 400, src_normalization: nfkc, user_defined_symbols: ["<tag>"]}}
-model: {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1, dropout: 0.1, attention_dropout: 0.1}}
+model:
+  {{preset: tiny, d_model: 32, d_ff: 64, num_heads: 2, encoder_layers: 1, decoder_layers: 1,
+    dropout: 0.1, attention_dropout: 0.1}}
 batching: {{max_tokens: 512}}
 optim: {{lr: 1e-3, warmup_steps: 5}}
-train: {{max_steps: {steps}, ema_decay: 0.9, valid_every: 10, save_every: 4, log_every: 1, keep_last: 2}}
+train:
+  {{max_steps: {steps}, ema_decay: 0.9, valid_every: 10, save_every: 4, log_every: 1, keep_last: 2}}
 valid: {{max_sentences: 4, samples: 0}}
 decode: {{max_len_b: 5, max_sentences: 1}}
 """
 
 
 def write_config(folder: Path, *, cache: Path | None = None) -> Path:
-    """The configuration of a small run in `folder`; the text and the cache are shared by all beside
-    it.
+    """Write the configuration of a small run into `folder`, and return its path.
+
+    The text, and by default the cache, are shared by all runs in the parent of `folder`.
     """
     shared = folder.parent / "shared"
     text = once(shared / "text", _write_text)
@@ -68,26 +72,27 @@ def _write_text(folder: Path) -> None:
 
 
 def once(place: Path, make: Callable[[Path], object]) -> Path:
-    """`place`, which `make` makes under another name if it is not there.
+    """Return the folder `place`; if it does not exist, first let `make` create it.
 
-    Threads wait for one another; of several processes that make it, the fastest has made it.
+    `make` fills a temporary folder, which is then renamed. Only one thread at a time calls `make`.
+    If several processes call it, the result of the fastest one is kept.
     """
-    with _making:
+    with _once_lock:
         if not place.exists():
-            made = place.with_name(f"{place.name}.{os.getpid()}")
-            make(made)
+            temporary = place.with_name(f"{place.name}.{os.getpid()}")
+            make(temporary)
             with contextlib.suppress(OSError):
-                made.rename(place)
+                temporary.rename(place)
     return place
 
 
 def start(function: Callable[[], Any], log: Path) -> Child:
-    """Run `function` in a child of the warm process, its output into `log`."""
+    """Call `function` in a child of the warm process, and append its output to `log`."""
     return warm.start(function, [os.devnull, log, log])
 
 
 def command(*args: Any, before: Callable[[], Any] | None = None) -> Callable[[], None]:
-    """The real `mt` command as a function for `start`; `before` prepares the child."""
+    """Return a function for `start` that calls `before` and then runs the real `mt` command."""
     run = warm.command(*args)
 
     def prepared() -> None:
@@ -99,84 +104,84 @@ def command(*args: Any, before: Callable[[], Any] | None = None) -> Callable[[],
 
 
 def train(config: Path, *overrides: str, before: Callable[[], Any] | None = None) -> int:
-    """`mt train` in a child, to its end."""
+    """Run `mt train` in a child until it ends, and return its exit code."""
     log = config.parent / "log.txt"
     return start(command("train", config, *overrides, before=before), log).wait()
 
 
 def reference(folder: Path, name: str, *overrides: str) -> Path:
-    """The run folder of an uninterrupted run with these overrides, made once."""
+    """Return the folder of an undisturbed run with these overrides, which is trained only once."""
 
-    def make(made: Path) -> None:
-        config, began = write_config(made), time.perf_counter()
+    def make(temporary: Path) -> None:
+        config, began = write_config(temporary), time.perf_counter()
         code = train(config, *overrides)
-        assert code == 0, (made / "log.txt").read_text()
-        (made / "seconds").write_text(str(time.perf_counter() - began))
+        assert code == 0, (temporary / "log.txt").read_text()
+        (temporary / "seconds").write_text(str(time.perf_counter() - began))
 
     return once(folder.parent / f"reference-{name}", make) / "run"
 
 
-def learned(run: Path, step: int = STEPS) -> dict[str, str]:
-    """SHA-256 of all that a run has learned, by file and tensor; the order of a file's header is
-    the library's, and random.
+def tensor_hashes(run: Path, step: int = STEPS) -> dict[str, str]:
+    """Return the SHA-256 of each tensor of a checkpoint, by file and tensor name.
+
+    Whole files cannot be compared, because the order of the entries in their headers is random.
     """
     files = (run / f"checkpoints/step_{step:08d}").rglob("*.safetensors")
-    tensors = (
-        (path.name, name, tensor) for path in files for name, tensor in load_file(path).items()
-    )
     return {
-        f"{file} {name}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-        for file, name, tensor in tensors
+        f"{path.name} {name}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for path in files
+        for name, tensor in load_file(path).items()
     }
 
 
 def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
-    """The lines of metrics.jsonl by update. An update that stands twice raises."""
+    """Return the lines of one kind in metrics.jsonl by update; no update may have two lines."""
     lines = [
         json.loads(line)
         for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    found: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for line in lines:
         if line["kind"] == kind:
-            assert line["step"] not in found, f"update {line['step']} stands twice in metrics.jsonl"
-            found[line["step"]] = line
-    return found
+            assert line["step"] not in by_step, f"metrics.jsonl repeats update {line['step']}"
+            by_step[line["step"]] = line
+    return by_step
 
 
-def same_end(run: Path, straight: Path, step: int = STEPS) -> str:
-    """What differs between the ends of two runs, or nothing."""
+def same_end(run: Path, undisturbed: Path, step: int = STEPS) -> str:
+    """Return how the result of `run` differs from that of the undisturbed run, or ""."""
     try:
-        if learned(run, step) != learned(straight, step):
-            return "other weights than without interruption"
+        if tensor_hashes(run, step) != tensor_hashes(undisturbed, step):
+            return "the weights differ from those of the undisturbed run"
         if (
             sorted(metrics(run)) != list(range(1, step + 1))
-            or metrics(run, "valid").keys() != metrics(straight, "valid").keys()
+            or metrics(run, "valid").keys() != metrics(undisturbed, "valid").keys()
         ):
-            return "metrics.jsonl has not each update and validation once"
-        if left(run) != left(straight):
-            return f"{left(run)} in place of {left(straight)}"
+            return "metrics.jsonl does not have one line for each update and validation"
+        if run_outputs(run) != run_outputs(undisturbed):
+            return f"{run_outputs(run)} instead of {run_outputs(undisturbed)}"
     except (OSError, AssertionError) as error:
         return str(error)
     return ""
 
 
-def left(run: Path) -> dict[str, str]:
-    """Checkpoints and links that a run leaves, and the scores of its validations; nothing half
-    written may be among them.
+def run_outputs(run: Path) -> dict[str, str]:
+    """Return the checkpoints, links, scores and temporary files in a run folder, by name.
+
+    A finished run has no temporary files, so they make it differ from an undisturbed run.
     """
-    found = {
+    outputs = {
         path.name: str(path.readlink()) if path.is_symlink() else ""
         for path in (run / "checkpoints").iterdir()
     }
-    found |= {path.parent.name: path.read_text() for path in run.glob("valid/*/scores.json")}
-    return found | {path.name: "half written" for path in run.rglob(".*.tmp")}
+    outputs |= {path.parent.name: path.read_text() for path in run.glob("valid/*/scores.json")}
+    return outputs | {path.name: "temporary file" for path in run.rglob(".*.tmp")}
 
 
-def until(
+def wait_until(
     condition: Callable[[], bool], problem: str, seconds: float = WAIT, pause: float = 0.005
 ) -> None:
-    """Return once `condition` holds, which is looked at every `pause` seconds."""
+    """Return once `condition()` is true; after `seconds`, fail with the message `problem`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, problem

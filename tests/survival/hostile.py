@@ -1,5 +1,6 @@
-"""Files made to do harm, in model folders whose manifest is in order: refused at once, in little
-memory, nothing executed.
+"""Model folders and YAML files that were made to cause harm, some with a valid manifest.
+
+They must be refused quickly and with little memory, and nothing in them may be executed.
 """
 
 import json
@@ -18,11 +19,11 @@ from survival.harness import command, reference, start, write_config
 TITLE = "hostile files: refused in under 1 s and 100 MB"
 SECONDS, BYTES = 1.0, 100_000_000
 HUGE = 10**9
-EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}  # of a header
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}  # header entry of an empty tensor
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """An object that creates the file `canary` when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -32,7 +33,10 @@ class Payload:
 
 
 def tensors(model: Path, header: bytes, data: bytes = b"", length: int | None = None) -> None:
-    """Put a safetensors file of this header in the place of the model's."""
+    """Replace the weights of a model by a safetensors file with this header.
+
+    `length` is the header length that the file claims; by default it is correct.
+    """
     size = len(header) if length is None else length
     (model / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header + data)
 
@@ -40,7 +44,7 @@ def tensors(model: Path, header: bytes, data: bytes = b"", length: int | None = 
 def change_header(
     model: Path, change: Callable[[dict[str, object], dict[str, object]], object]
 ) -> None:
-    """Change the entries of two tensors of one shape in the header of the model's weights."""
+    """Call `change` on the header entries of two tensors that have the same shape."""
     data = (model / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:end])
@@ -50,30 +54,29 @@ def change_header(
 
 
 def replace(path: Path, old: str, new: str) -> None:
-    """Change a text file."""
+    """Replace the first occurrence of `old` in a text file."""
     text = path.read_text()
     assert old in text, (path, old)
     path.write_text(text.replace(old, new, 1))
 
 
 def link_out(model: Path) -> None:
-    """Put the weights outside and a link in their place."""
+    """Move the weights out of the model folder, and put a link to them in their place."""
     outside = model.parent / "outside.safetensors"
     shutil.move(model / "model.safetensors", outside)
     (model / "model.safetensors").symlink_to(outside)
 
 
 def manifest_name(model: Path, name: str) -> None:
-    """Add a file of this name to the manifest."""
+    """Add a file called `name` to the manifest."""
     files = json.loads((model / MANIFEST).read_text())["files"]
     manifest.write_json(
         model / MANIFEST, manifest._manifest({**files, name: {"size": 0, "sha256": "0" * 64}})
     )
 
 
-SEALED: dict[
-    str, Callable[[Path], object]
-] = {  # what is done to a model folder before its manifest is made
+# Changes to a model folder before its manifest is written, so that the manifest is valid.
+SEALED: dict[str, Callable[[Path], object]] = {
     "pickle as safetensors": lambda m: (m / "model.safetensors").write_bytes(
         pickle.dumps(Payload(m.parent / "canary"))
     ),
@@ -93,7 +96,7 @@ SEALED: dict[
         replace(m / "config.yaml", "d_model: 32", f"d_model: {HUGE}"),
         change_header(m, lambda a, b: a.update(shape=[HUGE, HUGE])),
     ),
-    "numbers that are none": lambda m: (m / "provenance.json").write_text(
+    "values of the wrong type": lambda m: (m / "provenance.json").write_text(
         '{"step": "x", "scores": [1], "corpora": 7, "loss_scale": {}}'
     ),
     "10^9 layers": lambda m: replace(
@@ -107,7 +110,8 @@ SEALED: dict[
     ),
     "link out of the folder": link_out,
 }
-UNSEALED: dict[str, Callable[[Path], object]] = {  # what is done to the manifest itself
+# Changes to a model folder after its manifest has been written.
+UNSEALED: dict[str, Callable[[Path], object]] = {
     "../ in the manifest": lambda m: manifest_name(m, "../../outside"),
     "absolute path in the manifest": lambda m: manifest_name(m, "/etc/hostname"),
     "a tokenizer that the manifest does not name": lambda m: shutil.copy(
@@ -126,12 +130,12 @@ LINK = "link `best` out of the run"
 
 
 def cases(full: bool) -> list[str]:
-    """Every file."""
+    """Return all cases."""
     return [*SEALED, *UNSEALED, *YAMLS, LINK]
 
 
 def run(case: str, folder: Path) -> str:
-    """Give it to the real command."""
+    """Give the harmful file or folder to the real commands."""
     write_config(folder)
     source = reference(folder, "plain") / "checkpoints/step_00000030"
     if case in YAMLS:
@@ -152,9 +156,10 @@ def run(case: str, folder: Path) -> str:
         seal(model)
         UNSEALED.get(case, lambda m: None)(model)
         problems = [
-            refused((command_, model), folder) for command_ in ("translate", "replay", "inspect")
+            check_refusal((name, model), folder) for name in ("translate", "replay", "inspect")
         ]
-        if case == "numbers that are none":  # no harm to a translation, nor to a look at it
+        # Only `mt replay` must refuse: the values do no harm in `mt translate` and `mt inspect`.
+        if case == "values of the wrong type":
             problems = problems[1:2]
         elif case in (
             "d_model of 10^9",
@@ -163,17 +168,16 @@ def run(case: str, folder: Path) -> str:
             "overlapping tensors",
             "tensor of 10^18 values",
         ):
-            problems = [
-                problem for problem in problems if not problem.startswith("exit 0")
-            ]  # `mt inspect` opens no weights
+            # `mt inspect` does not open the weights, so it may succeed.
+            problems = [problem for problem in problems if not problem.startswith("exit 0")]
         return "; ".join(filter(None, problems))
-    return refused(arguments, folder)
+    return check_refusal(arguments, folder)
 
 
-def refused(arguments: tuple[object, ...], folder: Path) -> str:
-    """What was wrong in how the command refused, or nothing."""
+def check_refusal(arguments: tuple[object, ...], folder: Path) -> str:
+    """Run a command that must refuse, and return what it did wrong, or ""."""
 
-    def measured() -> None:
+    def measure() -> None:
         used, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         try:
             command(*arguments, before=partial(os.chdir, folder))()
@@ -182,10 +186,10 @@ def refused(arguments: tuple[object, ...], folder: Path) -> str:
             more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
             (folder / "cost.json").write_text(json.dumps([took, more]))
 
-    code, log = start(measured, folder / "log.txt").wait(), (folder / "log.txt").read_text()
+    code, log = start(measure, folder / "log.txt").wait(), (folder / "log.txt").read_text()
     if code not in (1, 2) or "Traceback" in log:
         return f"exit {code}: {log[-300:]}"
     seconds, more = json.loads((folder / "cost.json").read_text())
     if (folder / "canary").exists():
-        return "it was executed"
+        return "code in the file was executed"
     return f"{seconds:.2f} s and {more / 1e6:,.0f} MB" if seconds > SECONDS or more > BYTES else ""

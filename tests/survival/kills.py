@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the same command goes on to the same bytes."""
+"""A run is killed by SIGKILL at any moment; the same command resumes it with the same result."""
 
 import os
 import random
@@ -14,32 +14,32 @@ TITLE = "kill -9: resumes to the same weights"
 
 
 def cases(full: bool) -> list[str]:
-    """Half by the clock, half at what is done to the disk."""
+    """Return cases that kill at a random time, and cases that kill at a disk operation."""
     counts = {"clock": 100, "disk": 100} if full else {"clock": 3, "disk": 8}
     return [f"{kind} {i}/{count}" for kind, count in counts.items() for i in range(count)]
 
 
 def run(case: str, folder: Path) -> str:
-    """Kill once, go on, compare with a run that nobody touched."""
+    """Kill a run once, resume it, and compare the result with that of an undisturbed run."""
     kind, place = case.split()
     index, count = map(int, place.split("/"))
-    straight = reference(folder, "plain")
+    undisturbed = reference(folder, "plain")
     config = write_config(folder)
     if kind == "clock":
-        seconds = float((straight.parent / "seconds").read_text()) * random.Random(case).random()
-        while (killed := kill_after(config, seconds)) == 0:  # it was done before
+        seconds = float((undisturbed.parent / "seconds").read_text()) * random.Random(case).random()
+        while (exit_code := kill_after(config, seconds)) == 0:  # the run ended before the kill
             shutil.rmtree(folder / "run")
             seconds *= 0.8
     else:
-        killed = kill_at_event(config, 1 + index * count_events(folder) // count)
-    if killed != -signal.SIGKILL:
-        return f"the killed process exited with {killed}"
+        exit_code = kill_at_event(config, 1 + index * count_events(folder) // count)
+    if exit_code != -signal.SIGKILL:
+        return f"the killed process exited with {exit_code}"
     code = train(config)
-    return f"going on exited with {code}" if code else same_end(folder / "run", straight)
+    return f"the resumed run exited with {code}" if code else same_end(folder / "run", undisturbed)
 
 
 def kill_after(config: Path, seconds: float) -> int:
-    """Kill a training `seconds` after its start."""
+    """Kill a training run `seconds` after its start, and return its exit code."""
     child = start(command("train", config), config.parent / "log.txt")
     time.sleep(seconds)
     child.kill()
@@ -47,28 +47,28 @@ def kill_after(config: Path, seconds: float) -> int:
 
 
 def kill_at_event(config: Path, number: int) -> int:
-    """Let a training kill itself at its `number`-th event on the disk."""
-    left = number
+    """Let a training run kill itself at its `number`-th disk event, and return its exit code."""
+    remaining = number
 
-    def happen(name: str) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+    def count_down(name: str) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return train(config, before=lambda: events.watch(happen))
+    return train(config, before=lambda: events.watch(count_down))
 
 
 def count_events(folder: Path) -> int:
-    """How many events on the disk a whole run has, counted once."""
+    """Return the number of disk events of a complete run, which are counted only once."""
 
-    def make(made: Path) -> None:
-        config = write_config(made)
+    def make(temporary: Path) -> None:
+        config = write_config(temporary)
 
         def watch() -> None:
-            descriptor = os.open(made / "names.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            descriptor = os.open(temporary / "names.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             events.watch(lambda name: os.write(descriptor, f"{name}\n".encode()) and None)
 
-        assert train(config, before=watch) == 0, (made / "log.txt").read_text()
+        assert train(config, before=watch) == 0, (temporary / "log.txt").read_text()
 
     return (once(folder.parent / "events", make) / "names.txt").read_bytes().count(b"\n")

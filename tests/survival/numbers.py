@@ -1,5 +1,6 @@
-"""NaN and infinity in the loss, in a gradient or out of a weight: none reaches the weights, and a
-batch at fault breaks alone too.
+"""NaN or infinity in the loss, a gradient or a weight stops training before the weights change.
+
+`mt replay` can then run the batch of that update again.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ PLACES = ("loss", "gradient", "weight")
 
 
 def cases(full: bool) -> list[str]:
-    """Two values, three places, updates from the first on."""
+    """Return a case for each value and place, at several updates."""
     if full:
         return [
             f"{value} {place} {step}"
@@ -39,25 +40,25 @@ def cases(full: bool) -> list[str]:
 
 
 def run(case: str, folder: Path) -> str:
-    """Train to the update, break it, look at the weights, in a child."""
-    said = folder / "said.txt"
+    """Train in a child up to an update, break that update, and check the weights."""
+    problem = folder / "problem.txt"
     config = write_config(folder)
 
-    def work() -> None:
+    def train_and_check() -> None:
         settings = load_config(config, ["train.grad_accum_steps=2"])
         with trial(
             settings, prepare(settings), Compute(torch.device("cpu"), torch.float32)
         ) as trainer:
-            said.write_text(broken_update(trainer, *case.split()))
+            problem.write_text(check_update(trainer, *case.split()))
 
-    code = start(work, folder / "log.txt").wait()
-    return (
-        said.read_text() if code == 0 else f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
-    )
+    code = start(train_and_check, folder / "log.txt").wait()
+    if code:
+        return f"exit {code}: {(folder / 'log.txt').read_text()[-300:]}"
+    return problem.read_text()
 
 
-def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
-    """What is wrong after an update that was broken on purpose, or nothing."""
+def check_update(trainer: Trainer, value: str, place: str, step: str) -> str:
+    """Break update `step` on purpose, and return what is wrong afterwards, or ""."""
     updates = trainer.loader.updates()
     for _ in range(int(step) - 1):
         trainer.train_step(next(updates)).read()
@@ -70,34 +71,35 @@ def broken_update(trainer: Trainer, value: str, place: str, step: str) -> str:
     before = {name: weight.clone() for name, weight in trainer.weights().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.training_state().optimizer.items()}
     try:
-        with broken(place, bad):
+        with corrupted(place, bad):
             trainer.report(trainer.train_step(update))
-        return "the update passed"
+        return "no error was raised"
     except DivergedError as error:
         if f"update {step}" not in str(error) or "mt replay" not in str(error):
-            return f"the message is {error}"
+            return f"unexpected message: {error}"
     if not all(
         bytes_of(weight) == bytes_of(before[name]) for name, weight in trainer.weights().items()
     ):
         return "the weights have changed"
     after = trainer.training_state().optimizer
     if any(not torch.equal(tensor, after[name]) for name, tensor in moments.items()):
-        return "the optimizer's state has changed"
-    again = replay(trainer.run.crash(int(step)).path, "cpu")
-    if [micro.num_pairs for micro in again] != [len(batch.src) for batch in update.micro_batches]:
-        return "the crash folder has other pairs"
-    if place == "weight" and all(micro.finite for micro in again):
-        return "the batch alone is finite"
+        return "the state of the optimizer has changed"
+    replayed = replay(trainer.run.crash(int(step)).path, "cpu")
+    pairs = [len(batch.src) for batch in update.micro_batches]
+    if [micro.num_pairs for micro in replayed] != pairs:
+        return "the crash folder does not hold the pairs of the update"
+    if place == "weight" and all(micro.finite for micro in replayed):
+        return "replaying the batch finds only finite values"
     return ""
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """A tensor bit for bit: NaN equals itself."""
+    """Return the bytes of a tensor, so that NaN compares equal to itself."""
     return tensor.numpy().tobytes()
 
 
-def broken(place: str, bad: float):  # type: ignore[no-untyped-def]
-    """A context in which the loss, or a gradient alone, is `bad`."""
+def corrupted(place: str, bad: float):  # type: ignore[no-untyped-def]
+    """Return a context in which the loss or only its gradient is multiplied by `bad`."""
     real = loss_module.loss_sums
 
     def loss_sums(model, batch, smoothing):  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
-"""Two ranks under `mt train --nproc 2`: killed and started anew, stopped and named, signalled and
-gone on from, at random updates.
+"""The ranks of `mt train --nproc 2` are killed, stopped or signalled at random updates.
+
+The run reaches the result of an undisturbed run, or ends in time and names the stopped rank.
 """
 
 import json
@@ -11,15 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from survival.harness import ROOT, STEPS, WAIT, once, same_end, until, write_config
+from survival.harness import ROOT, STEPS, WAIT, once, same_end, wait_until, write_config
 
-TITLE = "ranks killed, stopped, signalled: same end, or an end in time that names the silent one"
-TIMEOUT = 5  # seconds, of train.timeout
+TITLE = "ranks killed, stopped, signalled: same result, or an error that names the stopped rank"
+TIMEOUT = 5  # the value of train.timeout, in seconds
 SIGNALLED = ("rank 0", "rank 1", "ranks", "launcher", "all")
 
 
 def cases(full: bool) -> list[str]:
-    """20 kills, 10 stops, 20 signals, 20 runs on changing numbers of ranks."""
+    """Return cases that kill a rank, stop a rank, or send a signal to processes of the run."""
     kills = [f"kill {i}" for i in range(20 if full else 1)]
     stops = [f"stop {i}" for i in range(10 if full else 1)]
     signals = [f"signal {i}" for i in range(20 if full else 1)]
@@ -27,34 +28,37 @@ def cases(full: bool) -> list[str]:
 
 
 def run(case: str, folder: Path) -> str:
-    """One run, and what was not kept of its promise."""
-    return {"kill": kill, "stop": stop, "signal": signalled}[case.split()[0]](
+    """Disturb one run as `case` says, and return how the promise was broken, or ""."""
+    return {"kill": kill_rank, "stop": stop_rank, "signal": signal_ranks}[case.split()[0]](
         random.Random(case), case, folder
     )
 
 
-def kill(chance: random.Random, case: str, folder: Path) -> str:
-    """SIGKILL one rank; the launcher starts anew, and the end is that of a run that nobody touched."""
-    process = started(folder, "--max-restarts", "3")
-    wait_for_update(folder, chance.randrange(1, STEPS - 1))
-    victims = ranks_of(process)
+def kill_rank(rng: random.Random, case: str, folder: Path) -> str:
+    """Kill one rank; the launcher restarts the run, which ends like an undisturbed run."""
+    process = start_ranks(folder, "--max-restarts", "3")
+    wait_for_update(folder, rng.randrange(1, STEPS - 1))
+    victims = rank_pids(process)
     if len(victims) != 2:
         return f"{len(victims)} ranks"
-    os.kill(victims[chance.randrange(2)], signal.SIGKILL)
+    os.kill(victims[rng.randrange(2)], signal.SIGKILL)
     code = process.wait(WAIT)
     if code:
-        return f"exit {code}: {said(folder)}"
-    if "restarted by the launcher" not in said(folder, 100_000):
-        return "no rank was started anew"
-    return orphans(folder) or same_end(folder / "run", straight(folder))
+        return f"exit {code}: {end_of_log(folder)}"
+    if "restarted by the launcher" not in end_of_log(folder, 100_000):
+        return "no rank was restarted"
+    return find_orphans(folder) or same_end(folder / "run", undisturbed_run(folder))
 
 
-def stop(chance: random.Random, case: str, folder: Path) -> str:
-    """SIGSTOP one rank; the run ends within the timeout and ten seconds, and names it."""
-    process = started(folder)
-    wait_for_update(folder, chance.randrange(1, STEPS - 1))
-    rank = chance.randrange(2)
-    pid = by_rank(process)[rank]
+def stop_rank(rng: random.Random, case: str, folder: Path) -> str:
+    """Stop one rank by SIGSTOP; the run must fail and name the rank.
+
+    It must end within ten seconds after the timeout.
+    """
+    process = start_ranks(folder)
+    wait_for_update(folder, rng.randrange(1, STEPS - 1))
+    rank = rng.randrange(2)
+    pid = sorted_rank_pids(process)[rank]
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     code = process.wait(WAIT)
@@ -65,52 +69,51 @@ def stop(chance: random.Random, case: str, folder: Path) -> str:
     if took > TIMEOUT + 10:
         return f"ended after {took:.1f} s"
     if (
-        f"from rank {rank} (" not in said(folder)
-        or f"process {pid})" not in said(folder)
+        f"from rank {rank} (" not in end_of_log(folder)
+        or f"process {pid})" not in end_of_log(folder)
         or "update " not in status["message"]
     ):
-        return f"the silent rank {rank} is not named: {said(folder)}"
-    return orphans(folder)
+        return f"the stopped rank {rank} is not named: {end_of_log(folder)}"
+    return find_orphans(folder)
 
 
-def signalled(chance: random.Random, case: str, folder: Path) -> str:
-    """SIGTERM or SIGINT to one rank, both, the launcher or all: all save one update, and the run
-    goes on from it to the same end.
+def signal_ranks(rng: random.Random, case: str, folder: Path) -> str:
+    """Send SIGTERM or SIGINT to one rank, both ranks, the launcher, or all of them.
+
+    The run must save a checkpoint and exit, and must resume to the same result.
     """
     number = int(case.split()[1])
     kind = (signal.SIGTERM, signal.SIGINT)[number // len(SIGNALLED) % 2]
-    whom = SIGNALLED[number % len(SIGNALLED)]
-    process = started(folder)
-    wait_for_update(folder, chance.randrange(1, STEPS - 2))
-    ranks = by_rank(process)
+    recipient = SIGNALLED[number % len(SIGNALLED)]
+    process = start_ranks(folder)
+    wait_for_update(folder, rng.randrange(1, STEPS - 2))
+    ranks = sorted_rank_pids(process)
     targets = {
         "rank 0": ranks[:1],
         "rank 1": ranks[1:],
         "ranks": ranks,
         "launcher": [process.pid],
         "all": [*ranks, process.pid],
-    }[whom]
+    }[recipient]
     for pid in targets:
         os.kill(pid, kind)
     code = process.wait(WAIT)
     status = json.loads((folder / "run/status.json").read_text())
     if code != 128 + kind or status["exit_code"] != code or status["state"] != "interrupted":
-        return f"{kind.name} to {whom}: exit {code}, status {status}: {said(folder)}"
+        return f"{kind.name} to {recipient}: exit {code}, status {status}: {end_of_log(folder)}"
     newest = max(int(path.name[5:]) for path in (folder / "run/checkpoints").glob("step_*"))
     if f"stopped after update {newest} and saved" not in status["message"]:
-        return f"{kind.name} to {whom}: the newest checkpoint is {newest}, {status}"
-    if problem := orphans(folder):
+        return f"{kind.name} to {recipient}: the newest checkpoint is {newest}, {status}"
+    if problem := find_orphans(folder):
         return problem
-    code = started(folder).wait(WAIT)
-    return (
-        f"going on exited with {code}: {said(folder)}"
-        if code
-        else same_end(folder / "run", straight(folder))
-    )
+    code = start_ranks(folder).wait(WAIT)
+    if code:
+        return f"the resumed run exited with {code}: {end_of_log(folder)}"
+    return same_end(folder / "run", undisturbed_run(folder))
 
 
-def started(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """The real command with two ranks, its output in log.txt."""
+def start_ranks(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """Start the real command with two ranks, with its output in log.txt."""
     config = write_config(folder)
     overrides = ["train.grad_accum_steps=2", f"train.timeout={TIMEOUT}"]
     command = [
@@ -128,31 +131,31 @@ def started(folder: Path, *options: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
 
-def straight(folder: Path) -> Path:
-    """The run folder of two ranks that nobody touched, made once."""
+def undisturbed_run(folder: Path) -> Path:
+    """Return the folder of an undisturbed run with two ranks, which is trained only once."""
 
-    def make(made: Path) -> None:
-        assert started(made).wait(WAIT) == 0, said(made)
+    def make(temporary: Path) -> None:
+        assert start_ranks(temporary).wait(WAIT) == 0, end_of_log(temporary)
 
     return once(folder.parent / "reference-ranks", make) / "run"
 
 
 def wait_for_update(folder: Path, update: int) -> None:
-    """Return once metrics.jsonl has this update."""
-    until(
+    """Return once metrics.jsonl contains this update."""
+    wait_until(
         lambda: f'"step": {update},' in read(folder / "run/metrics.jsonl"),
-        f"update {update} never came: {said(folder)}",
+        f"metrics.jsonl does not contain update {update}: {end_of_log(folder)}",
     )
 
 
-def by_rank(process: "subprocess.Popen[bytes]") -> list[int]:
-    """The process of each rank."""
-    found = {int(environment(pid)["RANK"]): pid for pid in ranks_of(process)}
-    return [found[rank] for rank in sorted(found)]
+def sorted_rank_pids(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the process ids of the ranks, in order of their rank."""
+    pids = {int(environment(pid)["RANK"]): pid for pid in rank_pids(process)}
+    return [pids[rank] for rank in sorted(pids)]
 
 
-def ranks_of(process: "subprocess.Popen[bytes]") -> list[int]:
-    """The processes that the launcher has started."""
+def rank_pids(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the process ids of the ranks that the launcher has started, in any order."""
     return [
         pid
         for pid in map(int, read(Path(f"/proc/{process.pid}/task/{process.pid}/children")).split())
@@ -161,38 +164,38 @@ def ranks_of(process: "subprocess.Popen[bytes]") -> list[int]:
 
 
 def environment(pid: int) -> dict[str, str]:
-    """A process's environment variables, those that have none but a name left out."""
+    """Return the environment variables of a process; entries without `=` are left out."""
     lines = read(Path(f"/proc/{pid}/environ")).split("\0")
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def orphans(folder: Path) -> str:
-    """Processes of the run that are still there after a moment, in words."""
-    left: list[int] = []
+def find_orphans(folder: Path) -> str:
+    """Return a message if processes of the run still exist after three seconds, else ""."""
+    remaining: list[int] = []
 
-    def gone() -> bool:
-        left[:] = [
+    def are_gone() -> bool:
+        remaining[:] = [
             int(path.parent.name)
             for path in Path("/proc").glob("[0-9]*/cmdline")
             if str(folder / "small.yaml") in read(path)
         ]
-        return not left
+        return not remaining
 
     try:
-        until(gone, "", seconds=3)
+        wait_until(are_gone, "", seconds=3)
     except AssertionError:
-        return f"orphans: {left}"
+        return f"processes still running: {remaining}"
     return ""
 
 
 def read(path: Path) -> str:
-    """What a file that comes and goes holds."""
+    """Return the text of a file, or "" if the file does not exist or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def said(folder: Path, length: int = 600) -> str:
-    """The end of what the run has printed."""
+def end_of_log(folder: Path, length: int = 600) -> str:
+    """Return the last `length` characters that the run has printed."""
     return read(folder / "log.txt")[-length:]

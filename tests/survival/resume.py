@@ -1,11 +1,12 @@
-"""Going on from each of 50 updates: every later loss, gradient norm and weight is that of the run
-that never stopped.
+"""A run that resumes from a checkpoint equals the run that was never interrupted.
+
+This holds for each of 50 updates, and for every later loss, gradient norm and weight.
 """
 
 import os
 from pathlib import Path
 
-from survival.harness import learned, metrics, reference, train, write_config
+from survival.harness import metrics, reference, tensor_hashes, train, write_config
 
 TITLE = "resume at each update: the same losses and weights"
 STEPS = 52
@@ -24,29 +25,32 @@ EXACT = ("loss", "nll", "grad_norm", "lr", "update_tokens")
 
 
 def cases(full: bool) -> list[str]:
-    """50 updates of three settings."""
+    """Return 50 updates to resume from, or only three, for each of three settings."""
     steps = range(1, 51) if full else (1, 25, 50)
     return [f"{name} {step}" for name in SETTINGS for step in steps]
 
 
 def run(case: str, folder: Path) -> str:
-    """Give a new run folder one checkpoint of the straight run, and go on from it."""
+    """Put one checkpoint of the uninterrupted run into a new run folder, and resume from it."""
     name, number = case.split()
     step, options = int(number), (*COMMON, *SETTINGS[name])
-    straight = reference(folder, name, *options)
+    uninterrupted = reference(folder, name, *options)
     config = write_config(folder)
-    source, target = (run / f"checkpoints/step_{step:08d}" for run in (straight, folder / "run"))
+    source, target = (
+        run / f"checkpoints/step_{step:08d}" for run in (uninterrupted, folder / "run")
+    )
     for path in source.rglob("*"):
         if path.is_file():
             (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             os.link(path, target / path.relative_to(source))
     if code := train(config, *options):
-        return f"going on exited with {code}"
-    ours, theirs = metrics(folder / "run"), metrics(straight)
-    if sorted(ours) != list(range(step + 1, STEPS + 1)):
-        return f"updates {sorted(ours)[:3]}... after {step}"
-    for number_, line in ours.items():
+        return f"the resumed run exited with {code}"
+    resumed, expected = metrics(folder / "run"), metrics(uninterrupted)
+    if sorted(resumed) != list(range(step + 1, STEPS + 1)):
+        return f"resuming after update {step} gave updates {sorted(resumed)[:3]}..."
+    for update, line in resumed.items():
         for key in EXACT:
-            if line[key] != theirs[number_][key]:
-                return f"update {number_}: {key} {line[key]!r}, straight {theirs[number_][key]!r}"
-    return "" if learned(folder / "run", STEPS) == learned(straight, STEPS) else "other weights"
+            if line[key] != expected[update][key]:
+                return f"update {update}: {key} {line[key]!r}, not {expected[update][key]!r}"
+    same = tensor_hashes(folder / "run", STEPS) == tensor_hashes(uninterrupted, STEPS)
+    return "" if same else "the weights differ"

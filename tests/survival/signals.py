@@ -1,5 +1,6 @@
-"""SIGTERM while tokenizing, training, validating or saving: exit 143 within an update, a save and 5
-s, and the same bytes afterwards.
+"""SIGTERM arrives while the run prepares its data, trains, validates or saves.
+
+The run exits with 143 in time, and the resumed run has the same result as an undisturbed run.
 """
 
 import json
@@ -21,43 +22,44 @@ from mt.train.validation import Validator
 from survival.harness import command, reference, same_end, start, train, write_config
 
 TITLE = "SIGTERM: exit 143 in time, and resumes"
-PHASES: dict[
-    str, tuple[Any, str, int]
-] = {  # whose function, its name, how many times it is called before its end
+# The function of each phase, as its owner and name, and how often a run calls it at least.
+PHASES: dict[str, tuple[Any, str, int]] = {
     "tokenizing": (mt.data.prepare, "train_tokenizer", 1),
     "caching": (mt.data.prepare, "build_cache", 1),
     "training": (Trainer, "train_step", 28),
     "validating": (Validator, "validate", 3),
     "saving": (CheckpointManager, "save", 7),
 }
-LIMIT = 5.0  # seconds beside an update and a save, which take hundredths here
+# Seconds from the signal to the exit. The run may finish an update and a save, which take
+# hundredths of a second here.
+LIMIT = 5.0
 
 
 def cases(full: bool) -> list[str]:
-    """Each phase in turn."""
+    """Return cases for each phase in turn."""
     return [f"{phase} {i}" for i in range(10 if full else 1) for phase in PHASES]
 
 
 def run(case: str, folder: Path) -> str:
-    """Signal at a random call of the phase's function and a random moment after it began."""
+    """Send the signal at a random moment of a random call of the function of the phase."""
     phase = case.split()[0]
     owner, name, calls = PHASES[phase]
-    chance = random.Random(case)
+    rng = random.Random(case)
     config, sent = write_config(folder, cache=folder / "cache"), folder / "sent.json"
-    call, delay = chance.randint(1, calls), chance.random() * 0.03
+    call, delay = rng.randint(1, calls), rng.random() * 0.03
     while True:
         sent.unlink(missing_ok=True)
-        before = partial(signal_in, owner, name, call, delay, sent)
+        before = partial(signal_during, owner, name, call, delay, sent)
         code = start(command("train", config, before=before), folder / "log.txt").wait()
         if not sent.exists():
             return f"the signal was never sent; exit {code}"
-        at, inside = json.loads(sent.read_text())
-        if inside:
+        sent_at, is_running = json.loads(sent.read_text())
+        if is_running:
             break
-        delay /= 2  # the phase was over before
+        delay /= 2  # the call had ended before the signal was sent
         for path in (folder / "run", folder / "cache"):
             shutil.rmtree(path, ignore_errors=True)
-    took = time.time() - at
+    took = time.time() - sent_at
     if code != 143:
         return f"exit {code}"
     if took > LIMIT:
@@ -65,36 +67,34 @@ def run(case: str, folder: Path) -> str:
     status = json.loads((folder / "run/status.json").read_text())
     if (status["state"], status["exit_code"]) != ("interrupted", 143):
         return f"status {status}"
-    code = train(config)
-    return (
-        f"going on exited with {code}"
-        if code
-        else same_end(folder / "run", reference(folder, "plain"))
-    )
+    if code := train(config):
+        return f"the resumed run exited with {code}"
+    return same_end(folder / "run", reference(folder, "plain"))
 
 
-def signal_in(owner: Any, name: str, call: int, delay: float, sent: Path) -> None:
-    """Send this process a SIGTERM `delay` seconds after the `call`-th call of a function has begun;
-    `sent` tells when.
+def signal_during(owner: Any, name: str, call: int, delay: float, sent: Path) -> None:
+    """Send SIGTERM to this process `delay` seconds after the `call`-th call of a function starts.
+
+    The file `sent` then holds the time of the signal, and whether the call was still running.
     """
     real: Callable[..., Any] = getattr(owner, name)
-    left, inside = call, False
+    remaining_calls, is_running = call, False
 
     def send() -> None:
         time.sleep(delay)
-        sent.write_text(json.dumps([time.time(), inside]))
+        sent.write_text(json.dumps([time.time(), is_running]))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def wrapped(*args: Any, **options: Any) -> Any:
-        nonlocal left, inside
-        left -= 1
-        if left:
+        nonlocal remaining_calls, is_running
+        remaining_calls -= 1
+        if remaining_calls:
             return real(*args, **options)
-        inside = True
+        is_running = True
         threading.Thread(target=send, daemon=True).start()
         try:
             return real(*args, **options)
         finally:
-            inside = False
+            is_running = False
 
     setattr(owner, name, wrapped)

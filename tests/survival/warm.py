@@ -1,7 +1,7 @@
-"""Children of a process that has imported all that `mt` needs, and has never computed.
+"""Start child processes from a warm process, which has already imported everything `mt` needs.
 
-Starting one takes hundredths of a second instead of an import of PyTorch, and a process of the
-campaign or of the tests, which may have computed, is never forked.
+A child starts in hundredths of a second, because it need not import PyTorch. The warm process never
+runs a computation, so it is safe to fork; the process of the tests is not.
 """
 
 import importlib.util
@@ -33,12 +33,13 @@ _template: Template | None = None
 
 
 def template() -> Template:
-    """The warm process of this one; it starts on first use."""
+    """Return the warm process of this process, and start it on first use."""
     global _template
     if _template is None or not _template.is_usable():
-        os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before it loads PyTorch, as `mt` does
-        there = [module for name, module in OPTIONAL.items() if importlib.util.find_spec(name)]
-        _template = Template([*MODULES, *there])
+        # `mt` sets this as well; it must be set before PyTorch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+        installed = [module for name, module in OPTIONAL.items() if importlib.util.find_spec(name)]
+        _template = Template([*MODULES, *installed])
     return _template
 
 
@@ -48,9 +49,10 @@ def start(
     cwd: Path = ROOT,
     environment: Mapping[str, object] | None = None,
 ) -> Child:
-    """A child that calls `function`, which may be a closure, and exits as that says.
+    """Start a child that calls `function`, which may be a closure, and exits with its exit code.
 
-    `files` are its standard input, output and error. `environment` comes on top of this process's.
+    `files` are the files for standard input, output and error. `environment` is added to the
+    environment variables of this process.
     """
     variables = {name: str(value) for name, value in {**os.environ, **(environment or {})}.items()}
     pickled = cloudpickle.dumps(function)
@@ -58,7 +60,7 @@ def start(
 
 
 def command(*args: Any) -> Callable[[], None]:
-    """The real `mt` with these arguments, as a function for `start`."""
+    """Return a function for `start` that runs the real `mt` command with these arguments."""
 
     def run() -> None:
         sys.argv = ["mt", *map(str, args)]
@@ -70,7 +72,7 @@ def command(*args: Any) -> Callable[[], None]:
 def _run(
     function: bytes, files: Sequence[str], cwd: Path, variables: Mapping[str, str], pipe: Connection
 ) -> None:
-    """In the child: forget the template, and become what was asked for."""
+    """Set up files, signals and environment in the child, and call the pickled `function`."""
     import torch
 
     for number, path in enumerate(files):
@@ -84,5 +86,5 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
-    torch.set_num_threads(1)  # whatever the machine
+    torch.set_num_threads(1)  # the same on every machine
     cloudpickle.loads(function)()
