@@ -46,6 +46,24 @@ class PackedBatch:
     num_tokens: int  # number of target tokens, counting end of sentence
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of ids, stored one after another in a single array.
+
+    A batch of a GPU has thousands of rows. A Python loop over them would take as long as the GPU
+    takes to train on the batch, and would slow down the thread that controls the GPU.
+    """
+
+    ids: npt.NDArray[Any]  # [total length]
+    lens: IntArray  # [rows]
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[IdSequence]) -> "Rows":
+        """Copy the ids of all sequences, of which there is at least one."""
+        arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
+        return cls(np.concatenate(arrays), np.array([len(array) for array in arrays]))
+
+
 AnyBatch = Batch | PackedBatch
 B = TypeVar("B", bound=AnyBatch)
 
@@ -68,24 +86,38 @@ def to_device(batch: B, device: torch.device) -> B:
 
 def collate(pairs: Sequence[IdPair]) -> Batch:
     """Pad pairs of ids into a `Batch`; add the beginning and end of sentence."""
-    src = pad_rows([src for src, _ in pairs], suffix=EOS_ID)
-    targets = [tgt for _, tgt in pairs]
+    return collate_rows(*_sides(pairs))
+
+
+def collate_rows(src: Rows, tgt: Rows) -> Batch:
+    """Pad both sides of some pairs into a `Batch`; add the beginning and end of sentence."""
+    src_ids = _pad(src, suffix=EOS_ID)
     return Batch(
-        src=src,
-        src_mask=src != PAD_ID,
-        tgt_in=pad_rows(targets, prefix=BOS_ID),
-        tgt_out=pad_rows(targets, suffix=EOS_ID),
-        num_tokens=sum(len(tgt) + 1 for tgt in targets),
+        src=src_ids,
+        src_mask=src_ids != PAD_ID,
+        tgt_in=_pad(tgt, prefix=BOS_ID),
+        tgt_out=_pad(tgt, suffix=EOS_ID),
+        num_tokens=len(tgt.ids) + len(tgt.lens),
     )
 
 
 def pack(pairs: Sequence[IdPair]) -> PackedBatch:
     """Concatenate pairs of ids into a `PackedBatch`; add the beginning and end of sentence."""
-    src, src_offsets, max_src_len = _concatenate([np.append(src, EOS_ID) for src, _ in pairs])
-    tgt_out, tgt_offsets, max_tgt_len = _concatenate([np.append(tgt, EOS_ID) for _, tgt in pairs])
-    tgt_in, _, _ = _concatenate([np.append(BOS_ID, tgt) for _, tgt in pairs])
+    return pack_rows(*_sides(pairs))
+
+
+def pack_rows(src: Rows, tgt: Rows) -> PackedBatch:
+    """Like `pack`, for the two sides of some pairs."""
+    src_ends, tgt_ends = np.cumsum(src.lens), np.cumsum(tgt.lens)
     return PackedBatch(
-        src, src_offsets, max_src_len, tgt_in, tgt_out, tgt_offsets, max_tgt_len, len(tgt_out)
+        src=_with_inserted(src.ids, src_ends, EOS_ID),
+        src_offsets=_offsets(src.lens + 1),
+        max_src_len=int(src.lens.max()) + 1,
+        tgt_in=_with_inserted(tgt.ids, tgt_ends - tgt.lens, BOS_ID),
+        tgt_out=_with_inserted(tgt.ids, tgt_ends, EOS_ID),
+        tgt_offsets=_offsets(tgt.lens + 1),
+        max_tgt_len=int(tgt.lens.max()) + 1,
+        num_tokens=len(tgt.ids) + len(tgt.lens),
     )
 
 
@@ -126,34 +158,42 @@ def empty_batch(shape: tuple[int, int, int], device: torch.device, packed: bool)
     )
 
 
-def _concatenate(rows: list[IntArray]) -> tuple[Tensor, Tensor, int]:
-    """Return (ids of all rows, offsets of the rows, length of the longest row)."""
-    lens = [len(row) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
-    return (
-        torch.from_numpy(np.concatenate(rows).astype(np.int64)),
-        torch.from_numpy(offsets),
-        max(lens),
-    )
+def pad_rows(rows: Sequence[IdSequence], suffix: int) -> Tensor:
+    """Pad rows of ids on the right into a tensor [batch, longest row + 1].
+
+    `suffix` is an id to put after every row.
+    """
+    return _pad(Rows.from_sequences(rows), suffix=suffix)
 
 
-def pad_rows(
-    rows: Sequence[IdSequence], prefix: int | None = None, suffix: int | None = None
-) -> Tensor:
-    """Pad rows of ids on the right into a tensor [batch, longest row].
+def _sides(pairs: Sequence[IdPair]) -> tuple[Rows, Rows]:
+    sources, targets = zip(*pairs, strict=True)
+    return Rows.from_sequences(sources), Rows.from_sequences(targets)
+
+
+def _pad(rows: Rows, prefix: int | None = None, suffix: int | None = None) -> Tensor:
+    """Pad rows on the right into a tensor [rows, longest row with its prefix and suffix].
 
     `prefix` and `suffix` are ids to put before and after every row.
     """
-    before, after = int(prefix is not None), int(suffix is not None)
-    padded = np.full((len(rows), max(map(len, rows)) + before + after), PAD_ID, np.int64)
-    for out, row in zip(padded, rows, strict=True):
-        end = before + len(row)
-        out[before:end] = row
-        if prefix is not None:
-            out[0] = prefix
-        if suffix is not None:
-            out[end] = suffix
+    before, after, width = prefix is not None, suffix is not None, int(rows.lens.max())
+    padded = np.full((len(rows.lens), before + width + after), PAD_ID, np.int64)
+    padded[:, before : before + width][np.arange(width) < rows.lens[:, None]] = rows.ids
+    if prefix is not None:
+        padded[:, 0] = prefix
+    if suffix is not None:
+        padded[np.arange(len(padded)), before + rows.lens] = suffix
     return torch.from_numpy(padded)
+
+
+def _with_inserted(ids: npt.NDArray[Any], places: IntArray, new: int) -> Tensor:
+    """Insert the id `new` before each of `places`."""
+    return torch.from_numpy(np.insert(ids.astype(np.int64), places, new))
+
+
+def _offsets(lens: IntArray) -> Tensor:
+    """Return where each sentence starts, and where the last one ends, as int32."""
+    return torch.from_numpy(np.append(0, np.cumsum(lens)).astype(np.int32))
 
 
 def token_buckets(

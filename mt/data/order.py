@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt.config import BatchingConfig
-from mt.data.batch import AnyBatch, IdPair, IntArray, collate, pack, token_buckets
+from mt.data.batch import AnyBatch, IdPair, IntArray, collate_rows, pack_rows, token_buckets
 from mt.data.store import TokenCache
 
 RUN = 1024
@@ -133,8 +133,8 @@ class TrainLoader:
         return [self._batch(indices) for indices in update.indices]
 
     def _batch(self, indices: IntArray) -> AnyBatch:
-        pairs = [self.cache[i] for i in indices.tolist()]
-        return pack(pairs) if self.packed else collate(pairs)
+        sides = self.cache.rows(indices)
+        return pack_rows(*sides) if self.packed else collate_rows(*sides)
 
     def _groups(self, start: Position) -> Iterator[tuple[list[IntArray], int, Position]]:
         """Yield (pair indices of each bucket, target tokens, next position) of each update."""

@@ -4,26 +4,26 @@ Files of the folder, where `<side>` is `src` or `tgt`:
 
   <side>.tokens.bin     the ids of all lines; uint16, or uint32 if a vocabulary is over 65,536
   <side>.offsets.bin    uint64; line i is tokens[offsets[i]:offsets[i + 1]], without end of sentence
-  <side>.*.crc          for each of these files, the CRC-32 of every block of 64 KiB
+  <side>.*.crc          for each of these files, its checksums (see `mt.data.checked_array`)
   manifest.json         sizes, statistics and what the cache was made from
 
-The folder is written atomically. Each block is compared with its checksum when it is first read.
+The folder is written atomically.
 """
 
 import json
-import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mt.config import FilterConfig
+from mt.data.batch import IntArray, Rows
+from mt.data.checked_array import CheckedArray, CheckedWriter
 from mt.data.checks import FilterStats, text_filter, token_filter
 from mt.data.sentences import sentence_starts
 from mt.data.sources import SentencePair
@@ -33,7 +33,6 @@ from mt.files import atomic_dir
 
 SIDES = ("src", "tgt")
 FORMAT_VERSION = 2
-BLOCK = 1 << 16  # bytes per checksum
 QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # shares of lines; see `LengthQuantiles`
 NUM_EXAMPLES = 3  # number of examples that are kept of lines that the tokenizer changes
 LINES_PER_CALL = 4096  # number of lines to tokenize in one call, which is faster than one by one
@@ -66,58 +65,6 @@ class LossyLines:
     examples: list[tuple[str, str]]  # the first changed lines: (line, decoded line)
 
 
-class CheckedArray:
-    """A memory-mapped array of numbers. Reading a damaged part of the file raises `DataError`."""
-
-    def __init__(self, path: Path, dtype: npt.DTypeLike, length: int) -> None:
-        self.path, self.file = path, path.open("rb")
-        self.values = np.memmap(self.file, dtype, "r")
-        self.checksums = np.fromfile(path.with_suffix(".crc"), np.uint32)
-        num_bytes = path.stat().st_size
-        if (num_bytes, len(self.checksums)) != (
-            length * self.values.itemsize,
-            -(-num_bytes // BLOCK),
-        ):
-            raise ValueError(f"{path.name} or its checksum file has the wrong size")
-        self._checked = np.zeros(len(self.checksums), np.bool_)
-
-    def __getitem__(self, span: slice) -> Any:
-        size = self.values.itemsize
-        self.check(range(span.start * size // BLOCK, -(-span.stop * size // BLOCK)))
-        return self.values[span]
-
-    def at(self, indices: npt.NDArray[np.int64]) -> Any:
-        """Return the numbers at `indices`."""
-        if not self._checked.all():
-            self.check(np.unique(indices * self.values.itemsize // BLOCK).tolist())
-        return self.values[indices]
-
-    def check(self, blocks: Iterable[int]) -> None:
-        """Compare the given blocks with their checksums, unless they have been checked before.
-
-        Raises `DataError` if a block is damaged.
-        """
-        for block in blocks:
-            if self._checked[block]:
-                continue
-            content = self.values.view(np.uint8)[block * BLOCK : (block + 1) * BLOCK]
-            if zlib.crc32(content.tobytes()) != self.checksums[block]:
-                raise DataError(
-                    f"{self.path}: damaged between bytes {block * BLOCK:,} and "
-                    f"{(block + 1) * BLOCK:,}; delete {self.path.parent} and start again "
-                    "(it is rebuilt from the text)"
-                )
-            self._checked[block] = True
-
-    def read_ahead(self, start: int, stop: int) -> None:
-        """Ask the operating system to load the numbers [start, stop) in the background."""
-        if hasattr(os, "posix_fadvise"):
-            size = self.values.itemsize
-            os.posix_fadvise(
-                self.file.fileno(), start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED
-            )
-
-
 @dataclass
 class _Side:
     tokens: CheckedArray
@@ -136,11 +83,15 @@ class _Side:
         ids: Ids = self.tokens[start:stop]
         return ids
 
-    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        lengths: npt.NDArray[np.int64] = (
-            self.offsets.at(indices + 1) - self.offsets.at(indices)
-        ).astype(np.int64)
-        return lengths
+    def rows(self, indices: IntArray) -> Rows:
+        starts, lens = self.offsets.at(indices).astype(np.int64), self.lengths(indices)
+        # The rows follow each other in the result, so row i moves by the same distance as a whole.
+        distances = starts - (np.cumsum(lens) - lens)
+        return Rows(self.tokens.at(np.repeat(distances, lens) + np.arange(lens.sum())), lens)
+
+    def lengths(self, indices: IntArray) -> IntArray:
+        lengths: IntArray = self.offsets.at(indices + 1) - self.offsets.at(indices)
+        return lengths.astype(np.int64)
 
 
 class TokenCache:
@@ -186,9 +137,11 @@ class TokenCache:
         for side in (self._src, self._tgt):
             side.read_ahead(runs)
 
-    def lengths(
-        self, indices: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def rows(self, indices: IntArray) -> tuple[Rows, Rows]:
+        """Return the ids of the source and of the target of pairs, without end of sentence."""
+        return self._src.rows(indices), self._tgt.rows(indices)
+
+    def lengths(self, indices: IntArray) -> tuple[IntArray, IntArray]:
         """Return the source and target lengths of pairs in subwords, without end of sentence."""
         return self._src.lengths(indices), self._tgt.lengths(indices)
 
@@ -300,39 +253,13 @@ def _tokenized(
         yield texts, ids
 
 
-class _CheckedWriter:
-    """Writes a file, and next to it another file with the checksums of its blocks."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._checksums: BinaryIO = path.with_suffix(".crc").open("wb")
-        self._pending = bytearray()
-
-    def write(self, content: bytes) -> None:
-        self._pending += content
-        while len(self._pending) >= BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        block = bytes(self._pending[:BLOCK])
-        self._file.write(block)
-        self._checksums.write(np.uint32(zlib.crc32(block)).tobytes())
-        del self._pending[:BLOCK]
-
-    def close(self) -> None:
-        if self._pending:
-            self._flush()
-        self._file.close()
-        self._checksums.close()
-
-
 class _SideWriter:
     """Writes the ids and offsets of one side of the corpus."""
 
     def __init__(self, folder: Path, side: str, dtype: np.dtype[Any]) -> None:
         self._dtype, self._end = dtype, 0
-        self._tokens = _CheckedWriter(folder / f"{side}.tokens.bin")
-        self._offsets = _CheckedWriter(folder / f"{side}.offsets.bin")
+        self._tokens = CheckedWriter(folder / f"{side}.tokens.bin")
+        self._offsets = CheckedWriter(folder / f"{side}.offsets.bin")
         self._offsets.write(np.uint64(0).tobytes())
 
     def add(self, ids: list[int]) -> None:

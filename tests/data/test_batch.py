@@ -65,11 +65,12 @@ def test_the_pairs_can_be_read_back_from_a_batch(pairs: list[tuple[list[int], li
     assert batch.num_tokens == int((batch.tgt_out != PAD_ID).sum())
 
 
-def test_rows_are_padded_with_and_without_special_ids() -> None:
-    assert pad_rows([[5, 6], [7]]).tolist() == [[5, 6], [7, PAD_ID]]
-    assert pad_rows([[], [7]], prefix=BOS_ID, suffix=EOS_ID).tolist() == [
-        [BOS_ID, EOS_ID, PAD_ID],
-        [BOS_ID, 7, EOS_ID],
+def test_rows_are_padded_and_end_with_the_suffix() -> None:
+    rows = [[5, 6], [7], []]
+    assert pad_rows(rows, suffix=EOS_ID).tolist() == [
+        [5, 6, EOS_ID],
+        [7, EOS_ID, PAD_ID],
+        [EOS_ID, PAD_ID, PAD_ID],
     ]
 
 

@@ -50,6 +50,9 @@ def test_a_cache_holds_the_ids_of_the_tokenizer(
         ]
         assert [tuple(side.tolist() for side in cache[i]) for i in range(len(cache))] == expected
         picked = np.array([99, 0, 5, 5])
+        for side, rows in enumerate(cache.rows(picked)):
+            assert rows.ids.tolist() == [id_ for i in picked for id_ in expected[i][side]]
+            assert rows.lens.tolist() == [len(expected[i][side]) for i in picked]
         lengths = [[len(expected[i][side]) for i in picked] for side in (0, 1)]
         assert [side.tolist() for side in cache.lengths(picked)] == lengths
         assert list(cache.num_tokens.values()) == [
@@ -230,6 +233,8 @@ def test_a_changed_number_is_noticed_when_its_block_is_first_read(
         DataError, match=r"\.bin: damaged between bytes .* delete .*cache and start again"
     ):
         cache[len(cache) - 1]
+    with pytest.raises(DataError, match="damaged"):
+        TokenCache(tmp_path / "cache").rows(np.array([0, len(cache) - 1]))
     with pytest.raises(DataError, match="damaged"):
         TokenCache(tmp_path / "cache").lengths(
             np.array([len(cache) - 1])
