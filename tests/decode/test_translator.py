@@ -14,6 +14,7 @@ import torch
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import EOS_ID, Tokenizer
+from mt.decode.output import translated_rows
 from mt.decode.search import Hypothesis
 from mt.decode.translator import Searcher, Translator, search_options
 from mt.errors import ConfigError, MTError
@@ -355,3 +356,34 @@ def test_parts_are_joined_without_a_space_in_a_language_without_spaces(
     for lang, joint in (("de", " "), ("th", ""), ("zho_Hans", ""), (None, " ")):
         subject = Translator(model, tokenizer, options, FP32, tgt_lang=lang)
         assert subject.translate([line]) == [joint.join(text for text in texts if text)]
+
+
+@pytest.mark.parametrize("with_alignment", [False, True])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_rows_hold_what_each_line_gives_on_its_own(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: list[str],
+    with_alignment: bool,
+    with_scores: bool,
+) -> None:
+    one = translator(model, tokenizer, nbest=2, max_src_len=30)  # long lines have several parts
+    numbered = list(enumerate(lines, 7))
+    rows = translated_rows(one, numbered, with_alignment, with_scores)
+    assert [(row.number, row.source) for row in rows] == numbered
+    assert {row.over_long for row in rows} == {False, True}
+    for row, line in zip(rows, lines, strict=True):
+        [hyps] = one.translate_window([line])
+        assert row.over_long == (len(hyps[0].parts) > 1)
+        assert [hyp.text for hyp in row.translations] == [hyp.text for hyp in hyps]
+        assert [hyp.score for hyp in row.translations] == pytest.approx([hyp.score for hyp in hyps])
+        assert row.alignment == (one.align([line], hyps[:1])[0] if with_alignment else None)
+        if not with_scores:
+            assert row.token_scores is None
+            continue
+        assert row.token_scores is not None
+        for hyp, scores in zip(hyps, row.token_scores, strict=True):
+            for part, actual in zip(hyp.parts, scores, strict=True):
+                [expected] = one.likelihood_of_ids([(part.src, part.tgt)])
+                assert actual.ids == expected.ids == part.tgt
+                assert actual.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
