@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a release into dist/ and tests it: builds and checks the sdist and the wheel, installs the
-# wheel into a fresh environment outside the checkout, and trains, scores and reports from there with
-# the quickstart's configuration.
+# wheel into a fresh environment outside the checkout, and from there trains, scores and reports
+# with the quickstart's configuration.
 #
 # Usage: scripts/release.sh [key.sub=value ...]
 # The overrides go to the training, to try out the script in less time.

@@ -31,7 +31,8 @@ def test_help_and_config_errors_import_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['mt', *sys.argv[1:]]\nfrom mt.cli import main\n"
         "try:\n    main()\nexcept SystemExit as error:\n"
-        f"    print('loaded', [name for name in {HEAVY!r} if name in sys.modules], 'code', error.code)"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    print('loaded', loaded, 'code', error.code)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, *args],

@@ -155,7 +155,7 @@ def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
 def test_the_alignment_is_the_models_attention_to_its_own_translation(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """Compare with the weights of a single pair. Of three layers, the second is the last but one."""
+    """Compare with the weights of a single pair; the second of three layers is the last but one."""
     from mt.data.tokenizer import BOS_ID
     from mt.report.attention import attention_maps
 

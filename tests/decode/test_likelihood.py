@@ -30,7 +30,8 @@ def test_scores_are_those_of_torchs_cross_entropy_pair_by_pair() -> None:
     pairs = [
         tuple(torch.randint(4, VOCAB, (n,), generator=rng).tolist() for n in pair) for pair in lens
     ]
-    for (src, tgt), found in zip(pairs, scorer(model).likelihood_of_ids(pairs), strict=True):  # type: ignore[arg-type]
+    scores = scorer(model).likelihood_of_ids(pairs)  # type: ignore[arg-type]
+    for (src, tgt), found in zip(pairs, scores, strict=True):
         batch = collate([(src, tgt)])
         with torch.no_grad():
             logits = model.project(model(batch.src, None, batch.tgt_in))[0]

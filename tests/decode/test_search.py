@@ -1,4 +1,4 @@
-"""Beam search compared with exhaustive search, with its rules in plain Python, and across batches."""
+"""Beam search compared with exhaustive search, with plain Python rules, and across batches."""
 
 import itertools
 from collections.abc import Callable

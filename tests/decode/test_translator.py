@@ -84,9 +84,16 @@ def test_each_line_is_translated_as_if_it_were_alone_and_in_its_place(
     assert len(set(together)) > 20  # the translations differ, so a wrong order would be noticed
 
 
-@pytest.mark.parametrize("options", [
-    {"batch_size": 1}, {"batch_size": 7}, {"batch_size": 64}, {"max_tokens": 1}, {"max_tokens": 100},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1},
+        {"batch_size": 7},
+        {"batch_size": 64},
+        {"max_tokens": 1},
+        {"max_tokens": 100},
+    ],
+)
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_the_cut_into_batches_makes_no_difference(
     model: Transformer,
@@ -252,14 +259,17 @@ def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
     )
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"beam_size": 0}, "beam_size"),
-    ({"beam_size": 2, "nbest": 3}, "nbest: 3 is more than beam_size 2"),
-    ({"length_penalty": -1.0}, "length_penalty"),
-    ({"beamsize": 3}, "beamsize"),
-    ({"batch_size": "8"}, "batch_size"),
-    ({"max_len_b": 0, "max_tokens": 0}, "max_len_b.*; max_tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"beam_size": 0}, "beam_size"),
+        ({"beam_size": 2, "nbest": 3}, "nbest: 3 is more than beam_size 2"),
+        ({"length_penalty": -1.0}, "length_penalty"),
+        ({"beamsize": 3}, "beamsize"),
+        ({"batch_size": "8"}, "batch_size"),
+        ({"max_len_b": 0, "max_tokens": 0}, "max_len_b.*; max_tokens"),
+    ],
+)
 def test_bad_options_are_a_config_error_that_names_them(
     overrides: dict[str, object], message: str
 ) -> None:

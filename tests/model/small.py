@@ -16,8 +16,15 @@ def small(
     changes its output.
     """
     config = ModelConfig(
-        d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=3, norm=norm, activation=activation, tie_embeddings=tie,
-    )  # fmt: skip
+        d_model=16,
+        d_ff=24,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=3,
+        norm=norm,
+        activation=activation,
+        tie_embeddings=tie,
+    )
     model = build_model(config, VOCAB, VOCAB, seed)
     for parameter in model.parameters():
         if parameter.ndim == 1:

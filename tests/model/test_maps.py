@@ -1,4 +1,4 @@
-"""Recorded attention weights against those that PyTorch computes from the same inputs and weights."""
+"""Recorded attention weights against those that PyTorch computes from the same inputs."""
 
 import pytest
 import torch
@@ -32,9 +32,24 @@ def pytorchs_weights(
     )
     mask = torch.ones(len(query), len(memory), dtype=torch.bool).triu(1) if causal else None
     _, weights = F.multi_head_attention_forward(
-        query[:, None], memory[:, None], memory[:, None], query.shape[1], block.num_heads, in_weight, in_bias, None, None, False, 0.0,
-        block.out_proj.weight, block.out_proj.bias, training=False, need_weights=True, attn_mask=mask, average_attn_weights=False,
-    )  # fmt: skip
+        query[:, None],
+        memory[:, None],
+        memory[:, None],
+        query.shape[1],
+        block.num_heads,
+        in_weight,
+        in_bias,
+        None,
+        None,
+        False,
+        0.0,
+        block.out_proj.weight,
+        block.out_proj.bias,
+        training=False,
+        need_weights=True,
+        attn_mask=mask,
+        average_attn_weights=False,
+    )
     assert weights is not None
     return weights[0]
 
@@ -46,8 +61,9 @@ def entering(
     inputs: dict[MultiHeadAttention, tuple[Tensor, Tensor]] = {}
     hooks = [
         module.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[:2]))
-        for module in model.modules() if isinstance(module, MultiHeadAttention)
-    ]  # fmt: skip
+        for module in model.modules()
+        if isinstance(module, MultiHeadAttention)
+    ]
     model(src[None], None, tgt_in[None])
     for hook in hooks:
         hook.remove()
@@ -90,9 +106,15 @@ def test_rows_sum_to_one_and_nobody_looks_ahead() -> None:
     assert (maps.decoder[..., torch.ones(5, 5).tril().bool()] > 0).all()
 
 
-@pytest.mark.parametrize("allowed", [
-    None, torch.ones(1, 4, 6, dtype=torch.bool).tril(), torch.arange(6) < torch.tensor([3, 6])[:, None, None],
-], ids=["all", "causal", "padded"])  # fmt: skip
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        None,
+        torch.ones(1, 4, 6, dtype=torch.bool).tril(),
+        torch.arange(6) < torch.tensor([3, 6])[:, None, None],
+    ],
+    ids=["all", "causal", "padded"],
+)
 def test_a_watched_mask_attends_as_the_padded_one_does(allowed: Tensor | None) -> None:
     torch.manual_seed(1)
     q, k, v = (torch.randn(2 * length, 3, 4) for length in (4, 6, 6))

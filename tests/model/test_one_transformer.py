@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,8 @@ def test_whatever_is_done_runs_the_same_layers(norm: str, monkeypatch: pytest.Mo
         return call
 
     for kind in classes:
-        monkeypatch.setattr(kind, "forward", recorded(kind, kind.forward))  # type: ignore[attr-defined]
+        original: Any = kind.forward  # type: ignore[attr-defined]
+        monkeypatch.setattr(kind, "forward", recorded(kind, original))
     for work in (train, translate, look, export):
         called.clear()
         with torch.inference_mode(work is not train):

@@ -43,7 +43,7 @@ MARIAN_NAMES = [
     r"(encoder|decoder)\.embed_tokens\.weight",
     r"output_projection\.weight",  # fairseq's name of an untied output matrix
     rf"(encoder|decoder)\.layers\.\d+\.({ATTENTION}|{NORMS}|fc[12]\.(weight|bias))",
-    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # the final norm of a pre-norm stack, as in Pegasus
+    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # of a pre-norm stack, as in Pegasus
 ]
 
 
