@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mt import Translator
-from mt.convert.export import prove_export, write_export
+from mt.convert.export import verify_export, write_export
 from mt.data.batch import collate
 from mt.data.tokenizer import BOS_ID
 from mt.decode.loading import load_model
@@ -236,7 +236,7 @@ def test_an_export_is_compared_in_fp32_on_every_processor(
     loaded = load_model(trained_run, CPU)
     write_export("ctranslate2", loaded, tmp_path / "out")
     lines = sample_lines("test", "de", 30)
-    parity = prove_export("ctranslate2", loaded, tmp_path / "out", lines, 5)
+    parity = verify_export("ctranslate2", loaded, tmp_path / "out", lines, 5)
     assert parity.num_lines == 30
     assert parity.holds, parity
 

@@ -50,7 +50,7 @@ def export(
     In the others, both translations must have nearly the same score.
     """
     from mt.cli.output import print_result
-    from mt.convert.export import export_and_prove
+    from mt.convert.export import export_and_verify
 
-    report = export_and_prove(model, output, to, quantization, prove, lines)
+    report = export_and_verify(model, output, to, quantization, prove, lines)
     print_result("\n".join(report))

@@ -33,6 +33,6 @@ def importing(
     `mt train --init-from`.
     """
     from mt.cli.output import print_result
-    from mt.convert.importing import import_and_prove
+    from mt.convert.importing import import_and_verify
 
-    print_result("\n".join(import_and_prove(folder, output, prove, lines)))
+    print_result("\n".join(import_and_verify(folder, output, prove, lines)))

@@ -1,5 +1,5 @@
 """Export to CTranslate2 (extra `ct2`): writes its model and our SentencePiece models, and runs
-the exported model for the proof.
+the exported model to verify it.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mt.config import DecodeConfig
 from mt.convert.extras import check_is_new, import_extra
-from mt.convert.proof import Translated, by_source_length, num_positions
+from mt.convert.parity import Translated, by_source_length, num_positions
 from mt.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.files import atomic_dir
@@ -111,7 +111,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 class CTranslate2Engine:
-    """An `mt.convert.proof.Engine` that runs an exported model in CTranslate2.
+    """An `mt.convert.parity.Engine` that runs an exported model in CTranslate2.
 
     Runs `translators` batches in parallel, with `threads` threads each.
     """
@@ -155,7 +155,7 @@ class CTranslate2Engine:
         ]
 
     def score(self, source: list[int], target: list[int]) -> float:
-        """Return the score of `target`, as defined by `mt.convert.proof.Engine.score`."""
+        """Return the score of `target`, as defined by `mt.convert.parity.Engine.score`."""
         src_pieces = [self.src_pieces[token] for token in source]
         tgt_pieces = [self.tgt_pieces[token] for token in target]
         [result] = self.translator.score_batch([src_pieces], [tgt_pieces])

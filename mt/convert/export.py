@@ -1,4 +1,4 @@
-"""Export a model for another engine, and prove that both give the same translations."""
+"""Export a model for another engine, and verify that both give the same translations."""
 
 import itertools
 import tempfile
@@ -12,7 +12,7 @@ from mt.convert.ctranslate2 import QUANTIZATIONS, CTranslate2Engine, export_ctra
 from mt.convert.extras import check_is_new
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
 from mt.convert.onnx import OnnxModel, export_onnx
-from mt.convert.proof import Engine, MTEngine, Parity, compare
+from mt.convert.parity import Engine, MTEngine, Parity, compare
 from mt.data.sources import read_text
 from mt.decode.loading import LoadedModel, load_model
 from mt.decode.translator import Translator
@@ -28,14 +28,14 @@ TITLES: dict[Target, str] = {
 }
 
 
-def export_and_prove(
+def export_and_verify(
     model: Path, out: Path, to: Target, quantization: str | None, text: str | None, num_lines: int
 ) -> list[str]:
     """Write the export to `out`, and return a report, one string per line.
 
-    The proof compares translations with an fp32 export. For a `quantization`, the report also
-    counts how many translations stay the same. Raises `ExportError` if the proof fails, and then
-    writes nothing.
+    Translations are compared with those of an fp32 export. For a `quantization`, the report also
+    counts how many translations stay the same. Raises `ExportError` if the engines disagree, and
+    then writes nothing.
     """
     if quantization is not None and to != "ctranslate2":
         raise ConfigError(f"--quantization needs --to ctranslate2; {TITLES[to]} exports are fp32")
@@ -44,7 +44,7 @@ def export_and_prove(
         raise ConfigError(f"--quantization: {quantization!r} is not one of {names}")
     check_is_new(out)
     loaded = load_model(model, torch.device("cpu"))
-    source, lines = proof_text(loaded.config, text) if num_lines else ("", [])
+    source, lines = text_to_verify_with(loaded.config, text) if num_lines else ("", [])
     lines = lines[:num_lines]
     name, weights = loaded.folder.path.name, quantization or "float32"
     report = [f"{out}: {name} for {TITLES[to]}, weights in {weights}"]
@@ -52,25 +52,25 @@ def export_and_prove(
         with tempfile.TemporaryDirectory() as folder:
             exact = Path(folder) / "exact"
             write_export(to, loaded, exact)
-            parity = prove_export(to, loaded, exact, lines)
+            parity = verify_export(to, loaded, exact, lines)
         if not parity.holds:
             head = f"{out} was not written, because the engines disagree: {parity}"
             raise ExportError("\n".join([head, *_worst(parity)]))
         report.append(f"{source}, in fp32: {parity}")
     write_export(to, loaded, out, quantization)
     if lines and quantization:
-        parity = prove_export(to, loaded, out, lines, compute_type="default")
+        parity = verify_export(to, loaded, out, lines, compute_type="default")
         report.append(f"{quantization} compared with fp32: {parity}")
     if not lines:
         reason = "no text was found; use --prove FILE" if num_lines else "--lines is 0"
-        report.append(f"not proven: {reason}")
+        report.append(f"not verified: {reason}")
     return report
 
 
 def write_export(
     to: Target, loaded: LoadedModel, out: Path, quantization: str | None = None
 ) -> None:
-    """Write an export, without a proof. Raises `ExportError` if the model is not supported."""
+    """Write an export without verifying it. Raises `ExportError` if the model is not supported."""
     if to == "ctranslate2":
         export_ctranslate2(loaded, out, quantization)
     elif to == "onnx":
@@ -79,8 +79,8 @@ def write_export(
         export_huggingface(loaded, out, to)
 
 
-def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
-    """Return the name and lines of the text for the proof.
+def text_to_verify_with(config: Config, text: str | None) -> tuple[str, list[str]]:
+    """Return the name and lines of the text to compare translations of.
 
     This is the file `text`, or by default the first readable source file among the test and
     validation data of the configuration. If there is none, both are empty.
@@ -96,7 +96,7 @@ def proof_text(config: Config, text: str | None) -> tuple[str, list[str]]:
     return "", []
 
 
-def prove_export(
+def verify_export(
     to: Target,
     loaded: LoadedModel,
     folder: Path,

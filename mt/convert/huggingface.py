@@ -1,7 +1,7 @@
 """Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus.
 
 Both use the same sinusoids and nearly the same parameter names as `mt`, so an export mostly copies.
-Only the engine for the proof needs `transformers` (extra `hf`).
+Only verifying an export needs `transformers` (extra `hf`).
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mt.config import DEFAULT_MAX_SRC_LEN, DecodeConfig
 from mt.convert.extras import check_is_new, import_extra
-from mt.convert.proof import Translated, by_source_length, output_limit
+from mt.convert.parity import Translated, by_source_length, output_limit
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.errors import ExportError, join_reasons
@@ -212,7 +212,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class TransformersEngine:
-    """An `mt.convert.proof.Engine` that runs a folder with `transformers`.
+    """An `mt.convert.parity.Engine` that runs a folder with `transformers`.
 
     If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` are the folder's ids for
     our target and source ids.
@@ -278,7 +278,7 @@ class TransformersEngine:
         return torch.tensor([[self.tgt_ids[i] for i in ids]])
 
     def score(self, source: list[int], target: list[int]) -> float:
-        """Return the score of `target`, as defined by `mt.convert.proof.Engine.score`."""
+        """Return the score of `target`, as defined by `mt.convert.parity.Engine.score`."""
         return self._score(source, [*target, EOS_ID])
 
 

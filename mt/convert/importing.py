@@ -7,14 +7,14 @@ import torch
 
 from mt.convert.huggingface import TransformersEngine
 from mt.convert.marian import import_marian
-from mt.convert.proof import compare
+from mt.convert.parity import compare
 from mt.data.sources import read_text
 from mt.decode.loading import load_model
 from mt.decode.translator import Translator
 from mt.runtime.device import set_up_compute
 
 
-def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) -> list[str]:
+def import_and_verify(folder: Path, out: Path, text: str | None, num_lines: int) -> list[str]:
     """Write the model folder `out`, and return a report, one string per line.
 
     If `text` is given and `transformers` is installed, the report compares the translations of both
@@ -27,9 +27,9 @@ def import_and_prove(folder: Path, out: Path, text: str | None, num_lines: int) 
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     head = f"{out}: {folder.name}, {count:,} parameters, {loaded.tokenizer.tgt_vocab_size:,} pieces"
     if not lines:
-        return [head, "not proven: use --prove FILE with text in the source language"]
+        return [head, "not verified: use --prove FILE with text in the source language"]
     if importlib.util.find_spec("transformers") is None:
-        return [head, "not proven: this needs the package transformers; install mt-forge[hf]"]
+        return [head, "not verified: this needs the package transformers; install mt-forge[hf]"]
     decode = loaded.config.decode
     translator = Translator(
         loaded.model, loaded.tokenizer, decode, set_up_compute("cpu", "fp32", None)

@@ -12,7 +12,7 @@
                  keys and values with those of `tokens` appended.
   onnx.json      Special ids, sizes, and the search options of the model.
 
-For the proof, the search of `mt` runs these graphs with onnxruntime.
+To verify an export, the search of `mt` runs these graphs with onnxruntime.
 """
 
 import json
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from mt.config import Config, ModelConfig
 from mt.convert.extras import check_is_new, import_extra
-from mt.convert.proof import num_positions
+from mt.convert.parity import num_positions
 from mt.data.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from mt.decode.loading import LoadedModel
 from mt.files import atomic_dir

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mt.convert.export import TITLES, prove_export, write_export
+from mt.convert.export import TITLES, verify_export, write_export
 from mt.data.sources import read_text
 from mt.decode.loading import load_model
 from mt.errors import ExportError
@@ -41,7 +41,7 @@ def main() -> int:
                 print(f"{title}: {error}")
                 continue
             for beams in map(int, options.beams.split(",")):
-                parity = prove_export(to, loaded, Path(folder) / to, lines, beams)
+                parity = verify_export(to, loaded, Path(folder) / to, lines, beams)
                 all_hold &= parity.holds
                 print(f"{title}, beam {beams}: {parity}", flush=True)
                 for difference in parity.differences:

@@ -7,8 +7,8 @@ import torch
 
 from mt.convert import export as workflow
 from mt.convert.ctranslate2 import CTranslate2Engine, export_ctranslate2
-from mt.convert.export import export_and_prove
-from mt.convert.proof import MTEngine, compare
+from mt.convert.export import export_and_verify
+from mt.convert.parity import MTEngine, compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.loading import LoadedModel
 from mt.decode.translator import Translator
@@ -135,7 +135,7 @@ def test_an_export_without_text_is_reported_as_not_proven(
 ) -> None:
     model_folder(tmp_path / "model", tokenizer)
     monkeypatch.chdir(tmp_path)
-    *_, last = export_and_prove(
+    *_, last = export_and_verify(
         tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 1000
     )
     assert "no text was found; use --prove FILE" in last
@@ -156,7 +156,7 @@ def test_an_export_that_fails_its_proof_is_refused_and_deleted(
     monkeypatch.setattr(workflow, "export_ctranslate2", broken)
     message = r"(?s)was not written, because the engines disagree: .* real differences\n  line \d+"
     with pytest.raises(ExportError, match=message):
-        export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 30)
+        export_and_verify(tmp_path / "model", tmp_path / "out", "ctranslate2", None, None, 30)
     assert not (tmp_path / "out").exists()
 
 
@@ -165,7 +165,7 @@ def test_an_unknown_quantization_and_a_missing_package_are_named(
 ) -> None:
     loaded = model_folder(tmp_path / "model", tokenizer)
     with pytest.raises(ConfigError, match="'int7' is not one of int8"):
-        export_and_prove(tmp_path / "model", tmp_path / "out", "ctranslate2", "int7", None, 0)
+        export_and_verify(tmp_path / "model", tmp_path / "out", "ctranslate2", "int7", None, 0)
     hide_package("ctranslate2", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[ct2\]"):
         export_ctranslate2(loaded, tmp_path / "out")

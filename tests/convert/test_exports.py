@@ -1,11 +1,11 @@
-"""Each export of a trained model passes its proof in its own engine."""
+"""Each export of a trained model gives the same translations in its own engine."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from mt.convert.export import Target, prove_export, write_export
+from mt.convert.export import Target, verify_export, write_export
 from mt.decode.loading import load_model
 from tests.conftest import sample_lines
 
@@ -26,7 +26,7 @@ def test_a_trained_model_gives_the_same_translations_in_every_engine(
     assert loaded.config.model.norm == "pre"
     write_export(to, loaded, tmp_path / "out")
     for beam_size in (1, 5):
-        parity = prove_export(
+        parity = verify_export(
             to, loaded, tmp_path / "out", sample_lines("test", "de", 30), beam_size
         )
         assert parity.num_lines == 30

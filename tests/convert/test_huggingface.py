@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mt.convert.export import export_and_prove
+from mt.convert.export import export_and_verify
 from mt.convert.huggingface import TransformersEngine, check_tokenizer, export_huggingface
-from mt.convert.proof import MTEngine, compare
+from mt.convert.parity import MTEngine, compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, ExportError
@@ -105,7 +105,7 @@ def test_the_exported_tokenizer_encodes_and_decodes_like_ours(
 def test_separate_vocabularies_are_exported_separately(tmp_path: Path, separate: Tokenizer) -> None:
     assert separate.src_pieces != separate.tgt_pieces
     loaded = model_folder(tmp_path / "model", separate, norm="post", tie_embeddings="decoder")
-    report = export_and_prove(tmp_path / "model", tmp_path / "out", "marian", None, None, 20)
+    report = export_and_verify(tmp_path / "model", tmp_path / "out", "marian", None, None, 20)
     assert "20 of 20 translations identical" in report[1]
     exported = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     [line] = sample_lines("test", "en", 1)
@@ -203,7 +203,7 @@ def test_a_missing_package_is_named(
     model_folder(tmp_path / "model", tokenizer, norm="post")
     hide_package("transformers", monkeypatch)
     with pytest.raises(ExportError, match=r"install mt-forge\[hf\]"):
-        export_and_prove(tmp_path / "model", tmp_path / "out", "marian", None, None, 5)
+        export_and_verify(tmp_path / "model", tmp_path / "out", "marian", None, None, 5)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="needs --to ctranslate2"):
-        export_and_prove(tmp_path / "model", tmp_path / "out", "pegasus", "int8", None, 5)
+        export_and_verify(tmp_path / "model", tmp_path / "out", "pegasus", "int8", None, 5)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mt.convert.huggingface import TransformersEngine, export_huggingface
-from mt.convert.importing import import_and_prove
+from mt.convert.importing import import_and_verify
 from mt.convert.marian import NEVER, import_marian
-from mt.convert.proof import compare
+from mt.convert.parity import compare
 from mt.data.tokenizer import Tokenizer
 from mt.decode.loading import load_model
 from mt.decode.translator import Translator
@@ -148,8 +148,8 @@ def test_the_command_imports_and_reports_the_proof(opus: Path, tmp_path: Path) -
     assert "12 of 12 translations identical" in result.stdout
     again = run_mt("import", "marian", opus, "-o", tmp_path / "model")
     assert (again.returncode, "already exists" in again.stderr) == (1, True)
-    assert import_and_prove(opus, tmp_path / "second", None, 10)[-1].startswith(
-        "not proven: use --prove FILE"
+    assert import_and_verify(opus, tmp_path / "second", None, 10)[-1].startswith(
+        "not verified: use --prove FILE"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mt.convert.export import prove_export
+from mt.convert.export import verify_export
 from mt.convert.onnx import OnnxModel, export_onnx
 from mt.data.tokenizer import Tokenizer
 from mt.errors import ExportError
@@ -38,7 +38,7 @@ def test_onnxruntime_gives_our_translations_with_our_scores(
     loaded = model_folder(tmp_path / "model", tokenizer, **options)
     export_onnx(loaded, tmp_path / "out")
     for beam_size in (1, 4):
-        parity = prove_export(
+        parity = verify_export(
             "onnx", loaded, tmp_path / "out", sample_lines("test", "de", 40), beam_size
         )
         assert parity.num_lines == 40

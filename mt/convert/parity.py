@@ -1,4 +1,4 @@
-"""The proof that a converted model gives the same translations as the original.
+"""Verify that a converted model gives the same translations as the original.
 
 Both engines translate the same lines. If two translations differ, both engines score both of them,
 to see whether they are a tie.
@@ -64,7 +64,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the proof succeeds.
+        """Whether the engines count as equal.
 
         At least 995 of 1,000 translations must be identical, all others must be ties, and identical
         translations must have equal scores, except for rounding. One tie is always allowed.
@@ -92,7 +92,7 @@ def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Pari
     encoded = enumerate(translator.tokenizer.encode_src(lines), 1)
     kept = {number: ids for number, ids in encoded if 0 < len(ids) <= longest}
     if not kept:
-        raise DataError("the text for the proof has no line that both engines can translate")
+        raise DataError("the text for --prove has no line that both engines can translate")
     sources, engine = list(kept.values()), MTEngine(translator)
     differences, score_gap = [], 0.0
     translations = zip(

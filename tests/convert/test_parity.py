@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.convert.proof import Difference, MTEngine, Parity, compare
+from mt.convert.parity import Difference, MTEngine, Parity, compare
 from mt.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mt.decode.translator import Translator
 from mt.errors import DataError
