@@ -30,7 +30,7 @@ def _refuse_system() -> NoReturn:
     raise ImportError(message)
 
 
-# Checked before any module is imported: `mt.files` needs `fcntl` for locks, and
+# This is checked before any module is imported, because `mt.files` needs `fcntl` for locks, and
 # `mt.runtime.memory` needs `resource` to read memory limits.
 if not (find_spec("fcntl") and find_spec("resource")):
     _refuse_system()

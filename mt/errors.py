@@ -1,6 +1,6 @@
 """The errors that mt reports to the user.
 
-Each message says where the error is, what was found, and what to do about it.
+Each message says where the error is, what is wrong, and what to do about it.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 class MTError(Exception):
     """Base class of the errors that the command line prints without a traceback."""
 
-    exit_code = 1  # of the command line
+    exit_code = 1  # exit code of the command line
     is_reported = False  # whether another process has already printed the message
 
 
@@ -20,7 +20,7 @@ class ConfigError(MTError):
 
 
 class DataError(MTError):
-    """Text that cannot be read, does not match its other language, or is not enough."""
+    """Text that cannot be read, does not match the other language, or is too short."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class DivergedError(MTError):
 
 
 class RankError(MTError):
-    """An error that was raised on another rank; `kind` is the name of its class there."""
+    """An error that was raised on another rank. `kind` is the name of its class."""
 
     def __init__(self, message: str, exit_code: int = 1, kind: str = "") -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, MTError):
         return error.exit_code
     if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code  # raised when SIGTERM arrives while data is being prepared
+        return error.code  # SIGTERM causes this while data is being prepared
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # number of bytes to read at a time
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_LINE = 64 << 20  # bytes; a file without newlines must not fill the memory
-# The function that opens a compressed file, by the first bytes of the file.
+MAX_LINE = 64 << 20  # in bytes; a file without newlines must not fill the memory
+# Maps the first bytes of a compressed file to the function that opens the file.
 UNPACK: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda packed: gzip.GzipFile(fileobj=packed),
     b"BZh": bz2.BZ2File,
@@ -39,8 +39,8 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 def open_binary(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes; `-` means standard input.
 
-    Files in gzip, bzip2 or xz format are decompressed, whatever their name is. Raises `DataError`
-    if the file cannot be opened, read or decompressed, here or while the block runs.
+    Files in gzip, bzip2 or xz format are decompressed, whatever their name is. Raises
+    `DataError`, also inside the block, if the file cannot be opened, read or decompressed.
     """
     name = "standard input" if str(path) == "-" else path
     try:
@@ -54,7 +54,7 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
             beginning = handle.peek(6)  # type: ignore[attr-defined]
             if beginning.startswith(ZSTANDARD):
                 raise DataError(
-                    f"{name}: compressed with Zstandard, which mt cannot read; run: unzstd {path}"
+                    f"{name} is compressed with Zstandard, which mt cannot read; run: unzstd {path}"
                 )
             for magic, unpack in UNPACK.items():
                 if beginning.startswith(magic):
@@ -69,14 +69,14 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
 def read_lines(path: str | Path) -> Iterator[bytes]:
     """Yield the lines of a file as bytes, without their newline.
 
-    Only `\\n` ends a line; a last line without a newline counts as a line. Raises `DataError` if
+    Only `\\n` ends a line. A last line without a newline counts as a line. Raises `DataError` if
     the file is unreadable or damaged, or if a line is longer than 64 MiB.
     """
     with open_binary(path) as handle:
         for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), b""), 1):
             if len(line) > MAX_LINE:
                 raise DataError(
-                    f"{path}:{number}: line longer than {MAX_LINE >> 20} MiB; is this a text file?"
+                    f"{path}:{number}: this line is longer than {MAX_LINE >> 20} MiB; is it text?"
                 )
             yield line[:-1] if line.endswith(b"\n") else line
 
@@ -84,8 +84,7 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
 def flush_to_disk(path: Path) -> None:
     """Flush a file or folder to the disk with `fsync`.
 
-    A file that was just created or renamed survives a power failure only if its folder is flushed
-    as well.
+    A newly created or renamed file survives a power failure only if its folder is also flushed.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -95,7 +94,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that `path` always holds either the old or the new content, never a part.
+    """Write a file in such a way that `path` has either the old or the new content at any time.
 
     The data is written to a temporary file, flushed to the disk, and renamed to `path`.
     """
@@ -113,7 +112,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def _name_in_errors(path: Path) -> Iterator[None]:
-    """Add `path` to an `OSError` of the block that does not name a file, such as a failed write."""
+    """If the block raises an `OSError` without a file name, add `path` to it."""
     try:
         yield
     except OSError as error:
@@ -126,8 +125,8 @@ def _name_in_errors(path: Path) -> Iterator[None]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block ends without an error.
 
-    Its files are flushed to the disk first. If the block raises, the temporary folder is deleted
-    and `path` stays as it was.
+    Its files are flushed to the disk first. If the block raises an error, the temporary folder is
+    deleted, and `path` does not change.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -147,9 +146,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that `path` never holds a part of it, even if the process is killed.
+    """Delete a folder in such a way that `path` never has only a part of it, even after a kill.
 
-    The folder is first renamed to a temporary name, then deleted.
+    The folder is first renamed to a temporary name and then deleted.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -160,8 +159,8 @@ def remove_folder(path: Path) -> None:
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Delete the temporary files and folders that a killed process left anywhere in `folder`.
 
-    `name` restricts this to the leftovers of one file or folder. The caller must hold the lock of
-    `folder`, because the temporary files of running processes are deleted, too.
+    If `name` is given, only the leftovers of that file or folder are deleted. The caller must hold
+    the lock of `folder`, because the temporary files of running processes are deleted, too.
     """
     for path in list(folder.rglob(f".{name}.*tmp")):
         if path.is_dir() and not path.is_symlink():
@@ -171,7 +170,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Create the symbolic link `link` to `target`, replacing an existing link atomically."""
+    """Create the symbolic link `link` to `target`. An existing link is replaced atomically."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -187,8 +186,8 @@ def sha256_file(path: Path) -> str:
 def sha256_text(path: str | Path) -> str:
     """Return the SHA-256 of a file's text, in hexadecimal.
 
-    It is the same whether or not the file is compressed, has a byte-order mark, ends its lines with
-    `\\r\\n` or `\\n`, or ends with a newline. Raises `DataError` like `open_binary`.
+    It does not depend on whether the file is compressed, has a byte-order mark, uses `\\r\\n` or
+    `\\n`, or ends with a newline. Raises `DataError` like `open_binary`.
     """
     digest, last = hashlib.sha256(), b"\n"
     with open_binary(path) as handle:
@@ -206,7 +205,7 @@ def sha256_text(path: str | Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of values that JSON can hold."""
+    """Return 16 hexadecimal digits of the SHA-256 of JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -221,9 +220,9 @@ def fingerprint_lines(lines: Iterable[bytes]) -> str:
 
 
 def try_lock(handle: BinaryIO) -> bool:
-    """Lock an open file until it is closed; return False if another process has locked it.
+    """Lock an open file until it is closed. Returns False if another process has locked it.
 
-    On a file system without locks, log a warning and return True.
+    On a file system without locks, logs a warning and returns True.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,7 +231,9 @@ def try_lock(handle: BinaryIO) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        message = "%s: no locks on this file system (%s); let only one process write here"
+        message = (
+            "%s: this file system has no locks (%s); make sure that only one process writes here"
+        )
         logger.warning(message, handle.name, error.strerror)
     return True
 
@@ -241,9 +242,9 @@ def try_lock(handle: BinaryIO) -> bool:
 def locked(path: Path, *, wait_for: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` while the block runs.
 
-    Raises `MTError` if another process holds the lock. With `wait_for`, a description of what the
-    other process is making, waits for the lock instead. The system releases the lock when the
-    process dies. On a file system without locks, logs a warning and runs the block without a lock.
+    If another process has the lock, raises `MTError`. But if `wait_for` is given (what the other
+    process is making), waits for the lock. The system releases the lock when the process
+    dies. On a file system without locks, logs a warning and runs the block without a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as handle:

@@ -64,14 +64,14 @@ def setup_logging(log_file: Path | None = None, *, is_rank0: bool = True) -> Non
 
 
 def print_to_stderr(message: str) -> None:
-    """Print a line to stderr; do nothing if stderr is closed or cannot be written."""
+    """Print a line to stderr, unless stderr is closed or cannot be written."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{message}\n")
 
 
 def shows_progress() -> bool:
-    """Whether progress bars are shown: whether stderr is a terminal."""
+    """Whether progress bars are shown, which means that stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -96,8 +96,8 @@ def progress_bar(
 ) -> Iterator[Callable[[int], object]]:
     """Show a progress bar on stderr while the block runs.
 
-    Yields a function that advances the bar by a number of units. `count` returns the total, or None
-    if it is unknown; it is called only if the bar is shown. Nothing is shown if `is_shown` is False
+    Yields a function that advances the bar by a number of units. `count` is called if the bar is
+    shown, and returns the total, or None if it is unknown. Nothing is shown if `is_shown` is False
     or stderr is not a terminal.
     """
     if not (is_shown and shows_progress()):
@@ -126,15 +126,15 @@ class MetricLogger:
 
     TensorBoard is used only if it is installed. When a run resumes from a checkpoint, the lines of
     later updates are deleted, because the run repeats these updates. Lines marked `partial`, which
-    cover less than a full log interval, are deleted as well. If the disk is full, lines are kept in
+    cover less than a full log interval, are also deleted. If the disk is full, lines are kept in
     memory and written later.
     """
 
     def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
-        """Open the file for a run that continues after update `resume_step`, 0 for a new run."""
+        """Open the file for a run that continues after update `resume_step` (0 for a new run)."""
         self._path = path
         kept = _lines_until(path, resume_step) if path.exists() else []
-        # If the process is killed here, the old file must still be complete.
+        # The old file is only replaced at the end, in case the process is killed here.
         rewritten = path.with_name(f".{path.name}.tmp")
         with rewritten.open("wb") as file:
             file.write("".join(kept).encode())
@@ -146,7 +146,7 @@ class MetricLogger:
         self._board = _open_tensorboard(tensorboard, resume_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Record the values of one event; `kind` is `train`, `valid`, or the like."""
+        """Record the values of an event. `kind` is, for example, `train` or `valid`."""
         self._pending += (
             json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n"
         ).encode()
@@ -183,9 +183,9 @@ class MetricLogger:
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
-    """Yield the lines of metrics.jsonl up to update `step`, without `partial` ones."""
+    """Yield the lines of metrics.jsonl up to update `step`, except `partial` ones."""
     for line in path.read_bytes().split(b"\n"):
-        # A line may be incomplete because an earlier process was killed; it is skipped.
+        # A line that is incomplete because an earlier process was killed is skipped.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             if row["step"] <= step and not row.get("partial"):
@@ -201,7 +201,7 @@ def _open_tensorboard(folder: Path, resume_step: int) -> Any:
     default_hook = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        """Print no traceback if the disk is full in TensorBoard's thread.
+        """Do not print a traceback if the disk is full in TensorBoard's thread.
 
         The next call in `_mirror` raises the same error.
         """

@@ -95,7 +95,7 @@ BAD_TEXT = {
     "one-sided empty line": (
         b"eins\n\ndrei\n",
         b"one\ntwo\nthree\n",
-        ["train.de:2: empty, but the other side is not"],
+        ["train.de:2: this line is empty, but the other side is not"],
     ),
     "broken UTF-8": (b"eins\nzw\xffei\n", b"one\ntwo\n", ["train.de:2: not UTF-8 at byte 3"]),
     "empty corpus": (b"", b"", ["no training pairs"]),

@@ -379,7 +379,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     with locked(tmp_path / "run" / "lock"):
         pass
-    assert "no locks on this file system (Function not implemented)" in caplog.text
+    assert "this file system has no locks (Function not implemented)" in caplog.text
 
 
 @pytest.mark.parametrize(

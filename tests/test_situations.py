@@ -247,7 +247,7 @@ def test_what_is_finished_stays_when_a_translation_fails(
     result = run_mt("translate", trained_run, tmp_path / "text.de", "-o", tmp_path / "out.en")
     part = tmp_path / "out.en.part"
     assert result.returncode == 2
-    assert f"{part}: contains the finished translations of the first 20 lines" in result.stderr
+    assert f"{part} contains the finished translations of the first 20 lines" in result.stderr
     assert part.read_text() == run_mt("translate", trained_run, sample / "test.de").stdout
     about = json.loads((tmp_path / "out.en.part.json").read_text())
     assert (about["finished_lines"], about["files"]) == (20, [str(tmp_path / "text.de")])

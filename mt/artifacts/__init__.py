@@ -1,6 +1,6 @@
-"""Run folders and model folders: every file name and file format on disk is defined here.
+"""Run folders and model folders. This package defines all file names and file formats on disk.
 
-Folders are written completely or not at all, and their files are verified by size and SHA-256
+Folders are written completely or not at all, and the size and SHA-256 of their files are verified
 before use. Nothing is ever unpickled.
 """
 

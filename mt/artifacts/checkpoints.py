@@ -1,4 +1,4 @@
-"""The checkpoints of a run: save, rank, link and delete them, and find the one to resume from."""
+"""The checkpoints of a run: save, rank, link and delete them, and find one to resume from."""
 
 import contextlib
 import logging
@@ -24,16 +24,16 @@ from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a checkpoint besides its tensors; a tokenizer takes a few hundred thousand.
+# How many bytes a checkpoint may need besides its tensors. A tokenizer has a few hundred thousand.
 SPARE = 1 << 20
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything in a checkpoint that training changes: weights, optimizer, counters and scores."""
+    """What training changes and a checkpoint contains: weights, optimizer, counters, scores."""
 
-    weights: dict[str, Tensor]  # as the last update left them
-    average: dict[str, Tensor] | None  # moving average of the weights, if the run keeps one
+    weights: dict[str, Tensor]  # the weights after the last update
+    average: dict[str, Tensor] | None  # moving average of the weights, if the run has one
     optimizer: dict[str, Tensor]
     state: dict[str, Any]  # everything else, as JSON values
 
@@ -41,8 +41,8 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store in training/.
 
-        These are the tensors of the optimizer. If the model of the checkpoint is the average, they
-        also include the raw weights.
+        These are the optimizer's tensors. If the checkpoint's model is the average, they also
+        include the raw weights.
         """
         return {**(self.weights if self.average is not None else {}), **self.optimizer}
 
@@ -72,7 +72,7 @@ class TrainingState:
             (model.training, self.tensors),
         ):
             for path in folder.glob("*.safetensors"):
-                tensor_shapes(path)  # refuses oversized headers
+                tensor_shapes(path)  # raises an error for an oversized header
             load_shards(tensors, folder)
         return model.training_state()
 
@@ -87,7 +87,7 @@ class CheckpointManager:
         self.folder = self.run.checkpoints
         self.keep_last, self.keep_best = keep_last, keep_best
         self.metric, self.world = metric, world
-        # Only scores with this fingerprint (`Validator.fingerprint`) count. None: all scores count.
+        # Only scores with this fingerprint (`Validator.fingerprint`) count; if None, all count.
         self.valid_fingerprint: str | None = None
 
     def steps(self) -> list[int]:
@@ -108,8 +108,8 @@ class CheckpointManager:
     ) -> Path:
         """Write a checkpoint, update the links to it, and delete checkpoints that are not kept.
 
-        All ranks must call this. `save_tokenizer` writes the tokenizer into a folder. Raises
-        `CheckpointError` if writing fails; older checkpoints then stay as they are.
+        All ranks must call this. `save_tokenizer` writes the tokenizer into a folder. If writing
+        fails, raises `CheckpointError`, and older checkpoints do not change.
         """
         weights = self.world.gather_to_rank0(training.average or training.weights)
         try:
@@ -130,10 +130,10 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _temporary_folder(self, step: int, training: TrainingState) -> Iterator[ModelFolder]:
-        """Yield the same temporary folder on all ranks; rank 0 creates it.
+        """Yield a temporary folder, which is the same on all ranks.
 
-        When the block ends, rank 0 renames it to the checkpoint folder of `step`. If the block
-        fails, rank 0 deletes it.
+        Rank 0 creates the folder. When the block ends, rank 0 renames it to the checkpoint folder
+        of `step`, or deletes it if the block fails.
         """
 
         def create() -> str:
@@ -178,8 +178,8 @@ class CheckpointManager:
     def _remove_copy(self, link: Path) -> None:
         """Make room for a link if a folder has taken its place.
 
-        Some tools follow links when they copy a run, so the link becomes a copy of a checkpoint.
-        Delete the copy if the original exists, otherwise rename the copy.
+        Tools that follow links when they copy a run replace the link by a copy of a checkpoint. The
+        copy is deleted if the original exists, and otherwise renamed.
         """
         if not link.is_dir() or link.is_symlink():
             return
@@ -190,10 +190,10 @@ class CheckpointManager:
             link.rename(self.folder / f"copied_{link.name}")
 
     def ranked(self, comparable_only: bool = True) -> list[int]:
-        """Return the validated steps that have a checkpoint, best first.
+        """Return the validated steps that have a checkpoint, with the best one first.
 
-        Of steps with equal scores, the earlier comes first. By default, steps that were validated
-        on other text or with other settings are left out.
+        Among steps with equal scores, the earlier one comes first. By default, steps are left out
+        that were validated on other text or with other settings.
         """
         scored = {
             step: scores
@@ -203,10 +203,10 @@ class CheckpointManager:
         return sorted(scored, key=lambda step: ranking_key(self.metric, scored[step]), reverse=True)
 
     def scores(self, step: int, comparable_only: bool = True) -> dict[str, float] | None:
-        """Return the scores of the validation after a step, from the run folder.
+        """Return the validation scores of a step, from the run folder.
 
-        Return {} if the step was not validated, and None if it was validated on other text
-        or with other settings.
+        They are {} if the step was not validated, and None if it was validated on other text or
+        with other settings.
         """
         details = self.run.validation(step)
         if comparable_only and self.valid_fingerprint not in (None, details.get("measured")):
@@ -218,7 +218,7 @@ class CheckpointManager:
         }
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Add scores to the checkpoint of a step, if it was saved before its validation.
+        """Add scores to the checkpoint of a step, if it was saved before they were known.
 
         Only rank 0 does anything. A failure is logged as a warning.
         """
@@ -233,7 +233,7 @@ class CheckpointManager:
         """Return the newest undamaged checkpoint, or None if the run has no checkpoints.
 
         All ranks must call this. Damaged checkpoints are renamed to damaged_*, with a warning.
-        Raises `CheckpointError` if all are damaged, including those renamed at earlier starts.
+        Raises `CheckpointError` if all are damaged, including those that were renamed before.
         """
         path = self.world.broadcast_from_rank0(self._newest)
         return None if path is None else ModelFolder(Path(path))
@@ -243,7 +243,7 @@ class CheckpointManager:
             path = self.path(step)
             try:
                 verify(path, with_training=True)
-                # An earlier process may have been killed before it updated the links.
+                # An earlier process may have been killed before it could update the links.
                 self.tidy()
                 return str(path)
             except CheckpointError as error:

@@ -1,8 +1,8 @@
 """The manifest of a model folder, and functions that read the files in it.
 
-Every file is checked by size and SHA-256 before it is read, and links that lead out of the folder
-are refused. A folder with a valid manifest may still be malicious, so the sizes of JSON files and
-safetensors headers are limited before they are parsed.
+The size and SHA-256 of every file are checked before it is read, and links to files outside of the
+folder are refused. A folder with a valid manifest may still be malicious, so JSON files and
+safetensors headers are only parsed if they are not too large.
 """
 
 import hashlib
@@ -22,15 +22,17 @@ FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
 TRAINING = "training"
 REQUIRED = ("config.yaml", "model.safetensors", "generation.json", "provenance.json", "tokenizer")
-# The tensors in training/ are not listed: they may be one file, or one file per rank.
+# The tensors in training/ are not listed, because there may be one file, or one file per rank.
 TRAINING_REQUIRED = (f"{TRAINING}/state.json",)
-MAX_JSON = 4 << 20  # bytes of a JSON file
-MAX_HEADER = 1 << 20  # bytes of a safetensors header, enough for about ten thousand tensors
+MAX_JSON = 4 << 20  # maximum size of a JSON file in bytes
+MAX_HEADER = (
+    1 << 20
+)  # maximum size of a safetensors header in bytes, for about ten thousand tensors
 DAMAGED = "the folder is damaged (copy it again, or use another checkpoint)"
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of all files in a folder, which makes it a valid model folder."""
+    """Write the manifest of all files in a folder. This makes it a valid model folder."""
     files = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
@@ -43,10 +45,11 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
-    """Check every file of a folder against its manifest, and return the size and SHA-256 by name.
+    """Check every file of a folder, and map its name to its size and SHA-256.
 
     Files in training/ are checked only if `with_training` is set, because translating does not need
-    them and a user may have deleted them. Raises `CheckpointError` for the first file that differs.
+    them, and users may delete them. Raises `CheckpointError` for the first file that differs from
+    the manifest.
     """
     files = _files(folder, REQUIRED + TRAINING_REQUIRED if with_training else REQUIRED)
     for name in files:
@@ -57,7 +60,7 @@ def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, 
             for path in (folder / part).iterdir():
                 if f"{part}/{path.name}" not in files:
                     raise CheckpointError(
-                        f"{path}: not in {MANIFEST}; remove it, or use another checkpoint"
+                        f"{path} is not in {MANIFEST}; remove it, or use another checkpoint"
                     )
         for name, expected in files.items():
             if with_training or not name.startswith(f"{TRAINING}/"):
@@ -70,10 +73,10 @@ def verify(folder: Path, *, with_training: bool = False) -> dict[str, dict[str, 
 
 
 def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read the manifest, and return the size and SHA-256 of every file by name.
+    """Read the manifest, which maps the name of every file to its size and SHA-256.
 
-    Raises `CheckpointError` unless the manifest is byte for byte what `seal` writes for the same
-    files, and lists all `required` files and folders.
+    Raises `CheckpointError` if the manifest is not, byte for byte, what `seal` writes for the same
+    files, or if a `required` file or folder is missing in it.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -88,7 +91,7 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
         isinstance(entry, dict) and [*map(type, entry.values())] == [int, str] for entry in entries
     ):
         raise CheckpointError(
-            f"{path}: not a manifest of mt; the folder is damaged or not a model folder"
+            f"{path} is not a manifest of mt; the folder is damaged or is not a model folder"
         )
     assert isinstance(files, dict)
     if path.read_text(encoding="utf-8") != _as_json(_manifest(files)):
@@ -99,15 +102,15 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
         if name not in files and not any(file.startswith(f"{name}/") for file in files)
     ]:
         raise CheckpointError(
-            f"{path}: does not list {missing[0]}; the folder is damaged or not a model folder"
+            f"{path} does not list {missing[0]}; the folder is damaged or is not a model folder"
         )
     return files
 
 
 def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of these files, with a hash of the list itself.
+    """Return the manifest of the given files, with a hash of the list itself.
 
-    The hash detects damage to entries whose files are not checked every time.
+    The hash detects damage to entries of files that are not checked every time.
     """
     return {
         "format": FORMAT_VERSION,
@@ -121,7 +124,9 @@ def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; {DAMAGED}")
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path}: a link out of the folder; replace it with the file itself")
+        raise CheckpointError(
+            f"{path} is a link to a file outside of the folder; replace it by that file"
+        )
     size = path.stat().st_size
     if size != expected.get("size"):
         raise CheckpointError(f"{path}: the size has changed to {size:,} bytes; {DAMAGED}")
@@ -130,7 +135,7 @@ def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Return the shapes of the tensors in a safetensors file by name, without reading the tensors.
+    """Map the names of the tensors in a safetensors file to shapes, without reading the tensors.
 
     Raises `CheckpointError` for a damaged or oversized header.
     """
@@ -139,7 +144,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
             size = int.from_bytes(file.read(8), "little")
             if size > MAX_HEADER:
                 raise CheckpointError(
-                    f"{path}: a header of {size:,} bytes; the limit is {MAX_HEADER:,}"
+                    f"{path}: the header has {size:,} bytes; the limit is {MAX_HEADER:,}"
                 )
             header = json.loads(file.read(size))
         return {
@@ -152,8 +157,8 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file. Raises `CheckpointError`."""
-    tensor_shapes(path)  # refuses an oversized header
+    """Read a safetensors file, and map names to tensors. Raises `CheckpointError`."""
+    tensor_shapes(path)  # raises an error for an oversized header
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -169,12 +174,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises `CheckpointError`."""
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not written by mt")
+            raise CheckpointError(
+                f"{path} has more than {MAX_JSON:,} bytes, so mt has not written it"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; not written by mt")
+        raise CheckpointError(f"{path} is not a JSON object, so mt has not written it")
     return value
 
 

@@ -1,15 +1,15 @@
-"""A model folder: a model with everything that is needed to translate.
+"""A model folder: a model and everything needed to translate with it.
 
-  config.yaml         every setting of the run, except those of the search
-  generation.json     the settings of the search
+  config.yaml         all settings of the run, except the search settings
+  generation.json     the search settings
   model.safetensors   the weights
   tokenizer/          the SentencePiece models
   provenance.json     how the model was made
   MANIFEST.json       size and SHA-256 of all other files
 
-A checkpoint also contains training/ with state.json, the tensors of the optimizer and, if the model
-is an average, the raw weights. If a checkpoint was saved before its validation, its scores are in
-scores.json, which is not in the manifest. A crash folder also contains batch.jsonl.
+A checkpoint also contains training/ with state.json, the optimizer's tensors and, if the model is
+an average, the raw weights. If validation runs after a checkpoint is saved, the scores are added
+later in scores.json, which is not listed in the manifest. A crash folder also contains batch.jsonl.
 """
 
 import json
@@ -46,7 +46,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The model folder, checkpoint or crash folder at `path`."""
+    """A model folder, checkpoint or crash folder, which is at `path`."""
 
     path: Path
 
@@ -120,15 +120,17 @@ class ModelFolder:
         seal(self.path)
 
     def verify(self, *, with_training: bool = False) -> dict[str, dict[str, Any]]:
-        """Check the files against the manifest and return its entries; see `manifest.verify`."""
+        """Check the files, and return the entries of the manifest; see `manifest.verify`."""
         return verify(self.path, with_training=with_training)
 
     def config(self) -> Config:
-        """Read the settings, including those of the search. Raises `CheckpointError`."""
+        """Read the settings, including the search settings. Raises `CheckpointError`."""
         path = self.path / "config.yaml"
         try:
             if path.stat().st_size > MAX_JSON:
-                raise CheckpointError(f"{path}: over {MAX_JSON:,} bytes; not written by mt")
+                raise CheckpointError(
+                    f"{path} has more than {MAX_JSON:,} bytes, so mt has not written it"
+                )
             config = config_from_text(path.read_text(encoding="utf-8"), str(path), is_saved=True)
             decode = DecodeConfig.model_validate(read_json(self.path / "generation.json"))
             return config.model_copy(update={"decode": decode})
@@ -136,7 +138,7 @@ class ModelFolder:
             raise CheckpointError(f"{self}: cannot read the configuration: {error}") from error
 
     def weights(self) -> dict[str, Tensor]:
-        """Read the weights, by parameter name. Raises `CheckpointError`."""
+        """Read the weights, keyed by parameter name. Raises `CheckpointError`."""
         return read_tensors(self.weights_path)
 
     def num_parameters(self) -> int:
@@ -148,7 +150,7 @@ class ModelFolder:
         return str(read_json(self.path / MANIFEST)["files"]["model.safetensors"]["sha256"])
 
     def provenance(self) -> dict[str, Any]:
-        """Read how the model was made, and its validation scores. Raises `CheckpointError`."""
+        """Read how the model was made and its validation scores. Raises `CheckpointError`."""
         provenance = read_json(self.path / "provenance.json")
         scores = self.path / SCORES
         return {**provenance, "scores": read_json(scores)} if scores.exists() else provenance
@@ -159,7 +161,7 @@ class ModelFolder:
         return step if isinstance(step, int) else None
 
     def write_scores(self, scores: Mapping[str, float]) -> None:
-        """Add validation scores to a checkpoint that was saved before its validation."""
+        """Add validation scores to a checkpoint that was saved before they were known."""
         atomic_write(self.path / SCORES, json.dumps(dict(scores), indent=2) + "\n")
 
     def training_state(self) -> dict[str, Any]:
@@ -168,8 +170,9 @@ class ModelFolder:
 
 
 def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
-    """Write a model folder with the mean weights of several models, and the settings of the first.
+    """Write a model folder with the mean weights of several models.
 
+    All other files are those of the first model.
     Raises `CheckpointError` if a model is damaged, if the models or tokenizers differ, or if `out`
     exists.
     """
@@ -181,7 +184,7 @@ def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
     for model, other_files, config in zip(models, files, configs, strict=True):
         if config.model != configs[0].model or _tokenizer(other_files) != _tokenizer(files[0]):
             raise CheckpointError(
-                f"{model}: model or tokenizer differs from {models[0]}; "
+                f"{model}: the model or the tokenizer is not the same as in {models[0]}; "
                 "average checkpoints of the same run"
             )
     weights = [model.weights() for model in models]
@@ -197,5 +200,5 @@ def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
 
 
 def _tokenizer(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the SHA-256 of each file of the tokenizer, from the entries of a manifest."""
+    """Map each tokenizer file to its SHA-256, given the entries of a manifest."""
     return {name: file["sha256"] for name, file in files.items() if name.startswith("tokenizer/")}

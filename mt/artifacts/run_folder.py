@@ -35,7 +35,7 @@ LINKS = ("last", "best")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The run folder at `path`."""
+    """A run folder, which is at `path`."""
 
     path: Path
 
@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def report_path(self) -> Path:
-        """The report, a web page."""
+        """The path of the HTML report."""
         return self.path / "report.html"
 
     def checkpoint(self, step: int) -> ModelFolder:
@@ -98,8 +98,8 @@ class RunFolder:
     def link_target(self, name: str) -> str | None:
         """Return the name of the checkpoint that the link `best` or `last` points to, or None.
 
-        Copying a run may have replaced the link: by a text file with the name of the checkpoint,
-        or by a copy of the checkpoint, whose provenance contains the update.
+        Some tools replace links when they copy a run. So this may also be a text file with the
+        name of the checkpoint, or a copy of the checkpoint, whose provenance has the update.
         """
         link = self.checkpoints / name
         with suppress(OSError, ValueError, CheckpointError):
@@ -126,7 +126,7 @@ class RunFolder:
         return text if text.startswith(HEADER) else None
 
     def settings(self) -> Config | None:
-        """Read the settings; None if the folder has no config.yaml written by mt.
+        """Read the settings, or return None if the folder has no config.yaml written by mt.
 
         Raises `ConfigError`.
         """
@@ -148,19 +148,19 @@ class RunFolder:
     def check_written_by_mt(self, overwrite: bool) -> None:
         """Raise `ConfigError` if this run would replace files that mt may not have written.
 
-        Such files are a config.yaml without the header of mt and, if `overwrite` is set, outputs
-        without a config.yaml.
+        These are a config.yaml without mt's header and, if `overwrite` is set, outputs without a
+        config.yaml.
         """
         exists = self.config_path.exists()
         if exists and self._settings_text() is None:
             raise ConfigError(
-                f"{self.config_path}: not written by mt, and would be overwritten; "
+                f"{self.config_path} would be overwritten, but was not written by mt; "
                 "choose another run_dir"
             )
         names = [path.name for path in self._outputs() if path.exists()]
         if overwrite and not exists and names:
             raise ConfigError(
-                f"{self}: {', '.join(names)} without the config.yaml of a run; "
+                f"{self} has {', '.join(names)}, but no config.yaml of a run; "
                 "--overwrite deletes only what mt has written"
             )
 
@@ -173,11 +173,11 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Delete unfinished files of killed processes."""
+        """Delete unfinished files that killed processes have left."""
         remove_leftovers(self.path)
 
     def status(self) -> dict[str, Any]:
-        """Read status.json; {} if the file cannot be read."""
+        """Read status.json, or return {} if that fails."""
         try:
             return read_json(self.status_path)
         except CheckpointError:
@@ -191,7 +191,7 @@ class RunFolder:
             logger.warning(f"{self.status_path}: could not be written: {error}")
 
     def validation(self, step: int) -> dict[str, Any]:
-        """Read the scores and details of the validation after an update; {} if there are none."""
+        """Read the scores and details of an update's validation, or return {}."""
         try:
             return read_json(self._validation(step) / SCORES)
         except CheckpointError:
@@ -209,17 +209,17 @@ class RunFolder:
 
 
 def find_model(path: Path) -> ModelFolder:
-    """Return the model at a path: the model folder itself, or the best checkpoint of a run folder.
+    """Return the model folder at a path, or the best checkpoint of the run folder at a path.
 
-    If no best checkpoint is known, return the last. This also works for a copy of a run folder in
-    which the links `best` and `last` are missing, or have become folders or text files. Raises
-    `CheckpointError` if `path` is neither a model folder nor a run folder with checkpoints.
+    If no best checkpoint is known, the last one is returned. This also works for a copy of a run
+    folder in which the links `best` and `last` are missing, or have become folders or text files.
+    Raises `CheckpointError` if `path` is neither a model folder nor a run folder with checkpoints.
     """
     if ModelFolder(path).exists:
         return ModelFolder(path)
     run = RunFolder(path)
     for name in ("best", "last"):
-        # Resolve the link once: training may change it while the model is being read.
+        # Resolve the link once, because training may change it while the model is being read.
         target = run.link_target(name)
         if target is not None and not re.fullmatch(r"step_\d+", target):
             raise CheckpointError(
@@ -237,14 +237,14 @@ def find_model(path: Path) -> ModelFolder:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder or a run folder")
     raise CheckpointError(
-        f"{path}: neither a model folder (no MANIFEST.json) nor a run folder with checkpoints"
+        f"{path} is neither a model folder (no MANIFEST.json) nor a run folder with checkpoints"
     )
 
 
 def _best_of(models: Sequence[ModelFolder]) -> ModelFolder:
-    """Return the best of a run's checkpoints, given newest first, by the metric of the run.
+    """Return the best of a run's checkpoints according to the run's metric.
 
-    Return the newest if no checkpoint has scores.
+    The checkpoints are given newest first. If none has scores, the newest is returned.
     """
     metric = models[0].config().train.metric
     scored = [

@@ -1,4 +1,4 @@
-"""The command line: each module of this folder implements the command of the same name.
+"""The command line. Each module in this folder implements the command with the same name.
 
 An error ends a command with a message and an exit code, without a traceback.
 """
@@ -22,14 +22,14 @@ from mt.errors import MTError, RankLostError
 from mt.runtime.environment import prepare_environment
 
 SHARED = {"options", "output"}  # modules that are not commands
-# Module names and the names of their commands, if these are Python keywords.
+# Maps module names to command names, for commands whose name is a Python keyword.
 NAMES = {"importing": "import"}
-# Errors of writing. If they name no file, they are reported as errors of standard output.
+# Write errors. Without a file name, they are reported as errors of standard output.
 REFUSED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 
 def build_app() -> typer.Typer:
-    """Build the `mt` command, with a subcommand for each module of this folder not in `SHARED`."""
+    """Build the `mt` command, with a subcommand for each module that is not in `SHARED`."""
     app = typer.Typer(
         name="mt",
         help="Train machine translation models, translate text with them, and score them.",
@@ -101,7 +101,7 @@ def _prepare_streams() -> None:
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest free file descriptor
+        os.open(os.devnull, os.O_RDWR)  # this gets the lowest free file descriptor
     if 1 in closed or sys.stdout is None:
         sys.stdout = _ClosedOutput()
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
@@ -159,7 +159,7 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 def _exit_with(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError):
-        # Rank 0 prints no prefix: editors can jump to a message that begins with file:line.
+        # Rank 0 prints no prefix, because editors can jump to messages that begin with file:line.
         if message:
             sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
     sys.exit(code)

@@ -65,7 +65,7 @@ def compare(
     from mt.runtime.template import start_template_early
 
     check_output(None)
-    # Folders are models, which need worker processes. Files contain finished translations.
+    # Folders are models, which need worker processes. Files already contain translations.
     if any(Path(system).is_dir() for system in systems):
         start_template_early(workers, threads, device)
     from mt.evaluation.compare import compare as run

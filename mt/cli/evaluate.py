@@ -73,7 +73,7 @@ def evaluate(
     """Score a model on test sets, or score a file of translations.
 
     With a MODEL, translates and scores the test sets of its configuration, or the text given by
-    --src and --ref. Saves the translations and a score card, which `mt reproduce` reads, in the
+    --src and --ref. Saves the translations and a scorecard, which `mt reproduce` reads, in the
     run folder. With --hyp instead of a MODEL, scores that file against --ref.
     """
     from mt.errors import ConfigError
@@ -150,7 +150,7 @@ def _score_model(
     scoring: "Scoring",
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Translate and score the test sets on all ranks; return the results on rank 0, else `[]`."""
+    """Translate and score the test sets on all ranks. Returns the results, on rank 0 only."""
     from mt.runtime.template import start_template_early
 
     start_template_early(options["workers"], options["threads"], options["device"])

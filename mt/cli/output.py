@@ -1,6 +1,6 @@
-"""Writes results to standard output, files, links, pipes or devices.
+"""Write results to standard output, files, links, pipes or devices.
 
-Commands check that an output can be written before they start. If a command fails, the lines that
+Before they start, commands check that the output can be written. If a command fails, the lines that
 it has finished are kept.
 """
 
@@ -20,7 +20,7 @@ from mt.files import try_lock
 
 logger = logging.getLogger(__name__)
 
-# Paths that begin like this refer to files that are already open.
+# Paths that start with one of these are files that are already open.
 OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 
 
@@ -76,15 +76,17 @@ def check_output(path: Path | None) -> None:
         target = _target(path)
         writable = target.parent
     if target.is_dir():
-        raise ConfigError(f"{path}: is a folder; give the name of a file")
+        raise ConfigError(f"{path} is a folder; give the name of a file")
     if not target.exists() and not target.parent.is_dir():
         raise ConfigError(f"{path}: the folder {target.parent} does not exist")
     if not os.access(writable, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written: no permission for {writable}")
+        raise ConfigError(
+            f"{path} cannot be written, because you have no write permission for {writable}"
+        )
 
 
 def _target(path: Path) -> Path:
-    """Return the file that `path` points to, with all links followed."""
+    """Return the file that `path` points to, following all links."""
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
@@ -94,7 +96,7 @@ def _target(path: Path) -> Path:
 def is_replaceable(path: Path) -> bool:
     """Whether `path` may be replaced by a new file.
 
-    That is False for devices, pipes, sockets and files that are already open.
+    This is not allowed for devices, pipes, sockets and files that are already open.
     """
     if str(path.absolute()).startswith(OPEN_FILES):
         return False
@@ -102,7 +104,7 @@ def is_replaceable(path: Path) -> bool:
 
 
 def print_result(message: str) -> None:
-    """Print a message about a result, such as its file; do nothing if stdout is closed."""
+    """Print a message about a result, such as its file, unless stdout is closed."""
     if hasattr(sys.stdout, "buffer"):
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
@@ -139,7 +141,7 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             yield lines
             lines.flush()
         finally:
-            # Closing flushes again what could not be written, which fails again.
+            # Closing the file tries to write the rest again, which fails again.
             with contextlib.suppress(OSError):
                 device.close()
         return
@@ -161,7 +163,9 @@ def open_output(path: Path | None, about: Mapping[str, Any] | None = None) -> It
             yield lines_in_part
             lines_in_part.flush()
         part.replace(target)
-        _description_path(part).unlink(missing_ok=True)  # left by an earlier, failed command
+        _description_path(part).unlink(
+            missing_ok=True
+        )  # an earlier command that failed may have left it
     except OSError as error:
         _keep_finished(part, lines_in_part, about)
         raise _write_error(path, error) from error
@@ -185,7 +189,7 @@ def _keep_finished(part: Path, lines: Lines | None, about: Mapping[str, Any] | N
         if not lines.finished or about is None:
             part.unlink(missing_ok=True)
             return
-        # A compressed file cannot be cut after a given line, so it keeps unfinished ones, too.
+        # A compressed file cannot be cut after a given line, so it may also have unfinished lines.
         if not isinstance(lines.handle, gzip.GzipFile):
             os.truncate(part, lines.position)
         description = {"finished_lines": lines.finished, **about}
@@ -193,7 +197,7 @@ def _keep_finished(part: Path, lines: Lines | None, about: Mapping[str, Any] | N
             json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         logger.warning(
-            "%s: contains the finished translations of the first %s lines",
+            "%s contains the finished translations of the first %s lines",
             part,
             f"{lines.finished:,}",
         )

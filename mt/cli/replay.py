@@ -14,7 +14,7 @@ def replay(
         str, typer.Option(help="auto (the device that the run used), cpu, cuda or cuda:N.")
     ] = "auto",
 ) -> None:
-    """Run the batch again that made a training run diverge, and locate the cause.
+    """Run the batch that made a training run diverge again, and find the cause.
 
     Prints the loss, the gradient norm, and where the first value that is not finite appears. Exits
     with code 3 if the loss or the gradient is not finite this time, too.
@@ -25,12 +25,15 @@ def replay(
     broken = False
     for index, result in enumerate(run_again(folder, device)):
         broken |= not result.finite
-        where = f"; first not finite: {result.culprit}" if result.culprit else ""
+        where = (
+            f"; the first value that is not finite is in {result.culprit}" if result.culprit else ""
+        )
         typer.echo(
             f"micro-batch {index}: {result.num_pairs} pairs, loss {result.loss:.4f}, "
             f"gradient norm {result.grad_norm:.4f}{where}"
         )
     if broken:
         raise DivergedError(
-            f"{folder}: loss or gradient not finite; the pairs are in {folder / 'batch.jsonl'}"
+            f"{folder}: the loss or the gradient is not finite; "
+            f"the pairs are in {folder / 'batch.jsonl'}"
         )

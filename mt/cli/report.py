@@ -47,8 +47,8 @@ def report(
     """Write an HTML report about one or more runs or models.
 
     The report shows training curves, scores with significance tests, all translations, attention
-    maps, and how the configurations differ. It is one file that needs no network. If `mt evaluate`
-    has saved translations, they are reused.
+    maps, and how the configurations differ. It is a single file that works offline. Translations
+    that `mt evaluate` has saved are reused.
     """
     from mt.runtime.template import start_template_early
 

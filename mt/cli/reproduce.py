@@ -1,4 +1,4 @@
-"""`mt reproduce`: check that the scores on a score card can be reproduced."""
+"""`mt reproduce`: check that the scores in a scorecard can be reproduced."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +15,9 @@ def reproduce(
         typer.Option(help="The new run folder (default: the original name plus -reproduced)."),
     ] = None,
 ) -> None:
-    """Repeat the training and evaluation of a score card, and compare the scores.
+    """Repeat the training and evaluation of a scorecard, and compare the scores.
 
-    Exits with code 1 if a score, rounded to two decimals, differs from the card.
+    Exits with code 1 if a score, rounded to two decimals, is not the same.
     """
     from mt.errors import MTError
     from mt.runs.reproduce import reproduce as run

@@ -26,7 +26,7 @@ def score(
     """Compute the log-probability and perplexity of given translations.
 
     For each pair of lines from --src and --tgt, prints the log-probability, the number of tokens
-    and the perplexity, separated by tabs. Logarithms are natural, and the end of the sentence
+    and the perplexity, separated by tabs. Logarithms are natural, and the end-of-sentence token
     counts as a token. Totals are printed to stderr.
     """
     from mt.runtime.template import start_template_early

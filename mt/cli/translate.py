@@ -61,7 +61,7 @@ def translate(
     batch_size: BatchSize = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Maximum number of source tokens per batch, padding included."),
+        typer.Option(help="Maximum number of source tokens per batch, including padding."),
     ] = None,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -177,7 +177,7 @@ def _write(
     from mt.cli.output import open_output
     from mt.log import progress_bar
 
-    # If the translations are printed on a terminal, they show the progress themselves.
+    # If the translations are printed on a terminal, the user can see the progress.
     is_shown = output is not None or not sys.stdout.isatty()
     aligned: AbstractContextManager[Lines | None] = (
         nullcontext() if alignment is None else open_output(alignment, about)
@@ -213,7 +213,7 @@ def _lines(files: Iterable[str], on_invalid_utf8: str) -> Iterator[str]:
 
 
 def _count_lines(files: list[str]) -> int | None:
-    """Return the number of input lines, or None if an input is not a regular file."""
+    """Return the number of input lines, or None if some input is not a regular file."""
     from mt.files import read_lines
 
     return (

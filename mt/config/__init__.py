@@ -1,4 +1,4 @@
-"""The configuration of a run: its schema, and reading and writing it. Imports no torch."""
+"""The configuration of a run: the schema, reading and writing. Does not import torch."""
 
 from mt.config.load import (
     config_from_text,

@@ -1,4 +1,4 @@
-"""Parse language codes of any common kind: ISO 639-1, 639-2 and 639-3, BCP 47, FLORES, locales.
+"""Parse all common kinds of language codes: ISO 639-1, 639-2, 639-3, BCP 47, FLORES, locales.
 
 `de`, `de-AT`, `de_DE.UTF-8`, `deu`, `ger`, `deu_Latn` and `>>deu<<` all mean German.
 """
@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 # Pairs of a language code and the code that replaces it. The first part lists three-letter codes
-# (ISO 639-2/T, the same in 639-3) with their two-letter codes (639-1), the second part older,
-# bibliographic (639-2/B) and more specific codes.
+# (ISO 639-2/T, the same in 639-3) with their two-letter codes (639-1). The second part lists
+# bibliographic codes (639-2/B), outdated codes, and codes that are more specific than needed.
 _PAIRS = """
 aar aa abk ab ave ae afr af aka ak amh am arg an ara ar asm as ava av aym ay aze az bak ba bel be
 bul bg bih bh bis bi bam bm ben bn bod bo bre br bos bs cat ca che ce cha ch cos co cre cr ces cs
@@ -86,7 +86,7 @@ class Language:
 
 
 def parse_language(code: str | None) -> Language:
-    """Return the language of a code of any common kind; an unknown code is lower-cased."""
+    """Return the language that `code` stands for. Unknown codes are lower-cased."""
     text = (code or "").strip().removeprefix(">>").removesuffix("<<")
     first, *others = re.split(r"[-_]", re.split(r"[.@]", text)[0])
     script = next((part.title() for part in others if re.fullmatch("[A-Za-z]{4}", part)), None)
@@ -94,8 +94,10 @@ def parse_language(code: str | None) -> Language:
 
 
 def separator_between(before: str, after: str, language: Language) -> str:
-    """Return what to put between two texts when joining them: a space, or nothing if the language
-    or the script on either side is written without spaces.
+    """Return the separator for joining two texts.
+
+    It is a space, or nothing if the language or the script of either text is written without
+    spaces.
     """
     ends = before[-1:] + after[:1]
     return "" if language.is_unspaced or _UNSPACED_CHARACTER.search(ends) else " "

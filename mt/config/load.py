@@ -19,9 +19,9 @@ from mt.config.reader import REFUSED, KeyPath, Mistake, Place, dotted, format_va
 from mt.config.schema import HEADER, Config
 from mt.errors import ConfigError
 
-MAX_BYTES = 1_000_000  # of a configuration file
+MAX_BYTES = 1_000_000  # maximum size of a configuration file
 FIRST_FORMAT = 1  # version of files written by mt that have no `format`
-# For each format, the defaults that it changed: section and key -> the value before.
+# For each format, the defaults it changed, as {(section, key): the earlier default}.
 DEFAULTS_BEFORE: dict[int, dict[tuple[str, str], Any]] = {
     2: {
         ("tokenizer", "src_normalization"): "nmt_nfkc",
@@ -35,12 +35,12 @@ _close = functools.partial(difflib.get_close_matches, n=1, cutoff=0.6)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the YAML file `path` and apply the overrides; the default `run_dir` is set, too."""
+    """Read the YAML file `path` and apply the overrides. Also fills in the default `run_dir`."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise ConfigError(f"{path}: over {MAX_BYTES:,} bytes, too large for a configuration")
+            raise ConfigError(f"{path}: a configuration can have at most {MAX_BYTES:,} bytes")
         config = config_from_text(raw.decode(), str(path), overrides)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -61,15 +61,15 @@ def config_from_text(
 ) -> Config:
     """Return the configuration that YAML `text` and the overrides describe.
 
-    `file_name` is what messages call the text. `is_saved` means that mt wrote the text; without a
-    `format` key it is then of the first format. Keys missing from a text of an older format get the
+    Messages call the text `file_name`. `is_saved` means that mt wrote the text; if it then has no
+    `format` key, it has the first format. If the text has an older format, missing keys get the
     defaults of that format.
     """
     try:
         data, places, mistakes = read(text, lambda line: Place(line, f"{file_name}:{line}"))
     except Mistake as mistake:
         raise ConfigError(str(mistake)) from None
-    data = {} if data is None else data  # an empty file: all defaults
+    data = {} if data is None else data  # an empty file means all defaults
     if not isinstance(data, dict):
         raise ConfigError(f"{file_name}:1: expected `key: value` lines, found {format_value(data)}")
     for number, override in enumerate(overrides):
@@ -95,9 +95,9 @@ def config_from_text(
 
 
 def expand_path(path: str) -> str:
-    """Replace `~` and environment variables in a path, unless a file of exactly this name exists.
+    """Replace `~` and environment variables in a path, unless a file with exactly this name exists.
 
-    `~` stays if the home folder is unknown. Raises `ValueError` if a variable is not set.
+    If the home folder is unknown, `~` stays. Raises `ValueError` if a variable is not set.
     """
     if os.path.exists(path):
         return path
@@ -138,7 +138,7 @@ def _expand_paths(
 
 
 def with_defaults_of(config: Config, format: int) -> Config:
-    """Return `config` with the defaults of an older `format` for keys that its file left out."""
+    """Return `config` with the defaults of an older `format` for all keys missing in its file."""
     for (section, key), value in _older_defaults(format):
         part = getattr(config, section)
         if key not in part.model_fields_set:
@@ -147,9 +147,10 @@ def with_defaults_of(config: Config, format: int) -> Config:
 
 
 def _older_defaults(format: Any) -> Iterator[tuple[tuple[str, str], Any]]:
-    """Yield the defaults of `format` that have changed since, as ((section, key), value).
+    """Yield the defaults of `format` that have changed since then, as ((section, key), value).
 
-    If a default has changed several times, the value that `format` had comes first.
+    If a default has changed several times, the first value that is yielded for it is the one of
+    `format`.
     """
     for version, defaults in DEFAULTS_BEFORE.items():
         if isinstance(format, int) and format < version:
@@ -157,16 +158,14 @@ def _older_defaults(format: Any) -> Iterator[tuple[tuple[str, str], Any]]:
 
 
 def default_run_dir(path: str | Path) -> str:
-    """Return the run folder of a YAML file that sets no `run_dir`; relative to the working
-    directory.
-    """
+    """Return the default run folder for a YAML file, relative to the working directory."""
     return f"runs/{Path(path).stem}"
 
 
 def _apply_override(
     data: dict[str, Any], places: dict[KeyPath, Place], override: str, order: int
 ) -> list[Mistake]:
-    """Set the key of `override` in `data`, make the override its place, and return the mistakes."""
+    """Apply `override` to `data`, record it as the place of its key, and return the mistakes."""
     key, equals, text = override.partition("=")
     parts = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
     path = tuple(int(part) if re.fullmatch(r"[0-9]{1,99}", part) else part for part in parts)
@@ -185,7 +184,7 @@ def _apply_override(
 
 
 def _with_value(node: Any, path: KeyPath, value: Any) -> Any:
-    """Return a copy of `node` with `value` at `path`; missing sections are created.
+    """Return a copy of `node` with `value` at `path`, creating missing sections.
 
     Raises `LookupError` if `path` leads through a missing list item or a value without keys.
     """
@@ -203,7 +202,7 @@ def _with_value(node: Any, path: KeyPath, value: Any) -> Any:
 
 
 def _validate(data: dict[str, Any]) -> tuple[Config | None, Sequence[Mapping[str, Any]]]:
-    """Return the validated configuration, or None and the errors of pydantic.
+    """Return (validated configuration, []), or (None, pydantic's errors).
 
     A whole float such as 1e4 is accepted if the option needs an int.
     """
@@ -221,7 +220,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, float) and value.is_integer() and abs(value) < 2**63
 
 
-# The messages of mt, by pydantic's error type.
+# Maps pydantic's error types to our messages.
 _EXPECTED = {
     "int_type": "expected a whole number",
     "float_type": "expected a number",
@@ -235,14 +234,14 @@ _EXPECTED = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "expected at least {min_length} items",
+    "too_short": "expected {min_length} or more items",
     "too_long": "expected at most {max_length} items",
     "string_pattern_mismatch": "expected text that matches {pattern}",
 }
 
 
 def _mistake_of(error: Mapping[str, Any], places: dict[KeyPath, Place], file_name: str) -> Mistake:
-    """Turn an error of pydantic into a `Mistake` with a plain message and a place."""
+    """Turn one of pydantic's errors into a `Mistake` with a plain message and a place."""
     kind, path, value = error["type"], error["loc"], error["input"]
     context = {
         key: int(limit) if _is_whole(limit) else limit
@@ -273,10 +272,10 @@ def _mistake_of(error: Mapping[str, Any], places: dict[KeyPath, Place], file_nam
 def _find_place(
     path: KeyPath, section: KeyPath, message: str, places: dict[KeyPath, Place], file_name: str
 ) -> Place:
-    """Return the line or override that the report of a mistake at `path` names.
+    """Return the line or override to report for a mistake at `path`.
 
-    Besides `path`, the cause may be a key of `section` that occurs in `message`. Overrides are
-    preferred to lines, because the file alone may be correct.
+    The cause may be `path` itself or a key of `section` that `message` mentions. If both a line
+    and an override are possible, the override is reported, because the file alone may be correct.
     """
     named = set(re.findall(r"[a-z_.]+", message))
     inside = {key[len(section) :]: places[key] for key in places if key[: len(section)] == section}
@@ -288,7 +287,7 @@ def _find_place(
             return cause
     if causes:
         return causes[0]
-    for length in range(len(path) - 1, 0, -1):  # the enclosing sections, innermost first
+    for length in range(len(path) - 1, 0, -1):  # from the innermost enclosing section outwards
         if path[:length] in places:
             return places[path[:length]]
     return max(inside.values()) if section and inside else Place(0, file_name)
@@ -297,8 +296,8 @@ def _find_place(
 def _suggestions(path: KeyPath) -> list[str]:
     """Return up to two keys that the user may have meant by the unknown key at `path`.
 
-    In this order: a key of this section that starts with it, the same key in other sections, or a
-    similar key, in this section if possible.
+    The candidates are, in this order: keys of this section that start with the unknown key, the
+    same key in other sections, and similar keys, in this section if possible.
     """
     word, sections = str(path[-1]), _sections(Config)
     siblings = sections[tuple(0 if isinstance(part, int) else part for part in path[:-1])]
@@ -314,7 +313,7 @@ def _suggestions(path: KeyPath) -> list[str]:
 
 @functools.cache
 def _sections(model: type[BaseModel], path: KeyPath = ()) -> dict[KeyPath, list[str]]:
-    """Return the keys of each section, by its path; item 0 of a list stands for all its items."""
+    """Map the path of each section to its keys. In a path, index 0 stands for any list item."""
     keys = {path: list(model.model_fields)}
     for key, field in model.model_fields.items():
         items = get_args(field.annotation)

@@ -1,11 +1,9 @@
-"""Named model sizes: values for options of the `model` section. Options set by the user override
-them.
-"""
+"""Named model sizes. Each sets options of the `model` section, which the user can override."""
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # For quick experiments: trains on a laptop in minutes.
+    # For quick experiments. Trains on a laptop in minutes.
     "tiny": {
         "d_model": 128,
         "d_ff": 512,

@@ -1,4 +1,4 @@
-"""Whether a higher or a lower value of a metric is better, and how validations are ranked."""
+"""Which scores are better, and how validations are ranked."""
 
 from collections.abc import Mapping
 
@@ -6,13 +6,14 @@ LOWER_IS_BETTER = {"loss", "ter"}
 
 
 def is_better(metric: str, value: float, best: float) -> bool:
-    """Whether `value` beats `best`: lower is better for the loss and TER, higher for the others."""
+    """Whether `value` is better than `best`. For the loss and TER, lower is better."""
     return value < best if metric in LOWER_IS_BETTER else value > best
 
 
 def ranking_key(metric: str, scores: Mapping[str, float]) -> tuple[float, ...]:
-    """Return a sort key for validations: larger is better by `metric`, then by chrF, then by the
-    loss.
+    """Return a sort key for validations; a better validation has a larger key.
+
+    Validations are compared by `metric`, then by chrF, then by the loss.
     """
     names = dict.fromkeys((metric, "chrf", "loss"))
     return tuple(

@@ -1,7 +1,8 @@
-"""Read YAML 1.2 into plain values, and remember the line of each one for error messages.
+"""Read YAML 1.2 into plain values, and remember the line of each value for error messages.
 
-Unquoted values follow YAML 1.2: `no`, `12:30` and `2024-01-01` are text, `3e-4` is a number, `010`
-is ten. As an extension, `1_000` is a whole number. `.inf` is text because no option accepts it.
+Unquoted values follow YAML 1.2: `no`, `12:30` and `2024-01-01` are text, `3e-4` is a number, and
+`010` is ten. As an extension, `1_000` is a whole number. `.inf` is text, because no option accepts
+infinity.
 Tags, cycles, deep nesting and exponentially growing aliases are refused before they cost much.
 """
 
@@ -14,16 +15,16 @@ from typing import Any, NamedTuple
 import yaml
 
 MAX_NODES = 10_000  # keys and values, after aliases are expanded
-MAX_DEPTH = 40  # levels of nesting: the schema needs 5, Python's recursion limit is far higher
+MAX_DEPTH = 40  # levels of nesting; the schema needs 5, and Python allows far more
 KeyPath = tuple[str | int, ...]
-REFUSED = ...  # replaces a value that was reported already, so that it is not reported twice
+REFUSED = ...  # replaces a value that has been reported, so that it is not reported twice
 _TAG = "tag:yaml.org,2002:"
-# Marks a tag that is written in the file; no real tag starts like this, because tags have no space.
+# Marks a tag that is written in the file. Real tags contain no space, so none starts like this.
 _EXPLICIT = "explicit "
 
 
 class Place(NamedTuple):
-    """The line of the file, or the override of the key `path`, that a message names.
+    """Where a message says the mistake is: a line of the file, or the override of the key `path`.
 
     Messages are sorted by `order`: first by line, then by override.
     """
@@ -35,7 +36,7 @@ class Place(NamedTuple):
 
 @dataclass(eq=False)
 class Mistake(Exception):
-    """One line of the error message: raised if reading cannot continue, otherwise collected."""
+    """One line of the error message. It is raised if reading cannot continue, else collected."""
 
     place: Place
     path: KeyPath
@@ -44,8 +45,8 @@ class Mistake(Exception):
     def __str__(self) -> str:
         name = "" if not self.path or self.path == self.place.path else f"{dotted(self.path)}: "
         line = f"{self.place.text}: {name}{self.text}"
-        # Keys and values come from the file: escape characters that would break the line, move the
-        # cursor or fail to print.
+        # Keys and values come from the file, so escape the characters that would break the line,
+        # move the cursor, or fail to print.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -60,7 +61,7 @@ def read(
     try:
         reader = _Reader(text, place)
         node = reader.get_single_node()
-        reader.nodes = 0  # parsing counted each anchor once; `convert` counts every use of it
+        reader.nodes = 0  # parsing counts each anchor once; `convert` counts every use
         return None if node is None else reader.convert(node, ()), reader.places, reader.mistakes
     # PyYAML lets the last two escape, for example for "\UFFFFFFFF".
     except (yaml.YAMLError, ValueError, OverflowError) as error:
@@ -93,19 +94,19 @@ class _Reader(yaml.SafeLoader):
         return node
 
     def check_size(self, mark: Any, nodes: int, depth: int) -> None:
-        """Count `nodes` more values at level `depth` of nesting; raise `Mistake` above a limit."""
+        """Count `nodes` more values at nesting level `depth`; raise `Mistake` above a limit."""
         self.nodes += nodes
-        if self.nodes > MAX_NODES or depth > MAX_DEPTH:  # a cycle of aliases ends here, too
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:  # this also ends a cycle of aliases
             text = f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels, with aliases expanded"
             raise Mistake(self.place(mark.line + 1), (), text)
 
     def refuse(self, node: yaml.Node, path: KeyPath, text: str) -> Any:
-        """Record a mistake at `node`; return the placeholder for its value."""
+        """Record a mistake at `node`, and return a placeholder for the value."""
         self.mistakes.append(Mistake(self.place(node.start_mark.line + 1), path, text))
         return REFUSED
 
     def convert(self, node: yaml.Node, path: KeyPath, key: yaml.Node | None = None) -> Any:
-        """Return the plain value of `node`, and record its place: the line of `key` or its own."""
+        """Return the plain value of `node`. Records the line of `key`, if given, as its place."""
         self.places[path] = self.place((key or node).start_mark.line + 1)
         self.check_size(node.start_mark, 1, len(path))
         if node.tag.startswith(_EXPLICIT):
@@ -122,9 +123,10 @@ class _Reader(yaml.SafeLoader):
         }
 
     def entries(self, node: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the nodes of each key and its value, by key.
+        """Map each key to the nodes of the key and its value.
 
-        A section's own keys win over merged ones (`<<`), and earlier merges over later ones.
+        A section's own keys override keys that are merged into it (`<<`). Keys of earlier merges
+        override keys of later ones.
         """
         direct: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
@@ -183,10 +185,10 @@ def dotted(path: KeyPath) -> str:
 
 
 def format_value(value: object) -> str:
-    """Return a value as messages show it; null, true and false are written as in YAML."""
+    """Format a value for a message; null, true and false are written as in YAML."""
     return json.dumps(value) if isinstance(value, bool | None) else shorten(repr(value))
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """Cut `text` to `limit` characters; a cut text ends in an ellipsis."""
+    """Shorten `text` to `limit` characters, with an ellipsis if something is cut off."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""The final settings of a run, which `mt.runs.resolve` determines once at its start."""
+"""The final settings of a run, which `mt.runs.resolve` determines once when the run starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,14 @@ from mt.config.schema import Config
 class ResolvedRun:
     """The folder and the final settings of a run.
 
-    In `config` every `auto` has been replaced by a value (precision, threads, micro-batch size,
-    search limits), and the sizes and the tokenizer are those of the initial model, if any.
+    In `config`, every `auto` (precision, threads, micro-batch size, search limits) has been
+    replaced by a value. If the run starts from an existing model, `config` has the sizes and the
+    tokenizer of that model.
     """
 
     folder: Path
     config: Config
-    checkpoint: Path | None = None  # the one to resume from
+    checkpoint: Path | None = None  # to resume from
 
     @property
     def is_new(self) -> bool:

@@ -12,10 +12,10 @@ from mt.config.schema.model import ModelConfig
 
 
 def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) -> str:
-    """Return `config` as YAML text that reads back equal.
+    """Return `config` as YAML text, from which the same configuration can be read.
 
-    With `full` it contains every key, otherwise only those that differ from the defaults and the
-    preset. The top-level keys in `without` are omitted.
+    With `full`, it contains every key; otherwise, only the keys whose values differ from the
+    defaults and the preset. The top-level keys in `without` are omitted.
     """
     values = config.model_dump() if full else _differences(config)
     values = {key: value for key, value in values.items() if key not in without}
@@ -30,9 +30,9 @@ def to_yaml(config: Config, full: bool = True, without: Collection[str] = ()) ->
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Return a dict from dotted keys, such as `optim.lr` or `data.train[0].src`, to values.
+    """Map dotted keys, such as `optim.lr` or `data.train[0].src`, to values.
 
-    A list is split into its items only if these are sections; a list of numbers is one value.
+    A list of sections is split into its items; any other list is one value.
     """
     flat: dict[str, object] = {}
 
@@ -51,7 +51,7 @@ def flatten(config: Config) -> dict[str, object]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema with which editors complete and check a configuration file."""
+    """Return the JSON Schema that editors use to complete and check configuration files."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Config.model_json_schema(),
@@ -60,7 +60,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _differences(config: Config) -> dict[str, Any]:
-    """Return the values that a file must contain to read back as `config`.
+    """Return the values that a file must contain so that reading it gives `config`.
 
     A model option is included if it differs from its preset, even if it has the default value.
     """
@@ -73,8 +73,10 @@ def _differences(config: Config) -> dict[str, Any]:
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes any text that a YAML 1.1 or 1.2 parser could read as another type, and writes lists
-    of plain values on one line.
+    """Writes YAML that every parser reads alike.
+
+    Text is quoted if a YAML 1.1 or 1.2 parser could read it as another type. Lists of plain values
+    are written on one line.
     """
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -1,3 +1,4 @@
-"""Export models to other engines and import models from them, one module per format, and verify
-that a converted model gives the same translations.
+"""Export models to other engines and import models from them, with one module per format.
+
+`parity` verifies that a converted model gives the same translations.
 """

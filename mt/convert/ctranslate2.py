@@ -1,6 +1,4 @@
-"""Export to CTranslate2 (extra `ct2`): writes its model and our SentencePiece models, and runs
-the exported model to verify it.
-"""
+"""Export to CTranslate2 (extra `ct2`), with our SentencePiece models, and run exported models."""
 
 import shutil
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "int16", "float16", "b
 
 
 def export_ctranslate2(loaded: LoadedModel, out: Path, quantization: str | None = None) -> None:
-    """Write a folder that `ctranslate2.Translator` opens, with fp32 weights or this `quantization`.
+    """Write a folder for `ctranslate2.Translator`, with fp32 weights or the given `quantization`.
 
     Raises `ExportError` if the package is not installed or `out` exists.
     """
@@ -97,7 +95,7 @@ def _set_layer(spec: Any, layer: Layer) -> None:
 
 
 def _set_linear(spec: Any, *layers: nn.Linear) -> None:
-    """Set one linear layer, or several that CTranslate2 stores as a single concatenated one."""
+    """Set a linear layer, or several layers that CTranslate2 stores as a single one."""
     spec.weight = _array(torch.cat([layer.weight for layer in layers]))
     spec.bias = _array(torch.cat([layer.bias for layer in layers]))
 
@@ -107,7 +105,9 @@ def _set_norm(spec: Any, norm: nn.LayerNorm) -> None:
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().float().numpy().copy()  # CTranslate2 quantizes in place
+    return (
+        tensor.detach().cpu().float().numpy().copy()
+    )  # a copy, because CTranslate2 quantizes in place
 
 
 class CTranslate2Engine:
@@ -138,7 +138,7 @@ class CTranslate2Engine:
         return by_source_length(sources, self.decode, self.translate_batch)
 
     def translate_batch(self, sources: Sequence[list[int]], max_len: int) -> Translated:
-        """Translate like `translate`, but with the same maximum output length for all sources."""
+        """Like `translate`, but with the same maximum output length for all sources."""
         results = self.translator.translate_batch(
             [[self.src_pieces[token] for token in source] for source in sources],
             beam_size=self.decode.beam_size,

@@ -106,7 +106,7 @@ def verify_export(
 ) -> Parity:
     """Translate `lines` with the original model and its export, and compare the translations.
 
-    `beam_size` replaces that of the model. `compute_type` is the one that CTranslate2 uses.
+    `beam_size` overrides the model's beam size. `compute_type` is for CTranslate2.
     """
     search = {"nbest": 1} if beam_size is None else {"nbest": 1, "beam_size": beam_size}
     decode = loaded.config.decode.model_copy(update=search)

@@ -1,4 +1,4 @@
-"""Checks before an export: is the package of the other engine installed, and is the output new?"""
+"""Checks before an export: is the other engine's package installed, and is the output new?"""
 
 import importlib
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Export to Hugging Face: post-norm models as Marian, pre-norm models as Pegasus.
 
-Both use the same sinusoids and nearly the same parameter names as `mt`, so an export mostly copies.
+Both have the same sinusoids and nearly the same parameter names as `mt`, so not much must change.
 Only verifying an export needs `transformers` (extra `hf`).
 """
 
@@ -35,11 +35,11 @@ SPECIAL_IDS = {
 
 
 def export_huggingface(loaded: LoadedModel, out: Path, format: Format) -> None:
-    """Write a folder that `AutoModelForSeq2SeqLM.from_pretrained` opens, with fp32 weights.
+    """Write a folder for `AutoModelForSeq2SeqLM.from_pretrained`, with fp32 weights.
 
-    `AutoTokenizer` opens the tokenizer of a Marian folder. A Pegasus tokenizer cannot express our
-    ids, so a Pegasus folder contains our SentencePiece models instead. Raises `ExportError` if the
-    format cannot express the model, or if `out` exists.
+    The tokenizer of a Marian folder can be opened by `AutoTokenizer`. A Pegasus tokenizer cannot
+    express our ids, so a Pegasus folder contains our SentencePiece models instead. Raises
+    `ExportError` if the format cannot express the model, or if `out` exists.
     """
     check_is_new(out)
     if reasons := refusals(loaded, format):
@@ -73,9 +73,10 @@ def refusals(loaded: LoadedModel, format: Format) -> list[str]:
 
 
 def _weights(loaded: LoadedModel, format: Format) -> dict[str, Tensor]:
-    """Return the weights under the names that `transformers` expects, shared matrices once.
+    """Return the weights, keyed by the names that `transformers` expects.
 
-    For Pegasus, the sinusoids are included too, because `transformers` warns if they are missing.
+    Shared matrices are included once. For Pegasus, the sinusoids are included, too, because
+    `transformers` warns if they are missing.
     """
     parameters = loaded.model.named_parameters()
     weights = {name: weight.detach().float().contiguous() for name, weight in parameters}
@@ -132,7 +133,7 @@ def _config(loaded: LoadedModel, format: Format) -> dict[str, Any]:
 
 
 def _num_positions(decode: DecodeConfig) -> int:
-    """Return the number of positions of source or target; a target begins with an extra token."""
+    """Return the number of positions, including the extra token at the start of a target."""
     longest = decode.longest_src
     return max(1024, longest + 1, output_limit(decode, longest) + 1)
 
@@ -140,8 +141,8 @@ def _num_positions(decode: DecodeConfig) -> int:
 def _generation_config(loaded: LoadedModel) -> dict[str, Any]:
     """Return options of `generate` that search like `mt`.
 
-    A sentence is finished when it has `num_beams` finished hypotheses, and no end of sentence is
-    forced at the length limit.
+    A sentence is finished when it has `num_beams` finished hypotheses. At the length limit, the
+    end-of-sentence token is not forced.
     """
     decode = loaded.config.decode
     return {
@@ -179,7 +180,7 @@ def _write_vocabulary(path: Path, pieces: Sequence[str]) -> None:
 
 
 def _card(loaded: LoadedModel, format: Format) -> str:
-    """Return a model card with the languages and scores; the author must fill in the licence."""
+    """Return a model card with languages and scores. The author must fill in the license."""
     data, about = loaded.config.data, loaded.provenance
     languages = [lang for lang in (data.src_lang, data.tgt_lang) if lang]
     scores = ", ".join(
@@ -214,8 +215,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 class TransformersEngine:
     """An `mt.convert.parity.Engine` that runs a folder with `transformers`.
 
-    If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` are the folder's ids for
-    our target and source ids.
+    If the folder uses other ids than `mt`, `tgt_ids` and `src_ids` map our target and source ids to
+    the ids of the folder.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class TransformersEngine:
         num_ids = max(config.vocab_size, getattr(config, "decoder_vocab_size", 0))
         self.tgt_ids = range(num_ids) if tgt_ids is None else tgt_ids
         self.src_ids = self.tgt_ids if src_ids is None else src_ids
-        # The reverse map. If several of our ids map to the same id, the first of them is used.
+        # The reverse map. If several of our ids map to the same id, the first one is used.
         self.from_tgt_ids = {other: i for i, other in reversed(list(enumerate(self.tgt_ids)))}
 
     def translate(self, sources: Sequence[list[int]]) -> Translated:
@@ -263,18 +264,18 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score(self, source: list[int], tokens: list[int]) -> float:
-        """Return the score of target `tokens`; if they have an end of sentence, it is included."""
+        """Return the score of target `tokens`, including any end-of-sentence token."""
         tgt_in, tgt_out = self._tgt([BOS_ID, *tokens[:-1]]), self._tgt(tokens)
         logits = self.model(input_ids=self._src(source), decoder_input_ids=tgt_in).logits
         log_probs = logits.log_softmax(dim=-1).gather(2, tgt_out[:, :, None])
         return float(log_probs.sum()) / len(tokens) ** self.decode.length_penalty
 
     def _src(self, ids: Sequence[int]) -> Tensor:
-        """Return the input [1, src_len] for our source ids."""
+        """Convert our source ids to the model's input [1, src_len]."""
         return torch.tensor([[self.src_ids[i] for i in (*ids, EOS_ID)]])
 
     def _tgt(self, ids: Sequence[int]) -> Tensor:
-        """Return the ids [1, tgt_len] for our target ids."""
+        """Convert our target ids to the model's ids [1, tgt_len]."""
         return torch.tensor([[self.tgt_ids[i] for i in ids]])
 
     def score(self, source: list[int], target: list[int]) -> float:

@@ -1,4 +1,4 @@
-"""Import a model of another engine, and compare the translations of both."""
+"""Import another engine's model, and compare the translations of both engines."""
 
 import importlib.util
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Import of Marian models in the format of Hugging Face, such as OPUS-MT, without `transformers`.
+"""Import Marian models in Hugging Face's format, such as OPUS-MT, without `transformers`.
 
-The special pieces get the ids that `mt` uses, and all other pieces keep their order, so a model
-that `mt` has exported is imported bit for bit. Marian models often start a target with the padding
-piece. `mt` has a separate start piece, so its embedding is a copy of the padding embedding, and its
-output bias is so low that it is never generated.
+The special pieces get the ids that `mt` uses, and all other pieces keep their order. So a model
+that was exported by `mt` is imported bit for bit. In Marian models, targets often start with the
+padding piece. `mt` has a separate start piece. Its embedding becomes a copy of the padding
+embedding, and its output bias is so low that the piece is never generated.
 """
 
 import json
@@ -24,10 +24,10 @@ from mt.files import atomic_dir
 from mt.model.transformer import build_model
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
-# The output bias of pieces that must not be generated. It is finite, because label smoothing
+# The output bias of pieces that must not be generated. It must be finite, because label smoothing
 # averages over all pieces.
 NEVER = -100.0
-# Names for special pieces that a vocabulary lacks.
+# Names of special pieces that are missing in a vocabulary.
 STAND_INS = ("<s>", "<start>", "<start-of-target>", "<none>", "<none-2>", "<none-3>")
 PICKLES = ("pytorch_model.bin", "tf_model.h5", "model.npz")
 
@@ -50,14 +50,14 @@ class MarianFolder:
     generation: dict[str, Any]  # contents of generation_config.json
     tokenizer: dict[str, Any]  # contents of tokenizer_config.json
     weights: dict[str, Tensor]
-    src_pieces: list[str]  # in the order of their Marian ids
+    src_pieces: list[str]  # in the order of the Marian ids
     tgt_pieces: list[str]
     special: Special
     spm: tuple[Path, Path]  # SentencePiece models of source and target
 
 
 class MarianIds(NamedTuple):
-    """The Marian id of each of our source and target ids."""
+    """Maps our source ids and target ids to Marian ids."""
 
     src: list[int]
     tgt: list[int]
@@ -118,7 +118,7 @@ def read_marian(folder: Path) -> MarianFolder:
 
 
 def _vocabulary(path: Path, reasons: list[str]) -> list[str]:
-    """Return the pieces of a vocabulary in the order of their ids; add problems to `reasons`."""
+    """Return the pieces of a vocabulary in id order. Adds problems to `reasons`."""
     pieces: list[str] = []
     try:
         ids = _json(path)
@@ -161,7 +161,7 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
         sides = [config.get(f"{side}_{name}") for side in ("encoder", "decoder")]
         if sides[0] != sides[1]:
             reasons.append(
-                f"{name}: {sides[0]} in the encoder, {sides[1]} in the decoder; must be equal"
+                f"{name}: {sides[0]} in the encoder, but {sides[1]} in the decoder; must be equal"
             )
     if not config.get("scale_embedding", False):
         reasons.append("scale_embedding: false; mt always scales embeddings by sqrt(d_model)")
@@ -191,8 +191,9 @@ def _special(
 ) -> Special:
     """Return the special pieces.
 
-    They are looked up by the ids in config.json or else generation_config.json, or else by the
-    names in tokenizer_config.json. Raises `CheckpointError` for one that is not in the vocabulary.
+    They are looked up by id, according to config.json or else generation_config.json. Without an
+    id, they are looked up by name, according to tokenizer_config.json. Raises `CheckpointError` if
+    one is not in the vocabulary.
     """
 
     def find(role: str, default: str) -> str:
@@ -216,10 +217,10 @@ def _special(
 
 
 def _marian_ids(pieces: Sequence[str], special: Special) -> list[int]:
-    """Return the Marian id of each of our ids: first the special pieces, then all others in order.
+    """Map our ids to Marian ids: first the special pieces, then all other pieces in order.
 
-    A missing padding or end of sentence is replaced by the unknown piece, a missing start by the
-    padding.
+    If the padding or end-of-sentence piece is missing, it is replaced by the unknown piece. If the
+    start piece is missing, it is replaced by the padding piece.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
     unk = ids.get(special.unk, 0)
@@ -271,7 +272,10 @@ def _config(source: MarianFolder) -> Config:
 def _weights(
     source: MarianFolder, config: Config, ids: MarianIds, folder: Path
 ) -> dict[str, Tensor]:
-    """Return the weights under our names; raise `CheckpointError` if they do not fit `config`."""
+    """Return the weights, keyed by our names.
+
+    Raises `CheckpointError` if they do not fit `config`.
+    """
     marian = {name.removeprefix("model."): x.float() for name, x in source.weights.items()}
     shared = marian.get("shared.weight")
     bias = marian.get("final_logits_bias", torch.zeros(1, len(source.tgt_pieces)))[0].clone()
@@ -306,7 +310,7 @@ def _weights(
 
 
 def _write_tokenizer(folder: Path, source: MarianFolder, ids: MarianIds) -> None:
-    """Write the SentencePiece models, and a table of pieces if the vocabulary has other ids."""
+    """Write the SentencePiece models, and also a table of pieces if the vocabulary differs."""
     models = [path.read_bytes() for path in source.spm]
     if models[0] == models[1] and source.src_pieces == source.tgt_pieces:
         (folder / JOINT_FILE).write_bytes(models[0])
@@ -318,7 +322,7 @@ def _write_tokenizer(folder: Path, source: MarianFolder, ids: MarianIds) -> None
     tokenizer = Tokenizer.load(folder)
     if (tokenizer.src_pieces, tokenizer.tgt_pieces) == (src, tgt):
         return
-    # Each piece must be unique, so a special piece that repeats another one gets a new name.
+    # Pieces must be unique, so if two special pieces are the same, one gets a new name.
     for pieces in (src, tgt):
         for i in range(4):
             if pieces.index(pieces[i]) != i:

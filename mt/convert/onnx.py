@@ -1,4 +1,4 @@
-"""Export to ONNX (extra `onnx`): two graphs, which onnxruntime can run with any search algorithm.
+"""Export to ONNX (extra `onnx`): two graphs, which can be used with any search algorithm.
 
   encoder.onnx   Encodes the source.
                  Inputs: src [sentences, src_len], and src_mask of the same shape, True for tokens.
@@ -9,10 +9,10 @@
                  [decoder_layers, sentences, beams, num_heads, length, head_dim], with length 0 in
                  the first step; memory_keys, memory_values and src_mask.
                  Outputs: logits [sentences, beams, vocab_size]; new_keys and new_values, which are
-                 keys and values with those of `tokens` appended.
+                 the input keys and values, with the ones for `tokens` appended.
   onnx.json      Special ids, sizes, and the search options of the model.
 
-To verify an export, the search of `mt` runs these graphs with onnxruntime.
+To verify an export, `mt`'s own search uses these graphs, which onnxruntime runs.
 """
 
 import json
@@ -38,9 +38,9 @@ from mt.model.attention import PaddedAttention, RecordedAttention
 from mt.model.layers import Dropout
 from mt.model.transformer import Transformer, for_translating
 
-# The axes whose size may be different in each call.
+# The axes whose size may differ from call to call.
 MASK_AXES, TOKEN_AXES, MEMORY_AXES, CACHE_AXES = (0, 1), (0, 1), (1, 3), (1, 2, 4)
-Inputs = Mapping[str, tuple[Tensor, tuple[int, ...]]]  # by name: an example, and its variable axes
+Inputs = Mapping[str, tuple[Tensor, tuple[int, ...]]]  # maps names to (example, variable axes)
 
 
 def export_onnx(loaded: LoadedModel, out: Path) -> None:
@@ -56,7 +56,7 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
     with atomic_dir(out) as temporary:
         model = for_translating(loaded.model)
         for embedding in (model.encoder.embed_tokens, model.decoder.embed_tokens):
-            embedding.positions(positions)  # computed now, so that the graph contains the table
+            embedding.positions(positions)  # compute the table now, so that the graph contains it
         outputs = ["memory_keys", "memory_values"]
         _write(_Encoder(model), temporary / "encoder.onnx", encoder_inputs, outputs)
         outputs = ["logits", "new_keys", "new_values"]
@@ -69,7 +69,7 @@ def export_onnx(loaded: LoadedModel, out: Path) -> None:
 def _example_inputs(sizes: ModelConfig) -> tuple[Inputs, Inputs]:
     """Return example inputs of the encoder and the decoder.
 
-    Each input has a tensor of its own, because inputs that share a tensor would become one input.
+    Each input has its own tensor, because inputs that share a tensor would become one input.
     """
     layers, heads, head_dim = (
         sizes.decoder_layers,
@@ -108,7 +108,7 @@ def _write(module: nn.Module, path: Path, inputs: Inputs, outputs: list[str]) ->
     shapes = {
         name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, (_, axes) in inputs.items()
     }
-    # The exporter warns about optional packages, and torch about deprecated calls of its own.
+    # The exporter warns about optional packages, and torch about its own deprecated calls.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
@@ -155,7 +155,7 @@ class _Decoder(nn.Module):
         memory_values: Tensor,
         src_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits, and the keys and values with those of `tokens` appended."""
+        """Return the logits, and the keys and values with the ones for `tokens` appended."""
         length = keys.shape[4]
         self_attn = _GrowingAttention(keys, values)
         cross_attn = _MemoryAttention(memory_keys, memory_values, _bias(src_mask))
@@ -165,10 +165,10 @@ class _Decoder(nn.Module):
 
 
 class _GrowingAttention:
-    """Self-attention of the next token of each hypothesis over its previous tokens.
+    """Self-attention from the next token of each hypothesis to its previous tokens.
 
-    `attend` is called once per decoder layer, in order. It appends the keys and values of the next
-    token to those of the layer, and collects the result in `new_keys` and `new_values`.
+    `attend` is called once per decoder layer, in order. It appends the next token's keys and values
+    to the layer's keys and values, and collects the results in `new_keys` and `new_values`.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -187,7 +187,7 @@ class _GrowingAttention:
 
 
 class _MemoryAttention:
-    """Cross-attention of the next token of each hypothesis to the source of its sentence.
+    """Cross-attention from the next token of each hypothesis to the source sentence.
 
     `attend` is called once per decoder layer, in order.
     """
@@ -213,7 +213,7 @@ def _bias(mask: Tensor) -> Tensor:
 
 @dataclass
 class OnnxState:
-    """The inputs of the decoder graph that are kept between steps; see `mt.decode.search.State`."""
+    """The decoder graph's inputs that are kept between steps; see `mt.decode.search.State`."""
 
     keys: Tensor  # [decoder_layers, sentences, beams, num_heads, length, head_dim]
     values: Tensor

@@ -1,7 +1,7 @@
 """Verify that a converted model gives the same translations as the original.
 
-Both engines translate the same lines. If two translations differ, both engines score both of them,
-to see whether they are a tie.
+Both engines translate the same lines. If the translations of a line differ, both engines score both
+translations, to see whether they are a tie.
 """
 
 import itertools
@@ -18,12 +18,12 @@ from mt.decode.search import max_output_len
 from mt.decode.translator import Translator
 from mt.errors import DataError
 
-TIE = 1e-3  # smaller differences between two scores are rounding errors
-Translated = list[tuple[list[int], float]]  # per source: ids of the best hypothesis, and its score
+TIE = 1e-3  # smaller differences between scores are considered rounding errors
+Translated = list[tuple[list[int], float]]  # (ids of the best hypothesis, score), for each source
 
 
 class Engine(Protocol):
-    """Runs a model on sentences given as ids, without their end of sentence."""
+    """Runs a model on sentences given as ids, without end-of-sentence tokens."""
 
     @abstractmethod
     def translate(self, sources: Sequence[list[int]]) -> Translated:
@@ -33,8 +33,8 @@ class Engine(Protocol):
     def score(self, source: list[int], target: list[int]) -> float:
         """Return the score of `target` as a translation of `source`.
 
-        The score is the log-probability of the target with its end of sentence, divided by its
-        length to the power of `length_penalty`.
+        The score is the log-probability of the target, divided by length ** `length_penalty`. Both
+        include the end-of-sentence token.
         """
 
 
@@ -43,9 +43,10 @@ class Difference:
     """A line that two engines translate differently."""
 
     line: int
-    hyp: str  # of mt
+    hyp: str  # mt's translation
     other_hyp: str
-    # The difference between the scores of both hypotheses, from the engine for which it is larger.
+    # The difference between the scores of both translations. Of the two engines' differences, the
+    # larger one.
     gap: float
 
     @property
@@ -66,7 +67,7 @@ class Parity:
     def holds(self) -> bool:
         """Whether the engines count as equal.
 
-        At least 995 of 1,000 translations must be identical, all others must be ties, and identical
+        At least 995 of 1,000 translations must be identical, and all others must be ties. Identical
         translations must have equal scores, except for rounding. One tie is always allowed.
         """
         are_few = len(self.differences) <= max(1, 0.005 * self.num_lines)
@@ -112,7 +113,7 @@ def compare(translator: Translator, other: Engine, lines: Sequence[str]) -> Pari
 
 
 def output_limit(decode: DecodeConfig, src_len: int) -> int:
-    """Return the maximum output length for a source of `src_len` ids without end of sentence."""
+    """Return the maximum output length for a source of `src_len` ids without an end token."""
     return max_output_len(src_len + 1, decode.max_len_a, decode.max_len_b)
 
 

@@ -1,6 +1,4 @@
-"""Micro-batches: group pairs of similar length into token buckets, and pad or pack the pairs of a
-bucket into tensors.
-"""
+"""Micro-batches: group pairs of similar length into buckets, and turn each bucket into tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,14 +24,15 @@ class Batch:
     src_mask: Tensor  # [batch, src_len] True for source tokens, False for padding
     tgt_in: Tensor  # [batch, tgt_len] decoder input: target ids, each row starting with `BOS_ID`
     tgt_out: Tensor  # [batch, tgt_len] expected output: target ids, each row ending with `EOS_ID`
-    num_tokens: int  # number of target tokens, counting end of sentence but not padding
+    num_tokens: int  # number of target tokens, including end-of-sentence tokens but not padding
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch without padding: its sentences are concatenated.
+    """One micro-batch without padding, in which all sentences are concatenated.
 
-    Sentence i of the source is `src[src_offsets[i]:src_offsets[i + 1]]`; likewise for the target.
+    Sentence i of the source is `src[src_offsets[i]:src_offsets[i + 1]]`. The
+    target is stored in the same way.
     """
 
     src: Tensor  # [src_tokens] source ids, each sentence ending with `EOS_ID`
@@ -41,17 +40,17 @@ class PackedBatch:
     max_src_len: int
     tgt_in: Tensor  # [tgt_tokens] decoder input, each sentence starting with `BOS_ID`
     tgt_out: Tensor  # [tgt_tokens] expected output, each sentence ending with `EOS_ID`
-    tgt_offsets: Tensor  # [batch + 1] int32, for both `tgt_in` and `tgt_out`
+    tgt_offsets: Tensor  # [batch + 1] int32, the same for `tgt_in` and `tgt_out`
     max_tgt_len: int
-    num_tokens: int  # number of target tokens, counting end of sentence
+    num_tokens: int  # number of target tokens, including end-of-sentence tokens
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of ids, stored one after another in a single array.
 
-    A batch of a GPU has thousands of rows. A Python loop over them would take as long as the GPU
-    takes to train on the batch, and would slow down the thread that controls the GPU.
+    A GPU batch has thousands of rows. A Python loop over them would take about as long as the GPU
+    needs for the batch, and would slow down the thread that controls the GPU.
     """
 
     ids: npt.NDArray[Any]  # [total length]
@@ -59,7 +58,7 @@ class Rows:
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[IdSequence]) -> "Rows":
-        """Copy the ids of all sequences, of which there is at least one."""
+        """Copy the ids of one or more sequences."""
         arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
         return cls(np.concatenate(arrays), np.array([len(array) for array in arrays]))
 
@@ -69,7 +68,7 @@ B = TypeVar("B", bound=AnyBatch)
 
 
 def to_device(batch: B, device: torch.device) -> B:
-    """Return a copy of a CPU batch on `device`; if `device` is the CPU, return the batch itself.
+    """Return a copy of a CPU batch on `device`, or the batch itself if `device` is the CPU.
 
     The tensors are copied from pinned memory without waiting, so the device can keep computing.
     """
@@ -85,12 +84,12 @@ def to_device(batch: B, device: torch.device) -> B:
 
 
 def collate(pairs: Sequence[IdPair]) -> Batch:
-    """Pad pairs of ids into a `Batch`; add the beginning and end of sentence."""
+    """Pad pairs of ids into a `Batch`, and add the beginning- and end-of-sentence tokens."""
     return collate_rows(*_sides(pairs))
 
 
 def collate_rows(src: Rows, tgt: Rows) -> Batch:
-    """Pad both sides of some pairs into a `Batch`; add the beginning and end of sentence."""
+    """Like `collate`, for pairs that are given as `Rows`."""
     src_ids = _pad(src, suffix=EOS_ID)
     return Batch(
         src=src_ids,
@@ -102,12 +101,12 @@ def collate_rows(src: Rows, tgt: Rows) -> Batch:
 
 
 def pack(pairs: Sequence[IdPair]) -> PackedBatch:
-    """Concatenate pairs of ids into a `PackedBatch`; add the beginning and end of sentence."""
+    """Concatenate pairs of ids into a `PackedBatch`, and add the same tokens as `collate`."""
     return pack_rows(*_sides(pairs))
 
 
 def pack_rows(src: Rows, tgt: Rows) -> PackedBatch:
-    """Like `pack`, for the two sides of some pairs."""
+    """Like `pack`, for pairs that are given as `Rows`."""
     src_ends, tgt_ends = np.cumsum(src.lens), np.cumsum(tgt.lens)
     return PackedBatch(
         src=_with_inserted(src.ids, src_ends, EOS_ID),
@@ -122,7 +121,7 @@ def pack_rows(src: Rows, tgt: Rows) -> PackedBatch:
 
 
 def unbatch(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
-    """Return the pairs of ids that `collate` or `pack` made this CPU batch from."""
+    """Return the pairs of ids in a CPU batch; the inverse of `collate` and `pack`."""
     if isinstance(batch, Batch):
         src, tgt = (
             [row[row != PAD_ID][:-1].tolist() for row in ids] for ids in (batch.src, batch.tgt_out)
@@ -187,12 +186,12 @@ def _pad(rows: Rows, prefix: int | None = None, suffix: int | None = None) -> Te
 
 
 def _with_inserted(ids: npt.NDArray[Any], places: IntArray, new: int) -> Tensor:
-    """Insert the id `new` before each of `places`."""
+    """Insert the id `new` before each index in `places`."""
     return torch.from_numpy(np.insert(ids.astype(np.int64), places, new))
 
 
 def _offsets(lens: IntArray) -> Tensor:
-    """Return where each sentence starts, and where the last one ends, as int32."""
+    """Return the int32 start offset of each sentence, followed by the total length."""
     return torch.from_numpy(np.append(0, np.cumsum(lens)).astype(np.int32))
 
 
@@ -202,7 +201,7 @@ def token_buckets(
     """Group pairs of similar length into buckets; return the indices of the pairs in each bucket.
 
     The padded size of a bucket, rows x longest side, is at most `max_tokens`. A pair that is longer
-    than that gets a bucket to itself. Lengths include end of sentence.
+    than that gets a bucket of its own. Lengths include the end-of-sentence token.
 
     Pairs are sorted by target length, then by source length, then by `tie_break`. The source
     lengths ascend for even target lengths and descend for odd ones, so that a bucket that spans

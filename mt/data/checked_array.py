@@ -1,6 +1,6 @@
-"""Arrays on disk with checksums: damage is noticed when a part of the file is first read.
+"""Arrays on disk with checksums, so that damage to a file is noticed when it is first read.
 
-Next to `NAME.bin`, `NAME.crc` has the CRC-32 of every block of 64 KiB.
+The checksums of `NAME.bin` are in `NAME.crc`: the CRC-32 of every block of 64 KiB.
 """
 
 import os
@@ -44,7 +44,7 @@ class CheckedArray:
         return self.values[indices]
 
     def check(self, blocks: Iterable[int]) -> None:
-        """Compare the given blocks with their checksums, unless they have been checked before.
+        """Compare the given blocks with their checksums, if this has not been done before.
 
         Raises `DataError` if a block is damaged.
         """
@@ -54,9 +54,9 @@ class CheckedArray:
             content = self.values.view(np.uint8)[block * BLOCK : (block + 1) * BLOCK]
             if zlib.crc32(content.tobytes()) != self.checksums[block]:
                 raise DataError(
-                    f"{self.path}: damaged between bytes {block * BLOCK:,} and "
+                    f"{self.path} is damaged between bytes {block * BLOCK:,} and "
                     f"{(block + 1) * BLOCK:,}; delete {self.path.parent} and start again "
-                    "(it is rebuilt from the text)"
+                    "(the folder is rebuilt from the text)"
                 )
             self._checked[block] = True
 

@@ -1,4 +1,4 @@
-"""Training order and prefetching: which pairs make up which update.
+"""Training order and prefetching: which pairs go into which update.
 
 The order depends only on the seed, the epoch and the position in the epoch:
 
@@ -12,7 +12,7 @@ The order depends only on the seed, the epoch and the position in the epoch:
 
 A shuffle is a stable sort of raw Philox random numbers, with (seed, epoch) as the key and (block,
 purpose) as the counter, so it is the same in every version of NumPy. A position is the (epoch,
-block, bucket) of the next bucket. To start at any position, only one block must be prepared.
+block, bucket) of the next bucket. Starting at a position means preparing just its block.
 """
 
 import queue
@@ -28,11 +28,11 @@ from mt.data.batch import AnyBatch, IdPair, IntArray, collate_rows, pack_rows, t
 from mt.data.store import TokenCache
 
 RUN = 1024
-ORDER = 2  # version of the order; in version 1, a bucket could have more than `batch_tokens`
+ORDER = 2  # version of the order; in version 1, a bucket could exceed `batch_tokens`
 
 
 class Position(NamedTuple):
-    """A position in the training order, given by the next bucket to hand out."""
+    """A position in the training order: the next bucket to hand out."""
 
     epoch: int = 0
     block: int = 0
@@ -53,12 +53,12 @@ class Update:
 
     @classmethod
     def from_batches(cls, micro_batches: Sequence[AnyBatch]) -> "Update":
-        """Return an update of given micro-batches, without a position in the training order."""
+        """Return an update with the given micro-batches and no position in the training order."""
         return cls(micro_batches, Position(), sum(batch.num_tokens for batch in micro_batches), [])
 
 
 class TrainLoader:
-    """Yields updates from a token cache without end, epoch after epoch.
+    """Yields updates from a token cache endlessly, epoch after epoch.
 
     All ranks see the same updates, but the loader of rank `rank` of `size` builds only the
     micro-batches of its rank.
@@ -93,12 +93,12 @@ class TrainLoader:
         return {"order": self.order, **self.position._asdict()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at a saved position, with the version of the order that it was saved with."""
+        """Continue at a saved position, with the order version it was saved with."""
         self.order = state.get("order", 1)
         self.position = Position(state["epoch"], state["block"], state["bucket"])
 
     def updates(self) -> Iterator[Update]:
-        """Yield updates from the current position on, prepared in advance by a background thread.
+        """Yield updates from the current position on. A background thread prepares them in advance.
 
         Closing the iterator stops the thread.
         """
@@ -199,7 +199,7 @@ class TrainLoader:
 
 
 class ValidLoader:
-    """Yields groups of validation pairs of similar length, the same groups in every iteration."""
+    """Yields groups of validation pairs with similar lengths. All iterations are the same."""
 
     def __init__(self, pairs: Sequence[IdPair], max_tokens: int) -> None:
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1))
@@ -214,7 +214,7 @@ class ValidLoader:
 def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> IntArray:
     """Return a random permutation of range(size) that depends only on the arguments.
 
-    `purpose` tells the shuffles of one block apart: 0 for runs, 1 for pairs, 2 for buckets.
+    `purpose` distinguishes the shuffles of a block: 0 for runs, 1 for pairs, 2 for buckets.
     """
     philox = np.random.Philox(
         key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, block, purpose], np.uint64)
@@ -225,7 +225,7 @@ def _permutation(size: int, seed: int, epoch: int, block: int, purpose: int) -> 
 class _Prefetcher:
     """Runs an iterator in a background thread, up to `depth` items ahead.
 
-    An exception in the thread is raised in the loop that reads the items.
+    An exception in the thread is raised again in the loop that reads the items.
     """
 
     def __init__(self, items: Iterator[Update], depth: int) -> None:

@@ -1,8 +1,8 @@
-"""Prepare the training data: make its tokenizer and token cache, and keep them in `cache_dir`.
+"""Prepare the training data: make the tokenizer and the token cache, and keep them in `cache_dir`.
 
-Each has a folder named after a fingerprint of everything it was made from, so a corpus that has
-not changed is tokenized only once. A lock makes sure that two runs that start together make a
-missing folder only once; a run that finds its folders ready does not wait.
+The folder of each is named after a fingerprint of everything it was made from, so a corpus that
+has not changed is tokenized only once. If two runs start together, a lock makes sure that only one
+of them makes a missing folder. A run does not wait if its folders exist.
 """
 
 import logging
@@ -32,7 +32,7 @@ from mt.runtime.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
-HASH_FILE = "hash"  # holds the `Tokenizer.hash` of a tokenizer in the cache, to detect damage
+HASH_FILE = "hash"  # contains the `Tokenizer.hash` of a tokenizer in the cache, to detect damage
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prepared:
 def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None) -> Prepared:
     """Open the tokenizer and the token cache of `config`; rank 0 makes them first if necessary.
 
-    `tokenizer` is the folder of a tokenizer to use, such as that of a resumed run. Raises
+    `tokenizer` is the folder of a given tokenizer, such as that of a resumed run. Raises
     `DataError` if the training text is missing, damaged, too short or has sides of unequal length.
     """
     tokenizer_folder, tokens_folder, data = world.broadcast_from_rank0(
@@ -109,7 +109,7 @@ def _make_cache_dir(config: Config) -> Path:
 
 
 def _find_or_make(folder: Path, description: str, make: Callable[[Path], None]) -> Path:
-    """Return `folder`; if it does not exist, make it in one process while other processes wait."""
+    """Return `folder`. If it does not exist, one process makes it while the others wait."""
     if not folder.exists():
         with locked(folder.parent.parent / "locks" / folder.name, wait_for=description):
             if not folder.exists():
@@ -141,8 +141,8 @@ def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
 def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_text) -> str:
     """Return a fingerprint of the lines of the training text.
 
-    With the default `hash_file`, it does not change if a file is moved, compressed or gets other
-    line ends. Raises `DataError` for text that can be read only once, such as a pipe.
+    With the default `hash_file`, it does not change if a file is moved or compressed, or gets
+    different line endings. Raises `DataError` for text that can be read only once, such as a pipe.
     """
     return fingerprint(
         [_corpus_fingerprint(corpus, config, hash_file) for corpus in config.data.train]
@@ -150,7 +150,7 @@ def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_t
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
-    """Return the fingerprint that `mt` before version 0.2 gave the same data.
+    """Return the fingerprint of the same data in versions of `mt` before 0.2.
 
     Those versions hashed the bytes of files, so compressing a file changed the fingerprint.
     """
@@ -171,7 +171,7 @@ def _corpus_fingerprint(
     hashes = [hash_file(path) for path in paths]
     if hashes[0] == hashes[1]:
         logger.warning(
-            "%s and %s contain the same text; the model will learn to copy its input", *paths
+            "%s and %s contain the same text, so the model will learn to copy its input", *paths
         )
     return hashes
 
@@ -195,8 +195,8 @@ def _check_is_file(path: Path) -> None:
         raise DataError(f"{path}: {reason}") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(
-            f"{path}: a pipe or device, which can be read only once, but training reads the text "
-            "several times; put it into a file"
+            f"{path} is a pipe or device, which can be read only once, but training reads the text "
+            "several times; put the text into a file"
         )
 
 
@@ -204,18 +204,18 @@ def _check_is_file(path: Path) -> None:
 
 
 def _find_or_make_tokenizer(config: Config, text: str, folder: Path, given: Path | None) -> Path:
-    """Return the folder of the tokenizer to use, which is inside `folder`; make it if necessary.
+    """Return the folder of the tokenizer, which is inside `folder`. Makes it if necessary.
 
-    The tokenizer is the first of these that is set: the one in the folder `given`, the one of the
-    model `train.init_from`, the models `tokenizer.src_model` and `tgt_model`. If none of them is
-    set, a tokenizer is trained on the text; `text` is the fingerprint of that text.
+    The tokenizer is the first one of these that exists: the tokenizer in the folder `given`, the
+    tokenizer of the model `train.init_from`, and the models `tokenizer.src_model` and `tgt_model`.
+    Otherwise, it is trained on the text, whose fingerprint is `text`.
     """
     options = config.tokenizer
     if given is None and config.train.init_from is not None:
         given = Path(config.train.init_from) / "tokenizer"
     write: Callable[[Path], None]
     if given is not None:
-        # Copy it into the cache, because the checkpoint it belongs to may be deleted later.
+        # It is copied into the cache, because its checkpoint may be deleted later.
         tokenizer = Tokenizer.load(given)
         name, write = tokenizer.hash, tokenizer.save
     elif options.src_model is not None:
@@ -232,7 +232,7 @@ def _find_or_make_tokenizer(config: Config, text: str, folder: Path, given: Path
 
 
 def _write_with_hash(write: Callable[[Path], None], folder: Path) -> None:
-    """Make `folder` atomically, with a tokenizer that `write` puts into it and with its hash."""
+    """Make `folder` atomically. `write` puts a tokenizer into it, and its hash is added."""
     with atomic_dir(folder) as temporary:
         write(temporary)
         (temporary / HASH_FILE).write_text(Tokenizer.load(temporary).hash, encoding="utf-8")

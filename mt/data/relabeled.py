@@ -1,6 +1,6 @@
-"""A SentencePiece model with different ids for its pieces, given by a table.
+"""A SentencePiece model whose pieces get other ids, which are given in a table.
 
-Models imported from Marian need this: their vocabulary files number the pieces in their own order.
+Models imported from Marian need this, because a Marian vocabulary file has its own order of pieces.
 """
 
 import json
@@ -17,10 +17,10 @@ LANGUAGE_CODE = re.compile(r"(>>[^<>\s]+<<)\s*")
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """Read a table of pieces; return the source pieces and the target pieces in id order.
+    """Read a table of pieces, and return (source pieces, target pieces), each in id order.
 
-    The JSON file holds one list for both sides, or `{"src": [...], "tgt": [...]}`. Raises
-    `CheckpointError` if it holds anything else, or if a piece appears twice in a list.
+    The JSON file contains one list for both sides, or `{"src": [...], "tgt": [...]}`. Raises
+    `CheckpointError` if it contains anything else, or if a list contains a piece twice.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ class RelabeledModel:
     def __init__(self, model: Any, pieces: Sequence[str], unk_id: int) -> None:
         self.model, self.pieces, self.unk_id = model, pieces, unk_id
         self.ids = {piece: i for i, piece in enumerate(pieces)}
-        # The id in `model` of each piece, which is the unknown id if the model lacks the piece.
+        # The id of each piece in `model`, or the unknown id if the model does not have the piece.
         self.model_ids = [int(model.piece_to_id(piece)) for piece in pieces]
 
     def get_piece_size(self) -> int:

@@ -1,15 +1,15 @@
 """Split a line into sentences by its punctuation.
 
-Training counts the sentences per line with the same rule by which translation splits long lines,
-so a mistake of the rule affects both in the same way.
+The same rule counts the sentences per training line and splits long lines for translation, so its
+mistakes affect both in the same way.
 """
 
 import re
 
-# A full stop of a script that needs no space after it, such as Chinese, Japanese or Burmese, and
-# the closing quotes and brackets after it.
+# A full stop in a script that needs no space after it, such as Chinese, Japanese or Burmese,
+# followed by any closing quotes and brackets.
 _UNSPACED_END = "[。！？｡።။།](?:[」』”’）〉》】\"')\\]]*)\\s*"
-# One or more full stops, closing quotes and brackets, and white space before the next word.
+# One or more full stops, any closing quotes and brackets, and white space before the next word.
 # `_is_end` checks that this word does not start with a lowercase letter.
 _SPACED_END = "[.!?…؟۔।॥։៕]+[\"'”’»)\\]]*\\s+(?=[\"'“‘„«(\\[¿¡]*(?:[-–—] ?)?[^\\W_])"
 _END = re.compile(f"{_UNSPACED_END}|{_SPACED_END}")

@@ -1,7 +1,7 @@
-"""Change SentencePiece model files in ways that the library does not offer: replace the
-normalization, and move the special pieces to other ids.
+"""Change SentencePiece model files in two ways that the library does not offer: replace the
+normalization, and give the special pieces other ids.
 
-A model file is one protocol buffer message, `ModelProto` of SentencePiece's
+A model file is a protocol buffer message: the `ModelProto` of SentencePiece's
 sentencepiece_model.proto. All fields that are not replaced are copied byte for byte.
 """
 
@@ -19,7 +19,7 @@ import sentencepiece
 
 from mt.config import Normalization
 
-# SentencePiece's names for our normalizations. It has none for nfc.
+# SentencePiece's names for our normalizations. It does not know nfc.
 SENTENCEPIECE_RULES = {"none": "identity", "nfkc": "nfkc", "nmt_nfkc": "nmt_nfkc"}
 
 # Field numbers in the messages of sentencepiece_model.proto, and values of enumerations.
@@ -63,7 +63,7 @@ def read_fields(message: bytes) -> Iterator[ProtoField]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Return the number that starts at `position`, and the position after it."""
+    """Return (number that starts at `position`, position after the number)."""
     value = shift = 0
     while True:
         if position >= len(message) or shift > 63:
@@ -125,7 +125,7 @@ def with_normalization(model: bytes, rule: Normalization) -> bytes:
 def normalizer_spec(rule: Normalization) -> bytes:
     """Return the NormalizerSpec message of a normalization.
 
-    SentencePiece compiles it only when it trains a model, so this trains a tiny one.
+    SentencePiece compiles this message only when it trains a model, so a tiny model is trained.
     """
     model = io.BytesIO()
     train = partial(
@@ -154,7 +154,7 @@ def normalizer_spec(rule: Normalization) -> bytes:
     ]
     if rule in SENTENCEPIECE_RULES:
         return spec
-    # The spec holds the path of the temporary file, which differs from run to run.
+    # The message contains the path of the temporary file, which is different each time.
     kept = [
         field.encoded for field in read_fields(spec) if field.number not in (RULE_NAME, RULE_FILE)
     ]
@@ -166,13 +166,13 @@ def _hex(text: str) -> str:
 
 
 def nfc_rules() -> dict[str, str]:
-    """Return a table from text to its NFC form, for texts whose NFC form is a single character.
+    """Map texts to their NFC form, for all texts whose NFC form is a single character.
 
     The texts are single characters, and composed characters written as a base character with marks
-    in any order. Any kind of white space becomes a plain space, which NFC alone does not do.
+    in any order. Unlike NFC, the table also maps any white space to a plain space.
     """
     rules: dict[str, str] = {}
-    # From a character to another one with the same NFC form, such as from K to the Kelvin sign.
+    # Maps a character to another one with the same NFC form, such as K to the Kelvin sign.
     variants: dict[str, str] = {}
     for character in map(chr, _code_points()):
         composed, decomposed = normalize("NFC", character), normalize("NFD", character)
@@ -210,10 +210,10 @@ def _spellings(character: str, decomposed: str) -> Iterator[str]:
 
 
 def with_special_ids(model: bytes, ids: Sequence[tuple[str, int]]) -> bytes:
-    """Return a model file whose special pieces have the given ids; `ids` lists (role, id).
+    """Return a model file whose special pieces have the given ids, as (role, id).
 
-    The roles are `pad`, `unk`, `bos` and `eos`. The other pieces follow in their order. A special
-    piece that the model lacks is added under SentencePiece's default name. Raises `ValueError` if
+    The roles are `pad`, `unk`, `bos` and `eos`. The other pieces keep their order. If the model
+    lacks a special piece, it is added under SentencePiece's default name. Raises `ValueError` if
     an ordinary piece has that name already, or if the bytes are not a model file.
     """
     pieces, others = [], []
@@ -257,7 +257,7 @@ def _piece_text(piece: ProtoField) -> bytes:
 
 
 def _special_piece(role: str, name: bytes, existing: ProtoField | None) -> bytes:
-    """Return the encoded piece for a role: the existing one if there is one, or a new one."""
+    """Return the encoded piece for a role: the existing piece, or a new one if there is none."""
     expected = UNKNOWN if role == "unk" else CONTROL
     if existing is None:
         return bytes_field(PIECES, bytes_field(PIECE_TEXT, name) + int_field(PIECE_TYPE, expected))

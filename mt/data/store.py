@@ -1,10 +1,11 @@
-"""The token cache: a tokenized corpus on disk, memory-mapped so that it need not fit in memory.
+"""The token cache: a tokenized corpus on disk, memory-mapped because it may not fit in memory.
 
 Files of the folder, where `<side>` is `src` or `tgt`:
 
   <side>.tokens.bin     the ids of all lines; uint16, or uint32 if a vocabulary is over 65,536
-  <side>.offsets.bin    uint64; line i is tokens[offsets[i]:offsets[i + 1]], without end of sentence
-  <side>.*.crc          for each of these files, its checksums (see `mt.data.checked_array`)
+  <side>.offsets.bin    uint64; line i is tokens[offsets[i]:offsets[i + 1]], without the
+                        end-of-sentence token
+  <side>.*.crc          the checksums of each of these files (see `mt.data.checked_array`)
   manifest.json         sizes, statistics and what the cache was made from
 
 The folder is written atomically.
@@ -34,8 +35,8 @@ from mt.files import atomic_dir
 SIDES = ("src", "tgt")
 FORMAT_VERSION = 2
 QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # shares of lines; see `LengthQuantiles`
-NUM_EXAMPLES = 3  # number of examples that are kept of lines that the tokenizer changes
-LINES_PER_CALL = 4096  # number of lines to tokenize in one call, which is faster than one by one
+NUM_EXAMPLES = 3  # how many lines that the tokenizer changes are stored as examples
+LINES_PER_CALL = 4096  # one call for many lines is faster than one call per line
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -48,8 +49,8 @@ class LengthQuantiles:
     maximum.
     """
 
-    src: dict[str, int]  # subwords per source line, without end of sentence
-    tgt: dict[str, int]  # subwords per target line, without end of sentence
+    src: dict[str, int]  # subwords per source line, without the end-of-sentence token
+    tgt: dict[str, int]  # subwords per target line, without the end-of-sentence token
     sentences: dict[str, int]  # sentences per source line
 
 
@@ -85,7 +86,7 @@ class _Side:
 
     def rows(self, indices: IntArray) -> Rows:
         starts, lens = self.offsets.at(indices).astype(np.int64), self.lengths(indices)
-        # The rows follow each other in the result, so row i moves by the same distance as a whole.
+        # The result has the rows one after another, so all ids of a row move by the same distance.
         distances = starts - (np.cumsum(lens) - lens)
         return Rows(self.tokens.at(np.repeat(distances, lens) + np.arange(lens.sum())), lens)
 
@@ -95,7 +96,7 @@ class _Side:
 
 
 class TokenCache:
-    """A tokenized corpus on disk; `cache[i]` returns the source ids and target ids of pair i.
+    """A tokenized corpus on disk. `cache[i]` returns (source ids, target ids) of pair i.
 
     Raises `DataError` if a file is missing or damaged.
     """
@@ -138,16 +139,16 @@ class TokenCache:
             side.read_ahead(runs)
 
     def rows(self, indices: IntArray) -> tuple[Rows, Rows]:
-        """Return the ids of the source and of the target of pairs, without end of sentence."""
+        """Return the source ids and target ids of pairs, without end-of-sentence tokens."""
         return self._src.rows(indices), self._tgt.rows(indices)
 
     def lengths(self, indices: IntArray) -> tuple[IntArray, IntArray]:
-        """Return the source and target lengths of pairs in subwords, without end of sentence."""
+        """Return the source and target lengths of pairs in subwords, without end-of-sentence."""
         return self._src.lengths(indices), self._tgt.lengths(indices)
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """The total number of subwords of each side, without end of sentence."""
+        """The total number of subwords of each side, without end-of-sentence tokens."""
         return dict(self.manifest["tokens"])
 
 
@@ -158,7 +159,7 @@ def build_cache(
     folder: Path,
     about: dict[str, Any],
 ) -> tuple[TokenCache, FilterStats]:
-    """Filter and tokenize `pairs` and write them to `folder`; add `about` to the manifest.
+    """Filter and tokenize `pairs`, and write them to `folder`. `about` is added to the manifest.
 
     Raises `DataError` if the filters keep no pair.
     """
@@ -201,7 +202,7 @@ def build_cache(
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, int]:
-    """Return the `QUANTILES` of numbers, given how often each number occurred."""
+    """Return the `QUANTILES` of some numbers, given how often each number occurs."""
     total, quantiles = counts.total(), {}
     for share in QUANTILES:
         num_covered = 0
@@ -214,7 +215,7 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
 
 
 def _add_lossy(lossy: LossyLines, lines: Sequence[str], decoded: Sequence[str]) -> LossyLines:
-    """Return the counts of `lossy` plus those of `lines`, given the decoded form of each line."""
+    """Return `lossy` with the counts of `lines` added, given the decoded form of each line."""
     changed = [
         (line, back)
         for line, back in zip(lines, decoded, strict=True)
@@ -225,14 +226,14 @@ def _add_lossy(lossy: LossyLines, lines: Sequence[str], decoded: Sequence[str]) 
 
 
 def _normalize_spaces(line: str) -> str:
-    """Replace runs of spaces by single spaces, and strip spaces at the ends of the line."""
+    """Replace runs of spaces by single spaces, and strip spaces at both ends."""
     return " ".join(word for word in line.split(" ") if word)
 
 
 def _tokenized(
     pairs: Iterable[SentencePair], tokenizer: Tokenizer, filters: FilterConfig, stats: FilterStats
 ) -> Iterator[tuple[list[SentencePair], list[tuple[list[int], list[int]]]]]:
-    """Yield (texts, ids) of the pairs that the filters keep, many pairs at a time."""
+    """Yield (texts, ids) for the pairs that the filters keep, many pairs at a time."""
     remaining = iter(pairs)
     while chunk := list(islice(remaining, LINES_PER_CALL)):
         candidates = []

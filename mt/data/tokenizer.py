@@ -1,7 +1,7 @@
 """The tokenizer: SentencePiece models that turn text into ids and back.
 
-The source and the target side share one model or have one each. All models use the same special
-ids: 0 for padding, 1 for unknown, 2 for beginning and 3 for end of sentence.
+The source and the target side share one model, or each has its own. All models use the same special
+ids: 0 for padding, 1 for unknown, 2 for beginning of sentence, and 3 for end of sentence.
 """
 
 import io
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 ROLES = (("pad", PAD_ID), ("unk", UNK_ID), ("bos", BOS_ID), ("eos", EOS_ID))
-SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # ids that decode to no text
+SPECIAL_IDS = frozenset({PAD_ID, BOS_ID, EOS_ID})  # ids that have no text
 WORD_MARK = "\u2581"  # the first character of a piece that starts a word
 JOINT_FILE, SRC_FILE, TGT_FILE = "joint.spm", "src.spm", "tgt.spm"
-TABLE_FILE = "pieces.json"  # lists the pieces in id order, if ids differ from those of the models
+TABLE_FILE = "pieces.json"  # lists the pieces in id order, if the models have other ids
 
 
 class Tokenizer:
     """Turns text into ids and back, with a SentencePiece model for each side.
 
-    `table` is a file with the pieces in id order, if their ids are not those of the models.
+    `table` is a file that lists the pieces in id order, if the models have other ids.
     """
 
     def __init__(self, src_model: Path, tgt_model: Path, table: Path | None = None) -> None:
@@ -102,14 +102,14 @@ class Tokenizer:
         return [str(self._tgt.id_to_piece(i)) for i in range(self.tgt_vocab_size)]
 
     def encode_src(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return the source ids of each line, without end of sentence.
+        """Return the source ids of each line, without the end-of-sentence token.
 
-        A line with only white space and invisible characters has no ids.
+        A line of only white space and invisible characters gives an empty list.
         """
         return list(self._src.encode(_visible(lines)))
 
     def encode_tgt(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return the target ids of each line, without end of sentence; a blank line has no ids."""
+        """Return the target ids of each line, or [] if it is blank, without the end token."""
         return list(self._tgt.encode([line if line.strip() else "" for line in lines]))
 
     def decode_src(self, ids: Sequence[int]) -> str:
@@ -121,16 +121,16 @@ class Tokenizer:
         return self.decode_tgt_lines([ids])[0]
 
     def decode_tgt_lines(self, lines: Sequence[Sequence[int]]) -> list[str]:
-        """Decode many lines in one call, which is faster than calling `decode_tgt` for each."""
+        """Decode many lines in one call, which is faster than `decode_tgt` for each line."""
         texts = self._tgt.decode([[i for i in ids if i not in SPECIAL_IDS] for ids in lines])
         return [text.replace("\n", " ") for text in texts]  # byte pieces can produce a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
         """Return the index of the word that each id of `encode_src(lines)` belongs to.
 
-        Words are the parts of the original line between white space, even if normalization joins
-        or splits them. An id that covers several words belongs to the last one. The index is -1 if
-        a line has no words.
+        The words are those of the original line, separated by white space, even if normalization
+        joins or splits them. An id that covers several words belongs to the last one. If a line
+        has no words, the index is -1.
         """
         mappings = self._src.encode(_visible(lines), return_type="offset_mapping")
         return [
@@ -139,7 +139,7 @@ class Tokenizer:
         ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
-        """Return the index of the word of `decode_tgt(ids)` that each id belongs to.
+        """Return the index of the word in `decode_tgt(ids)` that each id belongs to.
 
         The index is -1 for special ids, or if the text has no words.
         """
@@ -149,12 +149,12 @@ class Tokenizer:
         return [-1 if i in SPECIAL_IDS else next(words) for i in ids]
 
     def starts_word(self, src_id: int) -> bool:
-        """Whether a source piece starts a word, so that a line can be split before it."""
+        """Whether a source piece starts a word, so that lines can be split before this piece."""
         return str(self._src.id_to_piece(src_id)).startswith(WORD_MARK)
 
 
 def _visible(lines: Sequence[str]) -> list[str]:
-    """Replace lines of only white space and invisible characters by empty lines."""
+    """Replace lines that have only white space and invisible characters by empty lines."""
     return [
         line if any(not c.isspace() and category(c) not in ("Cc", "Cf") for c in line) else ""
         for line in lines
@@ -166,7 +166,7 @@ def _word_indices(
 ) -> list[int]:
     """Return the index of the word in which each piece ends.
 
-    A piece that is only a `WORD_MARK` belongs to the word after it.
+    A piece that consists of just a `WORD_MARK` belongs to the word after it.
     """
     word_ends = [word.end() for word in re.finditer(r"\S+", text)]
     indices = []
@@ -189,8 +189,8 @@ def _load_model(path: Path, pieces: list[str] | None) -> Any:
 def copy_models(config: TokenizerConfig, folder: Path) -> None:
     """Copy the models of `src_model` and `tgt_model` into a folder that `Tokenizer.load` can open.
 
-    If the special ids of a model differ from those of this module, its special pieces are moved to
-    them; the other pieces keep their order. Raises `ConfigError` if a model cannot be used.
+    If a model has other special ids than this module, its special pieces are moved, and the other
+    pieces keep their order. Raises `ConfigError` if a model cannot be used.
     """
     assert config.src_model is not None
     assert config.tgt_model is not None
@@ -207,7 +207,7 @@ def copy_models(config: TokenizerConfig, folder: Path) -> None:
 
 
 def _with_standard_ids(option: str, path: Path) -> bytes:
-    """Return the bytes of a model file whose special ids are those of this module."""
+    """Return the bytes of a model file, changed to have the special ids of this module."""
     try:
         model = _load_model(path, None)
     except CheckpointError as error:
@@ -227,9 +227,9 @@ def train_tokenizer(
 ) -> None:
     """Train the models that `config` describes on pairs of text and write them into `folder`.
 
-    Each call of `open_pairs` must start from the first pair again. The same text and configuration
-    give the same bytes on every machine. If the vocabulary is joint but the normalization of the
-    sides differs, two models are written that differ only in their normalization. Raises
+    Each call of `open_pairs` must start at the first pair again. The same text and configuration
+    give the same bytes on every machine. If the vocabulary is joint but the two sides have
+    different normalizations, two models are written that differ only in their normalization. Raises
     `DataError` if there is no text, or if `vocab_size` is too small or too large for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def _train(text: Iterable[str], config: TokenizerConfig, rule: Normalization) ->
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    """Run a library call of several minutes in a thread, so that signals can interrupt it."""
+    """Run a library call that can take minutes in a thread, so that signals can interrupt it."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -310,7 +310,7 @@ def _in_thread(work: Callable[[], None]) -> None:
 def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
     """Yield the lines of `text`. If that raises an error, append it to `raised`.
 
-    SentencePiece turns the error into a RuntimeError; the caller raises the original instead.
+    SentencePiece turns the error into a RuntimeError. The caller raises the original error instead.
     """
     try:
         yield from text
@@ -320,7 +320,7 @@ def _remember_error(text: Iterable[str], raised: list[BaseException]) -> Iterato
 
 
 def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield the lines of at most `max_bytes` bytes, and warn about the others."""
+    """Yield the lines that have at most `max_bytes` bytes, and warn about the others."""
     num_long = 0
     for line in text:
         if len(line.encode()) > max_bytes:

@@ -1,10 +1,10 @@
-"""Word alignments: which source word each target word comes from, by the model's own attention.
+"""Word alignments: which source word each target word comes from, judged by the model's attention.
 
-After the search, the model reads each line with its best translation once more. The cross-attention
-of the last decoder layer but one, averaged over its heads (Garg et al. 2019, "Jointly Learning to
-Align and Translate with Transformer Models"), is summed over the subwords of each source word and
-each target word. A target word is aligned to the source word with the largest sum. The end of
-sentence is left out.
+After the search, the model reads each line together with its best translation. The cross-attention
+of the second-to-last decoder layer is averaged over the heads (Garg et al. 2019, "Jointly Learning
+to Align and Translate with Transformer Models"), and summed over the subwords of each pair of a
+source word and a target word. Each target word is aligned to the source word with the largest sum.
+End-of-sentence tokens are ignored.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class LinePart:
     """A translated part of a line, and the word that each of its ids belongs to."""
 
     translated: TranslatedPart
-    src_words: list[int]  # for each source id, the index of its word in the line; -1: no word
-    tgt_words: list[int]  # for each target id, the index of its word in the line's translation
+    src_words: list[int]  # for each source id, the index of its word in the line, or -1 for no word
+    tgt_words: list[int]  # for each target id, the index of its word in the translation, or -1
 
 
 def numbered_parts(
@@ -63,7 +63,7 @@ def numbered_parts(
 
 
 def _words_before(text: str, place: int) -> int:
-    """Count the words of a text before the word at or after the character `place`."""
+    """Count the words that end before the character `place`."""
     before = text[:place]
     return len(before.split()) - (
         before != "" and not before[-1].isspace() and not text[place : place + 1].isspace()
@@ -107,7 +107,7 @@ def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[in
 
     `weights` [tgt_len, src_len] has a row for each target subword and a column for each source
     subword. `tgt_words` and `src_words` say which word each subword belongs to. Subwords of word
-    -1 are ignored, and so are further rows and columns, such as those of the end of sentence.
+    -1 are ignored, as are additional rows and columns, such as those of end-of-sentence tokens.
     """
     src_kept, tgt_kept = (
         [i for i, word in enumerate(words) if word >= 0] for words in (src_words, tgt_words)
@@ -128,5 +128,5 @@ def word_pairs(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[in
 
 
 def pharaoh(alignment: Alignment) -> str:
-    """Format as `0-0 1-2`: the source and target word of each pair, counted from 0."""
+    """Format an alignment like `0-0 1-2`: pairs of source word and target word, from 0."""
     return " ".join(f"{src}-{tgt}" for src, tgt in alignment)

@@ -12,9 +12,9 @@ from mt.runtime.device import Compute
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The natural log-probability of each token of a target, including the end of sentence."""
+    """The natural log-probability of each target token, including the end-of-sentence token."""
 
-    ids: list[int]  # of the target, without the end of sentence
+    ids: list[int]  # of the target, without the end-of-sentence token
     log_probs: list[float]
 
     @property
@@ -27,7 +27,7 @@ class TokenScores:
 def token_log_probs(
     model: Transformer, pairs: Sequence[IdPair], compute: Compute
 ) -> list[list[float]]:
-    """Return the log-probability of each target token, including the end of sentence.
+    """Return the log-probability of each target token, including the end-of-sentence token.
 
     All pairs are computed in one batch.
     """

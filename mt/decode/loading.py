@@ -24,13 +24,13 @@ class LoadedModel:
     tokenizer: Tokenizer
     model: Transformer
     provenance: dict[str, Any]
-    files: dict[str, dict[str, Any]]  # size and SHA-256 of each file, verified
+    files: dict[str, dict[str, Any]]  # the size and SHA-256 of each file, which have been verified
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Verify and open a model folder or run folder (see `find_model`). Raises `CheckpointError`.
 
-    On a CPU the weights are memory-mapped: they stay in their file and are read on first use.
+    On a CPU, the weights are memory-mapped, so they are read from their file on first use.
     """
     folder = find_model(path)
     files = folder.verify()
@@ -54,7 +54,7 @@ def _check_size(
 ) -> None:
     """Raise `CheckpointError` if the configuration describes a larger model than the weights.
 
-    This is checked before the model is built, because `config.yaml` may name any size.
+    This is checked before the model is built, because `config.yaml` could contain any size.
     """
     sizes = config.model
     num_layers = sizes.encoder_layers + sizes.decoder_layers
@@ -62,7 +62,7 @@ def _check_size(
     fewest = num_layers * per_layer + tokenizer.tgt_vocab_size * sizes.d_model
     if num_layers > len(weights) or fewest > sum(tensor.numel() for tensor in weights.values()):
         raise CheckpointError(
-            f"{where}: does not fit its config.yaml, "
+            f"{where} does not fit its config.yaml, "
             f"which describes a model of more than {fewest:,} parameters"
         )
 
@@ -83,6 +83,6 @@ def check_weights(model: Transformer, weights: Mapping[str, Tensor], where: Path
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: does not fit its config.yaml: "
+            f"{where} does not fit its config.yaml: "
             f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         )

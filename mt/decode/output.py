@@ -15,19 +15,19 @@ from mt.decode.translator import Progress, Translator
 from mt.errors import MTError
 from mt.runtime.world import World
 
-FIRST = 2048  # lines in the first window
-PAUSE = 0.05  # seconds to wait for another line before the lines so far are translated
+FIRST = 2048  # number of lines in the first window
+PAUSE = 0.05  # seconds without a new line until the lines read so far are translated
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line and its translations, best first."""
+    """A line and its translations, with the best one first."""
 
     number: int  # from 1
     source: str
     translations: list[Translation]
     alignment: Alignment | None  # of the best translation; None if not requested
-    # For each translation, those of its parts; None if not requested.
+    # The token scores of each part of each translation; None if not requested.
     token_scores: list[list[TokenScores]] | None
 
     @property
@@ -69,16 +69,16 @@ def outputs(
     number = 1
     while window := world.broadcast_from_rank0(
         lambda: next(windows, [])
-    ):  # only the first rank reads
+    ):  # only rank 0 reads the input
         written = world.map_sharded(translate, list(enumerate(window, number)))
         yield [Written(*each) for each in written]
         number += len(window)
 
 
 def read_ahead(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Yield windows of lines: `FIRST` lines at first, then twice as many each time, up to `size`.
+    """Yield windows of lines. The first one has `FIRST` lines, and the size doubles up to `size`.
 
-    The first windows are small, so that there is output to keep early. If reading fails, the lines
+    The first windows are small, so that some output is written soon. If reading fails, the lines
     before the error are still yielded.
     """
     window: list[str] = []
@@ -181,8 +181,8 @@ def _token_scores(
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
     """Return a row as an object for `--format jsonl`.
 
-    `pieces` are those of the target vocabulary. The tokens of each part of a translation end with
-    the end of sentence.
+    `pieces` is the target vocabulary. The tokens of each part of a translation end with the
+    end-of-sentence token.
     """
     translations: list[dict[str, Any]] = [
         {"text": translation.text, "score": translation.score} for translation in row.translations

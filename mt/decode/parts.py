@@ -1,4 +1,4 @@
-"""Splits lines that are longer than those in training into parts that are translated one by one."""
+"""Splits lines that are longer than those in training into parts, which are translated alone."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from mt.config import AUTO, DecodeConfig
 from mt.data.sentences import sentence_starts
 from mt.data.tokenizer import Tokenizer
 
-# ((the position in its line where a text begins, the text), its ids)
+# ((position in the line where the text begins, text), ids of the text)
 _Encoded = tuple[tuple[int, str], list[int]]
 
 
@@ -16,11 +16,11 @@ _Encoded = tuple[tuple[int, str], list[int]]
 class SourcePart:
     """A line, or a part of a line, that is translated on its own."""
 
-    ids: list[int]  # without the end of sentence
+    ids: list[int]  # without the end-of-sentence token
     text: str  # the sentences that were tokenized together
-    # The index of the first of `ids` in the ids of `text`: above 0 if `text` itself had to be cut.
+    # Where `ids` begins in the ids of `text`. This is above 0 if `text` itself had to be cut.
     begin: int
-    start: int  # the character of the line at which `text` begins
+    start: int  # the character in the line where `text` begins
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class TranslatedPart:
     """A part of a line and its translation."""
 
     source: SourcePart
-    tgt: list[int]  # without the end of sentence
-    start: int  # the character of the line's translation at which this part begins
+    tgt: list[int]  # without the end-of-sentence token
+    start: int  # the character in the line's translation where this part begins
 
     @property
     def src(self) -> list[int]:
-        """The ids of the source, without the end of sentence."""
+        """The ids of the source, without the end-of-sentence token."""
         return self.source.ids
 
 
@@ -42,9 +42,9 @@ class Translation:
     """One translation of one line."""
 
     text: str
-    # log-probability / length**length_penalty; for a line that was split, the mean over its parts
+    # log-probability / length**length_penalty, or the mean of this over the parts of a split line
     score: float
-    parts: list[TranslatedPart]  # several if the line was split, none if the line is empty
+    parts: list[TranslatedPart]  # several parts if the line was split, none if the line is empty
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Splitter:
     options: DecodeConfig
 
     def split(self, lines: Sequence[str]) -> list[list[SourcePart]]:
-        """Return the parts of each line: one if it is short enough, none if it is empty."""
+        """Return the parts of each line. A short line has one part, and an empty line has none."""
         starts = [self._part_starts(line) for line in lines]
         texts = [
             (start, line[start:end])
@@ -76,7 +76,7 @@ class Splitter:
         return by_line
 
     def _part_starts(self, line: str) -> list[int]:
-        """Return where the sentences of a line begin, or only 0 if it need not be split."""
+        """Return where each sentence of a line begins, or [0] if the line need not be split."""
         limit = self.options.max_sentences
         if limit is None or limit == AUTO:
             return [0]
@@ -105,9 +105,9 @@ class Splitter:
         return (start, whole), self.tokenizer.encode_src([whole])[0]
 
     def _cut(self, ids: list[int], text: str, start: int) -> Iterator[SourcePart]:
-        """Yield the ids as one part, or as several if there are more than the limit.
+        """Yield the ids as one part, or as several parts if there are more ids than the limit.
 
-        Each cut is at the last word boundary that fits.
+        Each part is cut at the last word boundary within the limit.
         """
         limit, begin = self.options.longest_src, 0
         while len(ids) - begin > limit:

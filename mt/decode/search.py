@@ -2,15 +2,16 @@
 
   - Each step considers the 2 x beam_size best continuations of a sentence's beams, by their total
     log-probability.
-  - A continuation with the end of sentence finishes a hypothesis only if it is among the first
+  - A continuation that ends the sentence finishes a hypothesis only if it is among the first
     beam_size. The next best continuation takes its place in the beam.
   - A sentence with beam_size finished hypotheses is done and leaves the batch.
-  - When a sentence reaches its length limit, its beams become finished hypotheses as they are.
+  - When a sentence reaches its length limit, its beams become finished hypotheses as
+    they are.
   - Finished hypotheses are ranked by log_prob / length**length_penalty; the length includes the
-    end of sentence.
+    end-of-sentence token.
 
-Each sentence is searched by its own numbers only, so the other sentences of the batch make no
-difference.
+The search of a sentence uses only numbers of that sentence, so the result does not depend on the
+other sentences in the batch.
 """
 
 import functools
@@ -25,7 +26,7 @@ from mt.data.tokenizer import BOS_ID, EOS_ID
 
 
 class State(Protocol):
-    """The part of a decoder state that a search uses; see `mt.model.state`."""
+    """The part of a decoder state that the search uses; see `mt.model.state`."""
 
     def reorder(self, hyp_index: Tensor) -> None: ...
     def keep(self, sentence_index: Tensor) -> None: ...
@@ -45,14 +46,14 @@ class StepModel(Protocol[S]):
 class Hypothesis:
     """One translation of one sentence, as token ids."""
 
-    tokens: list[int]  # without the end of sentence
-    log_prob: float  # the sum over all tokens, including the end of sentence if it was reached
+    tokens: list[int]  # without the end-of-sentence token
+    log_prob: float  # sum over all tokens, including the end-of-sentence token if it was reached
     score: float  # log_prob / length**length_penalty
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Options of a beam search. The maximum lengths are given per sentence instead."""
+    """Options of a beam search, except maximum lengths, which are given per sentence."""
 
     beam_size: int = 5
     nbest: int = 1
@@ -62,8 +63,8 @@ class SearchConfig:
 def max_output_lens(src_mask: Tensor, max_len_a: float, max_len_b: int) -> Tensor:
     """Return the maximum output length of each sentence [sentences].
 
-    It depends on the source length of that sentence alone. Both lengths include the end of
-    sentence.
+    It depends only on the source length of that sentence. Both lengths include the end-of-sentence
+    token.
     """
     lengths = src_mask.sum(dim=1)
     return lengths.new_tensor(
@@ -89,7 +90,9 @@ def greedy_search(
     Return a list with one hypothesis for each row of `src` [sentences, src_len].
     """
     state = model.initial_state(src, src_mask)
-    sentences = torch.arange(len(src), device=src.device)  # the index in `src` of each row
+    sentences = torch.arange(
+        len(src), device=src.device
+    )  # the index in `src` of each row still being decoded
     tokens = torch.full_like(sentences, BOS_ID)
     history, log_probs = tokens.new_empty(len(src), 0), torch.zeros(len(src), device=src.device)
     finished = _Finished(src, int(max_lens.max()), 1)
@@ -119,10 +122,12 @@ def greedy_search(
 def beam_search(
     model: StepModel[S], src: Tensor, src_mask: Tensor, max_lens: Tensor, config: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """Return the `nbest` best hypotheses of each row of `src` [sentences, src_len], best first."""
+    """Return the `nbest` best hypotheses for each row of `src` [sentences, src_len], best first."""
     k = config.beam_size
     state = model.initial_state(src, src_mask)
-    sentences = torch.arange(len(src), device=src.device)  # the index in `src` of each row
+    sentences = torch.arange(
+        len(src), device=src.device
+    )  # the index in `src` of each row still being decoded
     # All hypotheses begin the same way, so there is only one beam in the first step.
     tokens = torch.full((len(src), 1), BOS_ID, device=src.device)
     log_probs = torch.zeros(len(src), 1, device=src.device)
@@ -165,9 +170,9 @@ def best_continuations(
     """Return the `count` best continuations of each sentence over all its beams, best first.
 
     A continuation is a beam followed by one more token. `next_log_probs` is [sentences, beams,
-    vocab_size], and `log_probs` [sentences, beams] are those of the beams so far. The results are
-    total log-probabilities, beams and tokens, each [sentences, count], or fewer if there are not
-    as many continuations.
+    vocab_size], and `log_probs` [sentences, beams] are the log-probabilities of the beams so
+    far. Returns total log-probabilities, beams and tokens, each [sentences, count], with fewer
+    columns if there are fewer continuations.
 
     The vocabulary is divided into blocks. The `count` blocks with the best maxima contain the
     `count` best tokens, so only these blocks are searched.
@@ -177,7 +182,7 @@ def best_continuations(
     block_size = _block_size(vocab_size, count, beams)
     num_blocks = vocab_size // block_size
 
-    # Block b holds tokens b, b + num_blocks, b + 2 num_blocks, ...: the fastest layout for amax.
+    # Block b has the tokens b, b + num_blocks, b + 2 num_blocks, ..., which is fastest for amax.
     maxima = next_log_probs.view(sentences, beams, block_size, num_blocks).amax(dim=2)
     best_blocks = (maxima + log_probs[:, :, None]).flatten(1).topk(count, dim=1).indices
     beam, block = best_blocks // num_blocks, best_blocks % num_blocks  # [sentences, count]
@@ -193,10 +198,11 @@ def best_continuations(
 
 @functools.cache
 def _block_size(vocab_size: int, count: int, beams: int) -> int:
-    """Return the divisor of `vocab_size` that makes `best_continuations` fastest.
+    """Return the block size, a divisor of `vocab_size`, that makes `best_continuations` fastest.
 
-    It leaves at least `count` blocks. Both passes then take about the same time: by measurement, a
-    token costs nine times as much in the second pass as in the first.
+    There must be at least `count` blocks. `best_continuations` first finds the maximum of each
+    block, and then searches the best blocks. It is fastest if both take the same time. We measured
+    that searching costs nine times as much per token as finding the maximum.
     """
     ideal = math.sqrt(beams * vocab_size / count) / 3
     divisors = (
@@ -215,7 +221,7 @@ def _select(history: Tensor, beams: Tensor) -> Tensor:
 def _survivors(done: Tensor) -> Tensor:
     """Return the indices [kept] of the rows that are not done.
 
-    The last of them fill the gaps that the finished rows leave, so that few rows have to move.
+    The last rows fill the gaps that the finished rows leave, so that few rows have to move.
     """
     active = (~done).nonzero()[:, 0]
     order = torch.arange(len(active), device=done.device)

@@ -1,4 +1,4 @@
-"""Step models: encode the source once, then decode one token per step. A search drives them."""
+"""Step models, which the search uses: they encode the source once, then decode step by step."""
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,13 @@ from mt.model.transformer import Transformer, for_translating
 class EagerModel:
     """A step model that runs a copy of a `Transformer` with PyTorch's eager operations.
 
-    The copy holds the current weights in the precision of `dtype`; see `for_translating`.
+    The copy has the current weights, converted to `dtype`; see `for_translating`.
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
         self.model = for_translating(model, dtype)
-        # A step takes microseconds, so attribute lookup and module hooks cost too much: submodules
-        # become plain attributes, and simple ones are replaced by their `forward`.
+        # Looking up submodules and calling module hooks would take a large part of each step. So
+        # submodules become plain attributes, and simple ones are replaced by their `forward`.
         for part in self.model.modules():
             for name, inner in part.named_children():
                 is_only_called = isinstance(inner, nn.LayerNorm | Activation)

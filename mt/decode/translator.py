@@ -1,6 +1,6 @@
-"""One opened model that translates, scores and aligns text, always in input order.
+"""A loaded model that translates, scores and aligns text, always in input order.
 
-Validation, the command line, evaluation, reports and the Python API all use this class.
+Validation, the command line, evaluation, reports and the Python API all use `Translator`.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ from mt.runtime.workers import Workers
 T = TypeVar("T")
 R = TypeVar("R")
 
-WINDOW = 8192  # lines that are read and sorted by length together; limits the memory of a stream
-READ_WINDOW = 4096  # pairs that are read and sorted by length together
-# Maximum tokens per batch, padding included. For scoring, the logits over 32,000 words are 256 MiB.
+WINDOW = 8192  # number of lines that are read and sorted by length together
+READ_WINDOW = 4096  # number of pairs that are read and sorted by length together
+# Maximum tokens per batch, including padding. With 32,000 subwords, the logits take 256 MiB.
 SCORED_TOKENS, ALIGNED_TOKENS = 2048, 4096
 Progress = Callable[[int], object]  # called with the number of lines that were just translated
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """Searches one batch: source ids to hypotheses."""
+    """Searches for the best hypotheses of one batch of sources."""
 
     model: StepModel[Any]
     options: DecodeConfig
     device: torch.device
 
     def __call__(self, sources: Sequence[list[int]]) -> list[list[Hypothesis]]:
-        """Return the `nbest` hypotheses of each source. The ids lack the end of sentence."""
+        """Return the `nbest` hypotheses for each source, given without end-of-sentence tokens."""
         options = self.options
         src = pad_rows(sources, suffix=EOS_ID).to(self.device)
         src_mask = src != PAD_ID
@@ -71,7 +71,7 @@ class Searcher:
 
 @dataclass(frozen=True)
 class Reader:
-    """Applies a function of the model and a batch of pairs; function and batch come together."""
+    """Calls a function with the model and a batch of pairs. The caller passes both together."""
 
     model: Transformer
 
@@ -86,8 +86,9 @@ class Reader:
 class Translator:
     """A model with its tokenizer, search options and worker processes.
 
-    The worker processes stay up between calls. They end at the end of a `with` block, with
-    `close`, or when the object is deleted. Several threads may use one translator at a time.
+    The worker processes stay alive between calls. They end at the end of a `with` block, when
+    `close` is called, or when the object is deleted. Several threads may use the same translator
+    at the same time.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Translator:
         workers: int | None = 1,
         **decode: object,
     ) -> "Translator":
-        """Open a model folder, or a run folder (its best checkpoint).
+        """Open a model folder, or the best checkpoint of a run folder.
 
         `precision` is auto, fp32, bf16, fp16 or int8. `threads` are CPU threads (default: all
         cores), divided among `workers` processes; None means one process per thread, which is
@@ -148,7 +149,7 @@ class Translator:
 
     @cached_property
     def step_model(self) -> StepModel[Any]:
-        """The model that the search uses, made on first use."""
+        """The model that the search uses, which is created on first use."""
         return self._step_model or EagerModel(self.model, self.compute.dtype)
 
     @cached_property
@@ -166,7 +167,7 @@ class Translator:
     def translate_stream(
         self, lines: Iterable[str], on_progress: Progress | None = None
     ) -> Iterator[list[Translation]]:
-        """Yield the `nbest` translations of each line, best first; reads `WINDOW` lines at once."""
+        """Yield the `nbest` translations of each line, best first. Reads `WINDOW` lines at once."""
         remaining = iter(lines)
         while window := list(itertools.islice(remaining, WINDOW)):
             yield from self.translate_window(window, on_progress)
@@ -198,8 +199,8 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Return the `nbest` hypotheses of each source.
 
-        The ids lack the end of sentence. `on_batch` is called after each batch, with the indices
-        of its sources. Raises `CheckpointError` if the model's scores are not finite.
+        The ids have no end-of-sentence token. After each batch, `on_batch` is called with the
+        indices of its sources. Raises `CheckpointError` if the model's scores are not finite.
         """
         by_source: list[list[Hypothesis]] = [[] for _ in sources]
         batches = list(self._batches(sources))
@@ -208,14 +209,14 @@ class Translator:
             for i, hyps in zip(batch, batch_hyps, strict=True):
                 if not hyps:
                     raise CheckpointError(
-                        "the model's scores are not finite: its weights are not usable"
+                        "the model's scores are not finite, so its weights are unusable"
                     )
                 by_source[i] = hyps
             on_batch(batch)
         return by_source
 
     def likelihood(self, pairs: Iterable[tuple[str, str]]) -> Iterator[TokenScores]:
-        """Yield the token log-probabilities of each target, for (source, target) lines."""
+        """Yield the token log-probabilities of each target, given (source, target) texts."""
         remaining = iter(pairs)
         while window := list(itertools.islice(remaining, READ_WINDOW)):
             src, tgt = zip(*window, strict=True)
@@ -223,7 +224,7 @@ class Translator:
             yield from self.likelihood_of_ids(list(zip(*ids, strict=True)))
 
     def likelihood_of_ids(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[TokenScores]:
-        """Like `likelihood`, for pairs of ids without the end of sentence."""
+        """Like `likelihood`, for pairs of ids without end-of-sentence tokens."""
         read = partial(token_log_probs, compute=self.compute)
         log_probs = self._read(read, pairs, pairs, SCORED_TOKENS)
         return [TokenScores(tgt, row) for (_, tgt), row in zip(pairs, log_probs, strict=True)]
@@ -233,7 +234,7 @@ class Translator:
         numbered = numbered_parts(self.tokenizer, lines, translations)
         parts = [part for _, part in numbered]
         ids = [(part.translated.src, part.translated.tgt) for part in parts]
-        # Sets, because a word that was cut in two is aligned twice.
+        # These are sets because a word that was cut in two is aligned twice.
         by_line: list[set[tuple[int, int]]] = [set() for _ in lines]
         for (line, _), links in zip(
             numbered, self._read(align_batch, parts, ids, ALIGNED_TOKENS), strict=True
@@ -254,8 +255,8 @@ class Translator:
     ) -> list[R]:
         """Return the results of `read` for all items, computed in batches of similar length.
 
-        `ids` are the source and target ids of each item, without the end of sentence. A batch has
-        at most `max_tokens` = rows x length of the longest side.
+        `ids` are the source and target ids of each item, without end-of-sentence tokens. A batch
+        has at most `max_tokens` tokens, which is rows x length of the longest side.
         """
         src_lens, tgt_lens = (np.array([len(pair[side]) + 1 for pair in ids]) for side in (0, 1))
         buckets = token_buckets(src_lens, tgt_lens, max_tokens)
@@ -268,7 +269,7 @@ class Translator:
     def _map(
         self, work: Callable[[T], R] | SharedFunction[T, R], items: Sequence[T]
     ) -> Iterator[R]:
-        """Yield `work(item)` for each item, computed by the workers or else by this process."""
+        """Yield `work(item)` for each item, computed by the workers, or by this process."""
         with contextlib.closing(self.workers.map(work, items)) as results:
             while True:
                 with self.compute.temporary_process_threads():
@@ -278,9 +279,9 @@ class Translator:
                 yield result  # type: ignore[misc]
 
     def _batches(self, sources: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Yield batches of indices of sources of similar length, longest first.
+        """Yield batches of sources with similar lengths, as indices. The longest come first.
 
-        A batch has at most `batch_size` sentences and `max_tokens` tokens, padding included.
+        A batch has at most `batch_size` sentences and `max_tokens` tokens, including padding.
         """
         batch: list[int] = []
         for i in sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True):
@@ -296,7 +297,7 @@ class Translator:
             yield batch
 
     def _join(self, parts: list[tuple[SourcePart, list[Hypothesis]]]) -> list[Translation]:
-        """Join the hypotheses of the parts of a line, rank by rank, to translations of the line."""
+        """Join hypothesis k of all parts of a line to translation k of the line, for every k."""
         if not parts:
             return [Translation("", 0.0, [])]
         joined = []
@@ -317,7 +318,7 @@ _END = object()  # marks the end of the results
 
 
 def search_options(defaults: DecodeConfig, overrides: Mapping[str, object]) -> DecodeConfig:
-    """Return a model's search options with some overridden; None keeps an option as it is.
+    """Return a model's search options with `overrides`. None does not change an option.
 
     Raises `ConfigError` for invalid options.
     """

@@ -16,11 +16,11 @@ from mt.evaluation.metrics import Score
 class CometCommand:
     """A command line that runs COMET.
 
-    `{src}`, `{hyp}` and `{ref}` in it are replaced by the paths of text files. The last line that
-    the command prints must end in the system score.
+    In it, `{src}`, `{hyp}` and `{ref}` are replaced by the paths of text files. The last line of
+    the command's output must end with the system score.
     """
 
-    line: str  # such as: comet-score --quiet --only_system -s {src} -t {hyp} -r {ref}
+    line: str  # for example: comet-score --quiet --only_system -s {src} -t {hyp} -r {ref}
 
     def __post_init__(self) -> None:
         missing = [name for name in ("{src}", "{hyp}", "{ref}") if name not in self.line]

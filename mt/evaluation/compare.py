@@ -1,4 +1,4 @@
-"""`mt compare`: find out which of several systems is better, and on which sentences.
+"""`mt compare`: find out which of several systems is better, and for which sentences.
 
 A system is a model folder, a checkpoint, or a text file of translations.
 """
@@ -25,7 +25,7 @@ from mt.evaluation.evaluate import (
     translate_tests,
 )
 
-TIE = 1e-9  # sentence scores closer than this count as equal
+TIE = 1e-9  # smaller differences between sentence scores do not count
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PairReport:
     system: str
     precision: str | None  # precision of the models; None if all systems are text files
     comparisons: list[Comparison]  # one per metric and kind of significance test
-    changes: list[Change]  # largest gain first
+    changes: list[Change]  # sorted by gain, with the largest first
 
     @property
     def wins(self) -> int:
@@ -83,7 +83,7 @@ def compare(
     """Compare every other system with the first one, the baseline, on each test set.
 
     Translations that `mt evaluate` has saved are reused if weights, text and search options are the
-    same. `options` are those of `Translator.load`. Raises `ConfigError` or `DataError` if the
+    same. `options` are options of `Translator.load`. Raises `ConfigError` or `DataError` if the
     systems and texts do not fit together.
     """
     if len(systems) < 2:
@@ -109,10 +109,10 @@ def compare(
 def compare_translations(
     test: TestSet, hyps: Mapping[str, Sequence[str]], metrics: Metrics, precision: str | None = None
 ) -> list[PairReport]:
-    """Compare every other system with the first one, given the translations of each by name."""
+    """Compare every other system with the first one. `translations` are keyed by system name."""
     if len(test.src) < 2:
         raise DataError(
-            f"{test.name}: a significance test needs at least two sentences; this test set has one"
+            f"{test.name}: a significance test needs at least two sentences, but there is only one"
         )
     comparisons = [c for kind in KINDS for c in paired_tests(hyps, test.refs, metrics, kind)]
     comparisons.sort(key=lambda c: list(metrics).index(c.score.name))
@@ -136,7 +136,7 @@ def compare_translations(
 def _tests(
     sources: Sequence[str], references: Sequence[str], data: DataConfig | None
 ) -> list[TestSet]:
-    if data is None and not sources:  # only text files: scoring does not need the source
+    if data is None and not sources:  # all systems are text files, so no source text is needed
         if len(references) != 1:
             raise ConfigError("files of translations need exactly one --ref (several files: a,b)")
         refs = [read_text(name) for name in split_references(references[0])]
@@ -145,7 +145,7 @@ def _tests(
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Return the names, with repeated ones numbered: `a`, `a (2)`, `a (3)`."""
+    """Return the names, and number those that are repeated: `a`, `a (2)`, `a (3)`."""
     return [
         f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name
         for i, name in enumerate(names)
@@ -212,17 +212,17 @@ def verdict(pair: PairReport) -> str:
     if not better and not worse:
         return (
             f"No difference found between {pair.system} and {pair.baseline}: "
-            f"{', '.join(unclear)} may be chance. "
+            f"{', '.join(unclear)} could be due to chance. "
             "Take whichever is smaller or faster, or test on more text."
         )
     names = [pair.system, pair.baseline]
     winner, loser = names if better else reversed(names)
-    doubt = f" ({', '.join(unclear)}: may be chance)" if unclear else ""
+    doubt = f" ({', '.join(unclear)} could be due to chance)" if unclear else ""
     return f"{winner} is better than {loser} by {', '.join(better or worse)}{doubt}. Take {winner}."
 
 
 def _finding(group: Sequence[Comparison]) -> str:
-    """Write the tests of one metric as `BLEU +0.62 (p-values: 0.003, 0.004)`."""
+    """Format the tests of one metric like `BLEU +0.62 (p-values: 0.003, 0.004)`."""
     p_values = ", ".join(
         "-" if c.p_value is None else f"{c.p_value:.3f}" if c.p_value >= 0.001 else "<0.001"
         for c in group

@@ -1,7 +1,7 @@
 """Find suspicious translations with simple checks, and score groups of similar sentences.
 
-The checks need no understanding of the languages: they look for copies, loops, missing numbers and
-the like. The groups ("buckets") show on which kind of sentence a system scores badly.
+The checks do not depend on the languages. They look for copies, loops, missing numbers and the
+like. The groups ("buckets") show for which kind of sentences a system scores badly.
 """
 
 import math
@@ -15,16 +15,17 @@ from mt.evaluation.metrics import Metrics, corpus_scores
 
 # Each edge is the largest value of a bucket.
 LENGTH_EDGES = (5, 10, 15, 20, 30, 50)  # words in the source: 1-5, 6-10, ...
-# Occurrences in the training text of the rarest word of the reference: 0, 1-9, 10-99, ...
+# How often the rarest word of the reference occurs in the training text: 0, 1-9, 10-99, ...
 RARITY_EDGES = (0, 9, 99, 999)
-# A translation is too long if it has more than this many times the words of its reference, plus 5.
+# A translation is too long if it has more than this many times as many words as the reference, plus
+# 5 words.
 BLOW_UP = 2.0
-MIN_COPIED = 4  # consecutive source words that count as copied if the reference lacks them
-# A translation is detached if it is hardly likelier given its own source than given another one: by
-# less than this many nats per token. For a good Multi30k model, 0 of 1,000 test translations are
-# below this value; of its output for sources with reversed letters, 241 of 300 are.
+MIN_COPIED = 4  # consecutive source words that count as copied if they are not in the reference
+# A translation counts as detached from its source if `mt.report.contents.source_gain` is below this
+# many nats per token. For a good Multi30k model, this holds for 0 of 1,000 test translations, and
+# for 241 of 300 translations of sources with reversed letters.
 DETACHED = 1.5
-MIN_REPEATS = 3  # consecutive repetitions of the same 1 to 4 words that count as a loop
+MIN_REPEATS = 3  # how often 1 to 4 words must be repeated in a row to count as a loop
 WORD = re.compile(r"\w+(?:[-'’.,:]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 # Characters of scripts that are written without spaces, from Thai to Han.
@@ -40,13 +41,13 @@ FLAGS = {
     "number": "missing numbers",
     "name": "missing names",
     "script": "wrong script",
-    "detached": "likely hallucinations: about as likely given another source",
+    "detached": "likely hallucinations (about as likely given another source)",
 }
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The sentences whose length or rarity is in one range, and each system's score on them."""
+    """The sentences whose length or rarity is in a range, and each system's score for them."""
 
     label: str  # the range, such as `6-10`
     count: int  # number of sentences
@@ -68,8 +69,8 @@ def words(text: str) -> list[str]:
 def flags(src: str, ref: str, hyp: str, source_gain: float = math.inf) -> list[str]:
     """Return the keys of `FLAGS` that apply to one translation.
 
-    A property that the reference shares, such as a repetition, is not flagged. `source_gain` is the
-    value of `mt.report.contents.source_gain` for this sentence; without a model, leave it out.
+    Properties that the reference also has, such as a repetition, are not flagged. `source_gain` is
+    the result of `mt.report.contents.source_gain` for this sentence, if there is a model.
     """
     src_words, ref_words, hyp_words = words(src), words(ref), words(hyp)
     checks = {
@@ -99,7 +100,7 @@ def _ngrams(text: list[str], length: int) -> set[tuple[str, ...]]:
 
 
 def _loops(text: list[str]) -> int:
-    """Return how often in a row the most repeated 1 to 4 words occur; 0 if below `MIN_REPEATS`."""
+    """Return how often 1 to 4 words are repeated in a row, or 0 if fewer than `MIN_REPEATS`."""
     most = 1
     for length in range(1, 5):
         for start in range(len(text) - length):
@@ -115,12 +116,12 @@ def _numbers(text: str) -> set[str]:
 
 
 def _names(text: str) -> set[str]:
-    """Return the capitalized words, except the first word and words all in capitals."""
+    """Return the capitalized words, except the first word and all-caps words."""
     return {word for word in WORD.findall(text)[1:] if word[0].isupper() and not word.isupper()}
 
 
 def _script(text: str) -> str:
-    """Return the script of most letters, such as `LATIN`, or "" if there are fewer than three.
+    """Return the script of most letters, such as `LATIN`, or "" for fewer than three letters.
 
     Japanese kana count as `CJK`, like Chinese characters.
     """
@@ -138,9 +139,9 @@ def score_buckets(
 ) -> list[Bucket]:
     """Group the sentences into buckets, and score each system on each bucket.
 
-    `keys` holds a number per sentence. A bucket holds the sentences whose number is at most its
-    edge and above the previous one; the last bucket holds those above all edges. Empty buckets are
-    left out. The score is the corpus score of the first of `metrics`.
+    `keys` has one number per sentence. A bucket contains the sentences whose number is at most the
+    edge of the bucket and above the previous edge. The last bucket contains the sentences above all
+    edges. Empty buckets are left out. The score is the corpus score of the first of `metrics`.
     """
     name = next(iter(metrics))
     buckets = []
@@ -180,7 +181,7 @@ def word_counts(lines: Iterable[str]) -> Counter[str]:
 
 
 def rarest_word_counts(refs: Sequence[str], counts: Mapping[str, int]) -> list[int]:
-    """Return for each reference how often its rarest word occurs, according to `counts`."""
+    """For each reference, return how often its rarest word occurs, according to `counts`."""
     return [min((counts.get(word, 0) for word in words(ref)), default=0) for ref in refs]
 
 

@@ -1,7 +1,7 @@
 """`mt evaluate`: translate test sets with a model and score the translations.
 
-The translations and a score card are saved beside the model. `mt compare` and `mt report` reuse the
-translations; `mt reproduce` starts from the score card.
+The translations and a scorecard are saved next to the model. `mt compare` and `mt report` reuse the
+translations; `mt reproduce` needs the scorecard.
 """
 
 import json
@@ -54,11 +54,13 @@ class Scoring:
     metrics: tuple[str, ...] = ("bleu", "chrf", "ter")
     tokenizer: str | None = None
     tgt_lang: str | None = None
-    resamples: int = RESAMPLES  # bootstrap resamples for the intervals; 0: no intervals
+    resamples: int = (
+        RESAMPLES  # number of bootstrap resamples for the intervals; 0 means no intervals
+    )
     comet: CometCommand | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields for the score card.
+        """Return the fields for the scorecard.
 
         The COMET command is left out because it only works on this machine.
         """
@@ -66,7 +68,7 @@ class Scoring:
         return {**fields, "metrics": list(self.metrics)}
 
     def build(self, config: Config | None = None) -> Metrics:
-        """Build the metrics; if `tgt_lang` is not set, take the target language of `config`."""
+        """Build the metrics. If `tgt_lang` is not set, use the target language of `config`."""
         tgt_lang = self.tgt_lang or (config.data.tgt_lang if config else None)
         return build_metrics(self.metrics, tgt_lang, self.tokenizer)
 
@@ -93,7 +95,7 @@ class Result:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """The results of one model on all test sets, and its score card."""
+    """The results of a model on all test sets, and its scorecard."""
 
     folder: ModelFolder
     results: list[Result]
@@ -118,7 +120,7 @@ def evaluate(
 ) -> Evaluation:
     """Translate `src` with `translate` and score the result against the references.
 
-    For `refs`, `metrics` and `resamples` see `corpus_scores`.
+    `refs`, `metrics` and `resamples` are explained in `corpus_scores`.
     """
     start = time.perf_counter()
     hyps = translate(src)
@@ -131,13 +133,13 @@ def read_tests(
 ) -> list[TestSet]:
     """Read the test sets.
 
-    They come from `sources` and `references`, paired in order, or from `data.test` if both are
-    empty. One entry of `references` may name several files, separated by commas. Raises `DataError`
+    They are `sources` with the corresponding `references`, or `data.test` if both are empty. An
+    entry of `references` may consist of several file names, separated by commas. Raises `DataError`
     if a file cannot be read or the line counts differ, and `ConfigError` if there is no test set.
     """
     if len(sources) != len(references):
         raise ConfigError(
-            f"{len(sources)} --src but {len(references)} --ref; "
+            f"there are {len(sources)} --src but {len(references)} --ref; "
             "give one --ref per --src (several reference files: a,b)"
         )
     tests = [_read_files(src, ref, data) for src, ref in zip(sources, references, strict=True)]
@@ -163,7 +165,7 @@ def split_references(text: str) -> list[str]:
     parts = text.split(",")
     names: list[str] = []
     while parts:
-        # The longest prefix that is a file; if none is, the part before the first comma.
+        # Take the longest prefix that is a file, or else the part before the first comma.
         lengths = range(len(parts), 0, -1)
         length = next((n for n in lengths if Path(",".join(parts[:n])).exists()), 1)
         names.append(",".join(parts[:length]))
@@ -179,14 +181,14 @@ def evaluate_model(
     options: Mapping[str, Any] | None = None,
     world: World = ALONE,
 ) -> EvaluatedModel:
-    """Evaluate `model` on the test sets, and save translations and score card beside the model.
+    """Evaluate `model` on the test sets, and save translations and scorecard next to the model.
 
-    `options` are those of `Translator.load`. All ranks of `world` share the translating; rank 0
-    computes COMET and writes the files.
+    `options` are options of `Translator.load`. All ranks of `world` translate a part of the text.
+    Rank 0 computes COMET and writes the files.
     """
     folder = ModelFolder(Path(world.broadcast_from_rank0(lambda: str(find_model(model)))))
     config = folder.config()
-    # Before translating, so that a missing file or package is reported right away.
+    # This comes before translating, so that a missing file or package is reported right away.
     tests = read_tests(config.data, sources, references)
     metrics = scoring.build(config)
     results = []
@@ -212,10 +214,10 @@ def evaluate_model(
 def cached_translations(
     model: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]
 ) -> list[list[str] | None]:
-    """Return the translations that the model's last evaluation saved, one entry per test set.
+    """Return the translations saved by the model's last evaluation, with one entry per test set.
 
-    An entry is None if it is missing, or was made from other text, with other weights, in another
-    precision or with other search options.
+    An entry is None if there is none, or if text, weights, precision or search options were not the
+    same.
     """
     decode = search_options(
         model.config().decode,
@@ -228,7 +230,7 @@ def cached_translations(
 def translate_tests(
     translator: Translator, tests: Sequence[TestSet], cached: Sequence[list[str] | None]
 ) -> list[list[str]]:
-    """Return `cached`, with each None replaced by a new translation of that test set."""
+    """Return `cached`, but translate the test sets whose entry is None."""
     return [
         translator.translate(test.src) if hyps is None else hyps
         for test, hyps in zip(tests, cached, strict=True)

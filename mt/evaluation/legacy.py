@@ -1,9 +1,9 @@
 """BLEU as papers computed it before sacreBLEU existed.
 
 Hypotheses and references are punctuation-normalized, lowercased and tokenized with Moses. The first
-papers on Multi30k report this score. It cannot be compared with a sacreBLEU score: a different
-tokenization changes BLEU by more than most papers improve it (Post 2018). That is why the metric
-has its own name.
+papers on Multi30k report this score. It cannot be compared with a sacreBLEU score, because another
+tokenization changes BLEU by more than most papers improve it (Post 2018). So this metric has its
+own name.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from mt.errors import ConfigError
 
 
 class MosesTokens:
-    """Tokenize as Moses' normalize-punctuation.perl, lowercase.perl and tokenizer.perl do.
+    """Tokenizes like Moses' normalize-punctuation.perl, lowercase.perl and tokenizer.perl.
 
-    The work is done by sacremoses. The methods are those that sacreBLEU expects of a tokenizer.
+    This uses sacremoses. sacreBLEU expects the methods of this class from a tokenizer.
     """
 
     def __init__(self, lang: str) -> None:
@@ -44,10 +44,10 @@ def legacy_bleu(language: Language) -> Any:
     """
     lang = language.code
     if not lang:
-        raise ConfigError("legacy BLEU needs the target language: set data.tgt_lang or --lang")
+        raise ConfigError("legacy BLEU needs the target language; set data.tgt_lang or --lang")
     if lang == "ko" or language.is_unspaced:
         raise ConfigError(
-            f"legacy BLEU does not apply to {lang}: the Moses tokenizer splits at spaces"
+            f"legacy BLEU is not possible for {lang}, because the Moses tokenizer splits at spaces"
         )
     try:
         tokens = MosesTokens(lang)

@@ -1,6 +1,6 @@
 """Corpus and sentence scores, computed by sacreBLEU.
 
-Each score carries its sacreBLEU signature: only scores with the same signature can be compared.
+Each score has its sacreBLEU signature. Only scores with the same signature can be compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ TITLES = {
     "loss": "loss",
 }
 DEFAULT_METRICS = ("bleu", "chrf", "ter")
-RESAMPLES = 1000  # bootstrap resamples for the intervals, as in sacreBLEU
-# No intervals for test sets with more lines than this: sacreBLEU keeps the statistics of all
-# resamples in memory at once, which takes a gigabyte at this size.
+RESAMPLES = 1000  # number of bootstrap resamples for the intervals, as in sacreBLEU
+# Test sets with more lines get no intervals, because sacreBLEU keeps the statistics of all
+# resamples in memory at once. At this size, they take a gigabyte.
 MAX_RESAMPLED = 20_000
 Metrics = Mapping[str, Metric]
 
@@ -57,7 +57,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """The value of one metric, with its signature and optionally its confidence interval."""
+    """The value of a metric, with its signature and optionally its confidence interval."""
 
     name: str  # a key of `TITLES`
     value: float
@@ -78,11 +78,11 @@ def build_metrics(
     tgt_lang: str | None = None,
     tokenizer: str | None = None,
 ) -> Metrics:
-    """Build the metrics of these names, and load their tokenizers.
+    """Build the metrics with the given names, and load their tokenizers.
 
-    Call this before hours of training or translating: it raises `ConfigError` if a metric or
-    tokenizer is unknown or a package is missing. `tokenizer` is a sacreBLEU tokenizer for BLEU. If
-    it is None, the target language decides: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
+    Call this before training or translating for hours, because it raises `ConfigError` if a metric
+    or tokenizer is unknown or a package is missing. `tokenizer` is a sacreBLEU tokenizer for BLEU.
+    If it is None, it depends on the target language: `zh`, `ja-mecab`, `ko-mecab`, `char` for other
     languages written without spaces, and `13a` for all others.
     """
     lang = parse_language(tgt_lang)
@@ -97,10 +97,13 @@ def build_metrics(
             )
         try:
             metrics[name] = METRICS[name](lang, tokenizer)
-        except (RuntimeError, ImportError) as error:  # what sacreBLEU raises for a missing package
+        except (
+            RuntimeError,
+            ImportError,
+        ) as error:  # sacreBLEU raises these if a package is missing
             extra = lang.code if lang.code in {"ja", "ko"} else (tokenizer or "").split("-")[0]
             raise ConfigError(
-                f"{TITLES[name]} for {lang.code or tokenizer} needs a package that is missing: "
+                f"{TITLES[name]} for {lang.code or tokenizer} needs a missing package: "
                 f"pip install 'mt-forge[{extra}]'"
             ) from error
     return metrics
@@ -112,13 +115,13 @@ def corpus_scores(
     metrics: Metrics | None = None,
     resamples: int = 0,
 ) -> dict[str, Score]:
-    """Return the corpus scores by metric name, as the `sacrebleu` command computes them.
+    """Return the corpus scores, keyed by metric name, as the `sacrebleu` command computes them.
 
-    `refs` holds one or more references, each with as many lines as `hyps`. `metrics` defaults to
-    `DEFAULT_METRICS`. If `resamples` is set, each score has a bootstrap interval, except for a
-    single line or more than `MAX_RESAMPLED` lines. sacreBLEU seeds the resampling with 12345, or
-    with SACREBLEU_SEED from the environment. Raises `DataError` if line counts differ, there are no
-    lines, or all lines of a reference are empty.
+    `refs` has one or more references, each with as many lines as `hyps`. `metrics` defaults to
+    `DEFAULT_METRICS`. If `resamples` is set, each score has a bootstrap interval, unless there is
+    just one line, or more than `MAX_RESAMPLED` lines. sacreBLEU seeds the resampling with 12345, or
+    with SACREBLEU_SEED from the environment. Raises `DataError` if line counts differ, if there are
+    no lines, or if all lines of a reference are empty.
     """
     check_lines(hyps, refs)
     scores = {}
@@ -145,11 +148,11 @@ def sentence_scores(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> list[
 
 
 def check_lines(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> None:
-    """Raise `DataError` if line counts differ, there are no lines, or a reference is all empty."""
+    """Raise `DataError` if line counts differ, there are no lines, or a reference is empty."""
     for ref in refs:
         if len(hyps) != len(ref):
             raise DataError(
-                f"{len(hyps):,} translations but {len(ref):,} references; "
+                f"there are {len(hyps):,} translations but {len(ref):,} references; "
                 "they must match line by line"
             )
     if not hyps:

@@ -1,4 +1,4 @@
-"""The score card: a JSON file with everything that is needed to reproduce a score."""
+"""The scorecard: a JSON file with everything needed to reproduce a score."""
 
 import datetime
 import importlib.metadata
@@ -28,10 +28,10 @@ def scorecard(
     scoring: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Build the score card of an evaluation.
+    """Build the scorecard of an evaluation.
 
-    `scoring` says how the scores were computed. `results` has an entry for each test set, with its
-    scores, the fingerprint of its text, and the file that holds the translations.
+    `scoring` says how the scores were computed. `results` has an entry for each test set, with the
+    scores, the fingerprint of the text, and the name of the file with the translations.
     """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
@@ -53,18 +53,20 @@ def scorecard(
 
 
 def read_scorecard(path: Path) -> dict[str, Any]:
-    """Read a score card. Raises `CheckpointError` if the file is not a card of this format."""
+    """Read a scorecard. Raises `CheckpointError` if the file is not a scorecard of this format."""
     card = read_json(path)
     keys = "format config decode scoring results training precision versions hardware"
     missing = set(keys.split()) - card.keys()
     if missing or card["format"] != FORMAT:
         what = f"{', '.join(sorted(missing))} missing" if missing else f"format {card['format']!r}"
-        raise CheckpointError(f"{path}: not a score card that this version of mt can read ({what})")
+        raise CheckpointError(
+            f"{path} is not a scorecard that this version of mt can read ({what})"
+        )
     return card
 
 
 def hardware() -> dict[str, Any]:
-    """Describe the machine: processor, the number of cores this process may use, and GPU."""
+    """Describe the machine: processor, number of cores this process may use, and GPU."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""Paired significance tests by sacreBLEU: is one system better, or was it only lucky?"""
+"""sacreBLEU's paired significance tests: is a system really better, or was it just lucky?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ LEVEL = 0.05  # differences with a smaller p-value count as significant
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of a baseline and a system by one metric, and the result of one test."""
+    """The scores of a baseline and a system in one metric, and the result of one test."""
 
     baseline: str
     system: str
     kind: Kind
     baseline_score: Score
     score: Score
-    p_value: float | None  # None if both score the same, so that there is nothing to test
+    p_value: float | None  # None if both have the same score, so there is nothing to test
 
     @property
     def difference(self) -> float:
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def is_better(self) -> bool:
-        """Whether the system has the better score, significant or not."""
+        """Whether the system has the better score, even if the difference is not significant."""
         return is_better(self.score.name, self.score.value, self.baseline_score.value)
 
 
@@ -50,11 +50,12 @@ def paired_tests(
 ) -> list[Comparison]:
     """Test every other system against the first one, for each metric.
 
-    The results are those of `sacrebleu --paired-bs` and `--paired-ar`. Kind `bs` resamples lines
-    (Koehn 2004) and also gives each score an interval; `ar` randomly swaps the outputs of the two
-    systems (Riezler and Maxwell 2005). `samples` 0 means sacreBLEU's default: 1,000 for `bs` and
-    10,000 for `ar`. For two equally good systems, `ar` reports a significant difference in 1 of 20
-    cases. `bs` does so in 2 of 20, because its p-values are practically one-sided. Raises
+    The results are the same as with `sacrebleu --paired-bs` and `--paired-ar`. The kind `bs`
+    resamples lines (Koehn 2004) and also gives each score an interval. The kind `ar` randomly swaps
+    the outputs of the two systems (Riezler and Maxwell 2005). If `samples` is 0, it is sacreBLEU's
+    default: 1,000 for `bs` and 10,000 for `ar`. For two equally good systems, `ar` reports a
+    significant difference in 1 of 20 cases, and `bs` in 2 of 20, because its p-values are
+    practically one-sided. Raises
     `DataError` if line counts differ.
     """
     for hyps in systems.values():

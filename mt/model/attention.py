@@ -1,13 +1,13 @@
 """Multi-head attention, and the different ways to compute it.
 
-A layer projects its input to queries, keys and values and hands them to an `Attention`. The layer
-does not know which one: for padded sentences, for packed sentences, or one that records its
-weights. Two more are defined elsewhere: over the decoder's cache (mt.model.state) and in an
-exported graph (mt.convert.onnx).
+A layer projects its input to queries, keys and values, and passes them to an `Attention`. There
+are several kinds of `Attention`, which look the same to the layer: for padded sentences, for packed
+sentences, and one that records its weights. Two more are defined elsewhere: one uses the decoder's
+cache (mt.model.state), and one belongs to an exported graph (mt.convert.onnx).
 
-Layers see tokens as a flat [tokens, d_model]. Padded sentences are stored with time first (the
-first token of every sentence, then the second of every sentence, ...), so that their heads form
-the [batch x heads, length, head_dim] of a batched product without a copy.
+Layers see tokens as a flat [tokens, d_model]. Padded sentences are stored time first (the first
+token of every sentence, then the second token of every sentence, ...). A batched product needs the
+heads as [batch x heads, length, head_dim], and with this layout they need not be copied.
 """
 
 from abc import abstractmethod
@@ -26,14 +26,14 @@ from mt.model.linear import Linear, pack_linear
 
 
 class Attention(Protocol):
-    """How the layers of a stack attend. Each layer calls `attend` once, in order."""
+    """Computes attention for all layers of a stack, which call `attend` one after the other."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
         """Return softmax(Q K^T x scale) V [tokens, num_heads x head_dim].
 
-        `q`, `k` and `v` are [tokens, num_heads, head_dim]. An attention that has stored keys and
-        values ignores `k` and `v`.
+        `q`, `k` and `v` are [tokens, num_heads, head_dim]. An attention with stored keys and values
+        ignores `k` and `v`.
         """
 
 
@@ -49,10 +49,12 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
         # The key bias adds the same number to all scores of a query, which softmax cancels. Its
-        # gradient is only rounding error, which Adam would turn into steps of full size.
+        # gradient is just rounding error, but Adam would turn it into full-size steps.
         self.k_proj.bias.requires_grad_(False)
         self.dropout = Dropout(dropout)
-        self.packed: dict[str, Linear] = {}  # packed projections by their letters, see `pack`
+        self.packed: dict[
+            str, Linear
+        ] = {}  # maps the letters of packed projections to the layer, see `pack`
 
     def forward(self, query: Tensor, memory: Tensor | None, attention: Attention) -> Tensor:
         """Attend from `query` [tokens, d_model] to `memory` [source tokens, d_model].
@@ -71,17 +73,18 @@ class MultiHeadAttention(nn.Module):
     def heads(self, x: Tensor, names: str) -> tuple[Tensor, ...]:
         """Compute several projections of `x` [tokens, d_model] in one product.
 
-        `names` has a letter for each: q, k or v. The results are [tokens, num_heads, head_dim].
+        `names` has one letter (q, k, v) per projection. The results are [tokens, num_heads,
+        head_dim].
         """
         project = self.packed.get(names)
         product = F.linear(x, *self.fused(names)) if project is None else project(x)
         return product.view(-1, self.num_heads, len(names), self.head_dim).unbind(2)
 
     def fused(self, names: str) -> tuple[Tensor, Tensor]:
-        """Return one weight and one bias for several projections.
+        """Return a single weight and a single bias that compute several projections.
 
-        Their output is [..., num_heads, projections, head_dim]. The projections alternate within
-        each head, so that the heads of one projection have a constant stride in memory.
+        Their output is [..., num_heads, projections, head_dim]. The projections are next to each
+        other in each head, so the heads of one projection have a constant stride in memory.
         """
         layers: list[nn.Linear] = [getattr(self, f"{name}_proj") for name in names]
         shape = (self.num_heads, self.head_dim)
@@ -115,12 +118,12 @@ class PaddedAttention:
     """
 
     batch: int
-    # [batch or 1, tgt_len or 1, src_len]: 0 where attention is allowed, else -inf. None: all 0.
+    # [batch or 1, tgt_len or 1, src_len]: 0 where attention is allowed, else -inf; None: all 0.
     bias: Tensor | None
 
     @classmethod
     def of(cls, batch: int, allowed: Tensor | None) -> "PaddedAttention":
-        """Build from a mask that is True where attention is allowed, or None for everywhere.
+        """Build from a mask that is True where attention is allowed. None allows it everywhere.
 
         The mask is [batch or 1, tgt_len or 1, src_len].
         """
@@ -133,7 +136,7 @@ class PaddedAttention:
 
     @classmethod
     def causal(cls, ids: Tensor) -> "PaddedAttention":
-        """Return the self-attention of targets `ids` [batch, length]: no position sees a later one.
+        """Return the self-attention for targets `ids` [batch, length], without looking ahead.
 
         Targets are padded on the right, so this also hides padding from real tokens.
         """
@@ -151,7 +154,7 @@ class PaddedAttention:
             x.reshape(-1, self.batch * num_heads, head_dim).transpose(0, 1) for x in (q, k, v)
         )
         if q.dtype != torch.float32:
-            # oneDNN multiplies these types, and would copy operands with strides in every product.
+            # For these types, oneDNN does the products, and would copy strided operands every time.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         scores = torch.bmm(q, k.transpose(1, 2))  # [batch x heads, tgt_len, src_len]
         if self.bias is None:
@@ -183,7 +186,7 @@ class PaddedAttention:
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """The same attention as `padded`, but its weights are passed to a function.
+    """Like `padded`, but also passes its weights to a function.
 
     `watch` is called for each layer, with weights [batch, num_heads, tgt_len, src_len].
     """
@@ -192,7 +195,7 @@ class RecordedAttention:
     watch: Callable[[Tensor], object]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """See `Attention.attend`. Fused kernels do not return weights, so none is used here."""
+        """See `Attention.attend`. Does not use a fused kernel, because those return no weights."""
         q, k, v = (self.padded.by_sentence(x) for x in (q, k, v))
         scores = q @ k.transpose(2, 3) * scale
         if self.padded.bias is not None:
@@ -209,16 +212,18 @@ class PackedAttention:
     On CUDA this is flash attention, which needs half precision and has no attention dropout.
     """
 
-    tgt_offsets: Tensor  # [batch + 1] int32: where each sentence of queries begins, then the end
+    tgt_offsets: (
+        Tensor  # [batch + 1] int32: start of each sentence in the queries, then the total length
+    )
     src_offsets: Tensor  # the same for keys and values
     max_tgt_len: int
     max_src_len: int
     causal: bool
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: Dropout) -> Tensor:
-        """See `Attention.attend`. A token only sees tokens of its own sentence."""
+        """See `Attention.attend`. Tokens attend only to tokens of their own sentence."""
         assert not (dropout.training and dropout.p), (
-            "flash attention has no dropout; batches with dropout must be padded"
+            "flash attention has no dropout, so batches with attention dropout must be padded"
         )
         kernel = varlen_attn if q.device.type == "cuda" else varlen_reference
         window = (-1, 0) if self.causal else (-1, -1)
@@ -230,5 +235,5 @@ class PackedAttention:
 
 
 def attention_bias(allowed: Tensor) -> Tensor:
-    """Return what is added to attention scores: 0 where `allowed`, else -inf."""
+    """Return the bias to add to attention scores: 0 where `allowed`, else -inf."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))

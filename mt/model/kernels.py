@@ -1,6 +1,6 @@
 """Faster ways to compute on a GPU: packed batches for flash attention, and compiled layers.
 
-If a GPU cannot use one of them, a warning says why, and the slower way is used.
+If a GPU cannot use one of them, a warning gives the reason, and the slower way is used.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def packs(config: ModelConfig, compute: Compute) -> bool:
-    """Whether training batches are packed for flash attention. Warns if a GPU cannot do it.
+    """Whether to pack training batches for flash attention. Warns if a GPU cannot do this.
 
     Flash attention needs half precision, an Ampere GPU or later, certain head sizes, and no
     attention dropout. Deterministic runs do not use it (see
@@ -41,7 +41,8 @@ def packs(config: ModelConfig, compute: Compute) -> bool:
     reasons = [reason for reason, applies in obstacles.items() if applies]
     if reasons:
         logger.warning(
-            "batches are padded, which is slower than packing: flash attention does not support %s",
+            "batches are padded, which is slower than packing, because flash attention does not "
+            "support %s",
             ", ".join(reasons),
         )
     return not reasons
@@ -56,7 +57,8 @@ def compile_layers(layers: Iterable[nn.Module], compute: Compute) -> None:
         return
     if (missing := missing_compiler()) is not None:
         logger.warning(
-            "train.compile: %s is missing, so layers run uncompiled, which is slower", missing
+            "train.compile: %s is missing, so layers are not compiled, which is slower",
+            missing,
         )
         return
     for layer in layers:
@@ -85,7 +87,7 @@ def varlen_reference(
 ) -> Tensor:
     """Compute what `varlen_attn` computes, one sequence at a time, on any device.
 
-    This is for tests and for devices without the kernel; it is slow.
+    It is slow, and meant for tests and for devices without the kernel.
     """
     tgt_lens, src_lens = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
     sequences = zip(query.split(tgt_lens), key.split(src_lens), value.split(src_lens), strict=True)

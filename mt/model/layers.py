@@ -18,15 +18,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Dropout(nn.Module):
     """In training, sets a fraction `p` of the values to zero and scales up the rest.
 
-    On a CPU the mask is made from random bytes, about twenty times faster than PyTorch's
-    `bernoulli_`. `p` is then rounded to the nearest k/256, and the scale is computed from the
-    rounded value.
+    On a CPU, the mask is made from random bytes, which is about twenty times faster than
+    PyTorch's `bernoulli_`. `p` is then rounded to the nearest k/256, and the scale is computed from
+    the rounded value.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self._dropped = min(round(p * 256), 255)  # how many of the 256 byte values mean: drop
+        self._dropped = min(round(p * 256), 255)  # how many of the 256 byte values drop a value
         self.scale = 256 / (256 - self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Dropout(nn.Module):
         return torch.addcmul(residual, x, self.mask(x), value=self.scale)
 
     def drops(self, x: Tensor) -> bool:
-        """Whether `mask` is used for `x`. If not, PyTorch's dropout is used, or none."""
+        """Whether dropout on `x` uses `mask`. Otherwise, it uses PyTorch's dropout or is off."""
         return self.training and self.p > 0 and x.device.type == "cpu"
 
     def mask(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Dropout(nn.Module):
 
         The mask does not contain `scale`, because bf16 could not represent it exactly.
         """
-        # In place, so that the result stays uint8: a boolean result takes ten times as long.
+        # In place, so that the result stays uint8. A boolean result would take ten times as long.
         keep = random_bytes(x.numel()).ge_(self._dropped)
         return keep.view(x.shape).to(x.dtype)
 
@@ -79,8 +79,8 @@ class Activation(nn.Module):
 class _DroppedReLU(torch.autograd.Function):
     """relu(x) * mask * scale, in place.
 
-    The gradient is passed on where the result is above zero, so the backward pass needs neither
-    `x` nor the mask.
+    The gradient flows where the result is above zero, so the backward pass needs neither `x` nor
+    the mask.
     """
 
     @staticmethod
@@ -116,14 +116,14 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | int, length: int) -> Tensor:
         """Return the embeddings [..., d_model] of ids [...].
 
-        `positions` [...] are below `length`; an integer is the position of all ids.
+        `positions` [...] are below `length`. If it is an integer, it is the position of all ids.
         """
         table = self.positions(length)
         x = torch.add(table[positions], F.embedding(tokens, self.weight), alpha=self.scale)
         return self.dropout(x) if self.training else x
 
     def positions(self, length: int) -> Tensor:
-        """Return at least `length` rows of sinusoids. They are cached, and are not parameters."""
+        """Return at least `length` rows of sinusoids. They are cached and are not parameters."""
         device = self.weight.device
         if len(self._sinusoids) < length or self._sinusoids.device != device:
             rows = max(256, 1 << (length - 1).bit_length())

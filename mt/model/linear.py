@@ -18,10 +18,10 @@ def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Line
 
 
 class DenseLinear:
-    """A floating-point layer. Its output has the dtype of its weights, whatever its input has."""
+    """A floating-point layer. Its output always has the dtype of its weights."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype).t().contiguous()  # [in, out]: faster for few rows on a CPU
+        self.weight = weight.to(dtype).t().contiguous()  # [in, out] is faster for few rows on a CPU
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,11 +36,11 @@ class DenseLinear:
 class Int8Linear:
     """An int8 layer with fp32 input and output.
 
-    Weights have 8 bits and a scale per output; inputs have 7 bits and a scale per row. The scale of
-    a row depends on that row alone, so other rows make no difference.
+    Weights have 8 bits and one scale per output. Inputs have 7 bits and one scale per row, which
+    depends only on that row, so the result for a row does not depend on the other rows.
 
-    Inputs have only 7 bits because processors without VNNI add two products in 16 bits (2 x 127 x
-    127 fits), and all processors should give the same results.
+    Inputs have only 7 bits so that all processors give the same results: processors without VNNI
+    add two products in 16 bits, in which 2 x 127 x 127 fits.
     """
 
     LEVELS = 63  # inputs are rounded to -63 to 63, and stored as 1 to 127
@@ -53,7 +53,7 @@ class Int8Linear:
         self.bias = None if bias is None else bias.float()
 
     def __getstate__(self) -> dict[str, Tensor | None]:
-        """Return the state for another process, with weights that oneDNN has not packed."""
+        """Return the state for another process, with the weights unpacked."""
         return {**self.__dict__, "weight": self.weight.to_dense().t().contiguous()}
 
     def __setstate__(self, state: dict[str, Tensor]) -> None:
@@ -64,8 +64,8 @@ class Int8Linear:
         largest = torch.maximum(
             x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True)
         ).clamp_min_(TINY)
-        # Adding 0.5 makes the conversion, which truncates, a rounding. Converting to int8 and
-        # viewing as uint8 is much faster than converting to uint8.
+        # The conversion truncates, so 0.5 is added to round. Converting to int8 and viewing the
+        # result as uint8 is much faster than converting to uint8.
         rounded = (
             (x * (self.LEVELS / largest)).add_(self.LEVELS + 1.5).to(torch.int8).view(torch.uint8)
         )

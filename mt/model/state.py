@@ -4,12 +4,12 @@ A search keeps several hypotheses (beams) per sentence. Cross-attention keys and
 source mask are stored once per sentence, not once per beam.
 
 The hypotheses of a sentence form a trie, because they share their beginnings. Each node of the trie
-is one token, and its self-attention keys and values are stored in one cell of the sentence's cache.
-A cell is written once. Reordering the hypotheses only changes the table that says which cells
-belong to which hypothesis (`path`), and a cell that belongs to none is used again. All hypotheses
-of a sentence attend to all its cells in one product, with a mask that hides the cells of the
-others. So the cost of a step grows with the number of nodes, not with beams x length, and nothing
-is copied.
+is one token, whose self-attention keys and values are stored in one cell of the sentence's cache. A
+cell is written once. The table `path` says which cells belong to which hypothesis. Reordering the
+hypotheses only changes this table, and cells that belong to no hypothesis are used again. All
+hypotheses of a sentence attend to all cells of the sentence in one product, with a mask that hides
+the cells of other hypotheses. So nothing is copied, and the cost of a step grows with the number of
+nodes, not with beams x length.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mt.model.attention import attention_bias
 from mt.model.layers import Dropout
 
-FIRST_CAPACITY = 64  # cells per sentence; doubled when all are in use
+FIRST_CAPACITY = 64  # initial number of cells per sentence; it is doubled when all are in use
 
 
 @dataclass
@@ -35,9 +35,9 @@ class LayerCache:
 
     @classmethod
     def of(cls, heads: tuple[Tensor, ...], sentences: int) -> "LayerCache":
-        """Return a cache for the keys and values of a memory, with empty cells for hypotheses.
+        """Return a cache with the keys and values of a source, and empty cells for hypotheses.
 
-        `heads` are both [src_len x sentences, num_heads, head_dim].
+        `heads` are the keys and values, both [src_len x sentences, num_heads, head_dim].
         """
         src_keys, src_values = (
             x.unflatten(0, (-1, sentences)).permute(1, 2, 0, 3).contiguous() for x in heads
@@ -52,20 +52,20 @@ class DecoderState:
     """The caches of all decoder layers, and which cells belong to which hypothesis."""
 
     layers: list[LayerCache]
-    # [sentences, 1, 1, src_len]: 0 for a source token, -inf for padding. None: no padding.
+    # [sentences, 1, 1, src_len]: 0 for source tokens, -inf for padding. None means no padding.
     src_bias: Tensor | None
     path: Tensor  # [sentences, beams, cells] True if the hypothesis contains the token of the cell
     length: int = 0  # tokens per hypothesis so far
 
     def advance(self, num_beams: int) -> tuple[Tensor, Tensor | None]:
-        """Append a cell to each hypothesis, for its next token.
+        """Add a cell for the next token to each hypothesis.
 
-        The first call may be for any number of beams. Returns
+        In the first call, `num_beams` may be any number. Returns
 
-        - the places of the new cells [sentences x num_beams x num_heads]: indices into the caches
-          when their first three dimensions are flattened,
-        - the bias of self-attention [sentences, 1, num_beams, cells]: 0 if the cell belongs to the
-          hypothesis, else -inf. None if every cell belongs to every hypothesis.
+        - the places of the new cells [sentences x num_beams x num_heads], which are indices into
+          the caches with the first three dimensions flattened;
+        - the self-attention bias [sentences, 1, num_beams, cells], which is 0 if the cell belongs
+          to the hypothesis, else -inf; or None if every cell belongs to every hypothesis.
         """
         if not self.length:
             self.path = self.path.expand(-1, num_beams, -1)
@@ -77,7 +77,7 @@ class DecoderState:
         return self._places(cells), bias
 
     def _free_cells(self, count: int) -> Tensor:
-        """Return `count` unused cells of each sentence [sentences, count]; add cells if needed."""
+        """Return `count` unused cells per sentence [sentences, count]. Adds cells if needed."""
         used = self.path.any(dim=1)  # [sentences, cells]
         num_free = int((~used).sum(dim=1).min()) if used.numel() else 0
         if num_free < count:
@@ -88,14 +88,14 @@ class DecoderState:
         return used.int().sort(dim=1, stable=True).indices[:, :count]
 
     def _places(self, cells: Tensor) -> Tensor:
-        """Return the index of each of `cells` [sentences, beams] for each head, as in `advance`."""
+        """Return the places (see `advance`) of `cells` [sentences, beams] for all heads."""
         sentences, num_heads, capacity, _ = self.layers[0].keys.shape
         heads = torch.arange(sentences * num_heads, device=cells.device)
         first = heads.view(sentences, 1, num_heads) * capacity  # cell 0 of each head
         return (first + cells[:, :, None]).flatten()
 
     def reorder(self, hyp_index: Tensor) -> None:
-        """Replace hypothesis i of each sentence by its hypothesis `hyp_index[:, i]`.
+        """Replace hypothesis i of each sentence by hypothesis `hyp_index[:, i]` of that sentence.
 
         `hyp_index` is [sentences, beams].
         """
@@ -104,7 +104,7 @@ class DecoderState:
     def keep(self, sentence_index: Tensor) -> None:
         """Keep only the sentences at `sentence_index` [kept], in that order.
 
-        Only sentences that change their place are copied.
+        Only sentences that move to another place are copied.
         """
         to = (
             sentence_index != torch.arange(len(sentence_index), device=sentence_index.device)
@@ -132,9 +132,9 @@ def _doubled(cache: Tensor) -> Tensor:
 
 
 class CachedSelfAttention:
-    """Self-attention of the newest token of each hypothesis to all its tokens so far.
+    """Self-attention from the newest token of each hypothesis to all tokens of that hypothesis.
 
-    Each call of `attend` is for the next layer. There are sentences x beams hypotheses.
+    Successive calls of `attend` are for successive layers. Hypotheses are [sentences x beams].
     """
 
     def __init__(self, state: DecoderState, places: Tensor, bias: Tensor | None) -> None:
@@ -153,9 +153,9 @@ class CachedSelfAttention:
 
 
 class CachedCrossAttention:
-    """Cross-attention of the newest token of each hypothesis to the source of its sentence.
+    """Cross-attention from the newest token of each hypothesis to the source sentence.
 
-    Each call of `attend` is for the next layer. There are sentences x beams hypotheses.
+    Successive calls of `attend` are for successive layers. Hypotheses are [sentences x beams].
     """
 
     def __init__(self, state: DecoderState) -> None:
@@ -188,7 +188,7 @@ def attend_to_cache(
     if q.device.type != "cpu":
         mask = None if bias is None else bias.to(q.dtype)
         context = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-    else:  # on a CPU, two batched products are as fast as the fused kernel and take any strides
+    else:  # on a CPU, two batched products are as fast as the fused kernel, and accept any strides
         heads = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(0, heads)
         if bias is not None:

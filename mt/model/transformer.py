@@ -2,10 +2,10 @@
 
 What is unusual here:
 
-  - Parameter names are those that fairseq and Hugging Face's Marian share, which keeps exports
-    simple.
-  - Positions are Marian's sinusoids.
-  - `forward` stops before the output projection, so that the loss can fuse the two.
+  - Parameters have the names that fairseq and Hugging Face's Marian have in common, which keeps
+    exports simple.
+  - The position vectors are laid out like Marian's.
+  - `forward` does not apply the output projection, so that the loss can fuse both.
 """
 
 import copy
@@ -25,7 +25,7 @@ from mt.model.linear import Linear, pack_linear
 
 
 class Layer(nn.Module):
-    """The common part of encoder and decoder layers: self-attention, feed-forward block, norms."""
+    """What encoder and decoder layers have in common: self-attention, feed-forward block, norms."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Layer(nn.Module):
         self.activation = Activation(config.activation, config.activation_dropout)
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, block: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return x + dropout(block(x)), with layer norm before the block or after the sum."""
+        """Return x + dropout(block(x)), with a layer norm before the block or after the sum."""
         if self.pre_norm:
             return self.dropout.add(x, block(norm(x)))
         return norm(self.dropout.add(x, block(x)))
@@ -52,7 +52,7 @@ class Layer(nn.Module):
 
 
 class EncoderLayer(Layer):
-    """Self-attention, then feed-forward."""
+    """Self-attention, followed by a feed-forward block."""
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
         """Return the output [tokens, d_model] of the layer for `x` [tokens, d_model]."""
@@ -61,7 +61,7 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
-    """Masked self-attention, attention to the source, then feed-forward."""
+    """Masked self-attention, attention to the source, and a feed-forward block."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -85,7 +85,7 @@ class DecoderLayer(Layer):
 
 
 class Encoder(nn.Module):
-    """Embeddings, then a stack of encoder layers."""
+    """An embedding layer and a stack of encoder layers."""
 
     def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
 
     def forward(self, src: Tensor, positions: Tensor, length: int, attention: Attention) -> Tensor:
-        """Return the memory [tokens, d_model] of ids `src` [tokens] at `positions` < `length`."""
+        """Encode ids `src` [tokens] to [tokens, d_model]. `positions` are below `length`."""
         x = self.embed_tokens(src, positions, length)
         for layer in self.layers:
             x = _run(layer, self.recompute, x, attention)
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings, then a stack of decoder layers."""
+    """An embedding layer and a stack of decoder layers."""
 
     def __init__(self, config: ModelConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Return the hidden states [tokens, d_model] of ids `tgt_in` [tokens].
 
-        `positions` are below `length`. For `memory` see `DecoderLayer`.
+        `positions` are below `length`. `memory` is explained in `DecoderLayer`.
         """
         x = self.embed_tokens(tgt_in, positions, length)
         for layer in self.layers:
@@ -159,7 +159,8 @@ class Transformer(nn.Module):
     def _initialize(self) -> None:
         """Draw initial weights as fairseq does.
 
-        Xavier for linear layers, N(0, 1/d_model) for embeddings and output, zero for biases.
+        Linear layers use Xavier initialization, embeddings and output N(0, 1/d_model). Biases are
+        zero.
         """
         for module in self.modules():
             if isinstance(module, Embedding) or module is self.output_projection:
@@ -187,7 +188,7 @@ class Transformer(nn.Module):
         return hidden.unflatten(0, (tgt_len, len(src))).transpose(0, 1)
 
     def encode_flat(self, src: Tensor, attention: Attention) -> Tensor:
-        """Return the memory [src_len x batch, d_model], time first, of `src` [batch, src_len]."""
+        """Encode `src` [batch, src_len] to [src_len x batch, d_model], time first."""
         memory: Tensor = self.encoder(*_time_first(src), src.shape[1], attention)
         return memory
 
@@ -202,7 +203,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Like `forward`, for sentences that are stored one after the other, without padding.
 
-        Ids are [tokens], offsets [batch + 1] int32; returns hidden states [tokens, d_model].
+        Ids are [tokens], offsets are [batch + 1] int32, and hidden states are [tokens, d_model].
         """
         source = PackedAttention(src_offsets, src_offsets, max_src_len, max_src_len, causal=False)
         memory = self.encoder(src, _positions(src, src_offsets), max_src_len, source)
@@ -213,15 +214,15 @@ class Transformer(nn.Module):
         )
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
-        """Return the memory [batch, src_len, d_model] of ids `src` [batch, src_len]."""
+        """Encode ids `src` [batch, src_len] to [batch, src_len, d_model]."""
         source = PaddedAttention.over(src, src_mask)
         return self.encode_flat(src, source).unflatten(0, src.shape[::-1]).transpose(0, 1)
 
     def recompute(self, recompute: bool) -> None:
         """Switch gradient checkpointing on or off (Chen et al. 2016).
 
-        Training then stores only the input of each layer, and computes the rest again in the
-        backward pass.
+        If it is on, training stores only the input of each layer, and computes the rest again in
+        the backward pass.
         """
         self.encoder.recompute = self.decoder.recompute = recompute
 
@@ -233,12 +234,12 @@ class Transformer(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """All layers: first those of the encoder, then those of the decoder."""
+        """All encoder layers, followed by all decoder layers."""
         return [*self.encoder.layers, *self.decoder.layers]
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [tgt_vocab_size, d_model]; if tied, the target embedding."""
+        """The output matrix [tgt_vocab_size, d_model], which is the target embedding if tied."""
         return (
             self.decoder.embed_tokens.weight
             if self.output_projection is None
@@ -271,7 +272,7 @@ def for_translating(model: Transformer, dtype: torch.dtype = torch.float32) -> T
 
 
 def _time_first(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ids [batch, length] as [length x batch], time first, and their positions."""
+    """Return (ids [batch, length] as [length x batch], time first; their positions)."""
     batch, length = ids.shape
     positions = torch.arange(length, device=ids.device)[:, None].expand(length, batch)
     return ids.t().flatten(), positions.flatten()
@@ -285,7 +286,7 @@ def _run(layer: nn.Module, recompute: bool, *args: Any) -> Tensor:
 
 def _positions(ids: Tensor, offsets: Tensor) -> Tensor:
     """Return the position of each packed id in its sentence."""
-    # With `output_size`, the host need not wait for a GPU to compute the size.
+    # `output_size` is given so that the host does not wait for the GPU to compute it.
     starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(ids))
     return torch.arange(len(ids), device=ids.device) - starts
 

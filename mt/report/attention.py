@@ -1,6 +1,6 @@
-"""Attention maps: compute the attention weights of single sentences, and prepare them for drawing.
+"""Attention maps: compute the attention weights of a sentence, and prepare them for drawing.
 
-`mt attend` shows the maps of one sentence. `mt report` includes those of a few sentences.
+`mt attend` shows the maps of one sentence. `mt report` includes the maps of a few sentences.
 """
 
 import base64
@@ -27,11 +27,11 @@ TITLES = {
     ),
     "cross": ("Decoder: cross-attention", "rows: decoder output, columns: source tokens"),
 }
-MAX_IDS = 512  # longest source that `mt attend` shows, in subwords; targets may be twice as long
+MAX_IDS = 512  # maximum source length in subwords for `mt attend`; targets may have twice as many
 # Sentences with more subwords get no maps in a report. At this length, the maps of a model with
-# 6 layers of 8 heads add 0.3 MB to the file.
+# 6 layers of 8 heads make the file 0.3 MB larger.
 MAX_TOKENS = 40
-HEADS_IN_A_ROW = 4  # maps side by side if only one layer is drawn
+HEADS_IN_A_ROW = 4  # number of maps side by side if only one layer is drawn
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class SentenceAttention:
     src: str
     tgt: str
     src_tokens: list[str]  # with the end-of-sentence token
-    read_tokens: list[str]  # input of the decoder: with the begin-of-sentence token
-    written_tokens: list[str]  # output of the decoder: with the end-of-sentence token
+    read_tokens: list[str]  # decoder input, with the begin-of-sentence token
+    written_tokens: list[str]  # decoder output, with the end-of-sentence token
     maps: AttentionMaps
 
 
@@ -119,9 +119,9 @@ def _ids(
 def token_names(
     tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the pieces of the source, of the decoder's input and of its output.
+    """Return the pieces of the source, of the decoder input and of the decoder output.
 
-    `src` and `tgt` come without begin and end ids; the returned lists contain those tokens.
+    `src` and `tgt` have no begin and end ids, but the returned lists include these tokens.
     """
     src_tokens = [tokenizer.src_pieces[i] for i in src]
     tgt_tokens = [tokenizer.tgt_pieces[i] for i in tgt]
@@ -132,9 +132,9 @@ def token_names(
 def figures(
     attention: SentenceAttention, kind: str = "all", layer: str | None = None, head: str = "mean"
 ) -> list[Figure]:
-    """Make a figure for each kind of attention: `encoder`, `decoder`, `cross`, or `all` of them.
+    """Make figures of the given kind of attention: `encoder`, `decoder`, `cross` or `all`.
 
-    `layer` is a number from 1, `all`, or None for the second to last layer; `head` is a number
+    `layer` is a number from 1, `all`, or None for the second-to-last layer. `head` is a number
     from 1, `all` or `mean`. Raises `ConfigError` if the layer or head does not exist.
     """
     return [_figure(attention, name, layer, head) for name in (TITLES if kind == "all" else [kind])]
@@ -193,8 +193,8 @@ def attention_entries(
 ) -> Iterator[dict[str, Any]]:
     """Yield the attention maps of `count` sentences by each model, for the report page.
 
-    Chosen are the sentences on which the first and the last system differ most in chrF, or with a
-    single system those that it translates worst. Long sentences are skipped.
+    These are the sentences for which the chrF of the first and the last system differs most. If
+    there is only one system, they are its worst sentences. Long sentences are skipped.
     """
     scores = sentences["scores"]
     keys = [
@@ -230,6 +230,6 @@ def _maps(translator: Translator, src: list[int], tgt: list[int]) -> dict[str, A
 
 
 def _packed(weights: Tensor) -> dict[str, Any]:
-    """Pack weights for JSON: one byte per weight, 255 for a weight of 1, in base64."""
+    """Pack weights for JSON: one byte per weight (255 for a weight of 1), in base64."""
     data = (weights * 255).round().to(torch.uint8).numpy().tobytes()
     return {"shape": list(weights.shape), "data": base64.b64encode(data).decode()}

@@ -1,6 +1,6 @@
 """`mt report`: collect the data that the report page shows.
 
-That is: training curves, scores, significance tests, differences in configuration, and every
+These are training curves, scores, significance tests, differences in configuration, and every
 sentence with its translations.
 """
 
@@ -45,8 +45,8 @@ from mt.report.curves import read_curves
 from mt.runtime.device import PRECISION_NAMES
 
 logger = logging.getLogger(__name__)
-MAX_COUNTED = 1_000_000  # training lines in which words are counted
-ALWAYS_DIFFERENT = ("run_dir", "cache_dir")  # settings not worth listing as differences
+MAX_COUNTED = 1_000_000  # number of training lines in which words are counted
+ALWAYS_DIFFERENT = ("run_dir", "cache_dir")  # settings that are not listed as differences
 
 
 def report_data(
@@ -59,11 +59,11 @@ def report_data(
 ) -> dict[str, Any]:
     """Collect what `mt.report.page.render` shows about run or model folders.
 
-    The test sets are those of `sources` and `references`, or else of the first run's configuration.
-    `options` are those of `Translator.load`. `num_maps` is the number of sentences per test set
-    whose attention is included. A run without a checkpoint contributes only its curves and
-    settings. Raises `CheckpointError` if a folder is neither a run nor a model, and `ConfigError`
-    or `DataError` if `sources` and `references` cannot be used.
+    The test sets are `sources` with `references`, or those of the first run's configuration.
+    `options` are options of `Translator.load`. `num_maps` is the number of sentences per test set
+    for which attention maps are included. A run without a checkpoint contributes only its curves
+    and settings. Raises `CheckpointError` if a folder is neither a run nor a model, and
+    `ConfigError` or `DataError` if `sources` and `references` cannot be used.
     """
     names = unique_names([run.name or str(run.resolve().name) for run in runs])
     models = {
@@ -98,7 +98,9 @@ def _model(run: Path) -> ModelFolder | None:
     except CheckpointError:
         if RunFolder(run).settings() is None:
             raise
-        logger.warning("%s: no checkpoint yet; the report leaves out its translations", run)
+        logger.warning(
+            "%s: there is no checkpoint yet, so the report has no translations of this run", run
+        )
         return None
 
 
@@ -117,14 +119,14 @@ def _tests(config: Config, sources: Sequence[str], references: Sequence[str]) ->
 
 
 def _training_words(config: Config) -> Counter[str] | None:
-    """Count each target word in the training text; None if the text cannot be read."""
+    """Count the target words in the training text. Returns None if the text cannot be read."""
     pairs = itertools.chain.from_iterable(
         open_corpus(corpus, config.data, CorpusStats()) for corpus in config.data.train
     )
     try:
         return word_counts(pair.tgt for pair in itertools.islice(pairs, MAX_COUNTED))
     except (DataError, OSError) as error:
-        logger.warning("the report has no scores by word rarity: %s", error)
+        logger.warning("the report has no scores for rare and frequent words: %s", error)
         return None
 
 
@@ -165,11 +167,11 @@ class _System:
 
     translator: Translator
     hyps: list[list[str]]  # [test set][line]
-    gains: list[list[float]]  # the `source_gain` of each translation, [test set][line]
+    gains: list[list[float]]  # [test set][line], see `source_gain`
 
 
 def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str, Any]) -> _System:
-    """Load a model, and translate the test sets. Its worker processes exit afterwards."""
+    """Load a model, translate the test sets, and end its worker processes."""
     cached = cached_translations(folder, tests, options)
     with Translator.load(folder.path, **options) as translator:
         hyps = translate_tests(translator, tests, cached)
@@ -183,9 +185,9 @@ def _system(folder: ModelFolder, tests: Sequence[TestSet], options: Mapping[str,
 def source_gain(translator: Translator, src: Sequence[str], tgt: Sequence[str]) -> list[float]:
     """Measure how much each target depends on its source, in nats per token.
 
-    The gain is the mean log-probability of the target's tokens given its own source, minus that
-    given an unrelated source: the line half the text away. A hallucination gains little. The gain
-    is 0 if both sources are the same.
+    The gain is the mean log-probability of the target's tokens given its own source, minus their
+    mean log-probability given an unrelated source, which is the line half the text away. For
+    hallucinations, the gain is small. If both sources are the same, it is 0.
     """
     unrelated = [*src[len(src) // 2 :], *src[: len(src) // 2]]
     with_own, with_unrelated = (
@@ -206,7 +208,7 @@ def _test(
     counts: Mapping[str, int] | None,
     num_maps: int,
 ) -> dict[str, Any]:
-    """Collect everything about one test set; `index` is its place in the lists of `systems`."""
+    """Collect everything about a test set. `index` is its index in the lists of `systems`."""
     hyps = {name: system.hyps[index] for name, system in systems.items()}
     translators = [system.translator for system in systems.values()]
     ref = test.refs[0]
@@ -288,7 +290,7 @@ def _comparisons(
 
 
 def _comparison(pair: PairReport, names: list[str]) -> dict[str, Any]:
-    rows: dict[str, dict[str, Any]] = {}  # by metric
+    rows: dict[str, dict[str, Any]] = {}  # keyed by metric
     for c in pair.comparisons:
         metric = TITLES[c.score.name]
         row = {"metric": metric, "difference": c.difference, "p_values": {}}

@@ -9,11 +9,11 @@ from typing import Any
 from mt.artifacts import RunFolder
 
 CURVES = {"train": ("loss", "lr", "tokens_per_second"), "valid": ("loss", "bleu", "chrf")}
-MAX_POINTS = 2000  # per curve: more than a screen can show
+MAX_POINTS = 2000  # maximum number of points per curve; screens show fewer
 
 
 def read_curves(run_dir: Path) -> dict[str, dict[str, list[float | None]]]:
-    """Return {"train": ..., "valid": ...}, each with a list of steps and a list per metric.
+    """Return {"train": ..., "valid": ...}, each with a list of steps and one list per metric.
 
     Long curves are thinned to at most `MAX_POINTS`. A value is None if it is missing or not finite.
     """

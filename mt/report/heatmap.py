@@ -1,8 +1,8 @@
-"""Draw heat maps of attention weights: as text for a terminal or a log, and as a standalone SVG.
+"""Draw heat maps of attention weights, as text for a terminal or a log, and as standalone SVG.
 
-In the text, each column label has a line to itself, with vertical guides that lead down to the
-columns before it. Labels of any script and length can thus be read horizontally. A map that is too
-wide for the terminal is split into blocks of columns.
+In the text, each column label has its own line, and vertical lines lead down from the labels to
+their columns. So labels of any script and length can be read horizontally. A map that is too wide
+for the terminal is split into blocks of columns.
 """
 
 import itertools
@@ -18,14 +18,14 @@ from rich.text import Text
 Colour = tuple[int, int, int]
 
 ON_WHITE: tuple[Colour, ...] = ((255, 255, 255), (158, 202, 225), (33, 113, 181), (8, 38, 94))
-# Colours that can be seen on a black and on a white terminal.
+# Colours that are visible on black and on white terminals.
 ON_TERMINAL: tuple[Colour, ...] = (
     (92, 124, 176),
     (74, 163, 198),
     (236, 178, 64),
     (232, 92, 58),
 )
-# (limit, characters): the characters for weights below the limit, relative to the largest weight.
+# (limit, characters): these characters show weights below the limit, as a share of the largest.
 SHADES = (
     (0.02, "\u00b7 "),
     (0.15, "\u2591\u2591"),
@@ -34,7 +34,7 @@ SHADES = (
     (2.0, "\u2588\u2588"),
 )
 
-MAX_LABEL = 16  # maximum width of a label in terminal columns; longer tokens are cut
+MAX_LABEL = 16  # maximum width of a label in terminal columns; longer labels are cut
 
 # Sizes in the SVG, in pixels. The small ones are for figures with several maps.
 FONT, SMALL_FONT, TITLE_FONT, HEAD_FONT = 12, 10, 14, 15
@@ -53,7 +53,7 @@ STYLE = (
 class HeatMap:
     """A matrix of weights from 0 to 1, with a token for each row and column.
 
-    A weight of exactly 0 is left blank, because masked positions have it.
+    Weights of exactly 0, which masked positions have, are left blank.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Figure:
     """Heat maps over the same tokens, drawn with `per_row` of them side by side."""
 
     title: str
-    note: str  # explains what rows and columns are
+    note: str  # explains the rows and columns
     maps: Sequence[HeatMap]
     per_row: int = 1
 
@@ -75,8 +75,8 @@ class Figure:
 def as_text(heat_map: HeatMap, width: int, plain: bool) -> Text:
     """Draw the map in at most `width` terminal columns.
 
-    If `plain`, the cells are percentages, and all text is ASCII if the labels are. Otherwise they
-    are shades and colours, relative to the largest weight of the map.
+    If `plain`, the cells are percentages, and all text is ASCII, except the labels. Otherwise, the
+    cells are shades and colours, relative to the largest weight of the map.
     """
     rows, columns = _labels(heat_map, min(MAX_LABEL, width // 3), plain)
     indent = max(map(cell_len, rows)) + 1
@@ -130,7 +130,7 @@ def _header(columns: Sequence[str], indent: int, plain: bool) -> Text:
 
 
 def _percent(weight: float) -> str:
-    """Write a percentage in three characters: `.` if it rounds to 0, blank if it is exactly 0."""
+    """Format a percentage in three characters: `.` if it rounds to 0, blank if it is 0."""
     percent = f"{100 * weight:.0f}"
     return " " * 3 if weight == 0 else " . " if percent == "0" else f"{percent:>3}"
 
@@ -148,8 +148,7 @@ def _shade(weight: float, scale: float) -> Text:
 def _clipped(label: str, width: int, plain: bool) -> str:
     """Cut the label to at most `width` terminal columns.
 
-    In plain text, the character with which SentencePiece marks the start of a word becomes an
-    underscore.
+    In plain text, SentencePiece's mark for the start of a word is replaced by an underscore.
     """
     label = _printable(label.replace("\u2581", "_") if plain else label)
     if cell_len(label) <= width:
@@ -168,7 +167,7 @@ def _printable(text: str) -> str:
 
 
 def _scale(maps: Sequence[HeatMap]) -> float:
-    """Return the largest weight, which gets the strongest colour, or 1 if all weights are 0."""
+    """Return the largest weight, or 1 if all weights are 0."""
     weights = (weight for heat_map in maps for row in heat_map.weights for weight in row)
     return max(weights, default=0.0) or 1.0
 
@@ -186,7 +185,7 @@ def _colour(stops: Sequence[Colour], part: float) -> Colour:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A piece of SVG, and how far it extends right of and below its origin."""
+    """A piece of SVG, with its width and height."""
 
     svg: str
     width: float
@@ -194,7 +193,7 @@ class _Drawing:
 
 
 def as_svg(figures: Sequence[Figure], headings: Sequence[str]) -> str:
-    """Draw a standalone picture: the headings, below them the figures, and a legend.
+    """Draw a standalone picture with headings, figures and a legend.
 
     All maps share one colour scale.
     """
@@ -235,7 +234,7 @@ def _beside(drawings: Sequence[_Drawing], gap: float) -> _Drawing:
 
 
 def _figure(figure: Figure, scale: float) -> _Drawing:
-    """Draw title, note, and a grid of maps, with labels only at its left and top edges."""
+    """Draw title, note, and a grid of maps, with labels only at the left and top edges."""
     cell, font = (CELL, FONT) if len(figure.maps) == 1 else (SMALL_CELL, SMALL_FONT)
     rows = []
     for start in range(0, len(figure.maps), figure.per_row):
@@ -252,7 +251,7 @@ def _figure(figure: Figure, scale: float) -> _Drawing:
 def _map(
     heat_map: HeatMap, cell: int, font: int, scale: float, *, left: bool, top: bool
 ) -> _Drawing:
-    """Draw title and squares, and the labels of rows if `left` and of columns if `top`."""
+    """Draw title and squares, with row labels if `left`, and with column labels if `top`."""
     rows, columns = _labels(heat_map, MAX_LABEL, plain=False)
     longest = max(_text_width(label, font) for label in columns)
     title = _line(heat_map.title, FONT, "n")
@@ -277,7 +276,7 @@ def _map(
 
 
 def _squares(heat_map: HeatMap, x: float, y: float, cell: int, scale: float) -> str:
-    """Draw a square with a tooltip for each weight, and a frame around all of them."""
+    """Draw a square with a tooltip for each weight, and a frame around all squares."""
     svg = []
     for i, (row, weights) in enumerate(zip(heat_map.rows, heat_map.weights, strict=True)):
         for j, (column, weight) in enumerate(zip(heat_map.columns, weights, strict=True)):
@@ -293,7 +292,7 @@ def _squares(heat_map: HeatMap, x: float, y: float, cell: int, scale: float) -> 
 
 
 def _legend(scale: float) -> _Drawing:
-    """Draw the colours from 0 to the largest weight."""
+    """Draw the colour scale from 0 to the largest weight."""
     num_steps, step_width = 20, 8
     bar = "".join(
         f'<rect x="{step_width * i}" width="{step_width}" height="12" '
@@ -310,7 +309,7 @@ def _fill(part: float) -> str:
 
 
 def _line(text: str, font: int, style: str) -> _Drawing:
-    """Draw a line of text whose letters fill the first `font` pixels below its origin."""
+    """Draw a line of text that is `font` pixels high."""
     return _Drawing(
         _text(text, 0, 0.85 * font, font, f'class="{style}"'), _text_width(text, font), 1.5 * font
     )
@@ -325,8 +324,7 @@ def _text(text: str, x: float, y: float, font: int, attributes: str) -> str:
 def _isolated(text: str) -> str:
     """Escape text for XML, and isolate right-to-left text.
 
-    The isolating marks give the text its own direction, so that its first character is at its
-    right end.
+    The isolating marks give the text its own direction, so that it starts at the right.
     """
     escaped = _escaped(text)
     return (

@@ -21,13 +21,13 @@ SCRIPTS = (
     "sentences.js",
     "attention.js",
     "page.js",
-)  # joined in this order into one JavaScript module
+)  # these are joined, in this order, into one JavaScript module
 
 
 def render(data: Mapping[str, Any]) -> str:
     """Return the whole page, to be written as UTF-8.
 
-    Every part of `data` may be missing or empty; the page then says what is missing. Numbers that
+    Any part of `data` may be missing or empty. The page then says what is missing. Numbers that
     are not finite count as missing. The parts are:
 
     - `title`, `generated` (date and time as text), `version` (of mt)
@@ -69,8 +69,8 @@ def _asset(name: str) -> str:
 def _as_json(data: Mapping[str, Any]) -> str:
     """Write JSON that is safe inside a script element.
 
-    Escapes keep the text from closing the element, and lone surrogates from failing to encode as
-    UTF-8.
+    Characters are escaped so that text cannot close the element, and so that lone surrogates do not
+    prevent encoding the page as UTF-8.
     """
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,1 +1,1 @@
-"""Runs: resolve settings, then start, plan, launch, inspect, replay or reproduce a run."""
+"""Runs: determine their settings, and start, plan, launch, inspect, replay or reproduce them."""

@@ -1,8 +1,8 @@
-"""`batching.max_tokens: auto`: finds the largest micro-batch that fits into memory, by training on
-batches of the longest pairs.
+"""Find the largest micro-batch that fits into memory, for `batching.max_tokens: auto`.
 
-`train.batch_tokens` fixes the size of an update, so `max_tokens` only decides into how many
-micro-batches it is split. That affects speed and memory, but not what the model learns.
+This is tried out with batches of the longest pairs. The size of an update is set by
+`train.batch_tokens`, so `max_tokens` only decides how many micro-batches it is split into. This
+affects speed and memory, but not what the model learns.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from mt.train.trainer import Trainer, trial
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.9  # of the available memory that training may use
-CPU_CEILING = 8192  # tokens; larger micro-batches are no faster on a CPU
+SHARE = 0.9  # share of the available memory that training may use
+CPU_CEILING = 8192  # number of tokens; larger micro-batches are not faster on a CPU
 
 
 def with_max_tokens(config: Config, max_tokens: int) -> Config:
-    """Return a copy of `config` with this `batching.max_tokens`."""
+    """Return a copy of `config` with the given `batching.max_tokens`."""
     batching = config.batching.model_copy(update={"max_tokens": max_tokens})
     return config.model_copy(update={"batching": batching})
 
@@ -70,7 +70,7 @@ def find_max_tokens(config: Config, prepared: Prepared, compute: Compute, ranks:
 
 
 def longest_side(prepared: Prepared) -> int:
-    """Return the length of the longest training sentence, including its end of sentence."""
+    """Return the length of the longest training sentence, with its end-of-sentence token."""
     cache, step = prepared.train, 1 << 20
     parts = (
         cache.lengths(np.arange(start, min(start + step, len(cache))))
@@ -111,14 +111,15 @@ def smaller_that_fits(trainer: Trainer) -> int | None:
 
 
 def _train_worst_batch(trainer: Trainer, max_tokens: int, longest: int) -> int | None:
-    """Train two updates on a batch of the longest pairs; return the peak bytes, or None if memory
-    runs out.
+    """Train two updates on a batch of the longest pairs.
+
+    Returns the peak memory in bytes, or None if memory runs out.
     """
     shape = (max_tokens // longest, longest, longest)
     batch = empty_batch(shape, torch.device("cpu"), packed=trainer.loader.packed)
     try:
         for _ in range(2):
-            # The weights are thrown away, so they may diverge.
+            # The weights are not used, so they may diverge.
             with contextlib.suppress(DivergedError):
                 trainer.train_step(Update.from_batches([batch])).read()
     except (RuntimeError, MemoryError) as error:
@@ -130,7 +131,7 @@ def _train_worst_batch(trainer: Trainer, max_tokens: int, longest: int) -> int |
 
 
 def _peak_bytes(compute: Compute) -> int:
-    """Return the peak memory so far: of the GPU's allocator, or of this process on a CPU."""
+    """Return the peak memory so far, of the GPU's allocator or (on a CPU) of this process."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_reserved(compute.device)
     return peak_process_memory()

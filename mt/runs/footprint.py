@@ -1,8 +1,8 @@
-"""The memory that training will need, computed before it starts.
+"""Compute how much memory training will need before it starts.
 
-The worst micro-batches run forward and backward through the real model and loss, with fake tensors
-that have sizes but no data. Every allocation is tracked from the operation that makes it until it
-is freed, so the memory at the peak is counted, not estimated.
+The largest micro-batches run forward and backward through the real model and loss, with fake
+tensors, which have a size but no data. Every allocation is tracked until it is freed, so the memory
+at the peak is counted, not estimated.
 """
 
 import contextlib
@@ -29,9 +29,10 @@ from mt.train.gradients import LossScale, apply_gradients
 from mt.train.objective import loss_sums
 from mt.train.optimizer import build_optimizer
 
-# Resident bytes per live byte of a micro-batch on a CPU, because freed memory leaves gaps in the
-# heap between live tensors; with gradient checkpointing (True), far more is freed. Measured with
-# glibc 2.36: 1.29 to 1.44 in four configurations without it, 2.7 to 3.2 in three with it.
+# Resident bytes per byte in use by a micro-batch on a CPU. They differ because freed memory leaves
+# gaps in the heap. With gradient checkpointing (True), more memory is freed, so gaps are larger.
+# Measured with glibc 2.36: 1.29 to 1.44 in four configurations without checkpointing, and 2.7 to
+# 3.2 in three configurations with it.
 HEAP_FACTOR = {False: 1.4, True: 3.0}
 # Resident bytes per bf16 matrix product that oneDNN has compiled and keeps, including the gaps
 # between them. Measured: 2 MiB on a CPU with AVX512-BF16, 4 MiB on one with AMX.
@@ -40,7 +41,7 @@ COMPILED_PRODUCT = 3 << 20
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The bytes in use at the peak of training, by what they are used for."""
+    """The bytes in use at the peak of training, keyed by their purpose."""
 
     shape: tuple[int, int, int]  # rows, source width and target width of the worst micro-batch
     kinds: dict[str, int]
@@ -53,10 +54,10 @@ class MemoryPlan:
 
 @dataclass(eq=False)
 class Allocation:
-    """The storage of one or more tensors, compared by identity."""
+    """The storage of one or more tensors. Only the same object counts as equal."""
 
     num_bytes: int
-    phase: str  # when it was made, see `Allocations.phase`
+    phase: str  # the value of `Allocations.phase` when it was allocated
 
 
 class Allocations(TorchDispatchMode):
@@ -64,8 +65,8 @@ class Allocations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.phase = "setup"  # given to new allocations
-        self.live: dict[int, Allocation] = {}  # by address of the storage
+        self.phase = "setup"  # recorded in new allocations
+        self.live: dict[int, Allocation] = {}  # keyed by the address of the storage
         self.num_bytes = self.peak_bytes = 0
         self.at_peak: list[Allocation] = []
 
@@ -90,7 +91,7 @@ class Allocations(TorchDispatchMode):
         self.num_bytes -= self.live.pop(address).num_bytes
 
     def of(self, tensor: Tensor) -> Allocation:
-        """Return the live allocation that holds `tensor`."""
+        """Return the allocation that contains `tensor`."""
         return self.live[tensor.untyped_storage()._cdata]
 
 
@@ -101,7 +102,7 @@ def micro_batch_memory(
     compute: Compute,
     repeat: bool,
 ) -> Counter[str]:
-    """Return the bytes that one micro-batch adds at its peak, by what they are used for.
+    """Return the bytes that one micro-batch adds at its peak, keyed by their purpose.
 
     `shape` is (rows, source width, target width). With `repeat`, the micro-batch is the second one
     of its update, so the gradients of the first one exist already.
@@ -111,7 +112,7 @@ def micro_batch_memory(
         with compute.device:
             model = build_model(config.model, *vocab_sizes, config.seed).train()
         model.recompute(config.train.gradient_checkpointing)
-        # The loss begins as soon as the decoder has returned its hidden states.
+        # The loss begins when the decoder has returned its hidden states.
         model.decoder.register_forward_hook(lambda *_: setattr(allocations, "phase", "loss"))
         batch = empty_batch(shape, compute.device, packed=packs(config.model, compute))
         for _ in range(1 + repeat):
@@ -176,7 +177,7 @@ def plan_memory(
         "optimizer state": 8 * sum(p.numel() for p in parameters if p.requires_grad),
         "averaged weights": weights if config.train.ema_decay else 0,
         **micro_batch,
-        # Three ids of 8 bytes and a mask of 1 byte per position.
+        # Each position takes three ids of 8 bytes and a mask of 1 byte.
         "prefetched batches": int(config.batching.prefetch * micro_batches * mean_width * 25),
     }
     if compute.device.type == "cpu":
@@ -191,7 +192,7 @@ def plan_memory(
 def process_memory(config: Config, compute: Compute) -> int:
     """Return the resident bytes of Python and its libraries.
 
-    A very small model is trained for one update first, because libraries load parts on first use.
+    A tiny model is trained for one update before, because libraries load some parts on first use.
     """
     sizes = {"d_model": 64, "d_ff": 64, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
     small = config.model.model_copy(update=sizes)
@@ -209,7 +210,7 @@ def process_memory(config: Config, compute: Compute) -> int:
 
 
 def resident_memory() -> int:
-    """Return the resident bytes of this process, or their peak if the system has no /proc."""
+    """Return the resident memory in bytes, or its peak if the system has no /proc."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_process_memory()

@@ -1,6 +1,4 @@
-"""`mt inspect`: reports what a run, checkpoint or model folder contains, and checks each file
-against its checksum.
-"""
+"""`mt inspect`: show what a run, checkpoint or model folder contains, and check its checksums."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ class ModelReport:
     tokenizer: str = ""
     data: str = ""
     scores: dict[str, float] = field(default_factory=dict)
-    compute: str = ""  # device, threads and precision of the scores
+    compute: str = ""  # device, threads and precision with which the scores were computed
     num_files: int = 0
     num_bytes: int = 0
     written_by: str = ""
@@ -42,7 +40,7 @@ class RunReport:
 
     path: str
     status: dict[str, Any]
-    links: dict[str, str]  # from "last" and "best" to the name of the checkpoint
+    links: dict[str, str]  # maps "last" and "best" to the names of checkpoints
     checkpoints: list[ModelReport]
 
 

@@ -1,6 +1,4 @@
-"""`mt train --nproc` starts all ranks of one machine with the launcher of torchrun; `mt launch`
-prints job scripts for Slurm.
-"""
+"""Launchers: `mt train --nproc` uses torchrun's launcher, and `mt launch` prints Slurm scripts."""
 
 import logging
 import os
@@ -19,7 +17,7 @@ from mt.config import Config
 from mt.errors import ConfigError
 from mt.runtime.environment import num_cores
 
-SHUTDOWN_TIMEOUT = 150  # seconds for ranks to finish an update and save after a signal
+SHUTDOWN_TIMEOUT = 150  # seconds that ranks have to finish an update and save after a signal
 SLURM = """#!/usr/bin/env bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -51,8 +49,9 @@ exit "$code"
 
 
 def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: int) -> int:
-    """Run `mt` with these arguments in `nproc` processes, one per rank, and return the exit code
-    that a single process would have.
+    """Run `mt` with these arguments in `nproc` processes, one per rank.
+
+    Returns the exit code that a single process would have.
 
     If a rank dies, all ranks are restarted, up to `max_restarts` times. Raises `ConfigError` if
     `nproc` is not a positive number or "gpu" (one process per GPU).
@@ -93,7 +92,7 @@ def launch(config: Config, nproc: str, arguments: Sequence[str], max_restarts: i
                 f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}\n"
             )
     run = RunFolder(Path(str(config.run_dir)))
-    if run.status().get("state") == "running":  # no rank has been able to update it
+    if run.status().get("state") == "running":  # no rank could update it
         run.write_status(state="failed", exit_code=code, message="a rank was killed")
     return code
 

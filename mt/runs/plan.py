@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """The size of one epoch of the training data; token counts include the end of sentence."""
+    """The size of one epoch of training data. Token counts include end-of-sentence tokens."""
 
     pairs: int
     src_tokens: int
@@ -35,18 +35,18 @@ class CorpusPlan:
     updates: int
     shapes: IntArray  # [micro-batches, 3]: rows, source width, target width
     micro_batches: int  # maximum per update
-    # (range of lengths, number of source sentences, number of target sentences)
+    # One row per range of lengths: (range, source sentences in it, target sentences in it).
     histogram: list[tuple[str, int, int]]
 
     @property
     def padding(self) -> float:
-        """The share of positions that are padding when micro-batches are padded."""
+        """The share of padding in all positions, if micro-batches are padded."""
         rows, src, tgt = self.shapes.T
         return 1 - (self.src_tokens + self.tgt_tokens) / int((rows * (src + tgt)).sum())
 
 
 def plan_corpus(loader: TrainLoader) -> CorpusPlan:
-    """Count the first epoch from the lengths of its sentences, without reading their tokens."""
+    """Compute the plan of the first epoch from sentence lengths, without reading tokens."""
     edges = np.array([*LENGTH_EDGES, np.iinfo(np.int64).max])
     shapes, updates, largest = [], 0, 0
     tokens, counts = np.zeros(2, np.int64), np.zeros((2, len(edges)), np.int64)
@@ -71,7 +71,7 @@ def plan_corpus(loader: TrainLoader) -> CorpusPlan:
 def parameters_by_block(model: Transformer) -> dict[str, int]:
     """Return the number of parameters per block.
 
-    A matrix that several blocks share is counted in the first of them.
+    If several blocks share a matrix, it is counted in the first of them.
     """
     encoder, decoder = model.encoder, model.decoder
     output = (p for name, p in model.named_parameters() if name.startswith("output_"))
@@ -92,9 +92,9 @@ def parameters_by_block(model: Transformer) -> dict[str, int]:
 
 
 def measure_speed(config: Config, prepared: Prepared, compute: Compute) -> tuple[int, float]:
-    """Train for some updates, and return their number and the target tokens per second.
+    """Train for some updates, and return (number of updates, target tokens per second).
 
-    The first update warms up and is not measured. The trained weights are thrown away.
+    The first update is a warm-up and is not measured. The trained weights are not used.
     """
     tokens, measured, start = 0, -1, 0.0
     with (
@@ -118,7 +118,7 @@ def plan(config: Config) -> str:
     """Return the whole plan as text.
 
     Prepares the data, and trains some updates to measure the speed, but writes nothing into the
-    run folder. Raises the same `MTError` for a mistake as training would.
+    run folder. Raises the same errors as training would.
     """
     config, _ = with_initial_model(config)
     train = config.train
@@ -129,7 +129,7 @@ def plan(config: Config) -> str:
         for_training=True,
         deterministic=train.deterministic,
     ).set_process_threads()
-    # Measured before preparing the data, which would add to it.
+    # This is measured first, because preparing the data would add to it.
     process = process_memory(config, compute) if compute.device.type == "cpu" else 0
     prepared = prepare(config)
     if config.batching.max_tokens == AUTO:
@@ -171,7 +171,7 @@ def parameters_text(config: ModelConfig, vocab_sizes: tuple[int, int]) -> str:
 
 
 def memory_text(memory: MemoryPlan, compute: Compute) -> str:
-    """Return the section about memory: what it is used for at the peak."""
+    """Return the section about memory: what memory is used for at the peak."""
     rows, src, tgt = memory.shape
     lines = [
         f"Memory at the peak, in MiB ({compute})",
@@ -207,7 +207,7 @@ def corpus_text(corpus: CorpusPlan) -> str:
     for name, *counts in corpus.histogram:
         src, tgt = (f"{count:10,} {'#' * round(20 * count / corpus.pairs):20}" for count in counts)
         lines.append(f"  {name:12} {src}   {tgt}".rstrip())
-    return "\n".join(["One epoch (tokens and lengths include the end of sentence)", *lines])
+    return "\n".join(["One epoch (tokens and lengths include the end-of-sentence token)", *lines])
 
 
 def time_text(

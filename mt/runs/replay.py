@@ -1,6 +1,4 @@
-"""`mt replay`: runs the batch of a crash folder again, and finds the first output or gradient that
-is not finite.
-"""
+"""`mt replay`: run a crash folder's batch again, and find what is not finite."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,8 +26,9 @@ class Replayed:
 
     num_pairs: int
     loss: float  # with label smoothing, in nats per target token
-    grad_norm: float  # of this micro-batch alone
-    # The first module whose output is not finite, or else the first parameter with such a gradient.
+    grad_norm: float  # gradient norm of this micro-batch
+    # The first module whose output is not finite. If there is none, the first parameter whose
+    # gradient is not finite.
     culprit: str | None
 
     @property
@@ -41,8 +40,8 @@ class Replayed:
 def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     """Run each micro-batch of a crash folder again.
 
-    Weights, ids and dropout are those of the failed update, so on the same device and with the same
-    number of threads, the results are identical. Raises `CheckpointError` if `folder` is not a
+    Weights, ids and dropout are the same as in the failed update, so the results are identical on
+    the same device with the same number of threads. Raises `CheckpointError` if `folder` is not a
     crash folder.
     """
     loaded = load_model(folder, torch.device("cpu"))
@@ -60,7 +59,8 @@ def replay(folder: Path, device: str = "auto") -> list[Replayed]:
     positive = (isinstance(number, int | float) and number > 0 for number in numbers)
     if not (all(positive) and all(ids_in_range)):
         raise CheckpointError(
-            f"{folder}: batch and model do not match; the folder is damaged or not a crash folder"
+            f"{folder}: the batch does not match the model; the folder is damaged or is not a "
+            "crash folder"
         )
     compute = set_up_compute(
         device if device != "auto" else config.device,
@@ -95,7 +95,7 @@ def _replay(loaded: LoadedModel, compute: Compute, index: int, pairs: Sequence[I
 
 @contextmanager
 def _record_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that collects, inside the block, the modules whose output is not finite."""
+    """Yield a list to which the block adds each module whose output is not finite."""
     culprits: list[str] = []
 
     def hook_for(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`mt reproduce`: repeats the training and evaluation of a score card, and compares the scores."""
+"""`mt reproduce`: repeat the training and evaluation of a scorecard, and compare the scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mt.runs.start import train
 
 @dataclass(frozen=True)
 class Agreement:
-    """A score on the card, and the same score measured again."""
+    """A score from the scorecard, and the same score measured again."""
 
     test: str
     metric: str
@@ -37,17 +37,17 @@ class Agreement:
 
 
 def reproduce(path: Path, run_dir: Path | None = None) -> tuple[list[Agreement], list[str]]:
-    """Train and evaluate again; return the compared scores, and the versions and hardware that
-    differ.
+    """Train and evaluate again. Returns the compared scores, and all differences in versions and
+    hardware.
 
-    The new run folder is `run_dir`, by default the run folder of the card with `-reproduced` added.
+    The new run folder is `run_dir`, or by default the scorecard's run folder with `-reproduced`.
     Raises `ConfigError` before training if the card does not describe a checkpoint of a training
     run, or if the data has changed.
     """
     card = read_scorecard(path)
     if "step" not in card["training"]:
         raise ConfigError(
-            f"{path}: describes an averaged or converted model; only a checkpoint can be reproduced"
+            f"{path} describes an averaged or converted model; only a checkpoint can be reproduced"
         )
     config = Config.model_validate(card["config"])
     out = run_dir or Path(f"{config.run_dir}-reproduced")

@@ -1,7 +1,7 @@
-"""Decides once, at the start of a run, everything that its configuration leaves open.
+"""Determine, once at the start of a run, all settings that its configuration leaves open.
 
-That is: the initial model, the precision, the threads, and sizes that are `auto`. All ranks get the
-same values. Checkpoints record the precision and the threads, so a resumed run keeps them.
+These are the initial model, the precision, the threads, and sizes that are `auto`. All ranks get
+the same values. Checkpoints contain the precision and the threads, so a resumed run keeps them.
 """
 
 import logging
@@ -22,7 +22,7 @@ from mt.runtime.environment import num_cores
 from mt.runtime.world import World
 
 logger = logging.getLogger(__name__)
-# Settings of the model that a run does not take over from its initial model.
+# Model settings that a run does not copy from its initial model.
 NOT_INHERITED = {
     "preset",
     "dropout",
@@ -33,17 +33,17 @@ NOT_INHERITED = {
 
 
 def final_settings(config: Config, run: RunFolder, overwrite: bool) -> tuple[Config, list[str]]:
-    """Return the settings for a run that starts or resumes in a folder, and messages for the user.
+    """Return (settings, messages for the user) for a run that starts or resumes in a folder.
 
-    Raises `ConfigError` if the folder is not a run folder, or contains a run with other settings
-    that may not change.
+    Raises `ConfigError` if the folder is not a run folder, or if it contains a run whose settings
+    must not change in this way.
     """
     before = None if overwrite else run.settings()
     if before is not None:
         config = with_defaults_of(config, before.format)
     messages: list[str] = []
     if before is not None and before.train.init_from is not None and run.steps():
-        # That model may have changed since then, or may have been deleted.
+        # The initial model may have been changed or deleted since then.
         config = _with_model_of(config, before, before.train.init_from)
     else:
         config, messages = with_initial_model(config)
@@ -71,15 +71,15 @@ def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[st
             )
             + "\nundo the changes, choose another run_dir, or start from scratch with --overwrite"
         )
-    # `_log_changes` reports the precision and the threads, which may be undecided here.
+    # The precision and the threads may not be known here; `_log_changes` reports them.
     return [changes[key] for key in changed if key not in ("precision", "threads")]
 
 
 def with_initial_model(config: Config) -> tuple[Config, list[str]]:
-    """Return `config` with the sizes and tokenizer of the model in `train.init_from`, and a message
-    for each setting that this changes.
+    """Return `config` with the sizes and tokenizer of the model in `train.init_from`, and messages.
 
-    If `train.init_from` is a run folder, it is replaced by the checkpoint that would be loaded now.
+    There is one message for each setting that changes. If `train.init_from` is a run folder, it is
+    replaced by the checkpoint that would be loaded now.
     Raises `CheckpointError` if it is not a model.
     """
     if config.train.init_from is None:
@@ -96,7 +96,7 @@ def with_initial_model(config: Config) -> tuple[Config, list[str]]:
 
 
 def _with_model_of(config: Config, other: Config, init_from: str | None) -> Config:
-    """Return `config` with the sizes and the tokenizer of `other`, and this `train.init_from`."""
+    """Return `config` with the sizes and tokenizer of `other`, and the given `train.init_from`."""
     sizes = {key: v for key, v in other.model.model_dump().items() if key not in NOT_INHERITED}
     model = config.model.model_copy(update={**sizes, "preset": other.model.preset})
     train = config.train.model_copy(update={"init_from": init_from})
@@ -106,8 +106,7 @@ def _with_model_of(config: Config, other: Config, init_from: str | None) -> Conf
 def resolve(
     config: Config, run: RunFolder, checkpoint: ModelFolder | None, world: World
 ) -> tuple[ResolvedRun, Prepared, Compute]:
-    """Decide everything that the settings leave open, prepare the data, and set up this rank's
-    device.
+    """Determine all open settings, prepare the data, and set up this rank's device.
 
     `checkpoint` is the checkpoint to resume from, or None for a new run.
     """
@@ -120,9 +119,9 @@ def resolve(
 
 
 def with_decode_limits(config: Config, seen: LengthQuantiles) -> Config:
-    """Return `config` with numbers for `decode.max_src_len` and `decode.max_sentences`.
+    """Return `config` with `decode.max_src_len` and `decode.max_sentences` set.
 
-    If they are `auto`, they are set from the lengths in the training data.
+    If they are `auto`, they are derived from the lengths in the training data.
     """
     limits = {"max_src_len": max(8, seen.src["0.9999"]), "max_sentences": seen.sentences["0.99"]}
     update = {name: n for name, n in limits.items() if getattr(config.decode, name) == AUTO}
@@ -136,9 +135,9 @@ def _with_batch_size(
     checkpoint: ModelFolder | None,
     world: World,
 ) -> Config:
-    """Return `config` with a number for `batching.max_tokens`.
+    """Return `config` with `batching.max_tokens` set.
 
-    If it is `auto`, a resumed run keeps its number, and a new run tries sizes on rank 0.
+    If it is `auto`, a resumed run keeps its number, and a new run tries out sizes on rank 0.
     """
     if config.batching.max_tokens != AUTO:
         return config
@@ -153,10 +152,10 @@ def _with_batch_size(
 def start_computing(
     config: Config, resumed: ModelFolder | None, world: World
 ) -> tuple[Config, Compute]:
-    """Return `config` with the precision and threads of this run, and this rank's device, set up.
+    """Set up this rank's device. Returns `config` with precision and threads, and the device.
 
-    If the user leaves them open (`precision: auto`, no `threads`), they are taken from the
-    checkpoint `resumed`, or rank 0 chooses them. Raises `ConfigError` (`RankError` on other ranks)
+    If the user has not set them (`precision: auto`, no `threads`), they are taken from the
+    checkpoint `resumed`, or chosen by rank 0. Raises `ConfigError` (`RankError` on other ranks)
     if the device of a rank does not support the precision.
     """
     chosen = world.broadcast_from_rank0(lambda: _decide(config, resumed, world))
@@ -178,7 +177,7 @@ def start_computing(
 
     is_fast = world.map_sharded(start, range(world.size))
     slow = [str(rank) for rank, fast in enumerate(is_fast) if not fast]
-    if slow and is_fast[0]:  # otherwise, rank 0 has already logged a warning about itself
+    if slow and is_fast[0]:  # if rank 0 is slow, it has already warned about itself
         logger.warning(
             "precision: bf16 has no hardware support on rank %s, which slows down all ranks; "
             "fp32 would be faster",
@@ -189,7 +188,7 @@ def start_computing(
 
 
 def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[str, Any]:
-    """Choose the precision, and the threads per machine and per rank; log what has changed."""
+    """Choose the precision, and the threads per machine and per rank, and log changes."""
     before = {} if resumed is None else resumed.training_state()
     precision: str = config.precision
     hint = ""
@@ -221,5 +220,5 @@ def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[s
 
 def _log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
-        if before.get(name, value) != value:  # old checkpoints do not record these
+        if before.get(name, value) != value:  # old checkpoints do not contain these
             logger.info("changed since the last start: %s: %s -> %s", name, before[name], value)

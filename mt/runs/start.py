@@ -1,5 +1,7 @@
-"""Runs the training that a configuration describes: locks the run folder, prepares the data,
-resumes, trains, and writes status.json for job schedulers.
+"""Run the training that a configuration describes.
+
+This locks the run folder, prepares the data, resumes, trains, and writes status.json for job
+schedulers.
 """
 
 import contextlib
@@ -21,24 +23,24 @@ from mt.train.trainer import STATE_FORMAT, Trainer
 
 logger = logging.getLogger(__name__)
 
-FINAL_EXIT_CODES = (2, 3, 130, 143)  # after these, a launcher must not restart the run
-LEAST_BUSY = 0.8  # warn if ranks have work for a smaller share of the time
-# The state in status.json by exit code; "failed" for all other codes.
+FINAL_EXIT_CODES = (2, 3, 130, 143)  # a launcher must not restart the run after these exit codes
+LEAST_BUSY = 0.8  # warn if ranks have work for less than this share of the time
+# Maps exit codes to the state in status.json. For all others, the state is "failed".
 STATES = {3: "diverged", 130: "interrupted", 143: "interrupted"}
 
 
 def train(config: Config, *, overwrite: bool = False) -> None:
-    """Start or resume the run that `config` describes; with `overwrite`, delete an earlier run in
-    its folder first.
+    """Start or resume the run that `config` describes.
 
-    Under `torchrun`, all ranks call this function. Raises `MTError` for errors that users can fix.
+    With `overwrite`, first delete an earlier run in the run folder. Under `torchrun`, all ranks
+    call this function. Raises `MTError` for errors that users can fix.
     """
     assert config.run_dir is not None
     run = RunFolder(Path(config.run_dir))
     with join_world(config.train.timeout) as world, contextlib.ExitStack() as lock:
         setup_logging(is_rank0=world.is_rank0)
         overwrite = overwrite and not world.attempt
-        # All ranks use the settings that rank 0 has read, even if a file changes meanwhile.
+        # All ranks use the settings that rank 0 has read, even if a file changes in the meantime.
         text = world.broadcast_from_rank0(
             lambda: to_yaml(_claim(config, run, overwrite, world.attempt, lock))
         )
@@ -58,9 +60,7 @@ def train(config: Config, *, overwrite: bool = False) -> None:
 def _claim(
     config: Config, run: RunFolder, overwrite: bool, attempt: int, lock: contextlib.ExitStack
 ) -> Config:
-    """Lock the run folder until `lock` is closed, check that it may be used, and return the final
-    settings.
-    """
+    """Lock the run folder until `lock` is closed, check it, and return the final settings."""
     if config.train.patience is not None and not config.data.valid:
         raise ConfigError(
             "train.patience needs validation data, but data.valid is empty; "
@@ -79,8 +79,9 @@ def _claim(
 
 
 def _check_restart(run: RunFolder, attempt: int) -> None:
-    """Raise `Interrupted` if the launcher restarts a run that was stopped on purpose, or that would
-    only fail again.
+    """Raise `Interrupted` if a restart by the launcher makes no sense.
+
+    That is the case if the run was stopped on purpose, or would only fail again.
     """
     status = run.status()
     if status.get("exit_code") in FINAL_EXIT_CODES:
@@ -95,7 +96,7 @@ def _message(error: BaseException) -> str:
 
 
 def _train_locked(config: Config, run: RunFolder, overwrite: bool, world: World) -> str:
-    """Train a run whose folder is locked; return the limit that ended it."""
+    """Train a run whose folder is locked, and return the limit that ended it."""
     if world.is_rank0:
         run.write_status(state="running", exit_code=None, message="preparing")
     train = config.train
@@ -146,8 +147,10 @@ def _log_model_and_device(trainer: Trainer, world: World) -> None:
 
 
 def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
-    """Raise `ConfigError` if some of `size` ranks would never have work in a new run; warn if ranks
-    are often idle.
+    """Check that all `size` ranks will have work.
+
+    Raises `ConfigError` if some ranks of a new run would never have work. Warns if ranks would
+    often be idle.
     """
     counts = [len(update) for update in itertools.islice(loader.epoch_updates(), 100)]
     busy = sum(counts) / sum(size * -(-count // size) for count in counts)
@@ -167,10 +170,10 @@ def _check_shares(loader: TrainLoader, size: int, is_new: bool) -> None:
 
 
 def _train_together(trainer: Trainer, world: World) -> str:
-    """Train; return the limit that ended training.
+    """Train, and return the limit that ended training.
 
-    Raises an `MTError` that names a `batching.max_tokens` that fits if memory runs out, or the rank
-    that was lost.
+    If memory runs out, raises an `MTError` that suggests a `batching.max_tokens` that fits. If a
+    rank is lost, raises an error that tells which one.
     """
     try:
         return trainer.train()
@@ -181,13 +184,13 @@ def _train_together(trainer: Trainer, world: World) -> str:
         if not is_out_of_memory(error):
             raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # Outside the `except` block, the traceback no longer keeps tensors of the failed update alive.
+    # Outside the `except` block, no traceback keeps the tensors of the failed update alive.
     now = trainer.config.batching.max_tokens
     remedy = "start from scratch with batching.max_tokens "
-    if not world.is_alone:  # the other ranks are waiting and cannot take part in trying sizes
+    if not world.is_alone:  # the other ranks are waiting and cannot help try out sizes
         remedy += f"below {now}"
     elif fits := smaller_that_fits(trainer):
-        remedy += f"{fits}, which fits (just tried; it was {now})"
+        remedy += f"{fits}, which was just tried and fits (instead of {now})"
     else:
         remedy = "use a smaller model"
     raise MTError(

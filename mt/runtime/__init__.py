@@ -1,7 +1,7 @@
 """Devices, memory, worker processes, and runs on several ranks.
 
-Several ranks train or translate together by means of PyTorch's torchrun, DistributedDataParallel
-(DDP) and FSDP2:
+Several ranks can train or translate together with PyTorch's torchrun, DistributedDataParallel (DDP)
+and FSDP2:
 
   1. `torchrun`, or `mt train --nproc`, starts the processes and passes each one its rank in
      environment variables, which `join_world` reads.

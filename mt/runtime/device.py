@@ -39,18 +39,18 @@ DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 
 @dataclass(frozen=True)
 class Compute:
-    """A device, the type of its matrix products, and its threads.
+    """A device, the dtype of its matrix products, and its CPU threads.
 
-    In training, the weights stay in fp32, whatever the type of the matrix products is.
+    In training, the weights are always in fp32, even if the matrix products are not.
     """
 
     device: torch.device
     dtype: torch.dtype
     is_deterministic: bool = False  # whether a GPU is set to return the same bits every time
-    threads: int | None = None  # number of CPU threads; None: PyTorch's setting
+    threads: int | None = None  # number of CPU threads; None means PyTorch's setting
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return an autocast context for bf16 and fp16, or else a context that does nothing."""
+        """Return an autocast context for bf16 and fp16, or one that does nothing."""
         if self.dtype in (torch.float32, torch.int8):
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -63,7 +63,7 @@ class Compute:
     def set_process_threads(self) -> "Compute":
         """Set the number of PyTorch threads of the whole process to `threads`, and return `self`.
 
-        Only commands should call this, because a library must not change the setting of its user.
+        Only commands should call this, because a library must not change its user's settings.
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -104,8 +104,8 @@ def set_up_compute(
     `device` is auto, cpu, cuda or cuda:N, and `precision` is auto, fp32, bf16, fp16 or int8 (for
     translation only). The precision `auto` means bf16 for training on hardware that supports it. In
     all other cases it means fp32, because a translation and its score should be the same on every
-    machine. `deterministic` concerns GPUs only; a CPU is always deterministic. The number of
-    threads is not set here, but by methods of the returned `Compute`.
+    machine. `deterministic` only affects GPUs, because CPUs are always deterministic. The
+    threads are not set here, but by methods of the returned `Compute`.
 
     Raises `ConfigError` if the GPU does not exist, for fp16 on a CPU, and for int8 if PyTorch does
     not support it. Warns that bf16 is slow if the hardware does not support it.
@@ -137,17 +137,17 @@ def _parse_device(device: str) -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if parsed.type == "cuda" and (parsed.index or 0) >= num_gpus:
         raise ConfigError(
-            f"device: {device} does not exist; PyTorch sees {num_gpus} GPUs (use cpu or auto)"
+            f"device: {device} does not exist; PyTorch finds {num_gpus} GPUs (use cpu or auto)"
         )
     return parsed
 
 
 def _configure_cuda(device: torch.device) -> None:
-    """Make `device` the current GPU of this process, and turn cuDNN's attention off."""
+    """Make `device` the current GPU of this process, and turn off cuDNN's attention."""
     if device.index is not None:
         torch.cuda.set_device(device)  # streams and events are created on the current GPU
-    # cuDNN's attention prepares a plan for each new shape, and each step of a search has a new
-    # shape: on an H200, translation in half precision was 4 to 12 times slower with it.
+    # cuDNN's attention prepares a plan for each new shape, and every step of a search has a new
+    # shape. On an H200, it made translation in half precision 4 to 12 times slower.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -169,12 +169,14 @@ def _check_precision(precision: str, device_type: str, has_bf16: bool) -> None:
 def make_process_deterministic() -> None:
     """Make CUDA return the same bits every time, for the rest of this process.
 
-    An operation without a deterministic implementation then raises an error. Of the attention
-    kernels, only PyTorch's plain one and the memory-efficient one stay enabled; both then add in a
-    fixed order, while the backward pass of cuDNN cannot.
+    Operations without a deterministic implementation then raise an error. Flash attention and
+    cuDNN's attention are disabled. PyTorch's plain attention and its memory-efficient attention
+    stay enabled, because they can add in a fixed order.
     """
     if os.environ.get(CUBLAS_WORKSPACE) not in DETERMINISTIC_WORKSPACES:
-        os.environ[CUBLAS_WORKSPACE] = DETERMINISTIC_WORKSPACES[0]  # cuBLAS reads it at first use
+        os.environ[CUBLAS_WORKSPACE] = DETERMINISTIC_WORKSPACES[
+            0
+        ]  # cuBLAS reads this when it is first used
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -183,10 +185,10 @@ def make_process_deterministic() -> None:
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the hardware supports bf16, so that matrix products in bf16 are faster than in fp32.
 
-    This holds for GPUs from Ampere on, and for CPUs with AVX512-BF16 or AMX, unless the environment
-    variable ONEDNN_MAX_CPU_ISA forbids these instructions. For a CPU, the environment variable
-    MT_NATIVE_BF16 (0 or 1) overrides the result, to test what happens on other processors. Raises
-    `ConfigError` for any other value.
+    This is the case for GPUs from Ampere on, and for CPUs with AVX512-BF16 or AMX, unless the
+    environment variable ONEDNN_MAX_CPU_ISA forbids these instructions. For a CPU, the environment
+    variable MT_NATIVE_BF16 (0 or 1) overrides the result, to test what happens on other processors.
+    Raises `ConfigError` for any other value.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

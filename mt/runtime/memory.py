@@ -1,4 +1,4 @@
-"""Memory: how much is available, how allocators use it, and what to do when it runs out."""
+"""Memory: how much there is, how allocators use it, and what happens when it runs out."""
 
 import contextlib
 import ctypes
@@ -42,7 +42,7 @@ def configure_malloc() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return to the system what `configure_malloc` has made this process keep."""
+    """Return the memory to the system that this process keeps because of `configure_malloc`."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
@@ -56,8 +56,8 @@ def limit_onednn_cache() -> None:
     """Limit the number of compiled matrix products that oneDNN and PyTorch keep in this process.
 
     In bf16 and int8, oneDNN compiles about forty matrix products for each new batch shape, each of
-    up to 4 MiB. By default it keeps 1,024 of them, which take more memory than the training of a
-    small model. They also fragment the heap, because they lie between the tensors. The limit has no
+    up to 4 MiB. By default, it keeps 1,024 of them, which takes more memory than training a small
+    model. They also fragment the heap, because they are stored between tensors. The limit has no
     effect if the process has already computed in bf16 or int8.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
@@ -78,7 +78,7 @@ def available_memory(device: torch.device) -> int:
         free.append(
             int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
         )
-    # The limit of a container; it is the word "max" if there is none.
+    # The memory limit of a container, or the word "max" if there is no limit.
     with contextlib.suppress(OSError, ValueError):
         cgroup = Path("/sys/fs/cgroup")
         free.append(
@@ -96,7 +96,7 @@ def peak_process_memory() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch raised `error` because memory ran out, on a GPU or on a CPU."""
-    # oneDNN does not mention memory: it only says that it could not create an object.
+    # oneDNN does not mention memory. It only says that it could not create an object.
     texts = (
         "can't allocate memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
@@ -111,9 +111,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def halve_if_out_of_memory(
     compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]
 ) -> list[R]:
-    """Return `compute(items)`; if memory runs out, call `compute` on each half of `items` instead.
+    """Return `compute(items)`. If memory runs out, compute each half of `items` separately.
 
-    The items are sentences. Raises `MTError` if memory runs out even for a single one.
+    The items are sentences. Raises `MTError` if memory runs out even for a single sentence.
     """
     try:
         return compute(items)
@@ -125,7 +125,7 @@ def halve_if_out_of_memory(
                 f"out of memory with a single sentence ({error});\n"
                 "use a smaller beam or shorter sentences"
             ) from error
-    # Outside the `except` block, the traceback no longer keeps tensors of the failed call alive.
+    # Outside the `except` block, no traceback keeps the tensors of the failed call alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     logger.warning("out of memory with %d sentences; continuing with half as many", len(items))

@@ -1,4 +1,4 @@
-"""Finds out which ranks of a run are alive, and kills those that have stopped responding.
+"""Find out which ranks of a run are alive, and kill ranks that have stopped responding.
 
 The ranks register and send heartbeats through PyTorch's key-value store, which still works when a
 collective hangs.
@@ -20,11 +20,11 @@ from typing import Any
 
 from mt.errors import RankLostError
 
-# Seconds until all ranks must have started; they may import PyTorch from a slow network drive.
+# All ranks must start within this many seconds. They may import PyTorch from a slow network drive.
 START_TIMEOUT = 1800.0
-ROLL_CALL = 5.0  # seconds in which the other ranks must report that they are alive
+ROLL_CALL = 5.0  # the other ranks must report within this many seconds that they are alive
 STORE_GONE = "lost the connection to the first machine, which holds the key-value store"
-# Parts of the messages with which PyTorch reports that another rank has ended or does not respond.
+# Parts of PyTorch's messages about another rank that has ended or does not respond.
 RANK_LOST_MESSAGES = (
     "closed by peer",
     "reset by peer",
@@ -37,13 +37,13 @@ RANK_LOST_MESSAGES = (
 
 
 class Presence:
-    """Tracks which ranks of a run are alive, through a key-value store that they all can access."""
+    """Tracks which ranks of a run are alive, using a key-value store shared by all."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
-        """`timeout`: seconds without a response after which a rank counts as lost."""
+        """A rank that does not respond for `timeout` seconds counts as lost."""
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.ranks: list[dict[str, Any]] = []  # host name and process id of each rank
-        # Whether this rank reports errors to the user: rank 0, or the lowest rank still alive.
+        # Whether this rank reports errors to the user: only rank 0 does, or the lowest rank alive.
         self.is_reporter = rank == 0
 
     def register(self) -> None:
@@ -51,8 +51,8 @@ class Presence:
 
         A launcher that restarts its ranks keeps the store, so it may contain entries of dead ranks.
         Therefore rank 0 chooses a new random name at each start. When all ranks have registered
-        under this name, it publishes the list of them. A rank that has read an old name does not
-        find itself in the list of that name, and tries again.
+        under this name, rank 0 publishes a list of the ranks. A rank that has read an old name is
+        not in the list for that name, and tries again.
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
@@ -74,7 +74,7 @@ class Presence:
         raise RankLostError(f"rank {self.rank}: rank 0 did not start within {START_TIMEOUT:g} s")
 
     def _publish_ranks(self, name: str) -> None:
-        """Wait until all ranks have registered under `name`, and publish the list of them."""
+        """Wait until all ranks have registered under `name`, and publish a list of the ranks."""
         keys = [f"{name}/rank/{rank}" for rank in range(self.size)]
         self.store.wait(keys, datetime.timedelta(seconds=START_TIMEOUT))
         ranks = [json.loads(self.store.get(key)) for key in keys]
@@ -89,7 +89,7 @@ class Presence:
         with contextlib.suppress(RankLostError, RuntimeError):  # another rank has already exited
             if self.rank == 0:
                 self.store.set("end", "")
-                # The other ranks must read `end` first: the store may end with this process.
+                # The other ranks must read `end` first, as the store may end with this process.
                 end = time.monotonic() + ROLL_CALL
                 while self.store.add("left", 0) < self.size - 1 and time.monotonic() < end:
                     time.sleep(0.01)
@@ -122,8 +122,8 @@ class Presence:
     def wait_for_rank0_or_kill_it(self, key: str) -> dict[str, Any]:
         """Wait until rank 0 publishes an answer under `key`, and return it.
 
-        There is no time limit while the heartbeat of rank 0 continues. If it stops for `timeout`
-        seconds, this method kills rank 0 if it runs on this machine, and raises `RankLostError`.
+        There is no time limit while the heartbeat of rank 0 continues. If the heartbeat stops for
+        `timeout` seconds, raises `RankLostError`. If rank 0 is on this machine, it is also killed.
         """
         last_beat, since = 0, time.monotonic()
         while not self._appears(key, 0.5):
@@ -135,7 +135,7 @@ class Presence:
                 self._kill_local([0])
                 raise RankLostError(self._no_answer_from([0]))
         answer = json.loads(self.store.get(key))
-        if self.store.add(f"{key}/read", 1) == self.size - 1:  # all other ranks have read it, too
+        if self.store.add(f"{key}/read", 1) == self.size - 1:  # all other ranks have also read it
             for name in (key, f"{key}/beat", f"{key}/read"):
                 self.store.delete_key(name)
         return answer
@@ -167,8 +167,8 @@ class Presence:
     def kill_lost_ranks(self, error: BaseException) -> str:
         """Kill the ranks on this machine that do not respond; return a message that names them.
 
-        Call this only if `means_lost_rank(error)`. A stopped process would not end by itself. From
-        now on, the lowest rank that is alive reports errors to the user.
+        Call this only if `means_lost_rank(error)`. The ranks are killed because a stopped process
+        would not end by itself. From now on, the lowest rank alive reports errors to the user.
         """
         try:
             self.store.set(f"alive/{self.rank}", "")

@@ -54,7 +54,7 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        # PyTorch warns about `no_dist`, but each rank is meant to read the files by itself.
+        # PyTorch warns about `no_dist`, but each rank is meant to read the files on its own.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -67,11 +67,11 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
             OSError,
             SafetensorError,
         ) as error:
-            raise CheckpointError(f"{folder}: does not fit this run: {_causes(error)}") from error
+            raise CheckpointError(f"{folder} does not fit this run: {_causes(error)}") from error
 
 
 def _causes(error: BaseException) -> str:
-    """Return the messages of the errors that PyTorch has collected from all ranks in `error`."""
+    """Return the messages in `error`, for which PyTorch collects errors from all ranks."""
     if failures := getattr(error, "failures", None):
         return "; ".join(sorted({str(cause) for cause, _ in failures.values()}))
     return str(error)

@@ -1,9 +1,9 @@
-"""Sends a function to several processes that then share the memory of its tensors.
+"""Send a function to several processes, which then share the memory of its tensors.
 
-The function, a callable that contains a model, is pickled once. Its tensors are written to a file
-without a name that exists only in memory (`memfd_create`), and each worker process maps that file.
+The function is a callable that contains a model. It is pickled once. Its tensors are written to an
+unnamed file that exists only in memory (`memfd_create`), and each worker process maps that file.
 If a process writes to a tensor, only that process sees the change. Weights that oneDNN has packed
-are not shared: each process packs them again.
+are not shared, because each process packs them again.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 R = TypeVar("R")
-ALIGNMENT = 64  # bytes: the size of a cache line, and of the widest registers
+ALIGNMENT = 64  # in bytes; the size of a cache line and of the widest registers
 
 _numbers = itertools.count()
 _memory: mmap.mmap | None = None  # the tensors of the function that is being unpickled
 
 
 class SharedFunction(Generic[T, R]):
-    """A copy of a function that can be sent to worker processes; its tensors are shared by all."""
+    """A copy of a function that can be sent to worker processes, which share its tensors."""
 
     def __init__(self, function: Callable[[T], R]) -> None:
         self.number = next(_numbers)
@@ -64,10 +64,10 @@ class _Pickler(reduction.ForkingPickler):
     def __init__(self, pickled: BytesIO, memory: IO[bytes]) -> None:
         super().__init__(pickled)
         self._memory = memory
-        self._positions: dict[int, int] = {}  # of tensor storages in the file, by address
+        self._positions: dict[int, int] = {}  # positions of storages in the file, keyed by address
 
     def reducer_override(self, value: Any) -> Any:
-        """Replace the pickling of tensors; `pickle` calls this for each object."""
+        """Pickle tensors in our own way. `pickle` calls this for each object."""
         if not isinstance(value, Tensor):
             return NotImplemented
         assert type(value) in (Tensor, nn.Parameter), type(value)

@@ -1,19 +1,19 @@
 """Child processes, forked from a template process that has imported PyTorch but never computed.
 
-Forking a process that has computed is unsafe: the child lacks the threads of its parent's OpenMP
-pool and oneDNN, and may wait for them forever. Starting a new interpreter for each child is slow.
-So this process starts a single one, the template, which imports PyTorch, waits, and forks the
-children:
+Forking a process that has computed is unsafe, because the child may wait forever for threads of
+OpenMP and oneDNN that exist only in its parent. Starting a new interpreter for each child is slow.
+So this process starts a single interpreter, the template, which imports PyTorch, waits, and forks
+the children:
 
     this process ──── control socket ────> template ── fork ──> child, child, ...
           └────── one pipe and one status socket per child ─────> child, child, ...
 
-Pickled data only travels from this process to processes that it started, through inherited
-sockets; nothing is unpickled from a file or the network. The template ends when this process ends,
+Pickled data is only sent from this process to processes that it started, through inherited
+sockets. Nothing is unpickled from a file or the network. The template ends when this process ends,
 and the children end with the template. Linux only.
 
 Importing this module does not import PyTorch, so a command can start the template before it imports
-PyTorch itself (`start_template_early`), and both processes import it at the same time.
+PyTorch (`start_template_early`), and both processes import PyTorch at the same time.
 """
 
 import atexit
@@ -38,10 +38,10 @@ from mt.errors import MTError
 from mt.runtime.environment import num_cores
 from mt.runtime.presence import die_with_parent
 
-MODULES = ("mt.decode.translator",)  # what the template of the workers imports
-GPUS = ("/dev/nvidiactl", "/dev/kfd")  # exist if a driver of NVIDIA or AMD is installed
+MODULES = ("mt.decode.translator",)  # what the workers' template imports
+GPUS = ("/dev/nvidiactl", "/dev/kfd")  # exist if an NVIDIA or AMD driver is installed
 NUMBER = struct.Struct("<i")  # the format of process ids and exit codes on a status socket
-POLL = 2.0  # seconds between the template's checks that its parent is still alive
+POLL = 2.0  # how often, in seconds, the template checks that its parent is alive
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mt.runtime.template import main; main(*sys.argv[2:])"
@@ -55,16 +55,16 @@ class Child:
         self.pid, self.pipe, self._status = pid, pipe, status
 
     def kill(self) -> None:
-        """Kill the child; do nothing if it has already ended."""
+        """Kill the child, if it is still running."""
         with contextlib.suppress(OSError):
-            self._status.shutdown(socket.SHUT_WR)  # this makes the template kill the child
+            self._status.shutdown(socket.SHUT_WR)  # which tells the template to kill the child
 
     def wait(self) -> int:
-        """Wait until the child ends; return its exit code, or minus the signal that killed it."""
+        """Wait until the child ends. Returns its exit code, or the negative number of a signal."""
         code = _receive_number(self._status)
         self._status.close()
         self.pipe.close()
-        # Without a code, the template has been killed, and the child with it.
+        # If there is no code, the template and thus the child have been killed.
         return -signal.SIGKILL if code is None else code
 
 
@@ -77,7 +77,7 @@ class Template:
         path = [os.path.abspath(folder) for folder in sys.path]
         is_main = threading.current_thread() is threading.main_thread()
         arguments = [control.fileno(), os.getpid(), int(is_main), *modules]
-        # By default, OpenBLAS starts threads when NumPy loads it, and a forked child lacks them.
+        # By default, OpenBLAS starts threads when NumPy loads it, and a fork would not have them.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         with control, _blocked_interrupts():
             self._process = subprocess.Popen(
@@ -101,8 +101,8 @@ class Template:
     def start(self, work: Callable[[Connection], object]) -> Child:
         """Start a child process that calls `work` with its end of a pipe, and then exits.
 
-        `work` is pickled. The child imports the modules for it that the template has not imported.
-        Raises `MTError` if the template has ended.
+        `work` is pickled. The child imports any modules that it needs and that the template has
+        not imported. Raises `MTError` if the template has ended.
         """
         pipe, child_pipe = connection.Pipe()
         status, child_status = socket.socketpair()
@@ -111,9 +111,11 @@ class Template:
             socket.send_fds(self._control, [b"fork"], fds)
         pid = _receive_number(status)
         if pid is None:
-            raise MTError("cannot start a worker process: the process that forks them has ended")
+            raise MTError(
+                "cannot start a worker process, because the process that forks them has ended"
+            )
         child = Child(pid, pipe, status)
-        with contextlib.suppress(BrokenPipeError):  # `wait` will return that the child was killed
+        with contextlib.suppress(BrokenPipeError):  # `wait` will report that the child was killed
             pipe.send(work)
         return child
 
@@ -128,7 +130,7 @@ class Template:
 
 @contextlib.contextmanager
 def _blocked_interrupts() -> Iterator[None]:
-    """Block Ctrl-C in this thread while the block runs; processes started there inherit this."""
+    """Block Ctrl-C in this thread, and in the processes it starts, while the block runs."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -148,7 +150,7 @@ _template: Template | None = None
 
 
 def ensure_worker_template() -> Template:
-    """Return the template for this process's workers; start it if it is not running."""
+    """Return the template for this process's workers. Starts it if it is not running."""
     global _template
     if _template is None or not _template.is_usable():
         _template = Template(MODULES)
@@ -156,10 +158,10 @@ def ensure_worker_template() -> Template:
 
 
 def start_template_early(workers: int | None, threads: int | None, device: str) -> None:
-    """Start the template if a command with these options will probably need several workers.
+    """Start the template if a command with the given options will probably need several workers.
 
-    This is a guess that does not need PyTorch. A wrong guess costs time and has no other effect,
-    because `Workers.for_compute` decides later how many workers there are.
+    This is a guess that does not need PyTorch. A wrong guess only costs time, because
+    `Workers.for_compute` decides later how many workers there are.
     """
     on_gpu = device != "cpu" and (device != "auto" or any(Path(gpu).exists() for gpu in GPUS))
     if sys.platform == "linux" and not on_gpu and (workers or threads or _default_threads()) > 1:
@@ -175,14 +177,14 @@ def _default_threads() -> int:
 def main(control: str, parent: str, is_main: str, *modules: str) -> None:
     """Run the template process.
 
-    `control` is the file descriptor of its socket, `parent` the id of the process that started it,
-    and `is_main` is `1` if the main thread of that process did so.
+    `control` is the file descriptor of the control socket. `parent` is the id of the process that
+    started the template, and `is_main` is `1` if the main thread of that process did.
     """
-    # A terminal sends Ctrl-C to all processes; the parent handles it and ends the template.
+    # A terminal sends Ctrl-C to all processes. The parent handles it and ends the template.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # Linux would kill the template as soon as the thread that started it ends, which is right only
-    # for the main thread.
+    # Linux kills the template when the thread that started it ends. This is only wanted for the
+    # main thread.
     if is_main == "1":
         die_with_parent(int(parent))
     for name in modules:
@@ -195,8 +197,8 @@ class _Forker:
 
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control, self.parent = control, parent
-        self.children: dict[int, socket.socket] = {}  # the status socket of each process id
-        self.watched: dict[socket.socket, int] = {}  # ids of children not yet killed, by socket
+        self.children: dict[int, socket.socket] = {}  # status sockets, keyed by process id
+        self.watched: dict[socket.socket, int] = {}  # the children that have not been killed
         # Python writes to this pipe when a child ends (SIGCHLD), which wakes up `serve`.
         self.wakeup_reader, self.wakeup_writer = os.pipe()
         for end in (self.wakeup_reader, self.wakeup_writer):
@@ -213,7 +215,7 @@ class _Forker:
                     if not message:
                         return
                     self.fork(*fds)
-                elif isinstance(ready, socket.socket):  # `Child.kill` has shut it down
+                elif isinstance(ready, socket.socket):  # `Child.kill` has shut down the socket
                     os.kill(self.watched.pop(ready), signal.SIGKILL)
                 else:
                     os.read(self.wakeup_reader, 4096)
@@ -228,7 +230,7 @@ class _Forker:
         os.close(pipe)
         self.children[pid] = socket.socket(fileno=status)
         self.watched[self.children[pid]] = pid
-        with contextlib.suppress(OSError):  # the parent has ended; the child will be killed
+        with contextlib.suppress(OSError):  # the parent has ended, so the child will be killed
             self.children[pid].send(NUMBER.pack(pid))
 
     def reap(self) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes that apply a function to items, and share the memory of the function's model.
+"""Worker processes that apply a function to items, and share the memory of its model.
 
 On a CPU, one process per core translates faster than one process with many threads, because threads
 wait for each other after each matrix product. The processes keep running between calls. They are
@@ -31,13 +31,13 @@ from mt.runtime.template import Child, ensure_worker_template
 
 T = TypeVar("T")
 R = TypeVar("R")
-# Seconds that a thread waits for results before it lets other threads send items to the workers.
+# A thread waits this many seconds for results before other threads may send items to the workers.
 RESULT_TIMEOUT = 0.05
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An item to which a worker applies `function`, using `threads` threads."""
+    """An item for a worker, which applies `function` to it with `threads` threads."""
 
     number: int
     threads: int
@@ -47,7 +47,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error that takes the place of a result."""
+    """An error, which is sent instead of a result."""
 
     error: BaseException
 
@@ -64,7 +64,7 @@ class Workers:
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._waiting: deque[_Job] = deque()
-        self._results: dict[int, Any] = {}  # by job number
+        self._results: dict[int, Any] = {}  # keyed by job number
         self._pool: list[_Worker] = []
         weakref.finalize(self, _kill_all, self._pool)
 
@@ -88,11 +88,11 @@ class Workers:
                 f"workers: {count} is not possible; several processes need a CPU under Linux"
             )
         if count > 1:
-            ensure_worker_template()  # it imports PyTorch while this process loads the model
+            ensure_worker_template()  # which imports PyTorch while this process loads the model
         return cls(count, threads)
 
     def share(self, function: Callable[[T], R]) -> Callable[[T], R] | SharedFunction[T, R]:
-        """Return `function` in a form that makes repeated calls of `map` cheap.
+        """Return `function` in a form that makes repeated calls of `map` fast.
 
         With several processes, `function` and its model are copied to shared memory, and the caller
         may delete the original.
@@ -127,7 +127,7 @@ class Workers:
     def _result(self, job: _Job) -> Any:
         """Return the result of `job`, or raise its error.
 
-        While it waits, this thread sends and receives the jobs of all threads.
+        While this thread waits, it sends and receives the jobs of all threads.
         """
         while True:
             with self._lock:
@@ -142,7 +142,7 @@ class Workers:
         return result
 
     def _send_jobs(self) -> None:
-        """Send waiting jobs to idle workers; start workers if there are fewer than `count`."""
+        """Send waiting jobs to idle workers. Starts workers if there are fewer than `count`."""
         idle = [worker for worker in self._pool if worker.job is None]
         while self._waiting and (idle or len(self._pool) < self.count):
             if not idle:
@@ -152,7 +152,7 @@ class Workers:
                 worker.send(self._waiting.popleft())
 
     def _receive_results(self) -> None:
-        """Receive the results that workers have sent; wait for a moment if there are none."""
+        """Receive the results that workers have sent, or wait a moment if there are none."""
         by_pipe = {worker.pipe: worker for worker in self._pool if worker.job is not None}
         for ready in connection.wait(list(by_pipe), RESULT_TIMEOUT):
             assert isinstance(ready, Connection)
@@ -163,9 +163,9 @@ class Workers:
 
     @contextlib.contextmanager
     def _failing_its_job(self, worker: "_Worker") -> Iterator[None]:
-        """Turn an error while sending to or receiving from `worker` into the result of its job.
+        """If communicating with `worker` fails in the block, make the error the result of its job.
 
-        The job may belong to another thread, which then raises the error. The worker is killed,
+        The job may belong to another thread, which will then raise the error. The worker is killed,
         because it may be in the middle of a message.
         """
         try:
@@ -175,7 +175,7 @@ class Workers:
             if isinstance(error, EOFError | OSError) or not isinstance(error, Exception):
                 failure = MTError(
                     "a worker process was killed "
-                    "(was memory short? use fewer --workers, or a smaller --batch-size)"
+                    "(if memory ran out, use fewer --workers or a smaller --batch-size)"
                 )
                 failure.__cause__ = error
             if worker.job:
@@ -185,9 +185,9 @@ class Workers:
                 raise
 
     def _forget(self, numbers: set[int], function: SharedFunction[Any, Any] | None) -> None:
-        """Drop the jobs with these numbers, and make the workers delete `function`.
+        """Forget the jobs with the given numbers, and make the workers delete `function`.
 
-        Workers that are still busy with one of the jobs are killed.
+        Workers that are still working on one of the jobs are killed.
         """
         with self._lock:
             self._waiting = deque(job for job in self._waiting if job.number not in numbers)
@@ -206,10 +206,10 @@ class Workers:
 
 
 class _Worker:
-    """A process of the pool, with the job that it is working on."""
+    """A pool process and the job it is working on."""
 
     def __init__(self) -> None:
-        release_freed_memory()  # such as that of a model that was copied to shared memory
+        release_freed_memory()  # for example, of a model that was copied to shared memory
         level = logging.getLogger("mt").getEffectiveLevel()
         self.child: Child = ensure_worker_template().start(partial(_serve, level))
         self.pipe = self.child.pipe
@@ -217,7 +217,7 @@ class _Worker:
         self._known: set[int] = set()  # the numbers of the functions that the process has received
 
     def send(self, job: _Job) -> None:
-        """Send a job to the process, after its function if the process does not have it yet."""
+        """Send a job to the process. If necessary, sends the function of the job first."""
         self.job = job
         function = job.function
         if function.number not in self._known:
@@ -227,7 +227,7 @@ class _Worker:
         self.pipe.send(("job", job.number, job.threads, function.number, job.item))
 
     def receive(self) -> tuple[int, Any] | None:
-        """Receive a message; return a job number and its result, or None after a log message."""
+        """Receive a message. Returns (job number, result), or None if it was a log message."""
         number, result = self.pipe.recv()
         if isinstance(result, logging.LogRecord):
             if (logger := logging.getLogger(result.name)).isEnabledFor(result.levelno):
@@ -244,7 +244,7 @@ class _Worker:
 
 
 def _kill_all(pool: list[_Worker]) -> None:
-    """Kill the processes in `pool`, wait for their end, and empty the list."""
+    """Kill the processes in `pool`, wait until they have ended, and empty the list."""
     for worker in pool:
         worker.child.kill()
     for worker in pool:
@@ -253,7 +253,7 @@ def _kill_all(pool: list[_Worker]) -> None:
 
 
 class _LogSender(logging.handlers.QueueHandler):
-    """Sends log messages of a worker to the main process, which has set up logging."""
+    """Sends a worker's log messages to the main process, which has set up logging."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         self.queue.send((-1, record))  # type: ignore[attr-defined]

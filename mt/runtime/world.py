@@ -1,4 +1,4 @@
-"""The ranks of a run: collective operations, and the handling of errors on single ranks."""
+"""The ranks of a run: collective operations, and how errors on a single rank are handled."""
 
 import contextlib
 import datetime
@@ -26,16 +26,16 @@ from mt.runtime.shards import save_shards, unsharded
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
-# Timeout in seconds for commands that only translate, whose ranks seldom wait for each other.
+# Timeout in seconds for commands that only translate. Their ranks rarely wait for each other.
 TRANSLATION_TIMEOUT = 3600.0
-# NCCL waits this many seconds longer than collectives on the CPU, because NCCL can only abort the
-# process, while an error on the CPU can be reported. The wait for a process's own GPU is between
-# the two.
+# NCCL waits this many seconds longer than collectives on the CPU, because an error on the CPU can
+# be reported, but NCCL just aborts the process. A process waits for its own GPU longer than for
+# collectives on the CPU, but not as long as NCCL.
 GPU_GRACE = 60.0
 
 
 class World:
-    """The processes of a run and the rank of this process; by default, a single process."""
+    """The processes of a run, and the rank of this process. By default, a single process."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class World:
     ) -> None:
         """`local_rank` and `local_size` count the ranks on this machine only.
 
-        `attempt` is the number of times that the launcher has restarted the run, and `timeout` the
-        number of seconds without a response after which a rank counts as lost.
+        `attempt` is how many times the launcher has restarted the run. A rank that does not
+        respond for `timeout` seconds counts as lost.
         """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.attempt, self.timeout = attempt, timeout
@@ -63,7 +63,7 @@ class World:
         self._num_broadcasts = 0
         # The last error of this rank that has been sent to all other ranks.
         self._shared_error: BaseException | None = None
-        self._cpu_group: Any = None  # for collectives on the CPU; None: the default group
+        self._cpu_group: Any = None  # for collectives on the CPU; None means the default group
 
     @property
     def is_alone(self) -> bool:
@@ -77,11 +77,11 @@ class World:
 
     @property
     def gpu_timeout(self) -> float | None:
-        """Seconds to wait for this rank's GPU, which may wait for other ranks; None: no limit."""
+        """How many seconds to wait for this rank's GPU, which may wait for other ranks, or None."""
         return None if self.is_alone else self.timeout + GPU_GRACE / 2
 
     def device_for_rank(self, device: str) -> str:
-        """Return the device for this rank, given the device that the user has set.
+        """Return the device of this rank, given the device set by the user.
 
         If there are several ranks, `auto` and `cuda` become `cuda:N`, where N is the local rank.
         """
@@ -90,7 +90,7 @@ class World:
         return f"cuda:{self.local_rank}"
 
     def threads_per_rank(self, threads: int | None) -> int | None:
-        """Return this rank's share of the CPU threads that the user has set for each machine."""
+        """Return this rank's share of the CPU threads set by the user for each machine."""
         return threads if threads is None else max(1, threads // self.local_size)
 
     # The model and its gradients.
@@ -101,8 +101,8 @@ class World:
         """Move `module` to `device`, and make its gradients the mean over all ranks.
 
         With `fsdp`, parameters and gradients are sharded, and FSDP2 gathers the parameters of one
-        of `blocks` at a time. It also moves the blocks to the device one at a time, so that
-        `module`, which was built on the CPU, is never on the device as a whole.
+        of `blocks` at a time. The blocks are also moved to the device one at a time, so the whole
+        `module`, which is built on the CPU, is never on the device.
         """
         if self.is_alone:
             return module.to(device)
@@ -147,24 +147,24 @@ class World:
     def map_sharded(
         self, work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]
     ) -> list[T]:
-        """Apply `work` to `items`, divided among the ranks; return all results on every rank.
+        """Apply `work` to `items`, divided among the ranks. Returns all results on every rank.
 
         Rank r calls `work` once, with the items r, r + size, r + 2 * size, and so on. `work` must
-        return one JSON value per item. The results are in the order of `items`. A rank on which
-        `work` raises an error raises the same error, and the other ranks raise `RankError`.
+        return one JSON value per item. The results are in the order of `items`. If
+        `work` raises an error on a rank, that rank raises the error, and the others `RankError`.
         """
         if self.is_alone:
             return list(work(items))
         try:
             values = list(work(items[self.rank :: self.size]))
         except Exception as error:
-            self._all_gather_json(_describe(error))  # the other ranks are waiting for it
+            self._all_gather_json(_describe(error))  # the other ranks are waiting for an answer
             self._shared_error = error
             raise
         answers = self._all_gather_json({"values": values})
         for rank, answer in enumerate(answers):
             _raise_if_error(answer, f"rank {rank}: ")
-        # Item i was item i // size of rank i % size.
+        # Item i is the item i // size of rank i % size.
         return [answers[i % self.size]["values"][i // self.size] for i in range(len(items))]
 
     def _all_gather_json(self, value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -185,7 +185,7 @@ class World:
         """Call `work` on rank 0 only, and return its result, a JSON value, on all ranks.
 
         There is no time limit: the other ranks wait as long as rank 0 is alive. If `work` raises an
-        error, rank 0 raises the same error, and the other ranks raise `RankError`.
+        error, rank 0 raises the error, and the other ranks raise `RankError`.
         """
         if self.is_alone:
             return work()
@@ -224,7 +224,7 @@ class World:
         return whole
 
     def save_shards(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """Write tensors to `folder`; all ranks call this, and each writes its own shards.
+        """Write tensors to `folder`. All ranks call this, and each rank writes its own shards.
 
         Raises `CheckpointError` on all ranks if one of them fails.
         """
@@ -238,9 +238,9 @@ class World:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Connect to the other ranks while the block runs, and wait for them at its end.
+        """Connect to the other ranks while the block runs, and wait for them at the end.
 
-        If the block raises an error that all ranks know of, only one rank reports it to the user.
+        If the block raises an error that all ranks know about, only one rank reports it.
         """
         self.presence.register()
         self._init_process_group()
@@ -291,9 +291,9 @@ ALONE = World()
 
 @contextlib.contextmanager
 def join_world(timeout: float) -> Iterator[World]:
-    """Connect the ranks as the environment variables of `torchrun` describe, and yield the world.
+    """Connect the ranks described by the environment variables of `torchrun`; yield the world.
 
-    Without these variables, the world is this process alone. Raises `ConfigError` if only some of
+    Without these variables, the world is just this process. Raises `ConfigError` if only some of
     them are set.
     """
     is_launched = "TORCHELASTIC_RUN_ID" in os.environ
@@ -312,7 +312,7 @@ def join_world(timeout: float) -> Iterator[World]:
         )
     except ValueError as error:
         raise ConfigError(
-            f"WORLD_SIZE is set, as by torchrun, but other variables are missing: {error}"
+            f"torchrun's variable WORLD_SIZE is set, but other variables are missing: {error}"
         ) from error
     world = World(
         rank,
@@ -334,7 +334,7 @@ def _int_variable(name: str, default: int) -> int:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """Return `error` as a JSON object from which `_raise_if_error` makes a `RankError`."""
+    """Return `error` as a JSON object, which `_raise_if_error` turns into a `RankError`."""
     return {
         "error": str(error) or type(error).__name__,
         "exit_code": exit_code(error),

@@ -1,9 +1,9 @@
-"""Crash folders: the batch of an update whose loss or gradient was not finite, and the weights at
-that time, so that `mt replay` can run the update again.
+"""Crash folders store an update whose loss or gradient was not finite, for `mt replay`.
 
-crash/step_N in the run folder is a model folder with the raw weights and with batch.jsonl, which
-has one sentence pair per line, as ids and text, in the order of the batch. Dropout depends only on
-the seed, the update and the micro-batch, so a replay computes exactly what training computed.
+crash/step_N in the run folder is a model folder with the raw weights before the update. It also has
+batch.jsonl, with one sentence pair per line, as ids and as text, in the order of the batch. Dropout
+depends only on the seed, the update and the micro-batch, so a replay computes exactly what training
+computed.
 """
 
 import json
@@ -48,8 +48,8 @@ def write_crash(
             crash.batch_path.write_text(lines, encoding="utf-8")
             crash.seal()
     except Exception as error:  # the error that stopped training matters more to the user
-        return f"its batch could not be written to {folder}: {error}"
-    return f"its batch is in {folder}; to run it again: mt replay {folder}"
+        return f"the batch could not be written to {folder}: {error}"
+    return f"the batch was saved; to run it again: mt replay {folder}"
 
 
 def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[str]:
@@ -66,14 +66,14 @@ def _lines(micro_batches: Sequence[AnyBatch], tokenizer: Tokenizer) -> Iterator[
 
 
 def read_crash(loaded: LoadedModel) -> list[list[tuple[list[int], list[int]]]]:
-    """Read the id pairs (src, tgt) of each micro-batch from an opened crash folder.
+    """Read the (source ids, target ids) pairs of each micro-batch from a loaded crash folder.
 
     Raises `CheckpointError` if the folder is not a crash folder.
     """
     path = loaded.folder.batch_path
     if path.name not in loaded.files:
         raise CheckpointError(
-            f"{loaded.folder}: not a crash folder ({path.name} is missing); "
+            f"{loaded.folder} is not a crash folder, because {path.name} is missing; "
             "crash folders are in crash/ of a run folder"
         )
     try:

@@ -1,8 +1,8 @@
-"""Cross-entropy with label smoothing, computed straight from the hidden states of the decoder.
+"""Cross-entropy with label smoothing, computed directly from the decoder's hidden states.
 
-Projection, softmax and loss are a single operation. It works through the target positions in
-chunks, so the logits of a whole batch are never in memory at once. It computes the gradients of a
-chunk together with its loss, so the backward pass does not have to compute the logits again.
+Projection, softmax and loss are a single operation. It processes the target positions in chunks, so
+the logits of the whole batch are never in memory at once. It computes the gradients of a chunk
+together with the loss, so the backward pass does not have to compute the logits again.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def linear_cross_entropy(
     [positions]. Targets that are `PAD_ID` do not count. The matrix products run in the dtype of
     autocast; the softmax, the loss and its sums run in at least fp32.
     """
-    # Read here, because gradients are always disabled inside the forward of an autograd function.
+    # Inside the forward of an autograd function, gradients are always disabled, so ask here.
     is_grad_enabled = torch.is_grad_enabled()
     return Loss(
         *_LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, is_grad_enabled)
@@ -114,10 +114,10 @@ def _chunk_loss(
     smoothing: float,
     gradients: _Gradients | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss sums of `logits` [rows, vocab], which lack the bias, and their gradient.
+    """Return (loss sums, gradient of the logits) for `logits` [rows, vocab] without the bias.
 
-    Half-precision logits are converted to fp32 one tile at a time, and their gradient overwrites
-    them. The gradient is only computed if `gradients` is given.
+    Half-precision logits are converted to fp32 one tile at a time, and are overwritten by their
+    gradient. The gradient is only computed if `gradients` is given.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if logits.dtype == dtype:
@@ -139,7 +139,7 @@ def _tile_loss(
     smoothing: float,
     gradients: _Gradients | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss sums of `logits` [rows, vocab] in fp32 or fp64, and their gradient.
+    """Like `_chunk_loss`, for logits in fp32 or fp64.
 
     The loss of a position is (1 - smoothing) x nll + smoothing x the mean of -log p over the
     vocabulary (Szegedy et al. 2016). The gradient of the bias is added to `gradients`.
@@ -147,14 +147,14 @@ def _tile_loss(
     scores = logits if bias is None else logits + bias
     real = (targets != PAD_ID)[:, None]
     probs = scores.softmax(dim=-1)
-    # log(sum(exp(scores))) is the largest score minus the logarithm of its probability.
+    # log(sum(exp(scores))) equals the largest score minus the logarithm of its probability.
     log_sum = scores.amax(dim=-1, keepdim=True) - probs.amax(dim=-1, keepdim=True).log()
     nll = (log_sum - scores.gather(1, targets[:, None])) * real
     uniform = (log_sum - scores.mean(dim=-1, keepdim=True)) * real
     sums = torch.stack([((1 - smoothing) * nll + smoothing * uniform).sum(), nll.sum()])
     if gradients is not None:
-        # The gradient by the logits is the softmax minus the smoothed targets, which are
-        # smoothing / vocab everywhere, plus 1 - smoothing at the target.
+        # The gradient of the logits is the softmax minus the smoothed target distribution, which
+        # is smoothing / vocab for every token, plus 1 - smoothing for the target.
         probs.sub_(smoothing / logits.shape[1])
         probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), smoothing - 1))
         if gradients.bias is not None:

@@ -14,8 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
-    """Load the weights of `train.init_from` if the run is new, and freeze the parameters that match
-    `train.freeze`.
+    """Load the weights of `train.init_from` into a new run, and apply `train.freeze`.
 
     Raises `ConfigError` if a pattern matches no parameter or no parameter is left to train, and
     `CheckpointError` if the weights cannot be loaded.
@@ -37,6 +36,6 @@ def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
             parameters[name].requires_grad_(False)
     frozen = sum(p.numel() for p in trainable if not p.requires_grad)
     if frozen == sum(p.numel() for p in trainable):
-        raise ConfigError("train.freeze: no parameter is left to train")
+        raise ConfigError("train.freeze matches all parameters, so none is left to train")
     if frozen:
         logger.info(f"frozen: {frozen:,} parameters")

@@ -1,5 +1,4 @@
-"""From gradients to new weights: clipping, loss scaling for fp16, and skipping updates that are not
-finite.
+"""Apply gradients: clip them, scale the loss for fp16, and skip updates that are not finite.
 
 All of this is computed on the device and passed to the fused optimizer, so a GPU never waits for
 the host. The host reads the numbers of an update while the GPU computes the next one.
@@ -15,12 +14,12 @@ from mt.data.order import Update
 from mt.errors import DivergedError
 from mt.runtime.shards import unsharded
 
-POLL = 0.0005  # seconds between checks whether the GPU is done
+POLL = 0.0005  # seconds between two checks whether the GPU is done
 GROW_AFTER = 2000  # finite updates before the loss scale doubles (Micikevicius et al. 2018)
 
 
 class LossScale:
-    """The factor of the loss that keeps small fp16 gradients from becoming zero.
+    """A factor for the loss that keeps small fp16 gradients from becoming zero.
 
     It is halved when gradients are not finite, and doubled after `GROW_AFTER` updates with finite
     gradients in a row.
@@ -31,10 +30,10 @@ class LossScale:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.enabled = enabled
         self.scale = torch.tensor(2.0**16 if enabled else 1.0, device=device)
-        self.good = torch.zeros((), device=device)  # finite updates since the scale changed
+        self.good = torch.zeros((), device=device)  # finite updates since the scale has changed
 
     def update(self, finite: Tensor) -> None:
-        """Adjust the scale after an update; `finite` is whether its gradients were finite."""
+        """Adjust the scale after an update. `finite` says whether the gradients were finite."""
         if not self.enabled:
             return
         good = torch.where(finite, self.good + 1, 0)
@@ -45,7 +44,7 @@ class LossScale:
         self.good = torch.where(grow, 0, good)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint stores; none if loss scaling is disabled."""
+        """Return the tensors to store in a checkpoint, or {} if loss scaling is disabled."""
         return dict(zip(self.NAMES, (self.scale, self.good), strict=True)) if self.enabled else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -63,18 +62,18 @@ def apply_gradients(
     bad_updates: Tensor,
     max_bad: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Run a step of a fused optimizer, and return the gradient norm and the number of bad updates.
+    """Run a step of a fused optimizer, and return (gradient norm, number of bad updates).
 
     The step is skipped if `loss` or a gradient is not finite. After more than `max_bad` bad
-    updates, all steps are skipped, so that the weights are still those of the bad update when the
-    host notices it. In fp16, an overflow is not a bad update as long as the scale can be halved.
+    updates, all steps are skipped, so that the weights have not changed since the bad update when
+    the host notices it. In fp16, an overflow is not a bad update while the scale can be halved.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     scaled_norm = unsharded(torch.nn.utils.get_total_norm(gradients))
     norm = scaled_norm / scale.scale
     finite = norm.isfinite() & loss.isfinite()
     excess = (norm / clip_norm).clamp(min=1.0) if clip_norm else torch.ones_like(norm)
-    # The optimizer divides the gradients by `grad_scale` itself, which saves a pass over them.
+    # The optimizer divides the gradients by `grad_scale`, which saves a separate pass over them.
     optimizer.grad_scale = scale.scale * excess  # type: ignore[attr-defined]
     optimizer.found_inf = (~finite | (bad_updates > max_bad)).float()  # type: ignore[attr-defined]
     optimizer.step()
@@ -86,7 +85,7 @@ def apply_gradients(
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """The numbers of an update. Losses are means over its target tokens."""
+    """The numbers of an update. Losses are means over the target tokens."""
 
     loss: float  # with label smoothing
     nll: float  # negative log-likelihood in nats per token, without label smoothing
@@ -96,7 +95,7 @@ class UpdateStats:
 
 
 def wait_for_gpu(event: torch.cuda.Event, patience: float | None) -> None:
-    """Wait until a GPU has reached `event`, for at most `patience` seconds (None: no limit).
+    """Wait until a GPU has reached `event`, for at most `patience` seconds (None means no limit).
 
     The limit is needed because a GPU can wait forever for a rank that has stopped responding.
     Raises a `RuntimeError` when the time is up, which the caller treats as a lost rank.
@@ -117,7 +116,7 @@ class PendingStats:
     def __init__(
         self, step: int, numbers: Tensor, lr: float, update: Update, loss_scale: Tensor
     ) -> None:
-        """`numbers` holds the loss, the nll, the gradient norm and the bad updates so far."""
+        """`numbers` are the loss, the nll, the gradient norm, and how many updates were bad."""
         self.step, self.lr, self.update, self.loss_scale = step, lr, update, loss_scale
         self._done = None
         if numbers.device.type == "cuda":
@@ -130,7 +129,7 @@ class PendingStats:
             self._numbers = numbers
 
     def read(self, patience: float | None = None, bad_before: int = 0) -> UpdateStats:
-        """Wait for the numbers and return them; see `wait_for_gpu` for `patience`.
+        """Wait for the numbers, and return them. `patience` is explained in `wait_for_gpu`.
 
         Raises `DivergedError` if this update was bad, which means that the number of bad updates
         is now more than `bad_before`.

@@ -1,7 +1,7 @@
 """The training objective: the loss of a model on one micro-batch.
 
-Losses are sums over the target tokens. Only the train step divides, once, by the number of target
-tokens in the whole update.
+Losses are sums over the target tokens. The train step divides them, just once, by the number of
+target tokens in the whole update.
 """
 
 from torch import nn
@@ -14,8 +14,8 @@ from mt.train.cross_entropy import Loss, linear_cross_entropy
 class TrainingLoss(nn.Module):
     """A model together with its loss.
 
-    DDP and FSDP2 wrap this module instead of the model, so they see every use of its parameters,
-    including the output projection in the loss.
+    DDP and FSDP2 wrap this module instead of the model, so they see every use of the parameters,
+    including the output projection, which is part of the loss.
     """
 
     def __init__(self, model: Transformer, label_smoothing: float) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer, its schedule as a function of the step, and the moving average of the weights."""
+"""The optimizer, the learning rate schedule, and the moving average of the weights."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from mt.runtime.shards import local_shard
 def build_optimizer(
     model: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """Build AdamW (Loshchilov and Hutter 2019), fused, with weight decay only on matrices."""
+    """Build a fused AdamW (Loshchilov and Hutter 2019) with weight decay only for matrices."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -74,9 +74,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Create the state that AdamW would create in its first step, so that saved tensors can be
-    loaded into it.
-    """
+    """Create the state that AdamW would create in its first step, to load saved tensors into it."""
     for parameter in (
         p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
     ):

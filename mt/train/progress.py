@@ -1,4 +1,4 @@
-"""Reports on a training run: a progress bar or log lines, metrics.jsonl, and how time is spent."""
+"""Reports on a training run: progress bar or log lines, metrics.jsonl, and where the time goes."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class LossWindow:
     """Sums over the updates since the last report.
 
-    They are part of a checkpoint, so a resumed run writes the same reports as an uninterrupted run.
+    They are stored in checkpoints, so a resumed run writes the same reports as any other run.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class LossWindow:
         """Reset all sums."""
         self.loss = self.nll = 0.0  # sums over target tokens
         self.num_tokens = self.num_updates = 0
-        self.lr = self.grad_norm = 0.0  # of the last update
+        self.lr = self.grad_norm = 0.0  # values of the last update
 
     def add(self, stats: UpdateStats) -> None:
         """Add the numbers of an update."""
@@ -41,7 +41,7 @@ class LossWindow:
         self.lr, self.grad_norm = stats.lr, stats.grad_norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums that a checkpoint stores, as JSON values."""
+        """Return the sums to store in a checkpoint, as JSON values."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class TrainProgress:
     ) -> None:
         """On all ranks except rank 0, `metrics` is None and nothing is reported.
 
-        `seconds` returns the time that the run has taken; `precision` is reported with scores.
+        `seconds` returns how long the run has taken. `precision` is reported with scores.
         """
         self._window = window or LossWindow()
         self.config, self.metrics = config, metrics
@@ -81,13 +81,13 @@ class TrainProgress:
         self._start_clock()
 
     def _start_clock(self) -> None:
-        """Start to measure the speed of the updates up to the next report."""
+        """Start measuring the speed until the next report."""
         self._timed_tokens = 0
         self._window_start, self._paused = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def timed(self, activity: str) -> Iterator[None]:
-        """Count the time of the block as spent on "data" (waiting for it), "valid" or "save"."""
+        """Count the time of the block as spent on "valid", "save", or waiting for "data"."""
         start = time.perf_counter()
         try:
             yield
@@ -118,7 +118,7 @@ class TrainProgress:
         seconds = max(time.perf_counter() - self._window_start - self._paused, 1e-9)
         loss, nll = window.loss / window.num_tokens, window.nll / window.num_tokens
         rate, ppl = self._timed_tokens / seconds, math.exp(min(nll, 50))
-        # Marks the last report of a process that stopped between two reports; see `MetricLogger`.
+        # A report that is not due is the last one of a process; see `MetricLogger`.
         partial = {"partial": True} if self._step % self.config.log_every else {}
         metrics.write(
             "train",

@@ -1,4 +1,4 @@
-"""Why a run stops: a signal, a limit in its configuration, or a loss that diverges."""
+"""The reasons for a run to stop: a signal, a limit in the configuration, or a diverging loss."""
 
 import contextlib
 import logging
@@ -22,29 +22,29 @@ REMEDIES = (
     "Run the same command with a lower optim.lr, more optim.warmup_steps or a smaller "
     "optim.clip_norm to resume from the last checkpoint; or start again with model.norm: pre"
 )
-# Seconds in which a repeated signal counts as the same one: launchers pass on signals to their
-# ranks, which may have received them already.
+# A signal that is repeated within this many seconds counts as the same one, because launchers pass
+# signals on to their ranks, which may have received them already.
 SAME_SIGNAL = 3.0
-CONSTANT_SCORES = 3  # validations with the same value of the metric before a warning
-# Nats per token. A lower best loss counts as this, because a very small loss can double harmlessly.
+CONSTANT_SCORES = 3  # warn after this many validations with the same value of the metric
+# In nats per token. A lower loss counts as this much, because very small losses can double safely.
 MIN_LOSS = 1.0
 
 
 class Abandoned(Exception):
-    """A signal arrived during an `interruptible` block, which must end at once."""
+    """Raised when a signal arrives during an `interruptible` block, to leave it at once."""
 
 
 class SignalStop:
     """Lets the training loop finish its update and save when SIGINT or SIGTERM arrives.
 
-    A second signal ends the process at once; under a launcher, only if it arrives more than
-    `SAME_SIGNAL` seconds after the first. If any rank receives a signal, all ranks stop.
+    A second signal ends the process at once. Under a launcher, it must arrive more than
+    `SAME_SIGNAL` seconds after the first one. If any rank receives a signal, all ranks stop.
     """
 
     def __init__(self, world: World = ALONE) -> None:
         self.world = world
-        self.signal: signal.Signals | None = None  # known to all ranks
-        self._received: signal.Signals | None = None  # by this rank
+        self.signal: signal.Signals | None = None  # the signal that all ranks know of
+        self._received: signal.Signals | None = None  # the signal that this rank has received
         self._received_at = 0.0
         self._interruptible = False
 
@@ -70,7 +70,7 @@ class SignalStop:
             self._interruptible = False
 
     def share_signal(self) -> None:
-        """Let all ranks know the signal that any of them received. All ranks must call this."""
+        """Tell all ranks about a signal that any of them received. All ranks must call this."""
         number = self.world.all_reduce_max(self._received or 0)
         if number:
             self.signal = signal.Signals(number)
@@ -91,17 +91,17 @@ class SignalStop:
 
 
 class ScoreWatch:
-    """Tracks the best validation by `metric`, and how many validations came after it.
+    """Tracks the best validation and how many validations came after it.
 
-    Ties are broken by chrF, then by the loss. Validations do not count against `train.patience` as
-    long as the metric has had the same value every time, such as a BLEU of 0.00.
+    Validations are compared by `metric`, then by chrF, then by the loss. They do not count against
+    `train.patience` as long as the metric always has the same value, such as a BLEU of 0.00.
     """
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self.best: dict[str, float] | None = None
         self.bad_validations = 0
-        self.count = 0  # all validations
+        self.count = 0  # number of all validations
         self.first: float | None = None  # the value of the metric in the first validation
         self.has_moved = False
 
@@ -126,7 +126,7 @@ class ScoreWatch:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores, as JSON values."""
+        """Return the state to store in a checkpoint, as JSON values."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class ScoreWatch:
 
 
 def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: int) -> str | None:
-    """Return the option whose limit the run has reached, with its value, or None."""
+    """Return a text about the limit that the run has reached, or None."""
     if config.max_steps is not None and step >= config.max_steps:
         return f"train.max_steps: {config.max_steps}"
     if config.max_epochs is not None and epoch >= config.max_epochs:
@@ -162,7 +162,7 @@ class DivergenceWatch:
         Raises `DivergedError` if the mean of a window is more than `train.divergence_factor` times
         the lowest mean.
         """
-        if not math.isfinite(loss):  # an overflow in fp16, whose update was skipped
+        if not math.isfinite(loss):  # from an overflow in fp16; this update was skipped
             return
         self.total += loss
         self.count += 1
@@ -182,7 +182,7 @@ class DivergenceWatch:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores, as JSON values."""
+        """Return the state to store in a checkpoint, as JSON values."""
         return {"total": self.total, "count": self.count, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The training loop: updates, reports, validation and checkpoints.
 
-A stopped run can be resumed bit for bit, because a checkpoint contains everything that training
+A stopped run can be resumed bit for bit, because a checkpoint contains all state that training
 changes (`training_state`).
 """
 
@@ -38,8 +38,8 @@ from mt.train.validation import Validator
 
 logger = logging.getLogger(__name__)
 
-STATE_FORMAT = 2  # of state.json; format 1 had no format number
-FAILED_SAVES = 3  # failed saves in a row that end the run, so that no more work is lost
+STATE_FORMAT = 2  # format of state.json; files of format 1 have no format number
+FAILED_SAVES = 3  # end the run after this many failed saves in a row, to lose no more work
 
 
 class Trainer(Updater):
@@ -62,14 +62,14 @@ class Trainer(Updater):
             checkpoints.valid_fingerprint = self.validator.fingerprint
         self.stop = SignalStop(world)
         self.watch = DivergenceWatch(train)
-        self.failed_saves = 0  # in a row
+        self.failed_saves = 0  # number of failed saves in a row
         self._unread: list[PendingStats] = []
         self.score_watch = ScoreWatch(train.metric)
         self.window = LossWindow()
         # Whether earlier validations used the same text, search and metrics as this process.
         self._is_comparable = True
-        self.scores: dict[str, float] = {}  # of this step, if it was validated
-        self._start = time.perf_counter()  # minus the seconds that earlier starts took
+        self.scores: dict[str, float] = {}  # the scores of this step, if it was validated
+        self._start = time.perf_counter()  # moved back by the time of earlier starts
 
     def seconds(self) -> float:
         """Return the time that this run has taken, including earlier starts."""
@@ -96,19 +96,19 @@ class Trainer(Updater):
             with contextlib.closing(self.loader.updates()) as updates:  # type: ignore[type-var]
                 if not self._is_comparable:
                     self.score_kept_best()
-                # A signal may have abandoned the validation of this step before the resume.
+                # Before the resume, a signal may have ended the validation of this step early.
                 if self.step and self._due(config.valid_every) and not self.scores:
                     self.validate()
                 while (limit := self.limit_reached()) is None and self.stop.signal is None:
                     with self.progress.timed("data"):
                         update = next(updates)
                     stats = self.train_step(update)
-                    # Before waiting for the GPU: if a rank is missing, this call can name it.
+                    # Before waiting for the GPU, because this can tell which rank is missing.
                     self.stop.share_signal()
-                    # A GPU computes this update while the host waits for the one before it.
+                    # The host reads the previous update while a GPU computes this one.
                     self.report(stats, num_unread=int(self.compute.device.type == "cuda"))
                     if self._due(config.save_every):
-                        self.save()  # before validation, which may need more memory
+                        self.save()  # before validating, which may fail for lack of memory
                     if self._due(config.valid_every) and self.validate():
                         self.save()
             self._finish()
@@ -116,12 +116,12 @@ class Trainer(Updater):
         return limit
 
     def train_step(self, update: Update) -> PendingStats:
-        """Run one update. The scores of the previous step no longer belong to the model."""
+        """Run one update, and forget the scores of the previous step."""
         self.scores = {}
         return super().train_step(update)
 
     def report(self, *stats: PendingStats, num_unread: int = 0) -> None:
-        """Report the numbers of updates, but leave the newest `num_unread` for the next call."""
+        """Report the numbers of updates, except the newest `num_unread`, which are for later."""
         self._unread += stats
         while len(self._unread) > num_unread:
             pending = self._unread.pop(0)
@@ -133,7 +133,7 @@ class Trainer(Updater):
     def validate(self) -> bool:
         """Validate the model, or its average, and return whether it is the best so far.
 
-        A signal abandons the validation.
+        If a signal arrives, the validation ends early, and the result is False.
         """
         self.report()
         if self.validator is None:
@@ -164,8 +164,8 @@ class Trainer(Updater):
         if step is None:
             return
         logger.info(
-            "validation has changed (text, search or metric): "
-            f"scoring update {step}, the best so far, again"
+            "the text, search or metric of validation has changed, so the best checkpoint so far "
+            f"(update {step}) is scored again"
         )
         model, best = self._build(), self.run.checkpoint(step)
         load_weights(model, best.weights(), best.weights_path)
@@ -185,7 +185,7 @@ class Trainer(Updater):
     def _map_sharded(
         self, work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]
     ) -> list[Any]:
-        """Call `World.map_sharded`; a signal to one rank abandons the work of all ranks."""
+        """Like `World.map_sharded`, but a signal to one rank ends the work of all ranks."""
 
         def interruptible_work(part: Sequence[Any]) -> Sequence[Any]:
             with self.stop.interruptible():
@@ -199,7 +199,7 @@ class Trainer(Updater):
         return limit_reached(self.config.train, self.step, epoch, bad_validations)
 
     def is_validated(self) -> bool:
-        """Whether the scores of this step have been written, or there is nothing to validate."""
+        """Whether the scores of this step have been written, or no validation is needed."""
         return self.validator is None or self.world.broadcast_from_rank0(
             lambda: self.step in self.checkpoints.ranked()
         )
@@ -239,7 +239,7 @@ class Trainer(Updater):
             )
 
     def training_state(self) -> TrainingState:
-        """Return everything that a checkpoint stores of the state of training."""
+        """Return the state of training, as stored in a checkpoint."""
         average = self.average.weights if self.average is not None else None
         optimizer = optimizer_tensors(self.optimizer, self.model) | self.loss_scale.state_dict()
         return TrainingState(self.weights(), average, optimizer, self.state_dict())
@@ -294,7 +294,7 @@ class Trainer(Updater):
         self.score_watch.load_state_dict(state["score_watch"])
         if self.scores:
             return
-        # The step may have been validated after its checkpoint was saved.
+        # The checkpoint may have been saved before the validation of its step.
         scores = self.world.broadcast_from_rank0(lambda: self.checkpoints.scores(self.step))
         if scores:
             self.scores = scores

@@ -1,4 +1,4 @@
-"""One update of the weights: the gradients of its micro-batches, then a step of the optimizer.
+"""One update of the weights: compute the gradients of its micro-batches, then run the optimizer.
 
 Random numbers depend only on the seed, the update and the micro-batch, so a checkpoint does not
 contain the state of a random number generator.
@@ -71,7 +71,7 @@ class Updater:
             size=world.size,
         )
         self.bad_updates = torch.zeros((), device=compute.device)
-        self.known_bad_updates = 0  # bad updates that the host knows of
+        self.known_bad_updates = 0  # number of bad updates that the host knows of
         self.step = 0
 
     def _build(self) -> Transformer:
@@ -102,8 +102,8 @@ class Updater:
     def micro_batch(self, update: Update, index: int) -> Tensor:
         """Add the gradients of this rank's micro-batch `index`, and return its loss sums.
 
-        All ranks run the same number of micro-batches. A rank that has one less than the others
-        runs an empty one, which adds zero.
+        All ranks run the same number of micro-batches. A rank with fewer micro-batches than
+        the others also runs an empty one, which adds zero.
         """
         is_real = index < len(update.micro_batches)
         batch = (
@@ -121,7 +121,7 @@ class Updater:
         return torch.stack([loss.smoothed.detach(), loss.nll]) * is_real
 
     def forward(self, batch: AnyBatch) -> Loss:
-        """Compute the loss sums of a micro-batch, under autocast if the precision asks for it."""
+        """Compute the loss sums of a micro-batch, with autocast if the precision needs it."""
         with self.compute.autocast():
             loss: Loss = self.criterion(batch)
             return loss
@@ -178,10 +178,10 @@ class Updater:
 
     @contextlib.contextmanager
     def model_to_score(self) -> Iterator[Transformer]:
-        """Yield the model to validate, with averaged weights if the run averages them.
+        """Yield the model to validate, with averaged weights if the run averages weights.
 
-        A sharded model is copied as a whole. Otherwise, this is the model itself, which gets its
-        own weights back when the block ends.
+        If the model is sharded, this is a complete copy. Otherwise, it is the model itself, and at
+        the end of the block its own weights are restored.
         """
         weights = self.weights() if self.average is None else self.average.weights
         if self.is_sharded:

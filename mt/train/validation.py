@@ -1,4 +1,4 @@
-"""Validation during training: the loss on all validation text, BLEU and chrF on a sample of it."""
+"""Validation during training: the loss on all validation text, and BLEU and chrF on a sample."""
 
 import itertools
 import logging
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 Map = Callable[[Callable[[Sequence[Any]], Sequence[Any]], Sequence[Any]], list[Any]]
 Corpus = tuple[str, list[str], list[str]]  # label, source lines, reference lines
 
-# Maximum subwords per side of a pair in the loss, unless training allows more. Memory grows with
-# the square of the length.
+# Pairs with more subwords on a side are left out of the loss, unless training allows more. Memory
+# grows with the square of the length.
 MAX_LEN = 1024
 
 
 class Validator:
-    """The validation text of a run, and how models are scored on it.
+    """Scores models on the validation text of a run.
 
     `fingerprint` identifies the text, the search and the metrics. Scores with different
     fingerprints are not comparable.
@@ -81,7 +81,7 @@ class Validator:
         )
 
     def validate(self, model: Transformer, step: int, map_sharded: Map) -> dict[str, float]:
-        """Score the model, and return its scores by name; the loss is in nats per token.
+        """Score the model, and return its scores, keyed by name. The loss is in nats per token.
 
         All ranks must call this. Rank 0 writes translations and scores to valid/step_N in the run
         folder.
@@ -121,8 +121,8 @@ class Validator:
             self.run.write_validation(step, hyps, details)
         except OSError as error:
             logger.warning(
-                f"could not write the validation of update {step}, "
-                f"which therefore cannot become the best: {error}"
+                f"the validation of update {step} could not be written, so this update cannot be "
+                f"the best: {error}"
             )
         triples = zip(self.src, self.ref, hyps, strict=True)
         for src, ref, hyp in itertools.islice(triples, self.config.valid.samples):
@@ -138,8 +138,8 @@ class Validator:
     def loss(self, model: Transformer, map_sharded: Map) -> float:
         """Return the negative log-likelihood in nats per target token.
 
-        It is computed without dropout and label smoothing. A batch that does not fit into memory is
-        split in halves.
+        It is computed without dropout and label smoothing. Batches that do not fit into memory are
+        split in half.
         """
         model.eval()
         groups = list(self.loader)
@@ -162,7 +162,7 @@ def _sample(
 ) -> tuple[list[str], list[str], dict[str, slice]]:
     """Take evenly spaced lines of each corpus, in total about `max_sentences`.
 
-    Returns the source lines, the reference lines, and where each corpus is in them.
+    Returns (source lines, reference lines, where the lines of each corpus are).
     """
     src: list[str] = []
     ref: list[str] = []
@@ -194,7 +194,7 @@ def _pairs_for_loss(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Yield the id pairs of a corpus, except pairs with an empty side or more than `max_len` ids.
 
-    Pairs that are too long are logged as warnings.
+    Each pair that is too long causes a warning.
     """
     for number, pair in enumerate(
         zip(tokenizer.encode_src(src), tokenizer.encode_tgt(ref), strict=True), 1

@@ -100,7 +100,7 @@ def test_editors_refuse_what_the_loader_refuses(sample):
         ({"tokenizer": {"src_model": "a"}}, "set both `src_model` and `tgt_model`"),
         ({"train": {"max_steps": None}}, "nothing would end this run"),
         ({"train": {"batch_tokens": 9, "grad_accum_steps": 2}}, "remove `grad_accum_steps`"),
-        ({"decode": {"nbest": 6}}, "nbest: 6 is more than beam_size 5"),
+        ({"decode": {"nbest": 6}}, "nbest: 6 is larger than beam_size 5"),
         ({"data": {"train": [{"src": "a"}]}}, "needs `src` and `tgt`"),
         ({"data": {"train": [{"dataset": "d"}]}}, "needs `src_column` and `tgt_column`"),
         ({"data": {"train": [{"dataset": "d", "src": "a"}]}}, "not both"),

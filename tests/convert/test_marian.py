@@ -290,7 +290,7 @@ def damaged_copy(opus: Path, folder: Path, problem: str) -> None:
             [
                 "scale_embedding: false",
                 "activation_function: tanh is",
-                "ffn_dim: 48 in the encoder, 64",
+                "ffn_dim: 48 in the encoder, but 64",
                 "target.spm is missing",
             ],
         ),

@@ -54,7 +54,9 @@ def test_a_line_empty_on_one_side_is_refused_with_its_file_and_line(
 ) -> None:
     full, gap = b"a\nb\nc\n", b"a\nb\n" + blank + b"\n"
     corpus = write_corpus(gap, full) if empty_side == "src" else write_corpus(full, gap)
-    with pytest.raises(DataError, match=re.escape(f"{getattr(corpus, empty_side)}:3: empty")):
+    with pytest.raises(
+        DataError, match=re.escape(f"{getattr(corpus, empty_side)}:3: this line is empty")
+    ):
         read(corpus)
     pairs, stats = read(corpus, on_one_sided_empty="skip")
     assert [pair.src for pair in pairs] == ["a", "b"]
@@ -247,7 +249,7 @@ def test_a_missing_value_is_an_empty_side(datasets: Any, tmp_path: Path) -> None
         [{"de": "a", "en": "1"}, {"de": None, "en": "2"}, {"de": None, "en": None}],
     )
     corpus = CorpusConfig(dataset=str(tmp_path), src_column="de", tgt_column="en", name="rows")
-    with pytest.raises(DataError, match=r"^rows:2: empty"):
+    with pytest.raises(DataError, match=r"^rows:2: this line is empty"):
         read(corpus)
     pairs, stats = read(corpus, on_one_sided_empty="skip")
     assert pairs == [("a", "1")]

@@ -230,7 +230,7 @@ def test_a_changed_number_is_noticed_when_its_block_is_first_read(
     if "tokens" in file:
         assert len(cache[0][0]) == 36
     with pytest.raises(
-        DataError, match=r"\.bin: damaged between bytes .* delete .*cache and start again"
+        DataError, match=r"\.bin is damaged between bytes .* delete .*cache and start again"
     ):
         cache[len(cache) - 1]
     with pytest.raises(DataError, match="damaged"):

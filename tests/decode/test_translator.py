@@ -263,7 +263,7 @@ def test_options_override_the_models_own_and_none_leaves_one_as_it_is() -> None:
     ("overrides", "message"),
     [
         ({"beam_size": 0}, "beam_size"),
-        ({"beam_size": 2, "nbest": 3}, "nbest: 3 is more than beam_size 2"),
+        ({"beam_size": 2, "nbest": 3}, "nbest: 3 is larger than beam_size 2"),
         ({"length_penalty": -1.0}, "length_penalty"),
         ({"beamsize": 3}, "beamsize"),
         ({"batch_size": "8"}, "batch_size"),

@@ -114,9 +114,9 @@ def test_missing_or_mismatched_test_files_are_errors(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{}", "not a score card"), ("{", "cannot be read"), ('{"format": 99}', "not a score card")],
+    [("{}", "not a scorecard"), ("{", "cannot be read"), ('{"format": 99}', "not a scorecard")],
 )
-def test_a_file_that_is_not_a_score_card_is_rejected(
+def test_a_file_that_is_not_a_scorecard_is_rejected(
     text: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "card.json").write_text(text, encoding="utf-8")

@@ -93,7 +93,7 @@ def test_the_language_chooses_the_tokenizer_of_bleu_and_a_name_overrides_it() ->
         (["blue"], None, None, "unknown metric 'blue'; choose from bleu, chrf"),
         (["bleu"], None, "14a", "unknown BLEU tokenizer '14a'"),
         (["legacy-bleu"], None, None, "needs the target language"),
-        (["legacy-bleu"], "ja", None, "does not apply to ja"),
+        (["legacy-bleu"], "ja", None, "is not possible for ja"),
     ],
 )
 def test_a_metric_that_does_not_exist_or_apply_is_an_error(

@@ -66,7 +66,7 @@ def test_a_batch_that_breaks_training_exits_3_and_can_be_replayed(
         assert {pair[side] for pair in pairs} <= lines
     again = run_mt("replay", folder)
     assert again.returncode == 3, again.stderr
-    assert "first not finite: the output of encoder" in again.stdout
+    assert "the first value that is not finite is in the output of encoder" in again.stdout
     assert "batch.jsonl" in again.stderr
 
 

@@ -97,7 +97,7 @@ def test_overwrite_deletes_nothing_if_the_folder_is_not_a_run(
     (tmp_path / "run/valid/test.de").write_text("mein Text")
     result = run_mt("train", small_yaml(tmp_path), "--overwrite")
     assert result.returncode == 2
-    assert "valid without the config.yaml" in result.stderr
+    assert "valid, but no config.yaml of a run" in result.stderr
     assert (tmp_path / "run/valid/test.de").read_text() == "mein Text"
 
 
@@ -243,7 +243,7 @@ def test_out_of_memory_names_a_size_that_fits(
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "out of memory" in result.stderr
-    assert "which fits (just tried; it was 32768)" in result.stderr
+    assert "which was just tried and fits (instead of 32768)" in result.stderr
     assert "train.gradient_checkpointing=true" in result.stderr
 
 

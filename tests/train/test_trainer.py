@@ -555,7 +555,10 @@ def test_only_scores_of_the_same_validation_are_compared(
             f"train.max_steps={state['step'] + 2}",
         )
         assert result.returncode == 0, result.stderr
-        assert "validation has changed (text, search or metric): scoring update" in result.stderr
+        assert (
+            "the text, search or metric of validation has changed, so the best checkpoint"
+            in result.stderr
+        )
         kept = {
             path.name: json.loads((tmp_path / f"run/valid/{path.name}/scores.json").read_text())
             for path in folder.glob("step_*")

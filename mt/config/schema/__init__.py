@@ -1,7 +1,7 @@
-"""The configuration schema: every option with its type, unit, default and limits. Imports no torch.
+"""The configuration schema: every option with its type, unit, default and limits.
 
-These modules only define what is allowed. `mt.config.load` reads files, overrides and presets, and
-writes the error messages.
+These modules only define what is allowed, and do not import torch. `mt.config.load` reads files,
+overrides and presets, and writes the error messages.
 """
 
 from typing import Literal
@@ -72,8 +72,8 @@ class Config(Section):
     def _sections_fit(self) -> "Config":
         if self.model.tie_embeddings == "all" and not self.tokenizer.shares_vocabulary:
             raise ValueError(
-                "model.tie_embeddings: `all` needs a joint vocabulary: use `decoder`, "
-                "set tokenizer.joint, or give tokenizer.src_model and tokenizer.tgt_model one file"
+                "model.tie_embeddings: `all` needs a joint vocabulary; use `decoder`, set "
+                "tokenizer.joint, or use the same file for tokenizer.src_model and tgt_model"
             )
         max_tokens, max_len = self.batching.max_tokens, self.data.filters.max_len
         if max_tokens == AUTO:

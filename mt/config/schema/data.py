@@ -21,7 +21,7 @@ class CorpusConfig(Section):
         None, "Path of the source text, one sentence per line; relative to the working directory."
     )
     tgt: str | None = option(
-        None, "Path of the target text; line N is the translation of line N of `src`."
+        None, "Path of the target text. Line N is the translation of line N of `src`."
     )
     dataset: str | None = option(
         None, "Name on the Hugging Face Hub, or a local folder, for `datasets.load_dataset`."
@@ -30,8 +30,8 @@ class CorpusConfig(Section):
     split: str = option("train", "Split of the dataset.")
     src_column: str | None = option(
         None,
-        "Column with the source text; `translation.de` is the entry `de` of the dictionaries in "
-        "column `translation`.",
+        "Column with the source text. `translation.de` is the entry `de` of the dictionaries in "
+        "the column `translation`.",
     )
     tgt_column: str | None = option(None, "Column with the target text; see `src_column`.")
 
@@ -43,7 +43,7 @@ class CorpusConfig(Section):
             )
         if self.dataset is not None and (self.src is not None or self.tgt is not None):
             raise ValueError(
-                "a corpus is either text files (`src`, `tgt`) or a `dataset`, not both"
+                "a corpus is either two text files (`src`, `tgt`) or a `dataset`, not both"
             )
         if self.dataset is not None and (self.src_column is None or self.tgt_column is None):
             raise ValueError("a `dataset` needs `src_column` and `tgt_column`")
@@ -67,13 +67,14 @@ class FilterConfig(Section):
     )
     max_len: int = option(
         256,
-        "Drop a pair if either side has more subwords than this, end of sentence included.",
+        "Drop a pair if either side has more subwords than this, including the end-of-sentence "
+        "token.",
         ge=1,
     )
     max_ratio: float | None = option(
         None,
-        "Drop a pair if one side has more than this many times the subwords of the other (1.5 in "
-        "fairseq's IWSLT14 recipe); null: keep all.",
+        "Drop a pair if one side has more than this many times as many subwords as the other (1.5 "
+        "in fairseq's IWSLT14 recipe). null: keep all.",
         ge=1,
     )
 
@@ -92,12 +93,12 @@ class DataConfig(Section):
     test: list[CorpusConfig] = option([], "Test sets of `mt evaluate`, each scored separately.")
     on_invalid_utf8: Literal["error", "replace", "skip"] = option(
         "error",
-        "What to do with a line that is not valid UTF-8: `error`: stop; `replace`: put U+FFFD in "
-        "place of the invalid bytes; `skip`: drop the pair. Such lines are counted.",
+        "What to do with a line that is not valid UTF-8. `error`: stop. `replace`: replace the "
+        "invalid bytes by U+FFFD. `skip`: drop the pair. Such lines are counted.",
     )
     on_one_sided_empty: Literal["error", "skip"] = option(
         "error",
-        "What to do with a training pair of which one side is empty: `error`: stop; `skip`: drop "
+        "What to do with a training pair if one of its sides is empty. `error`: stop. `skip`: drop "
         "and count it. Pairs with two empty sides are always dropped and counted.",
     )
     filters: FilterConfig = section(FilterConfig, resume="fixed")
@@ -111,7 +112,7 @@ class TokenizerConfig(Section):
     )
     vocab_size: int = option(
         8000,
-        "Number of subwords in the vocabulary, special tokens included; per language if `joint` "
+        "Number of subwords in the vocabulary, including special tokens; per language if `joint` "
         "is false.",
         ge=8,
     )
@@ -121,8 +122,8 @@ class TokenizerConfig(Section):
     )
     tgt_model: str | None = option(
         None,
-        "Path of a trained SentencePiece model for the target language; the same path as "
-        "`src_model` makes the vocabulary joint.",
+        "Path of a trained SentencePiece model for the target language. If it is the path of "
+        "`src_model`, the vocabulary is joint.",
     )
     character_coverage: float = option(
         1.0,
@@ -138,31 +139,31 @@ class TokenizerConfig(Section):
     )
     src_normalization: Normalization = option(
         "nfc",
-        "Unicode normalization of the source text: `none`; `nfc`: composed characters, and a plain "
-        "space for any kind of white space; `nfkc`: also plain characters for full-width and "
-        "superscript ones; `nmt_nfkc` (SentencePiece's default): also a space for no-break spaces "
-        "and joiners.",
+        "Unicode normalization of the source text. `none`: nothing changes. `nfc`: composed "
+        "characters, and any white space becomes a plain space. `nfkc`: also, full-width and "
+        "superscript characters become plain ones. `nmt_nfkc` (SentencePiece's default): also, "
+        "no-break spaces and joiners become spaces.",
     )
     tgt_normalization: Normalization = option(
         "none",
-        "Unicode normalization of the target text, as in `src_normalization`. Any value but `none` "
-        "changes the text that the model learns to write.",
+        "Unicode normalization of the target text; see `src_normalization`. Any value except "
+        "`none` changes the text that the model learns to write.",
     )
     user_defined_symbols: list[str] = option(
-        [], "Strings that are always one subword each, such as placeholders and tags."
+        [], "Strings that are never split into subwords, such as placeholders and tags."
     )
     max_lossy_share: float = option(
         0.1,
-        "Stop if the tokenizer changes more than this share of the target lines when it encodes "
-        "and decodes them; differences in runs of spaces do not count.",
+        "Stop if encoding and decoding changes more than this share of the target lines. "
+        "Differences in runs of spaces do not count.",
         ge=0,
         le=1,
         resume="may_change",
     )
     max_line_bytes: int = option(
         4192,
-        "Maximum length in bytes of a line that the tokenizer is trained on; longer lines are left "
-        "out and counted (the default is SentencePiece's).",
+        "The tokenizer is not trained on lines with more bytes than this, and their number is "
+        "logged (the default is SentencePiece's).",
         ge=16,
     )
     max_lines: int = option(
@@ -182,13 +183,13 @@ class TokenizerConfig(Section):
     def _both_models(self) -> "TokenizerConfig":
         if (self.src_model is None) != (self.tgt_model is None):
             raise ValueError(
-                "set both `src_model` and `tgt_model` (to one file for a joint vocabulary)"
+                "set both `src_model` and `tgt_model` (to the same file for a joint vocabulary)"
             )
         return self
 
     @property
     def shares_vocabulary(self) -> bool:
-        """Whether both sides use the same ids, as far as the configuration can say.
+        """Whether both sides use the same ids, as far as the configuration tells.
 
         `mt.data.prepare` compares the pieces of `src_model` and `tgt_model` when it opens them.
         """
@@ -200,9 +201,9 @@ class BatchingConfig(Section):
 
     max_tokens: IntOrAuto = option(
         4096,
-        "Maximum size of a micro-batch in tokens, end of sentence and padding included: pairs x "
-        "longest side. auto: the most that fits in memory, at most `train.batch_tokens` (which "
-        "must be set), found by trial; a resumed run keeps it.",
+        "Maximum size of a micro-batch in tokens: number of pairs x longest side, including "
+        "end-of-sentence tokens and padding. auto: try out what fits in memory, up to "
+        "`train.batch_tokens`, which must be set; a resumed run keeps the result.",
     )
     block_size: int = option(
         131_072,

@@ -11,7 +11,7 @@ class ModelConfig(Section):
     """The Transformer (Vaswani et al. 2017). The defaults are the paper's base model."""
 
     preset: Literal["tiny", "small", "base", "big"] | None = option(
-        None, "Named set of model sizes; options that are set next to it override its values."
+        None, "Named set of model sizes. Options that are set next to it override its values."
     )
     d_model: int = option(
         512, "Width of the embeddings and of every layer's output; must be even.", ge=2
@@ -44,9 +44,9 @@ class ModelConfig(Section):
     )
     tie_embeddings: Literal["all", "decoder", "none"] = option(
         "all",
-        "Which matrices are shared (Press and Wolf 2017): `all`: source embeddings, target "
-        "embeddings and output layer, which needs a joint vocabulary; `decoder`: target "
-        "embeddings and output layer; `none`: nothing.",
+        "Which matrices are one and the same (Press and Wolf 2017). `all`: the source embeddings, "
+        "target embeddings and output layer, which needs a joint vocabulary. `decoder`: the "
+        "target embeddings and output layer. `none`: no matrices.",
     )
     output_bias: bool = option(
         False, "Whether the output layer has a bias, as in models trained by Marian."

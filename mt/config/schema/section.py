@@ -19,7 +19,7 @@ def _unless_auto(value: Any, validate: Any) -> Any:
     return value if value == AUTO else validate(value)
 
 
-# A number, or `auto` until the start of the run has determined the number.
+# A number, or `auto`, which is replaced by a number when the run starts.
 IntOrAuto = Annotated[
     int,
     Field(ge=1),
@@ -46,7 +46,7 @@ def option(
 
     `resume` says what happens if a run is resumed with a different value: `may_change` accepts the
     new value, `fixed` refuses it, and `same_data` accepts it if the training text has not changed.
-    An option without a policy has that of its section, and `fixed` if the section has none either.
+    An option without a policy has the policy of its section; without that, it is `fixed`.
     """
     return Field(
         default=default, description=description, json_schema_extra=_extra(resume), **limits
@@ -54,7 +54,7 @@ def option(
 
 
 def section(kind: type[Section], *, resume: Resume | None = None) -> Any:
-    """Declare a section inside another; `resume` is the policy of its options (see `option`)."""
+    """Declare a section inside another. `resume` is the policy of its options (see `option`)."""
     return Field(default_factory=kind, json_schema_extra=_extra(resume))
 
 
@@ -68,7 +68,7 @@ def resume_policy(model: type[BaseModel], key: str) -> Resume:
     for name in key.split("."):
         field = model.model_fields.get(name)
         if field is None:
-            break  # a list item such as `train[0]`: the policy of the section applies
+            break  # for a list item such as `train[0]`, the policy of the section applies
         if isinstance(field.json_schema_extra, dict):
             policy = field.json_schema_extra["resume"]  # type: ignore[assignment]
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -11,7 +11,7 @@ class OptimConfig(Section):
     """The AdamW optimizer and its learning rate schedule."""
 
     lr: float = option(
-        5e-4, "Peak learning rate (the default is that of fairseq's IWSLT14 recipe).", gt=0
+        5e-4, "Peak learning rate (the default is from fairseq's IWSLT14 recipe).", gt=0
     )
     betas: list[float] = option(
         [0.9, 0.98],
@@ -26,12 +26,12 @@ class OptimConfig(Section):
         gt=0,
     )
     weight_decay: float = option(
-        0.0, "Decoupled weight decay, applied to matrices only; 0: none.", ge=0
+        0.0, "Decoupled weight decay, applied to matrices only. 0: no weight decay.", ge=0
     )
     schedule: Literal["inverse_sqrt", "constant"] = option(
         "inverse_sqrt",
-        "Learning rate after the warm-up: lr x sqrt(warmup_steps / step) with `inverse_sqrt`, "
-        "lr with `constant`.",
+        "Learning rate after the warm-up. `inverse_sqrt`: lr x sqrt(warmup_steps / step). "
+        "`constant`: lr.",
     )
     warmup_steps: int = option(
         4000,
@@ -40,15 +40,15 @@ class OptimConfig(Section):
     )
     clip_norm: float = option(
         1.0,
-        "Maximum norm of all gradients together; larger gradients are scaled down to it. 0: no "
-        "clipping.",
+        "Maximum norm of the gradient over all parameters; a larger gradient is scaled down to it. "
+        "0: no clipping.",
         ge=0,
     )
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> "OptimConfig":
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: {self.betas} are not in [0, 1)")
+            raise ValueError(f"betas: {list(self.betas)}: each must be at least 0 and below 1")
         return self
 
 
@@ -64,86 +64,88 @@ class TrainConfig(Section):
         [], "Name patterns of parameters that are not trained, such as `encoder.*`."
     )
     max_steps: int | None = option(
-        100_000, "Stop after this many updates; null: no maximum.", ge=1, resume="may_change"
+        100_000, "Stop after this many updates. null: no maximum.", ge=1, resume="may_change"
     )
     max_epochs: int | None = option(
         None,
-        "Stop after this many passes over the training data; null: no maximum.",
+        "Stop after this many passes over the training data. null: no maximum.",
         ge=1,
         resume="may_change",
     )
     patience: int | None = option(
         None,
-        "Stop after this many validations in a row without a better `metric`; null: never.",
+        "Stop after this many validations in a row without a better `metric`. null: never.",
         ge=1,
         resume="may_change",
     )
     metric: Literal["bleu", "chrf", "loss"] = option(
         "bleu",
-        "Validation score that decides which checkpoint is the best; `patience` watches it, too.",
+        "Validation score that decides which checkpoint is best, and that `patience` watches.",
         resume="may_change",
     )
     label_smoothing: float = option(
         0.1,
-        "Probability spread evenly over the vocabulary instead of given to the reference token "
-        "(Szegedy et al. 2016; 0.1 in Vaswani et al. 2017).",
+        "Share of the target probability that is spread evenly over the vocabulary instead of "
+        "given to the reference token (Szegedy et al. 2016; 0.1 in Vaswani et al. 2017).",
         ge=0,
         lt=1,
     )
     ema_decay: float = option(
         0.0,
-        "Decay of the moving average of the weights, which validation, checkpoints and "
-        "translation use; 0: no average. Early updates use min(decay, (1 + step) / (10 + step)).",
+        "Decay of a moving average of the weights, which is used to validate and translate, and "
+        "saved in checkpoints. Early updates use min(decay, (1 + step) / (10 + step)). 0: no "
+        "average.",
         ge=0,
         lt=1,
     )
     grad_accum_steps: int = option(1, "Number of micro-batches per update, over all ranks.", ge=1)
     batch_tokens: int | None = option(
         None,
-        "Maximum number of target tokens per update, over all ranks, unless a single sentence has "
-        "more. Determines the number of micro-batches, in place of `grad_accum_steps`.",
+        "Maximum number of target tokens per update, over all ranks; a single longer sentence is "
+        "still used. Replaces `grad_accum_steps`, which would fix the number of micro-batches.",
         ge=1,
     )
     gradient_checkpointing: bool = option(
         False,
         "Whether to store only the inputs of each layer and recompute the rest in the backward "
-        "pass, which needs less memory and a third more computation.",
+        "pass. This needs less memory, but a third more computation.",
         resume="may_change",
     )
     compile: bool = option(
         True,
-        "Whether to compile the layers with torch.compile on a GPU. On a CPU, which is faster "
-        "without, they are never compiled.",
+        "Whether to compile the layers with torch.compile on a GPU. On a CPU, compiled layers are "
+        "slower, so they are never compiled.",
         resume="may_change",
     )
     deterministic: bool = option(
         False,
-        "Whether a GPU must give bit-identical results every time, which is slower.",
+        "Whether a GPU must give bit-identical results every time. This is slower.",
         resume="may_change",
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
-        "How several processes hold the model: a full copy each (`ddp`), or a shard each (`fsdp`), "
-        "for models too large for one GPU.",
+        "How several processes hold the model. `ddp`: each has a full copy. `fsdp`: each has a "
+        "shard, for models too large for one GPU.",
         resume="may_change",
     )
     timeout: float = option(
         300.0,
-        "Seconds without a response after which a rank counts as lost and the run ends.",
+        "A rank that does not respond for this many seconds counts as lost, and the run ends.",
         gt=0,
         resume="may_change",
     )
     max_bad_updates: int = option(
         0,
-        "Number of updates that may be skipped in the whole run because their loss or gradients "
-        "are not finite; one more stops the run. Each is saved in crash/.",
+        "How many updates of the whole run may be skipped because their loss or gradients are not "
+        "finite; one more stops the run. The data of each is saved in crash/.",
         ge=0,
         resume="may_change",
     )
     divergence_factor: float | None = option(
         1.3,
         "Stop if the mean loss of `divergence_window` updates is more than this many times the "
-        "lowest such mean so far (at least 1 nat per token); null: never.",
+        "lowest such mean so far, or more than this many nats per token if that mean is below 1. "
+        "null: never.",
         gt=1,
         resume="may_change",
     )

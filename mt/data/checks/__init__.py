@@ -1,4 +1,4 @@
-"""Filters that drop training pairs, by their text before tokenization or by their subwords after.
+"""Filters that drop training pairs because of their text or, after tokenization, their subwords.
 
 Dropped pairs are counted under the name of the filter: `max_bytes`, `max_len` and `max_ratio` are
 options, and `no_subwords` is always on.
@@ -12,7 +12,7 @@ from mt.data.sources import SentencePair
 
 
 class FilterStats(Counter[str]):
-    """The number of pairs that each filter dropped, by name, and the number `kept`."""
+    """Maps the name of each filter to the number of pairs it dropped, and `kept` to the rest."""
 
     def __str__(self) -> str:
         dropped = ", ".join(
@@ -33,10 +33,10 @@ def text_filter(pair: SentencePair, config: FilterConfig) -> str | None:
 def token_filter(src: Sequence[int], tgt: Sequence[int], config: FilterConfig) -> str | None:
     """Return the name of the filter that drops a pair because of its subwords, or None to keep it.
 
-    `src` and `tgt` are ids without end of sentence.
+    `src` and `tgt` are ids without the end-of-sentence token.
     """
     if not src or not tgt:
-        # The side has only characters that the tokenizer's normalization removes.
+        # All characters of a side were removed by the tokenizer's normalization.
         return "no_subwords"
     longer, shorter = max(len(src), len(tgt)), min(len(src), len(tgt))
     if longer + 1 > config.max_len:

@@ -1,7 +1,8 @@
 """Read parallel text from files and datasets, one `SentencePair` per line.
 
-A line ends with `\\n` or `\\r\\n`; other separators, such as U+2028, do not end a line. Unusual
-input is handled as follows. Except for errors and byte-order marks, `CorpusStats` counts it.
+A line ends with `\\n` or `\\r\\n`; other separators, such as U+2028, do not end a line. The list
+shows how unusual input is handled. `CorpusStats` counts all of it, except errors and byte-order
+marks.
 
   the sides have different numbers of lines    error that gives both numbers
   UTF-16, binary data, lines ending in `\\r`     error that gives the command to convert the file
@@ -25,10 +26,10 @@ from mt.files import BYTE_ORDER_MARK, read_lines
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
-# A line with a larger share of `CONTROLS` is not text. In UTF-16, the share is about 0.5 for most
-# languages.
+# If a larger share of a line consists of `CONTROLS`, it is not text. In UTF-16, the share is about
+# 0.5 for most languages.
 MAX_CONTROLS = 0.25
-NUM_LINES_CHECKED = 100  # lines at the start of a file that are checked to be text
+NUM_LINES_CHECKED = 100  # number of lines at the start of a file for which this is checked
 LINE_SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 ODD_CHARACTERS = {
     "with NUL": "\0",
@@ -46,7 +47,7 @@ class SentencePair(NamedTuple):
 
 
 class CorpusStats(Counter[str]):
-    """The number of pairs read, as `pairs`, and the number of pairs with each kind of odd text."""
+    """The number of `pairs` that were read, and the number of pairs with each kind of odd text."""
 
     def __str__(self) -> str:
         odd = ", ".join(
@@ -78,7 +79,7 @@ def open_corpus(
             if data.on_one_sided_empty == "error":
                 path = corpus.label if corpus.dataset else (corpus.src if empty_src else corpus.tgt)
                 raise DataError(
-                    f"{path}:{number}: empty, but the other side is not "
+                    f"{path}:{number}: this line is empty, but the other side is not "
                     "(set data.on_one_sided_empty: skip to drop such pairs)"
                 )
             stats["skipped: empty on one side"] += 1
@@ -119,7 +120,7 @@ def read_text(path: str | Path) -> list[str]:
 
 
 def text_lines(path: str | Path) -> Iterator[bytes]:
-    """Yield the lines of a text file as bytes, without the byte-order mark; `-` is standard input.
+    """Yield the lines of a text file as bytes, without a byte-order mark. `-` is standard input.
 
     Raises `DataError` if the file is UTF-16 or binary, or if its lines end in `\\r` without `\\n`.
     """
@@ -130,7 +131,7 @@ def text_lines(path: str | Path) -> Iterator[bytes]:
         return
     if first.startswith(UTF16_MARKS):
         raise DataError(
-            f"{name}: UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW"
+            f"{name}: the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW"
         )
     second: list[bytes] = []
     if first.rstrip(b"\r").count(b"\r") > 1 and not (second := list(itertools.islice(lines, 1))):
@@ -159,7 +160,7 @@ def decode_line(
 ) -> str:
     """Return the text of a line, without a `\\r` at its end.
 
-    `where` (file and line) and `remedy` (the option to set) are for the error message. If the line
+    `where` (file and line) and `remedy` (which option to set) are for error messages. If the line
     is not UTF-8, `on_invalid` decides: `error` raises `DataError`, `skip` raises `InvalidUtf8`, and
     `replace` puts U+FFFD in place of the invalid bytes.
     """
@@ -184,7 +185,7 @@ def decode_line(
 def _decoded(
     corpus: CorpusConfig, data: DataConfig, stats: CorpusStats
 ) -> Iterator[tuple[int, SentencePair | None]]:
-    """Yield (line number, pair) of every line; the pair is None if it must be skipped."""
+    """Yield (line number, pair) for every line, with None for a pair that must be skipped."""
     if corpus.dataset is not None:
         yield from enumerate(_dataset_pairs(corpus, stats), 1)
         return
@@ -202,9 +203,9 @@ def _decoded(
 
 
 def _paired_lines(src: str, tgt: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield line N of both files together.
+    """Yield pairs of lines with the same number.
 
-    Raises `DataError` with the number of lines of each if the numbers differ.
+    If the files do not have the same number of lines, raises `DataError` with both numbers.
     """
     sources, targets = text_lines(src), text_lines(tgt)
     for count, (source, target) in enumerate(itertools.zip_longest(sources, targets)):
@@ -240,7 +241,7 @@ def _load_dataset(corpus: CorpusConfig) -> Any:
     assert corpus.dataset is not None
     try:
         return datasets.load_dataset(corpus.dataset, corpus.subset, split=corpus.split)
-    except Exception as error:  # the library raises many kinds, including network errors
+    except Exception as error:  # the library raises many kinds of exceptions
         raise DataError(
             f"{corpus.label}: datasets.load_dataset failed: {type(error).__name__}: {error}"
         ) from error
