@@ -30,7 +30,7 @@ class CheckpointError(MTError):
 
 
 class ExportError(MTError):
-    """A model that the target format cannot express, or an export that translates differently."""
+    """A model that the target format cannot express, or an export whose translations differ."""
 
 
 class DivergedError(MTError):

@@ -205,13 +205,13 @@ def sha256_text(path: str | Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of JSON values."""
+    """Hash JSON values to the first 16 hexadecimal digits of their SHA-256."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint_lines(lines: Iterable[bytes]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a text, given as lines without newlines."""
+    """Like `fingerprint`, for a text that is given as lines without newlines."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line)

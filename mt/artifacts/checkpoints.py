@@ -95,7 +95,7 @@ class CheckpointManager:
         return self.run.steps()
 
     def path(self, step: int) -> Path:
-        """Return the folder of the checkpoint of a step."""
+        """Return the checkpoint folder for a step."""
         return self.run.checkpoint(step).path
 
     def save(

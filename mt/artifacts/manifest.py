@@ -108,7 +108,7 @@ def _files(folder: Path, required: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _manifest(files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of the given files, with a hash of the list itself.
+    """Return a manifest for the given files, which includes a hash of the list itself.
 
     The hash detects damage to entries of files that are not checked every time.
     """

@@ -142,7 +142,7 @@ class ModelFolder:
         return read_tensors(self.weights_path)
 
     def num_parameters(self) -> int:
-        """Return the number of parameters of the model. Raises `CheckpointError`."""
+        """Count the model's parameters. Raises `CheckpointError`."""
         return sum(math.prod(shape) for shape in tensor_shapes(self.weights_path).values())
 
     def weights_hash(self) -> str:

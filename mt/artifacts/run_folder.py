@@ -99,7 +99,7 @@ class RunFolder:
         """Return the name of the checkpoint that the link `best` or `last` points to, or None.
 
         Some tools replace links when they copy a run. So this may also be a text file with the
-        name of the checkpoint, or a copy of the checkpoint, whose provenance has the update.
+        checkpoint's name, or a copy of the checkpoint, whose provenance has the update.
         """
         link = self.checkpoints / name
         with suppress(OSError, ValueError, CheckpointError):

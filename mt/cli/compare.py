@@ -42,7 +42,7 @@ def compare(
         int,
         typer.Option(
             min=0,
-            help="How many of the most improved and of the most degraded sentences to print.",
+            help="How many of the most improved and most degraded sentences to print.",
         ),
     ] = 3,
     as_json: Annotated[

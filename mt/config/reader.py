@@ -53,7 +53,7 @@ class Mistake(Exception):
 def read(
     text: str, place: Callable[[int], Place]
 ) -> tuple[Any, dict[KeyPath, Place], list[Mistake]]:
-    """Return the value of YAML `text`, the place of each of its keys and list items, and mistakes.
+    """Parse YAML `text`. Returns its value, the places of its keys and list items, and mistakes.
 
     `place` makes a `Place` from a line number. Raises `Mistake` if `text` cannot be read at all.
     """
@@ -106,7 +106,7 @@ class _Reader(yaml.SafeLoader):
         return REFUSED
 
     def convert(self, node: yaml.Node, path: KeyPath, key: yaml.Node | None = None) -> Any:
-        """Return the plain value of `node`. Records the line of `key`, if given, as its place."""
+        """Convert `node` to a plain value. If `key` is given, the line of the key is recorded."""
         self.places[path] = self.place((key or node).start_mark.line + 1)
         self.check_size(node.start_mark, 1, len(path))
         if node.tag.startswith(_EXPLICIT):

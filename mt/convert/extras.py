@@ -20,6 +20,6 @@ def import_extra(name: str, extra: str) -> Any:
 
 
 def check_is_new(out: Path) -> None:
-    """Raise `ExportError` if the output folder exists."""
+    """Raise `ExportError` if the output folder already exists."""
     if out.exists():
         raise ExportError(f"{out}: already exists; choose another folder")

@@ -165,7 +165,7 @@ class _Decoder(nn.Module):
 
 
 class _GrowingAttention:
-    """Self-attention from the next token of each hypothesis to its previous tokens.
+    """Self-attention from each hypothesis's next token to its previous tokens.
 
     `attend` is called once per decoder layer, in order. It appends the next token's keys and values
     to the layer's keys and values, and collects the results in `new_keys` and `new_values`.
@@ -187,7 +187,7 @@ class _GrowingAttention:
 
 
 class _MemoryAttention:
-    """Cross-attention from the next token of each hypothesis to the source sentence.
+    """Cross-attention from each hypothesis's next token to the source sentence.
 
     `attend` is called once per decoder layer, in order.
     """

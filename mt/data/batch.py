@@ -121,7 +121,7 @@ def pack_rows(src: Rows, tgt: Rows) -> PackedBatch:
 
 
 def unbatch(batch: AnyBatch) -> list[tuple[list[int], list[int]]]:
-    """Return the pairs of ids in a CPU batch; the inverse of `collate` and `pack`."""
+    """Return the pairs of ids in a CPU batch. This is the inverse of `collate` and `pack`."""
     if isinstance(batch, Batch):
         src, tgt = (
             [row[row != PAD_ID][:-1].tolist() for row in ids] for ids in (batch.src, batch.tgt_out)
@@ -198,7 +198,7 @@ def _offsets(lens: IntArray) -> Tensor:
 def token_buckets(
     src_lens: IntArray, tgt_lens: IntArray, max_tokens: int, tie_break: IntArray | None = None
 ) -> list[IntArray]:
-    """Group pairs of similar length into buckets; return the indices of the pairs in each bucket.
+    """Group pairs of similar length into buckets, and return each bucket's pair indices.
 
     The padded size of a bucket, rows x longest side, is at most `max_tokens`. A pair that is longer
     than that gets a bucket of its own. Lengths include the end-of-sentence token.

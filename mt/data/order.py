@@ -111,7 +111,7 @@ class TrainLoader:
             prefetcher.stop()
 
     def epoch_updates(self, epoch: int = 0) -> Iterator[list[IntArray]]:
-        """Yield, for every update of an epoch, the pair indices of each micro-batch."""
+        """For each update in an epoch, yield the pair indices in each micro-batch."""
         for group, _, after in self._groups(Position(epoch)):
             yield group
             if after.epoch != epoch:
@@ -137,7 +137,7 @@ class TrainLoader:
         return pack_rows(*sides) if self.packed else collate_rows(*sides)
 
     def _groups(self, start: Position) -> Iterator[tuple[list[IntArray], int, Position]]:
-        """Yield (pair indices of each bucket, target tokens, next position) of each update."""
+        """For each update, yield (pair indices per bucket, target tokens, next position)."""
         group: list[IntArray] = []
         tokens = 0
         for indices, position, after in self._buckets(start):
@@ -153,7 +153,7 @@ class TrainLoader:
                 group, tokens = [], 0
 
     def _buckets(self, position: Position) -> Iterator[tuple[IntArray, Position, Position]]:
-        """Yield (pair indices, position, next position) of each bucket, epoch after epoch."""
+        """For each bucket, yield (pair indices, position, next position), epoch after epoch."""
         epoch, first_block, first_bucket = position
         while True:
             run_order = self._run_order(epoch)

@@ -1,7 +1,7 @@
 """Prepare the training data: make the tokenizer and the token cache, and keep them in `cache_dir`.
 
-The folder of each is named after a fingerprint of everything it was made from, so a corpus that
-has not changed is tokenized only once. If two runs start together, a lock makes sure that only one
+Each folder is named after a fingerprint of everything it was made from, so a corpus that has not
+changed is tokenized only once. If two runs start together, a lock makes sure that only one
 of them makes a missing folder. A run does not wait if its folders exist.
 """
 
@@ -47,7 +47,7 @@ class Prepared:
 def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None) -> Prepared:
     """Open the tokenizer and the token cache of `config`; rank 0 makes them first if necessary.
 
-    `tokenizer` is the folder of a given tokenizer, such as that of a resumed run. Raises
+    `tokenizer` is a tokenizer folder to use, for example from a resumed run. Raises
     `DataError` if the training text is missing, damaged, too short or has sides of unequal length.
     """
     tokenizer_folder, tokens_folder, data = world.broadcast_from_rank0(
@@ -66,7 +66,7 @@ def prepare(config: Config, world: World = ALONE, tokenizer: Path | None = None)
 def _fill_cache(config: Config, given_tokenizer: Path | None) -> tuple[str, str, str]:
     """Make the tokenizer and the token cache in `cache_dir` unless they exist.
 
-    Returns (folder of the tokenizer, folder of the token cache, data fingerprint).
+    Returns (tokenizer folder, token cache folder, data fingerprint).
     """
     if not config.data.train:
         raise ConfigError("data.train: no training corpus; give at least one")
@@ -139,7 +139,7 @@ def data_fingerprint(text: str, tokenizer: Tokenizer, config: Config) -> str:
 
 
 def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_text) -> str:
-    """Return a fingerprint of the lines of the training text.
+    """Return a fingerprint of all lines in the training text.
 
     With the default `hash_file`, it does not change if a file is moved or compressed, or gets
     different line endings. Raises `DataError` for text that can be read only once, such as a pipe.
@@ -150,7 +150,7 @@ def text_fingerprint(config: Config, hash_file: Callable[[Path], str] = sha256_t
 
 
 def fingerprint_before_0_2(config: Config, tokenizer: Tokenizer) -> str:
-    """Return the fingerprint of the same data in versions of `mt` before 0.2.
+    """Return the fingerprint that versions of `mt` before 0.2 computed for the same data.
 
     Those versions hashed the bytes of files, so compressing a file changed the fingerprint.
     """
@@ -204,18 +204,18 @@ def _check_is_file(path: Path) -> None:
 
 
 def _find_or_make_tokenizer(config: Config, text: str, folder: Path, given: Path | None) -> Path:
-    """Return the folder of the tokenizer, which is inside `folder`. Makes it if necessary.
+    """Return the tokenizer's folder, which is inside `folder`. It is made if necessary.
 
-    The tokenizer is the first one of these that exists: the tokenizer in the folder `given`, the
-    tokenizer of the model `train.init_from`, and the models `tokenizer.src_model` and `tgt_model`.
-    Otherwise, it is trained on the text, whose fingerprint is `text`.
+    The first of these that is set is used: `given`, the tokenizer of the model `train.init_from`,
+    or the models `tokenizer.src_model` and `tokenizer.tgt_model`. If none is set, a tokenizer is
+    trained on the training text (`text` is its fingerprint).
     """
     options = config.tokenizer
     if given is None and config.train.init_from is not None:
         given = Path(config.train.init_from) / "tokenizer"
     write: Callable[[Path], None]
     if given is not None:
-        # It is copied into the cache, because its checkpoint may be deleted later.
+        # Copy the tokenizer into the cache, because the checkpoint it comes from may be deleted.
         tokenizer = Tokenizer.load(given)
         name, write = tokenizer.hash, tokenizer.save
     elif options.src_model is not None:

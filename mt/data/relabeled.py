@@ -88,7 +88,7 @@ class RelabeledModel:
         ]
 
     def decode(self, ids: Sequence[Any], return_type: str | None = None) -> Any:
-        """Decode the ids of one text or of several, like `SentencePieceProcessor.decode`."""
+        """Decode the ids of one or more texts, like `SentencePieceProcessor.decode`."""
         if return_type is not None:
             return self.model.decode([self.model_ids[i] for i in ids], return_type=return_type)
         if ids and not isinstance(ids[0], int):

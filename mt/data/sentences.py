@@ -24,7 +24,7 @@ _ABBREVIATIONS = frozenset(_ABBREVIATION_TEXT.split())
 
 
 def sentence_starts(text: str) -> list[int]:
-    """Return the position of the first character of each sentence; the first position is 0."""
+    """Return where each sentence starts, as character positions. The first position is 0."""
     starts = [0]
     for match in _END.finditer(text):
         if match.end() < len(text) and _is_end(text, match):

@@ -5,7 +5,7 @@ Files of the folder, where `<side>` is `src` or `tgt`:
   <side>.tokens.bin     the ids of all lines; uint16, or uint32 if a vocabulary is over 65,536
   <side>.offsets.bin    uint64; line i is tokens[offsets[i]:offsets[i + 1]], without the
                         end-of-sentence token
-  <side>.*.crc          the checksums of each of these files (see `mt.data.checked_array`)
+  <side>.*.crc          checksums of these files (see `mt.data.checked_array`)
   manifest.json         sizes, statistics and what the cache was made from
 
 The folder is written atomically.
@@ -43,7 +43,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class LengthQuantiles:
-    """Quantiles of the lengths of training lines.
+    """Length quantiles of the training lines.
 
     `src["0.99"]` is the length that 99% of the source lines do not exceed; `src["1"]` is the
     maximum.
@@ -148,7 +148,7 @@ class TokenCache:
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """The total number of subwords of each side, without end-of-sentence tokens."""
+        """How many subwords each side has in total, without end-of-sentence tokens."""
         return dict(self.manifest["tokens"])
 
 
@@ -215,7 +215,7 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
 
 
 def _add_lossy(lossy: LossyLines, lines: Sequence[str], decoded: Sequence[str]) -> LossyLines:
-    """Return `lossy` with the counts of `lines` added, given the decoded form of each line."""
+    """Add `lines` to the counts in `lossy`. `decoded` are the same lines after decoding."""
     changed = [
         (line, back)
         for line, back in zip(lines, decoded, strict=True)
@@ -255,7 +255,7 @@ def _tokenized(
 
 
 class _SideWriter:
-    """Writes the ids and offsets of one side of the corpus."""
+    """Writes the ids and offsets for one side of the corpus."""
 
     def __init__(self, folder: Path, side: str, dtype: np.dtype[Any]) -> None:
         self._dtype, self._end = dtype, 0

@@ -126,7 +126,7 @@ class Tokenizer:
         return [text.replace("\n", " ") for text in texts]  # byte pieces can produce a newline
 
     def src_words(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return the index of the word that each id of `encode_src(lines)` belongs to.
+        """For each id in `encode_src(lines)`, return the index of the word it belongs to.
 
         The words are those of the original line, separated by white space, even if normalization
         joins or splits them. An id that covers several words belongs to the last one. If a line
@@ -139,7 +139,7 @@ class Tokenizer:
         ]
 
     def tgt_words(self, ids: Sequence[int]) -> list[int]:
-        """Return the index of the word in `decode_tgt(ids)` that each id belongs to.
+        """For each id, return the index of the word in `decode_tgt(ids)` it belongs to.
 
         The index is -1 for special ids, or if the text has no words.
         """
@@ -207,7 +207,7 @@ def copy_models(config: TokenizerConfig, folder: Path) -> None:
 
 
 def _with_standard_ids(option: str, path: Path) -> bytes:
-    """Return the bytes of a model file, changed to have the special ids of this module."""
+    """Read a model file, and give it the special ids of this module."""
     try:
         model = _load_model(path, None)
     except CheckpointError as error:
@@ -336,7 +336,7 @@ def _short_lines(text: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 
 def _explain(error: str, config: TokenizerConfig) -> str:
-    """Translate an error message of SentencePiece into one about the options of `config`."""
+    """Turn SentencePiece's error message into a message about the options in `config`."""
     vocab_size = f"tokenizer.vocab_size: {config.vocab_size}"
     if limit := re.search(r"value <= (\d+)", error):
         return f"{vocab_size} is too large for this text; set it to at most {limit[1]}"

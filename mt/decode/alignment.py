@@ -2,8 +2,8 @@
 
 After the search, the model reads each line together with its best translation. The cross-attention
 of the second-to-last decoder layer is averaged over the heads (Garg et al. 2019, "Jointly Learning
-to Align and Translate with Transformer Models"), and summed over the subwords of each pair of a
-source word and a target word. Each target word is aligned to the source word with the largest sum.
+to Align and Translate with Transformer Models"), and summed over the subwords for each source word
+and target word. Each target word is aligned to the source word with the largest sum.
 End-of-sentence tokens are ignored.
 """
 
@@ -24,7 +24,7 @@ Alignment = list[tuple[int, int]]  # sorted pairs (source word, target word)
 
 @dataclass(frozen=True)
 class LinePart:
-    """A translated part of a line, and the word that each of its ids belongs to."""
+    """A translated part of a line, with the words that its ids belong to."""
 
     translated: TranslatedPart
     src_words: list[int]  # for each source id, the index of its word in the line, or -1 for no word
@@ -34,9 +34,9 @@ class LinePart:
 def numbered_parts(
     tokenizer: Tokenizer, lines: Sequence[str], translations: Sequence[Translation]
 ) -> list[tuple[int, LinePart]]:
-    """Return (index of the line, part) for the parts of all lines.
+    """Return (line index, part) for the parts of all lines.
 
-    Words are numbered from the start of the line, not from the start of the part.
+    Words are counted from the start of the line, not from the start of the part.
     """
     numbered = [
         (number, part)

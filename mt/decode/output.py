@@ -27,7 +27,7 @@ class Row:
     source: str
     translations: list[Translation]
     alignment: Alignment | None  # of the best translation; None if not requested
-    # The token scores of each part of each translation; None if not requested.
+    # [translation][part]; None if not requested.
     token_scores: list[list[TokenScores]] | None
 
     @property
@@ -172,7 +172,7 @@ def translated_rows(
 def _token_scores(
     translator: Translator, by_line: list[list[Translation]]
 ) -> list[list[list[TokenScores]]]:
-    """Return the token scores of each part of each translation of each line."""
+    """Return the token scores [line][translation][part]."""
     parts = [part for hyps in by_line for translation in hyps for part in translation.parts]
     scores = iter(translator.likelihood_of_ids([(part.src, part.tgt) for part in parts]))
     return [[[next(scores) for _ in translation.parts] for translation in hyps] for hyps in by_line]
@@ -181,8 +181,8 @@ def _token_scores(
 def as_json(row: Row, pieces: list[str]) -> dict[str, Any]:
     """Return a row as an object for `--format jsonl`.
 
-    `pieces` is the target vocabulary. The tokens of each part of a translation end with the
-    end-of-sentence token.
+    `pieces` is the target vocabulary. If a translation has several parts, the tokens of each
+    part end with the end-of-sentence token.
     """
     translations: list[dict[str, Any]] = [
         {"text": translation.text, "score": translation.score} for translation in row.translations

@@ -42,7 +42,7 @@ class Translation:
     """One translation of one line."""
 
     text: str
-    # log-probability / length**length_penalty, or the mean of this over the parts of a split line
+    # log-probability / length**length_penalty; for a split line, the mean over its parts
     score: float
     parts: list[TranslatedPart]  # several parts if the line was split, none if the line is empty
 

@@ -230,7 +230,7 @@ def _survivors(done: Tensor) -> Tensor:
 
 
 class _Finished:
-    """The finished hypotheses of each sentence of a batch, at most `room` per sentence."""
+    """The finished hypotheses for each sentence in a batch, at most `room` per sentence."""
 
     def __init__(self, src: Tensor, max_len: int, room: int) -> None:
         self.tokens = src.new_full((len(src), room, max_len), EOS_ID)

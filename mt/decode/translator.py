@@ -78,7 +78,7 @@ class Reader:
     def __call__(
         self, job: tuple[Callable[[Transformer, Sequence[T]], list[R]], Sequence[T]]
     ) -> list[R]:
-        """Return the result of each pair."""
+        """Call the function with the pairs, and return one result per pair."""
         read, pairs = job
         return halve_if_out_of_memory(partial(read, self.model), pairs)
 
@@ -253,7 +253,7 @@ class Translator:
         ids: Sequence[IdPair],
         max_tokens: int,
     ) -> list[R]:
-        """Return the results of `read` for all items, computed in batches of similar length.
+        """Call `read` for all items in batches of similar length, and return the results.
 
         `ids` are the source and target ids of each item, without end-of-sentence tokens. A batch
         has at most `max_tokens` tokens, which is rows x length of the longest side.
@@ -297,7 +297,7 @@ class Translator:
             yield batch
 
     def _join(self, parts: list[tuple[SourcePart, list[Hypothesis]]]) -> list[Translation]:
-        """Join hypothesis k of all parts of a line to translation k of the line, for every k."""
+        """Join the k-th hypotheses of all parts to the line's k-th translation, for every k."""
         if not parts:
             return [Translation("", 0.0, [])]
         joined = []

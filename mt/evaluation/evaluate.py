@@ -161,7 +161,7 @@ def _read_files(src: str, ref: str, data: DataConfig) -> TestSet:
 
 
 def split_references(text: str) -> list[str]:
-    """Split `a,b` into file names, unless a comma is part of the name of an existing file."""
+    """Split `a,b` into file names, unless an existing file has a comma in its name."""
     parts = text.split(",")
     names: list[str] = []
     while parts:

@@ -16,7 +16,7 @@ LEVEL = 0.05  # differences with a smaller p-value count as significant
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of a baseline and a system in one metric, and the result of one test."""
+    """A baseline's and a system's score in one metric, and the result of one test."""
 
     baseline: str
     system: str

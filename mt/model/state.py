@@ -132,7 +132,7 @@ def _doubled(cache: Tensor) -> Tensor:
 
 
 class CachedSelfAttention:
-    """Self-attention from the newest token of each hypothesis to all tokens of that hypothesis.
+    """Self-attention from each hypothesis's newest token to all of its tokens.
 
     Successive calls of `attend` are for successive layers. Hypotheses are [sentences x beams].
     """
@@ -153,7 +153,7 @@ class CachedSelfAttention:
 
 
 class CachedCrossAttention:
-    """Cross-attention from the newest token of each hypothesis to the source sentence.
+    """Cross-attention from each hypothesis's newest token to the source sentence.
 
     Successive calls of `attend` are for successive layers. Hypotheses are [sentences x beams].
     """

@@ -239,7 +239,7 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [tgt_vocab_size, d_model], which is the target embedding if tied."""
+        """The output matrix [tgt_vocab_size, d_model], or the target embedding if they are tied."""
         return (
             self.decoder.embed_tokens.weight
             if self.output_projection is None

@@ -119,7 +119,7 @@ def _ids(
 def token_names(
     tokenizer: Tokenizer, src: Iterable[int], tgt: Iterable[int]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the pieces of the source, of the decoder input and of the decoder output.
+    """Return the pieces of source, decoder input and decoder output.
 
     `src` and `tgt` have no begin and end ids, but the returned lists include these tokens.
     """
@@ -181,7 +181,7 @@ def _map(
     rows: Sequence[str],
     columns: Sequence[str],
 ) -> HeatMap:
-    """Draw one head, or the mean of all if `head` is None, of `weights` [heads, rows, columns]."""
+    """Make a map of one head of `weights` [heads, rows, columns], or of their mean for None."""
     num_heads = len(weights)
     name = f"mean of {num_heads} heads" if head is None else f"head {head + 1} of {num_heads}"
     shown = weights.mean(dim=0) if head is None else weights[head]

@@ -314,7 +314,7 @@ def _buckets(
         "Source length in words": (lengths, LENGTH_EDGES)
     }
     if counts is not None:
-        title = "Occurrences in training of the rarest word of the reference"
+        title = "How often the rarest word in the reference occurs in training"
         groupings[title] = rarest_word_counts(test.refs[0], counts), RARITY_EDGES
     charts = []
     for title, (keys, edges) in groupings.items():

@@ -131,7 +131,7 @@ def _train_worst_batch(trainer: Trainer, max_tokens: int, longest: int) -> int |
 
 
 def _peak_bytes(compute: Compute) -> int:
-    """Return the peak memory so far, of the GPU's allocator or (on a CPU) of this process."""
+    """Return the peak memory so far: allocated on the GPU, or used by this process on a CPU."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_reserved(compute.device)
     return peak_process_memory()

@@ -158,7 +158,7 @@ def plan_memory(
     compute: Compute,
     process: int,
 ) -> MemoryPlan:
-    """Return the memory at the peak of training, for the worst of `shapes` [micro-batches, 3].
+    """Return the memory at the peak of training, for the largest of `shapes`.
 
     `micro_batches` is the maximum number per update. `process` is the number of bytes that the
     process occupies before the model is built (see `process_memory`).

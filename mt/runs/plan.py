@@ -193,7 +193,7 @@ def memory_text(memory: MemoryPlan, compute: Compute) -> str:
 
 
 def corpus_text(corpus: CorpusPlan) -> str:
-    """Return the section about the data: the size of one epoch, and a histogram of lengths."""
+    """Return the section about the data, with the size of one epoch and a length histogram."""
     figures = {
         "pairs": f"{corpus.pairs:,}",
         "source tokens": f"{corpus.src_tokens:,}",

@@ -61,7 +61,7 @@ class Compute:
         return self.threads or torch.get_num_threads()
 
     def set_process_threads(self) -> "Compute":
-        """Set the number of PyTorch threads of the whole process to `threads`, and return `self`.
+        """Let PyTorch use `threads` threads in the whole process, and return `self`.
 
         Only commands should call this, because a library must not change its user's settings.
         """

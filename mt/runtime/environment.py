@@ -6,7 +6,7 @@ import sys
 SETTINGS = {
     # How often an OpenMP thread checks for new work before it sleeps; 1000 checks take some tens of
     # microseconds. The default is far higher, and waiting threads then occupy cores that other
-    # threads need: beside one busy process, training lost two thirds of its speed instead of half.
+    # threads need: next to one busy process, training lost two thirds of its speed instead of half.
     "GOMP_SPINCOUNT": "1000",
 }
 

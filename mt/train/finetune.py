@@ -29,7 +29,7 @@ def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
             raise ConfigError(
-                f"train.freeze: {pattern!r} matches no parameter; names of parameters "
+                f"train.freeze: {pattern!r} matches no parameter; parameter names "
                 f"are, for example, {', '.join(list(parameters)[:3])}"
             )
         for name in matched:

@@ -1,4 +1,4 @@
-"""One update of the weights: compute the gradients of its micro-batches, then run the optimizer.
+"""One update of the weights: gradients for its micro-batches, then a step of the optimizer.
 
 Random numbers depend only on the seed, the update and the micro-batch, so a checkpoint does not
 contain the state of a random number generator.
@@ -127,7 +127,7 @@ class Updater:
             return loss
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of `loss`, and add them to those of earlier micro-batches."""
+        """Compute the gradients of `loss`, and add them to the gradients so far."""
         loss.backward()
 
     def optimize(self, loss: Tensor, lr: float) -> Tensor:

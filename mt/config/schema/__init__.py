@@ -14,7 +14,7 @@ from mt.config.schema.model import ModelConfig
 from mt.config.schema.section import AUTO, Section, option, section
 from mt.config.schema.train import OptimConfig, TrainConfig, ValidConfig
 
-FORMAT = 2  # version of the settings; `load.DEFAULTS_BEFORE` has the defaults of older versions
+FORMAT = 2  # version of the settings; for the defaults of older ones, see `load.DEFAULTS_BEFORE`
 HEADER = "# Written by mt: every setting of this run.\n"  # first line of a run folder's config.yaml
 
 

@@ -122,7 +122,7 @@ class TokenizerConfig(Section):
     )
     tgt_model: str | None = option(
         None,
-        "Path of a trained SentencePiece model for the target language. If it is the path of "
+        "Path of a trained SentencePiece model for the target language. If it is the same as "
         "`src_model`, the vocabulary is joint.",
     )
     character_coverage: float = option(

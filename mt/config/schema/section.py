@@ -54,7 +54,7 @@ def option(
 
 
 def section(kind: type[Section], *, resume: Resume | None = None) -> Any:
-    """Declare a section inside another. `resume` is the policy of its options (see `option`)."""
+    """Declare a section inside another. `resume` applies to all its options (see `option`)."""
     return Field(default_factory=kind, json_schema_extra=_extra(resume))
 
 
@@ -63,7 +63,7 @@ def _extra(resume: Resume | None) -> Any:
 
 
 def resume_policy(model: type[BaseModel], key: str) -> Resume:
-    """Return the resume policy of an option of `model`, given by its dotted name."""
+    """Return the resume policy for the option of `model` with the dotted name `key`."""
     policy: Resume = "fixed"
     for name in key.split("."):
         field = model.model_fields.get(name)

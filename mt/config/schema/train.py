@@ -15,7 +15,7 @@ class OptimConfig(Section):
     )
     betas: list[float] = option(
         [0.9, 0.98],
-        "Adam's decay rates of the averages of the gradient and of its square "
+        "Adam's decay rates for the moving averages of the gradient and the squared gradient "
         "(Vaswani et al. 2017).",
         min_length=2,
         max_length=2,

@@ -12,7 +12,7 @@ from mt.data.sources import SentencePair
 
 
 class FilterStats(Counter[str]):
-    """Maps the name of each filter to the number of pairs it dropped, and `kept` to the rest."""
+    """How many pairs each filter has dropped, keyed by filter name, and how many were `kept`."""
 
     def __str__(self) -> str:
         dropped = ", ".join(
@@ -24,14 +24,14 @@ class FilterStats(Counter[str]):
 
 
 def text_filter(pair: SentencePair, config: FilterConfig) -> str | None:
-    """Return the name of the filter that drops a pair because of its text, or None to keep it."""
+    """Return which filter drops a pair because of its text, or None to keep the pair."""
     if any(len(side.encode()) > config.max_bytes for side in pair):
         return "max_bytes"
     return None
 
 
 def token_filter(src: Sequence[int], tgt: Sequence[int], config: FilterConfig) -> str | None:
-    """Return the name of the filter that drops a pair because of its subwords, or None to keep it.
+    """Return which filter drops a pair because of its subwords, or None to keep the pair.
 
     `src` and `tgt` are ids without the end-of-sentence token.
     """

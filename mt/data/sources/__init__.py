@@ -26,7 +26,7 @@ from mt.files import BYTE_ORDER_MARK, read_lines
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CONTROLS = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e"))
-# If a larger share of a line consists of `CONTROLS`, it is not text. In UTF-16, the share is about
+# A line that consists of more `CONTROLS` than this share is not text. UTF-16 has a share of about
 # 0.5 for most languages.
 MAX_CONTROLS = 0.25
 NUM_LINES_CHECKED = 100  # number of lines at the start of a file for which this is checked
@@ -47,7 +47,7 @@ class SentencePair(NamedTuple):
 
 
 class CorpusStats(Counter[str]):
-    """The number of `pairs` that were read, and the number of pairs with each kind of odd text."""
+    """How many `pairs` were read, and how many had each kind of odd text."""
 
     def __str__(self) -> str:
         odd = ", ".join(
