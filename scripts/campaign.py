@@ -2,10 +2,10 @@
 
 Usage: python scripts/campaign.py [PROMISE ...] [--full] [--folder DIR] [--jobs 2]
 
-Each promise is tried in many cases. The script prints a table with the number of tries per promise
-and how many of them kept it, and exits with code 1 if any did not. Each result is appended to
-DIR/results.jsonl at once. Cases with a result there are not repeated, so that the same command
-resumes after an interruption. The files of failed cases stay in DIR.
+Each promise is tried in many cases. The script prints a table that shows, for each promise, the
+number of tries and how many of them kept the promise. It exits with code 1 if any case failed. Each
+result is appended to DIR/results.jsonl immediately. Cases that already have a result there are not
+repeated, so the same command resumes after an interruption. The files of failed cases stay in DIR.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one case per core runs at the same time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # cases run in parallel, one per core
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -58,7 +58,7 @@ def main() -> None:
         help=f"any of {', '.join(PROMISES)} (default: all)",
     )
     parser.add_argument(
-        "--full", action="store_true", help="every case of the published table (default: a sample)"
+        "--full", action="store_true", help="all cases in the published table (default: a sample)"
     )
     parser.add_argument(
         "--folder",
@@ -119,15 +119,15 @@ def campaign(folder: Path, promises: tuple[str, ...] | list[str], full: bool, jo
 
 
 def code_fingerprint() -> str:
-    """Return a hash of the code under test; results of other code do not count."""
+    """Return a hash of the code under test. Results from other code do not count."""
     files = sorted({*(ROOT / "mt").rglob("*.py"), *(ROOT / "tests/survival").rglob("*.py")})
     return fingerprint([path.read_text(encoding="utf-8") for path in files])
 
 
 def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
-    """Return the problem of each (promise, case) that an earlier start of the campaign has run.
+    """Map each (promise, case) that an earlier run of the campaign has finished to its problem.
 
-    An incomplete last line is removed from the file. Exits if the results are those of other code.
+    An incomplete last line is removed from the file. Exits if the results are from other code.
     """
     lines = (
         [line for line in path.read_text().splitlines() if line.endswith("}")]
@@ -144,9 +144,9 @@ def read_results(path: Path, code: str) -> dict[tuple[str, str], str]:
 def outcomes(
     folder: Path, modules: dict[str, ModuleType], todo: list[tuple[str, str]], jobs: int
 ) -> Iterator[tuple[str, str, str]]:
-    """Run the cases, `jobs` at a time, and yield (promise, case, problem) of each.
+    """Run the cases, `jobs` at a time, and yield (promise, case, problem) for each.
 
-    Threads are enough, because the work of a case happens in child processes.
+    Threads are enough, because each case does its work in child processes.
     """
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -161,7 +161,7 @@ def outcomes(
 
 
 def outcome(module: ModuleType, case: str, place: Path) -> str:
-    """Run one case in the empty folder `place`, and return how it broke its promise, or ""."""
+    """Run a case in the empty folder `place`. Returns how it broke its promise, or "" if kept."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:

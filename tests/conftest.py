@@ -27,7 +27,7 @@ with contextlib.suppress(ImportError):  # a machine that only runs the GPU tests
     # Without a deadline, tests do not fail because the machine is busy.
     hypothesis.settings.register_profile("mt", deadline=None)
     hypothesis.settings.load_profile("mt")
-# The folder of real corpora that are not in the repository. It contains the folders multi30k and
+# A folder with real corpora, which are not in the repository. It contains the folders multi30k and
 # enja, which hold gzipped text.
 CORPORA = os.environ.get("MT_TEST_CORPORA")
 
@@ -41,7 +41,7 @@ def corpus(name: str) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report prominently how many tests were skipped because they had no real text."""
+    """Report prominently how many tests were skipped because the real text was missing."""
     skipped = terminalreporter.stats.get("skipped", [])
     count = sum("MT_TEST_CORPORA" in str(report.longrepr) for report in skipped)
     if count:
@@ -61,7 +61,7 @@ def _restore_logging() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the first pairs of the sample corpus.
+    """Return a folder with the first pairs of the sample corpus.
 
     It has 400 pairs for training, 20 for validation and 20 for testing.
     """
@@ -75,7 +75,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_yaml(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that writes the configuration of a very small model, followed by `extra` YAML."""
+    """Return a function that writes the configuration of a tiny model, followed by `extra` YAML."""
 
     def write(folder: Path, extra: str = "") -> Path:
         path = folder / "small.yaml"
@@ -110,7 +110,7 @@ decode: {{max_len_b: 5}}
 
 @pytest.fixture(scope="session")
 def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished small run; tests may read or copy it but must not change it."""
+    """Return the folder of a finished small run, which tests may read or copy but not change."""
     folder = tmp_path_factory.mktemp("trained")
     result = run_mt("train", small_yaml(folder))
     assert result.returncode == 0, result.stderr
@@ -118,7 +118,7 @@ def trained_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPa
 
 
 def sample_lines(split: str, language: str, count: int) -> list[str]:
-    """Return the first `count` lines of the sample corpus in one language."""
+    """Return the first `count` lines of a sample corpus split in the given language."""
     return (
         (ROOT / f"data/sample/{split}.{language}").read_text(encoding="utf-8").split("\n")[:count]
     )
@@ -126,7 +126,7 @@ def sample_lines(split: str, language: str, count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "Tokenizer":
-    """A joint tokenizer of 420 pieces, trained on 300 pairs of the sample corpus."""
+    """Return a joint tokenizer of 420 pieces, trained on 300 pairs of the sample corpus."""
     from mt.config import TokenizerConfig
     from mt.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -143,8 +143,8 @@ def run_mt(
 ) -> "subprocess.CompletedProcess[str]":
     """Run the real `mt` command in another process, and return its result.
 
-    The process is forked from a warm one, which saves seconds. If `env` is given, it is a new
-    interpreter with exactly these environment variables.
+    The process is forked from a warm one, which saves seconds. If `env` is given, a new interpreter
+    is started instead, with exactly these environment variables.
     """
     command = [sys.executable, "-m", "mt", *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +169,7 @@ def run_mt(
 
 
 def run_on_terminal(*args: Any, rows: int, columns: int, env: dict[str, str] | None = None) -> str:
-    """Run the real command on a terminal of this size; return its output. It must exit with 0."""
+    """Run `mt` on a terminal of this size, and return its output. Fail unless it exits with 0."""
     terminal, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     command = [sys.executable, "-m", "mt", *map(str, args)]

@@ -1,4 +1,4 @@
-"""Draws fifty docstrings, comments and messages, to be read by somebody who does not know the code.
+"""Draw fifty docstrings, comments and messages for a reader who does not know the code.
 
 Usage: python tests/draw_prose.py [SEED]      (default: the hash of the current commit)
 
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("mt", "scripts", "tests")
 COUNT = 50
 DIRECTIVES = ("# noqa", "# type:", "# fmt:", "#!")  # comments for tools
-MIN_WORDS = 4  # of a message; shorter strings are mostly keys and names
+MIN_WORDS = 4  # in a message; shorter strings are mostly keys and names
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, int]]:
-    """The first and last line of every docstring."""
+    """Yield the first and last line of every docstring."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
         if isinstance(node, kinds) and ast.get_docstring(node):
@@ -32,7 +32,7 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, int]]:
 
 
 def comments(source: str) -> Iterator[tuple[int, int]]:
-    """The first and last line of every comment; consecutive comment lines are one."""
+    """Yield the first and last line of every comment; consecutive lines form one comment."""
     first = last = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith(DIRECTIVES):
@@ -45,7 +45,7 @@ def comments(source: str) -> Iterator[tuple[int, int]]:
 
 
 def messages(tree: ast.AST, documented: set[int]) -> Iterator[tuple[int, int]]:
-    """The lines of every string of several words that is no docstring."""
+    """Yield the first and last line of every string of several words, except docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             text = "".join(
@@ -60,7 +60,7 @@ def messages(tree: ast.AST, documented: set[int]) -> Iterator[tuple[int, int]]:
 
 
 def main() -> None:
-    """Print the texts of a draw."""
+    """Draw texts at random and print them."""
     head = ["git", "rev-parse", "HEAD"]
     seed = sys.argv[1] if sys.argv[1:] else subprocess.check_output(head, cwd=ROOT, text=True)
     places = set()
@@ -70,7 +70,7 @@ def main() -> None:
         prose = list(docstrings(tree))
         documented = {line for first, last in prose for line in range(first, last + 1)}
         prose += comments(source)
-        if path.relative_to(ROOT).parts[0] != "tests":  # whose strings are data
+        if path.relative_to(ROOT).parts[0] != "tests":  # strings in tests are data
             prose += messages(tree, documented)
         places |= {(path, first, last) for first, last in prose}
     print(f"seed {seed.strip()}, {COUNT} of {len(places):,} texts\n")

@@ -1,4 +1,4 @@
-"""What importing modules computes: nothing, if the process is to be forked."""
+"""Find out what importing modules computes; a process to be forked must compute nothing."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def computing_imports(modules: Sequence[str]) -> list[str]:
-    """The tensor operations that importing these modules runs, in a fresh interpreter."""
+    """Return the tensor operations that run when a fresh interpreter imports these modules."""
     code = (
         "import importlib, json, sys, torch\n"
         "from torch.utils._python_dispatch import TorchDispatchMode\n"
@@ -33,5 +33,5 @@ def computing_imports(modules: Sequence[str]) -> list[str]:
     )
     assert result.returncode == 0, result.stderr
     *calls, last = json.loads(result.stdout)
-    assert "ones" in last  # so that a recorder which sees nothing is not believed
+    assert "ones" in last  # otherwise, the recorder does not work
     return calls

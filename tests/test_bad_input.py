@@ -21,10 +21,9 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 
 
 def assert_fails(code: int, expected: list[str], *args: object, **options: object) -> str:
-    """Run `mt` and check that it exits with `code`, prints each of the `expected` texts and no
-    traceback.
+    """Check that `mt` exits with `code`, prints each of the `expected` texts and no traceback.
 
-    Returns what it wrote to standard error.
+    Returns the standard error.
     """
     result = run_mt(*args, **options)  # type: ignore[arg-type]
     assert result.returncode == code, result.stderr
@@ -184,7 +183,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_exits_1(
         flip(folder / "model.safetensors")
     expected = [f"all {len(folders)} checkpoints are damaged", "--overwrite"]
     assert_fails(1, expected, "train", small_yaml(tmp_path))
-    # The second attempt must not start from scratch either.
+    # A second attempt must not start from scratch either.
     assert_fails(1, expected, "train", small_yaml(tmp_path))
 
 

@@ -1,5 +1,5 @@
-"""The command line: quick start-up, clear mistakes, and the Python call giving what the command
-gives.
+"""The command line: it starts quickly, explains mistakes clearly, and translates like a call from
+Python.
 """
 
 import gzip
@@ -98,7 +98,7 @@ def test_fp16_is_a_precision_and_a_cpu_refuses_it(
 
 
 def test_a_process_that_lost_a_rank_ends_at_once_with_its_code_and_message() -> None:
-    """Its GPU may wait for that rank, and the interpreter for the GPU."""
+    """Otherwise, the GPU might wait for the lost rank, and the interpreter for the GPU."""
     code = (
         "import atexit\nfrom unittest.mock import patch\nfrom mt import cli\n"
         "from mt.errors import MTError, RankLostError\n"
@@ -215,7 +215,7 @@ def test_jsonl_tells_tokens_their_scores_and_over_long_lines(
             )
             assert (
                 min(abs(each["score"] - with_end), abs(each["score"] - without)) < 1e-4
-            )  # a translation at its limit has no end
+            )  # a translation cut off at its length limit has no end-of-sentence token
     assert rows[4]["translations"][0]["tokens"].count("</s>") > 1
     texts = run_mt("translate", trained_run, tmp_path / "in").stdout.split("\n")[:-1]
     assert [row["translations"][0]["text"] for row in rows] == texts

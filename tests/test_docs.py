@@ -1,7 +1,7 @@
-"""The command blocks of the README and the docs: cheap commands run, costly ones are checked.
+"""The commands in the README and the docs: cheap ones are run, costly ones are only checked.
 
-Every command runs as it is printed, by bash, in a folder that looks like a clone after the
-quickstart, except that the model in `runs/` is a very small one.
+Bash runs each cheap command as it is printed, with placeholders filled in. The folder looks like a
+clone after the quickstart, except that the model in `runs/` is a very small one.
 """
 
 import os
@@ -31,7 +31,7 @@ EXTRAS_OF_EXPORTS = {"ct2": "ctranslate2", "onnx": "onnxruntime", "pegasus": "tr
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
-    """(page, text) of every fenced block of a language."""
+    """Yield (page, text) for every fenced block in the given language."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
@@ -39,7 +39,7 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of every shell block, each command once."""
+    """Return (page, command) for every command in a shell block, without repetitions."""
     found = {}
     for page, block in blocks("sh"):
         for line in block.replace("\\\n", " ").split("\n"):
@@ -54,13 +54,13 @@ EXPENSIVE = [(page, command) for page, command in commands() if COSTLY.match(com
 
 
 def words(command: str) -> list[str]:
-    """The words of a command, its placeholders replaced."""
+    """Return the words of a command, with placeholders replaced."""
     return [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
 
 
 @pytest.fixture
 def clone(trained_run: Path, tmp_path: Path) -> Path:
-    """A folder as the commands expect it."""
+    """Return a folder with everything the commands expect."""
     for name in ("configs", "scripts", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "data").mkdir()
@@ -96,7 +96,7 @@ def test_a_cheap_command_runs(page: str, command: str, clone: Path) -> None:
 
 
 def shlex_join(parts: list[str]) -> str:
-    """A shell command of these words; redirections and pipes keep their meaning."""
+    """Return a shell command with these words; redirections and pipes keep their meaning."""
     return " ".join(part if part in "<>|" else shlex.quote(part) for part in parts)
 
 
@@ -119,7 +119,7 @@ def test_a_costly_command_parses_and_its_files_exist(
 
 
 def check_extras(command: str) -> None:
-    """The extras that a `pip install` names are those of the project."""
+    """Check that the project has all extras that a `pip install` command names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = re.findall(r"\[(.*?)\]", command)
     assert {name for names in extras for name in names.split(",")} <= {
@@ -128,7 +128,7 @@ def check_extras(command: str) -> None:
 
 
 def check_mt(arguments: list[str]) -> None:
-    """`mt` accepts the options, and the configuration accepts the overrides."""
+    """Check that `mt` accepts the options, and the configuration accepts the overrides."""
     from typer.main import get_command
 
     from mt.cli import build_app

@@ -273,7 +273,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock."""
+    """Yield a process that holds the lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Neither mt nor its scripts nor its tests ever fork a process that has computed."""
+"""Neither mt nor its scripts and tests ever fork a process that has run a computation."""
 
 import ast
 import os
@@ -28,7 +28,7 @@ FILES = sorted(
 
 
 def forks(source: str) -> list[str]:
-    """Return the calls and imports in `source` that fork a process, or may do so."""
+    """Return the calls and imports in `source` that fork a process or may do so."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):

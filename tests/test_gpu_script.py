@@ -1,4 +1,4 @@
-"""scripts/gpu.sh, rehearsed on a CPU: each part leaves its lines, and none takes another down."""
+"""Rehearse scripts/gpu.sh on a CPU: each part records its results, even if another part fails."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ DECODED = {"engine", "preset", "beam", "batch", RATE, "sentences", "peak_mib"}
 
 
 def make_data(folder: Path) -> None:
-    """The embedded corpus under the names of Multi30k's files."""
+    """Write lines of the sample corpus into files that are named like those of Multi30k."""
     folder.mkdir()
     for name, count in (("train", 300), ("val", 20), ("test_2016_flickr", 20)):
         for side in ("de", "en"):
@@ -50,7 +50,7 @@ def test_a_rehearsal_on_a_cpu_measures_all_but_the_tests(tmp_path: Path) -> None
     assert files == {"summary.txt", "results.jsonl", "environment.json", "log.txt"}
     about = json.loads((tmp_path / "out/environment.json").read_text())
     assert {"gpu", "torch", "python"} <= about.keys()
-    assert about["triton"] == "99"  # out of the wheel
+    assert about["triton"] == "99"  # this is the version of the wheel
 
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     problems = [line for line in lines if "problem" in line]
@@ -70,14 +70,14 @@ def test_a_rehearsal_on_a_cpu_measures_all_but_the_tests(tmp_path: Path) -> None
 
 @pytest.fixture
 def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Part:
-    """A part with a second and a half to go."""
+    """Return a part that has 1.5 seconds left."""
     monkeypatch.setattr(gpu_bench, "LEAST_SECONDS", 1.0)
     place = {"out": tmp_path, "scratch": tmp_path, "data": tmp_path}
     return Part(Namespace(part="train", device="cpu", seconds=1.5, **place))
 
 
 def ends(pid: int) -> bool:
-    """Whether a process is gone, or waits to be reaped, within some seconds."""
+    """Return whether a process ends within five seconds. A zombie counts as ended."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

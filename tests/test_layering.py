@@ -1,5 +1,5 @@
-"""The house rules: imports point down and never in a circle, a module is one idea, a function fits
-a screen.
+"""Rules for the code: a module imports only from lower floors, imports never form a circle, and
+modules and functions are short.
 """
 
 import ast
@@ -30,8 +30,9 @@ WITH_FUNCTIONS = [
 
 
 def imported(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """(line, module, whether it is imported with this one) of every import of the project's own
-    modules.
+    """Yield (line, module, whether it is imported at once) for each import of a module in `mt`.
+
+    An import inside a function does not run at once, when `path` is imported, but only later.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     at_once = set(map(id, _at_once(tree)))
@@ -50,7 +51,7 @@ def imported(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def _at_once(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when the module is imported."""
+    """Yield the nodes that run when the module is imported."""
     for node in ast.iter_child_nodes(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
@@ -89,7 +90,7 @@ def test_a_module_is_one_idea(path: Path) -> None:
 
 
 def bodies() -> list[tuple[int, str]]:
-    """The lines of every function, signature and docstring left out."""
+    """Return the number of lines of every function, without its signature and docstring."""
     found = []
     for path in WITH_FUNCTIONS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -74,7 +74,7 @@ def test_a_line_cut_at_any_byte_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     data = path.read_bytes().replace("Grüße\u2028".encode(), b"Greetings")
     first = data.index(b"\n") + 1
-    for end in range(first, len(data) - 1):  # a line without only its newline is complete
+    for end in range(first, len(data) - 1):  # a line that lacks only its newline is complete
         path.write_bytes(data[:end])
         record(tmp_path, 2, [3])
         assert [line["step"] for line in lines(tmp_path)] == [1, 3], end
@@ -90,7 +90,7 @@ def test_a_line_cut_inside_a_character_is_deleted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mt_logger() -> Iterator[logging.Logger]:
-    """The logger of `mt`, restored after the test."""
+    """Yield the logger of `mt`, and restore it after the test."""
     logger = logging.getLogger("mt")
     handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
     yield logger
@@ -115,7 +115,7 @@ def test_messages_go_to_stderr_and_append_to_the_file(
 
 
 def test_lines_are_written_later_if_the_disk_is_full(tmp_path: Path) -> None:
-    """A limit on the file size acts as the full disk; a separate process sets it for itself."""
+    """A file-size limit, set in a separate process, has the same effect as a full disk."""
     script = f"""
 import resource, signal
 from pathlib import Path

@@ -20,7 +20,7 @@ SETTINGS = {
     "dropout": ["train.ema_decay=0.9", "model.activation_dropout=0.1"],
     "pre-norm": ["model.norm=pre", "model.activation=gelu", "model.tie_embeddings=decoder"],
 }
-TOLERANCE = 1e-3  # because processors add in different orders
+TOLERANCE = 1e-3  # because different processors add numbers in different orders
 
 
 def losses(path: Path, *overrides: str) -> list[float]:

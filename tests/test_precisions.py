@@ -49,7 +49,7 @@ def _one_thread() -> None:
 def runs(
     small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A finished run of 12 updates in each training precision."""
+    """Return a finished run of 12 updates for each training precision."""
     folders = {}
     for precision in TRAINING:
         folder = tmp_path_factory.mktemp(precision)
@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
 
 def gradients(model: Transformer, compute: Compute | None) -> dict[str, Tensor]:
-    """Return the gradients of the label-smoothed loss, under the autocast of `compute` if given."""
+    """Return the gradients of the label-smoothed loss; if `compute` is given, use its autocast."""
     rng = torch.Generator().manual_seed(2)
     lens = torch.randint(1, 9, (12, 2), generator=rng).tolist()
     pairs = [
@@ -133,7 +133,8 @@ def test_gradients_are_close_to_those_of_float64(norm: str, precision: str, erro
 def test_search_equals_a_plain_beam_search(beam_size: int, precision: str, error: float) -> None:
     """The plain search decodes the whole prefix of each hypothesis again at each step.
 
-    In bf16, logits near 8 are rounded to multiples of 1/32, which may differ within a batch.
+    In bf16, logits near 8 are rounded to multiples of 1/32, and in a batch, the rounded values may
+    differ from those of a sentence on its own.
     """
     ready = EagerModel(random_model(1, vocab=9, sharpness=4.0), DTYPES[precision])
     src, src_mask = sources(1, LENGTHS, vocab=9)
@@ -171,7 +172,7 @@ def test_two_workers_translate_like_one(trained_run: Path, precision: str) -> No
 
 @pytest.fixture(scope="module")
 def wide_run(small_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a model that needs more memory."""
+    """Return a run whose model is wider and needs more memory."""
     folder = tmp_path_factory.mktemp("wide")
     sizes = ("model.d_model=256", "model.d_ff=1024", "train.max_steps=2")
     result = run_mt("train", small_yaml(folder), "precision=fp32", *sizes)

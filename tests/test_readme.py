@@ -1,4 +1,4 @@
-"""The README and docs/architecture.md say what is true: rooms, tree, commands, links."""
+"""What the README and docs/architecture.md say about folders, commands and links is true."""
 
 import re
 import subprocess
@@ -11,14 +11,17 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def tracked() -> set[str]:
-    """All files that git tracks, or the files of the tree where there is no git."""
+    """Return all files in the repository, including new ones that git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return set(listed.stdout.split())
 
 
 def tree_paths() -> set[str]:
-    """Paths drawn in docs/architecture.md: two spaces per level, a folder ends in `/`."""
+    """Return the paths in the tree in docs/architecture.md.
+
+    The tree indents each level by two spaces, and the name of a folder ends in `/`.
+    """
     block = re.search(r"```text\n(mt/.*?)```", ARCHITECTURE, re.DOTALL)
     assert block, "docs/architecture.md has no tree"
     paths, stack = set(), []

@@ -1,4 +1,4 @@
-"""No file can make `mt` run code, because nothing in it unpickles or evaluates data.
+"""No file can make `mt` run code, because nothing in `mt` unpickles or evaluates data.
 
 The test searches the source for the usual names of such functions and modules.
 """
@@ -35,7 +35,7 @@ BANNED_CALLS = {
     "importlib.reload",
 }
 HOSTILE = "tests/survival/hostile.py"  # writes a pickle, and checks that mt refuses it
-# These send pickles only to processes that they have started, over inherited sockets.
+# These modules send pickles only over inherited sockets to processes they have started.
 OWN_CHILDREN = (
     "mt/runtime/template.py",
     "mt/runtime/workers.py",
@@ -48,7 +48,7 @@ FILES = sorted({path for name in FOLDERS for path in (ROOT / name).rglob("*.py")
 
 
 def banned(source: str) -> list[str]:
-    """Return the banned modules and calls in a source text."""
+    """Return the banned modules and calls in the given source code."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

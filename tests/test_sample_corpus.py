@@ -31,13 +31,13 @@ def read(part: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus() -> dict[tuple[str, str], list[str]]:
-    """The lines of the six files, by part and language."""
+    """Return the lines of the six files, keyed by part and language."""
     return {(part, language): read(part, language) for part in PARTS for language in LANGUAGES}
 
 
 @pytest.fixture(scope="module")
 def pairs(corpus: dict[tuple[str, str], list[str]]) -> list[tuple[str, str]]:
-    """All (German, English) pairs of the three parts."""
+    """Return all (German, English) pairs of the three parts."""
     return [
         pair for part in PARTS for pair in zip(corpus[part, "de"], corpus[part, "en"], strict=True)
     ]

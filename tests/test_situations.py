@@ -1,6 +1,4 @@
-"""Files, places and moments as people have them: each gives what a user expects, or one message
-that helps.
-"""
+"""Situations from everyday use: each gives what a user expects, or a single message that helps."""
 
 import bz2
 import gzip
@@ -27,13 +25,13 @@ from tests.conftest import ROOT, run_mt
 
 COMMAND = [sys.executable, "-m", "mt"]
 STORED = Path(__file__).parent / "stored"
-# What version 0.1.0 itself had at these updates of the stored run.
+# The losses that version 0.1.0 itself had at these updates of the stored run.
 STORED_LOSSES = {121: 3.109637, 122: 3.225385, 123: 3.128292, 124: 3.117197}
 
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run that a test may harm."""
+    """Return a copy of a finished run that a test may damage."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
@@ -129,7 +127,7 @@ def test_a_pipe_is_no_training_text_and_one_is_fine_for_what_reads_once(
     assert scored.stdout.count("\n") == 2
 
 
-# Places
+# Paths and outputs
 
 
 def test_home_and_variables_are_expanded_in_every_path(
@@ -297,7 +295,7 @@ def test_a_signal_leaves_what_is_finished(trained_run: Path, sample: Path, tmp_p
     )
 
 
-# Moments
+# Pipes and standard streams
 
 
 def test_a_program_that_waits_for_each_answer_gets_it(trained_run: Path) -> None:
@@ -366,7 +364,7 @@ def test_closed_standard_streams(
     assert "Exception ignored" not in result.stderr
 
 
-# Runs that were copied, and bases that are gone
+# Copied runs, and runs whose base model is gone
 
 
 def copied_by_scp(run: Path, copy: Path) -> None:
@@ -430,7 +428,7 @@ def test_a_run_goes_on_when_its_base_has_trained_on_or_is_gone(
             "train", config, "train.max_steps=16", "train.keep_last=1", "train.keep_best=0"
         ).returncode
         == 0
-    )  # the base goes on
+    )  # the base run trains on
     assert run_mt(*fine, "--init-from", run, "train.max_steps=4").returncode == 0
     shutil.rmtree(run)
     for steps, base in (
@@ -444,7 +442,7 @@ def test_a_run_goes_on_when_its_base_has_trained_on_or_is_gone(
     assert run_mt("translate", tmp_path / "fine", sample / "test.de").returncode == 0
 
 
-# Formats
+# Runs from other versions
 
 
 def test_a_run_of_version_0_1_0_translates_as_it_did_and_goes_on(tmp_path: Path) -> None:
@@ -463,12 +461,12 @@ def test_a_run_of_version_0_1_0_translates_as_it_did_and_goes_on(tmp_path: Path)
     translator = Translator.load(tmp_path / "runs/run", precision="fp32", threads=1)
     found = translator.translate(lines)
     differing = [each for each in zip(lines, found, expected, strict=True) if each[1] != each[2]]
-    for line, hyp, before in differing:  # on another processor a tie may go the other way
+    for line, hyp, before in differing:  # on another processor, a tie may be broken differently
         scores = translator.likelihood([(line, hyp), (line, before)])
         ours, stored = (each.log_prob / len(each.log_probs) for each in scores)
         assert abs(ours - stored) < 1e-4, (line, hyp, before)
     goes_on = ("train", "run.yaml", "train.max_steps=124", "train.log_every=1")
-    for _ in range(2):  # also when it is of both versions
+    for _ in range(2):  # the second time, both versions have written to the run
         result = run_mt(*goes_on, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert result.returncode == 0, result.stderr
         assert "normalization" not in result.stderr

@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.fixture(scope="session")
 def campaign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the undisturbed runs that cases compare with; all workers share it."""
+    """Return the folder with the undisturbed runs for comparison, which all workers share."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "survival"
     folder.mkdir(exist_ok=True)
@@ -41,7 +41,7 @@ def test_the_promise_holds_in_every_case(promise: str, case: str, campaign_folde
 
 
 def campaign(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the campaign script in a process of its own."""
+    """Run the campaign script in its own process."""
     command = [
         sys.executable,
         "scripts/campaign.py",

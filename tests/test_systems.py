@@ -1,4 +1,4 @@
-"""Systems other than Linux, emulated: Windows is refused; what macOS lacks is not needed."""
+"""Emulate other systems: `mt` refuses Windows, and does not need what macOS lacks."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Put in front of any program: a Python without the modules that Windows lacks.
+# At the start of a program, this code removes the modules that Windows lacks.
 WINDOWS = "import sys\nsys.platform = 'win32'\nsys.modules.update(fcntl=None, resource=None)\n"
-# Likewise with what macOS lacks. PyTorch is loaded before: its build for macOS is not emulated.
+# This code removes what macOS lacks. It first imports PyTorch, whose macOS build is not emulated.
 MACOS = """
 import builtins, ctypes, errno, io, os, select, signal, sys
 import torch, torch._dynamo
@@ -64,7 +64,7 @@ def run_on_macos(*args: str | Path) -> Finished:
 
 @pytest.fixture
 def windows(tmp_path: Path) -> dict[str, str]:
-    """Variables for a Python that takes its system for Windows from its first line on."""
+    """Return environment variables that make Python take the system for Windows from the start."""
     (tmp_path / "sitecustomize.py").write_text(WINDOWS)
     return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
@@ -74,7 +74,7 @@ def windows(tmp_path: Path) -> dict[str, str]:
 def test_every_command_on_windows_ends_in_one_message(
     name: str, arguments: list[str], windows: dict[str, str], tmp_path: Path
 ) -> None:
-    script = tmp_path / name  # what pip installs as the command
+    script = tmp_path / name  # the script that pip installs as the command
     script.write_text("import sys\nfrom mt.cli import main\nsys.exit(main())\n")
     result = run_python(*(["-m", "mt"] if name == "-m" else [script]), *arguments, env=windows)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{USE_WSL}\n")
@@ -116,7 +116,7 @@ def test_a_run_on_macos_trains_translates_and_evaluates(
     small_yaml: Callable[..., Path], sample: Path, tmp_path: Path
 ) -> None:
     config, run = small_yaml(tmp_path), tmp_path / "run"
-    # Blocks smaller than the corpus: only then is the system asked to read ahead.
+    # The blocks are smaller than the corpus, because only then is the system asked to read ahead.
     options = [f"cache_dir={tmp_path}/cache", "batching.block_size=100"]
     trained = run_on_macos("train", config, *options)
     assert trained.returncode == 0, trained.stderr

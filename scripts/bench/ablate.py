@@ -1,16 +1,16 @@
 # ruff: noqa: E402
-"""Measure how much each optimization of the training step gains.
+"""Measure the speedup that each optimization of the training step gives.
 
 Usage: python scripts/bench/ablate.py CONFIG [key=value ...] [--rounds 3] [--updates 10]
 
 One at a time, each optimization is replaced by PyTorch's own operation, and target tokens/s are
 compared. Every measurement runs in a separate process. Each round measures every variant once, so
-that a slow phase of the machine affects all of them alike.
+that a slow phase of the machine affects all variants alike.
 """
 
 from mt.runtime.environment import prepare_environment
 
-prepare_environment()  # before PyTorch loads, as the command `mt` does
+prepare_environment()  # must run before PyTorch is imported, as in the `mt` command
 
 import argparse
 import contextlib
@@ -34,7 +34,7 @@ VARIANTS = {"none": (), **{kind: (kind,) for kind in PLAIN}, "all of these": tup
 
 
 def rate(config_path: str, overrides: list[str], kinds: tuple[str, ...], num_updates: int) -> float:
-    """Train for a few updates with these operations of PyTorch, and return target tokens/s."""
+    """Train briefly with PyTorch's own operations of the given kinds. Returns target tokens/s."""
     config = load_config(config_path, overrides)
     with plain_pytorch(kinds):
         compute = device_module.set_up_compute(
@@ -72,9 +72,9 @@ def main() -> None:
             result = subprocess.run(command, capture_output=True, text=True, check=True)
             measured.append(float(result.stdout))
     table = Table(
-        "replaced by PyTorch's own",
+        "replaced by PyTorch's own operation",
         "target tokens/s per round",
-        "mt is faster by (median)",
+        "speedup of mt (median)",
         title=f"{args.config} {' '.join(args.overrides)}",
     )
     for name, measured in rates.items():

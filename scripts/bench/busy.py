@@ -3,8 +3,8 @@
 Usage: python scripts/bench/busy.py CONFIG [key=value ...] [--updates 6] [--rounds 3]
            [--try NAME=VALUE ...]
 
-Target tokens/s are measured alone, next to a busy process, and next to a busy process at nice 19.
-The busy process is an endless loop in Python. The first row of the table is `mt` as it is. Each
+Target tokens/s are measured without a busy process, next to one, and next to one at nice 19. The
+busy process is an endless loop in Python. The first row of the table shows `mt` unchanged. Each
 --try adds a row with one change: an environment variable (GOMP_SPINCOUNT, OMP_WAIT_POLICY) or a
 configuration option (threads=1). Each row is measured in a separate process, which trains on the
 same updates in all three situations within a short time, so that their ratios can be trusted.
@@ -26,7 +26,7 @@ WARMUP = 4  # updates before the measurement
 
 @contextlib.contextmanager
 def busy_process(nice: int | None) -> Iterator[None]:
-    """Run a busy process of this niceness during the block, or nothing if `nice` is None."""
+    """Run a busy process with niceness `nice` during the block, or none if `nice` is None."""
     if nice is None:
         yield
         return
@@ -40,7 +40,7 @@ def busy_process(nice: int | None) -> Iterator[None]:
 
 
 def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[str, float]:
-    """Return target tokens/s by situation."""
+    """Measure target tokens/s in each situation."""
     prepare_environment()
     import logging
 
@@ -67,7 +67,7 @@ def measure(config_path: str, overrides: list[str], num_updates: int) -> dict[st
 
 
 def measure_in_subprocess(args: argparse.Namespace, change: str) -> dict[str, float]:
-    """Call `measure` in a new process, with one change, or with none if `change` is empty."""
+    """Call `measure` in a new process with the given change. An empty `change` means none."""
     is_variable = change.partition("=")[0].isupper()
     environment = ["env", change] if is_variable else []
     overrides = [*args.overrides, *([change] if change and not is_variable else [])]
@@ -83,7 +83,7 @@ def measure_in_subprocess(args: argparse.Namespace, change: str) -> dict[str, fl
 
 
 def main() -> None:
-    """Measure every setting in each round, and print medians and the ratios to `alone`."""
+    """Measure every setting in each round. Print median speeds and their ratios to `alone`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +110,7 @@ def main() -> None:
             rate = statistics.median(r[name] for r in rounds)
             share = statistics.median(r[name] / r["alone"] for r in rounds)
             cells.append(f"{rate:,.0f} ({share:.0%})")
-        print(f"| {change or '(mt as it is)'} | {' | '.join(cells)} |")
+        print(f"| {change or '(mt unchanged)'} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

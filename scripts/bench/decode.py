@@ -13,8 +13,8 @@ tokenizing and loading are not timed, but the start of mt's worker processes is.
 translates one sentence at a time (at most 100 sentences) and measures latency, with either one
 thread or all, whichever is faster. For other batch sizes, CTranslate2 uses either one translator
 with all threads or one translator per thread, whichever is faster. Target tokens are those of the
-best hypothesis, without the end of sentence. Machines are noisy: quote medians, and only ratios
-from the same run.
+best hypothesis, without the end-of-sentence token. Machines are noisy: quote medians, and only
+ratios from the same run.
 """
 
 import argparse
@@ -46,16 +46,16 @@ from mt.evaluation import build_metrics, corpus_scores
 from mt.runtime.memory import peak_process_memory
 
 LATENCY_LINES = 100
-# Translates source ids to the ids of the best hypotheses.
+# Takes source ids, and returns the ids of the best hypotheses.
 Search = Callable[[Sequence[list[int]]], list[list[int]]]
-# Takes beam size and batch size, and yields the possible uses of threads: (name, search).
+# Takes a beam size and a batch size, and yields (name, search) for each way to use the threads.
 Engine = Callable[[int, int], Iterator[tuple[str, Search]]]
 
 
 def mt_engine(model: str, precision: str, device: str) -> Engine:
-    """mt: on a CPU with worker processes, except for single sentences, which need none.
+    """Return the engine for mt. On a CPU, it uses worker processes, except for single sentences.
 
-    On a GPU, `batch_size` alone limits a batch.
+    On a GPU, only `batch_size` limits the size of a batch.
     """
     threads = torch.get_num_threads()
 
@@ -82,7 +82,10 @@ def mt_engine(model: str, precision: str, device: str) -> Engine:
 
 
 def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
-    """CTranslate2 through its Python interface. Variants are named TRANSLATORS x THREADS."""
+    """Return the engine for CTranslate2, called through its Python interface.
+
+    Its variants are named TRANSLATORS x THREADS.
+    """
     loaded, threads = load_model(Path(model), torch.device("cpu")), torch.get_num_threads()
 
     def variants(beam_size: int, batch_size: int) -> Iterator[tuple[str, Search]]:
@@ -107,7 +110,7 @@ def ct2_engine(model: str, folder: str, compute_type: str) -> Engine:
 
 
 def hf_engine(model: str, folder: str, precision: str) -> Engine:
-    """`generate` of Hugging Face's Pegasus, the architecture that equals our pre-norm model."""
+    """Return the engine for `generate` with Hugging Face's Pegasus, our pre-norm architecture."""
     loaded = load_model(Path(model), torch.device("cpu"))
     decode = loaded.config.decode
     export_huggingface(loaded, Path(f"{folder}.hf"), "pegasus")
@@ -169,7 +172,7 @@ def measure(
 def peak_memory() -> int:
     """Return the peak bytes of GPU tensors or, on a CPU, of this process and its workers.
 
-    The workers are estimated as one per thread, each as large as the largest.
+    This assumes one worker per thread, and that each worker is as large as the largest one.
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
@@ -204,7 +207,7 @@ def child(args: argparse.Namespace, name: str, folder: str) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """Make a table of medians over rounds, with the fastest variant of each engine."""
+    """Make a table of medians over rounds that shows the fastest variant of each engine."""
     measures = ("target tokens/s per round", "median", "sentences/s", "ms per sentence")
     columns = ("engine", "beam", "batch", "threads", *measures, "peak MiB", "BLEU")
     rendered = Table(*columns)

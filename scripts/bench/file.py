@@ -3,13 +3,14 @@
 Usage: python scripts/bench/file.py MODEL SOURCE [--lines 100000] [--beam-size 5] [--batch-size 128]
            [--engines mt-fp32,ct2-float32,ct2-float32-default] [--log FOLDER]
 
-SOURCE is repeated until it has that many lines. Each engine runs in a separate process, from text
-file to text file; loading and tokenizing are timed too. ct2-TYPE uses one translator per core,
-ct2-TYPE-default leaves threads to CTranslate2; both get all lines in one call of its Python
-interface. Memory is the proportional set size of the process and its children, measured once per
-second. Its peaks in the second and in the last tenth of the time are printed. The exit code is 1 if
-the memory of mt grew by more than 10 % between the two. mt runs on a terminal of its own, so that
-it draws its progress bar; the output goes to ENGINE.log in the --log folder.
+SOURCE is repeated until it has as many lines as --lines says. Each engine runs in a separate
+process that reads and writes text files, so loading and tokenizing are timed too. ct2-TYPE uses one
+translator per core, and ct2-TYPE-default lets CTranslate2 choose its threads. Both get all lines in
+one call to CTranslate2's Python interface. Memory is the proportional set size of the process and
+its children, measured once per second. The script prints the peak memory in the second tenth and in
+the last tenth of the time. The exit code is 1 if mt's memory grew by more than 10 % between the
+two. mt runs in a terminal of its own, so that it draws its progress bar; the output goes to
+ENGINE.log in the --log folder.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from mt.data.sources import read_text
 from mt.decode.loading import load_model
 from mt.decode.search import max_output_len
 
-GROWTH = 1.1  # the limit for the peak in the last tenth of the time, relative to the second
+GROWTH = 1.1  # limit for the peak in the last tenth of the time, relative to the second tenth
 
 
 def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
@@ -49,7 +50,7 @@ def ct2_translate(args: argparse.Namespace, engine: str, folder: Path) -> None:
 
 
 def memory(pid: int) -> float:
-    """Return the MiB of a process and all its descendants; shared pages count once."""
+    """Return the memory of a process and its descendants in MiB. Shared pages count once."""
     total, pids = 0, [pid]
     while pids:
         process = Path(f"/proc/{pids.pop()}")
@@ -82,7 +83,7 @@ def watch(command: list[str]) -> tuple[float, list[float]]:
 
 
 def main() -> None:
-    """Run one engine after the other."""
+    """Run the engines one after another, and print the speed and memory of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,15 +113,15 @@ def main() -> None:
             has_grown |= engine.startswith("mt-") and late > GROWTH * early
             print(
                 f"{engine}: {translated:,} lines in {seconds:,.1f} s, "
-                f"{translated / seconds:,.1f} lines/s; memory {early:,.0f} MiB in the second "
-                f"tenth of the time, {late:,.0f} in the last, peak {max(samples):,.0f}",
+                f"{translated / seconds:,.1f} lines/s; memory was {early:,.0f} MiB in the second "
+                f"tenth of the time, {late:,.0f} in the last, and {max(samples):,.0f} at the peak",
                 flush=True,
             )
     sys.exit(has_grown)
 
 
 def command(args: argparse.Namespace, engine: str, folder: str) -> list[str]:
-    """Return the command that translates `folder`/source; mt gets a terminal from `script`."""
+    """Return the command that translates `folder`/source. `script` gives mt a terminal."""
     if not engine.startswith("mt-"):
         return [sys.executable, *sys.argv, "--child", engine, folder]
     precision = engine.removeprefix("mt-")

@@ -4,9 +4,9 @@ Usage: python scripts/bench/gpu.py PART --out FOLDER --scratch FOLDER [--data FO
            [--device cuda] [--seconds 100]
 
 Parts: environment, train, decode, huggingface, tests, summary. A part runs each measurement in a
-separate process, the most important first. For each one, it adds a line to results.jsonl: the
-result, what failed, or that the time was not enough. `--device cpu` tries out all parts on a CPU
-with small sizes.
+separate process, the most important ones first. For each measurement, it adds a line to
+results.jsonl with the result, or with the reason why there is none: a failure, or too little time.
+`--device cpu` tries out all parts on a CPU with small sizes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/bench-multi30k.yaml"
-TEXTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}  # files of Multi30k
+TEXTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}  # Multi30k file names
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pydantic", "sentencepiece", "pytest")
 LEAST_SECONDS = 10.0  # no measurement is started if less time is left
 
@@ -43,10 +43,10 @@ class Sizes:
     max_tokens: int  # tokens per micro-batch
     updates: int  # updates per training measurement, which is repeated three times
     warmup: int  # updates before the measurement
-    learning_steps: int  # updates that train the model for the decoding measurements
+    learning_steps: int  # updates to train the model that the decoding measurements use
     lines: int  # lines to translate
     batch_sizes: str
-    precisions: tuple[str, ...]  # to translate in; the first one is also used for training
+    precisions: tuple[str, ...]  # precisions to translate in; the first is also used for training
 
 
 SIZES = {
@@ -120,7 +120,7 @@ class Part:
         return code == 0
 
     def lacks(self, package: str) -> bool:
-        """Return whether a package is missing, and record it if so."""
+        """Return whether a package is missing. If it is, record that."""
         is_missing = importlib.util.find_spec(package) is None
         if is_missing:
             self.record(what=package, problem="skipped: the package is missing")
@@ -129,7 +129,7 @@ class Part:
 
 @contextlib.contextmanager
 def process_group(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a process, and kill it with all its descendants at the end of the block."""
+    """Start a process. At the end of the block, kill the process and all its descendants."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         yield process
@@ -140,7 +140,7 @@ def process_group(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]
 
 
 def environment(part: Part) -> None:
-    """Write environment.json: the GPU, its driver, and the versions of all packages."""
+    """Write the GPU, its driver, and the versions of all packages to environment.json."""
     import torch
 
     about: dict[str, Any] = {"gpu": f"none, a trial run on {platform.machine()}"}
@@ -186,7 +186,7 @@ def train(part: Part) -> None:
 
 
 def huggingface(part: Part) -> None:
-    """Measure the training speed of a plain loop with Hugging Face's Marian on the same batches."""
+    """Measure the training speed of Hugging Face's Marian in a plain loop on the same batches."""
     for preset in part.sizes.presets:
         measure_training(part, "Hugging Face, eager", preset, "scripts/bench/hf_loop.py")
 
@@ -201,7 +201,7 @@ def measure_training(part: Part, engine: str, preset: str, script: str, *options
 
 
 def decode(part: Part) -> None:
-    """Train a model of the first preset briefly, and measure its decoding speed per precision."""
+    """Briefly train a model of the first preset, and measure its decoding speed per precision."""
     sizes, preset, model = part.sizes, part.sizes.presets[0], part.scratch / "model"
     learning = [f"run_dir={model}", f"train.max_steps={sizes.learning_steps}", "data.valid=[]"]
     learning += ["optim.lr=1e-3", "optim.warmup_steps=50", "train.compile=false"]
@@ -303,7 +303,7 @@ REQUIRED_PACKAGES = {
 
 
 def main() -> None:
-    """Run one part, unless a package that it needs is missing."""
+    """Run one part, unless a package it needs is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--device", choices=SIZES, default="cuda")
     parser.add_argument("--seconds", type=float, default=100.0)
     args = parser.parse_args()
-    # Turn SIGTERM into an exception, so that `process_group` kills what it has started.
+    # Turn SIGTERM into an exception, so that `process_group` kills the process it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     part = Part(args)
     if not [package for package in REQUIRED_PACKAGES.get(args.part, ()) if part.lacks(package)]:

@@ -3,10 +3,10 @@
 Usage: python scripts/bench/hf_loop.py CONFIG [key=value ...] [--updates 30] [--warmup 5]
            [--repeat 3] [--json FILE]
 
-The model has the sizes and dropout rates of the configuration, and shared embeddings. It trains on
-the padded batches that `mt train` would use. They are prepared in advance, so that the loop never
-waits for data. The optimizer is PyTorch's fused AdamW, and bf16 means autocast. Target tokens are
-counted without padding.
+The model has the configuration's sizes and dropout rates, and shared embeddings. It trains on the
+padded batches that `mt train` would use. The batches are prepared in advance, so that the loop
+never waits for data. The optimizer is PyTorch's fused AdamW, and bf16 means autocast. Target tokens
+are counted without padding.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mt.runtime.device import Compute, set_up_compute
 
 
 def marian(config: Config, vocab_size: int) -> MarianMTModel:
-    """Build a Marian model of the configuration's sizes, with random weights."""
+    """Build a Marian model with the configuration's sizes and random weights."""
     sizes = config.model
     marian_config = MarianConfig(
         vocab_size=vocab_size,
@@ -62,7 +62,7 @@ def marian(config: Config, vocab_size: int) -> MarianMTModel:
 
 
 def loss_of(model: MarianMTModel, batch: Batch, label_smoothing: float, compute: Compute) -> Tensor:
-    """Return the mean loss of a batch, computed as tutorials do."""
+    """Return the mean loss of a batch, computed the way tutorials do it."""
     with compute.autocast():
         logits = model(
             input_ids=batch.src,

@@ -1,7 +1,7 @@
-"""Replace mt's optimized operations by PyTorch's own, one kind at a time.
+"""Replace mt's optimized operations with PyTorch's own, one kind at a time.
 
-scripts/bench/ablate.py measures what each optimization gains over them, and
-scripts/check/fast_path.py checks that training with them learns the same.
+scripts/bench/ablate.py measures how much faster each optimization is than PyTorch's own operation,
+and scripts/check/fast_path.py checks that training learns the same with either.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def plain_optimizer(model: Transformer, config: Any, device: torch.device) -> to
 
 
 trainer_build_optimizer = updates.build_optimizer
-# For each kind of operation, what to replace: (owner, attribute, PyTorch's way).
+# Maps each kind of operation to what is replaced: (owner, attribute, PyTorch's own operation).
 PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     # F.dropout instead of masks from random bytes.
     "dropout": [(Dropout, "drops", lambda self, x: False)],
@@ -72,14 +72,14 @@ PLAIN: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
         (updates, "apply_gradients", plain_step),
         (updates, "build_optimizer", plain_optimizer),
     ],
-    # glibc returns freed memory to the system; this has an effect only in a new process.
+    # Let glibc return freed memory to the system. This has an effect only in a new process.
     "allocator": [(device_module, "configure_malloc", lambda: None)],
 }
 
 
 @contextlib.contextmanager
 def plain_pytorch(kinds: Iterable[str]) -> Iterator[None]:
-    """Use PyTorch's own operations of these kinds, on padded batches, during the block."""
+    """During the block, use padded batches and PyTorch's own operations of the given kinds."""
     with contextlib.ExitStack() as stack:
         for kind in kinds:
             for owner, name, plain in PLAIN[kind]:

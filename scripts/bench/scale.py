@@ -7,13 +7,13 @@ Usage: torchrun --standalone --nproc-per-node 2 scripts/bench/scale.py exchange
        python scripts/bench/scale.py order [--pairs 1000000000] [--folder DIR]
        python scripts/bench/scale.py cache FOLDER_OF_A_TOKEN_CACHE ...
 
-exchange: a micro-batch with and without the exchange of gradients, and an optimizer step.
-checkpoint: saving, hashing and loading weights and optimizer state.
-order: starting an epoch of 10^9 pairs, and seeking to a place in it.
-cache: bytes per pair of existing token caches.
+exchange times a micro-batch with and without the gradient exchange, and an optimizer step.
+checkpoint times saving, hashing and loading weights and optimizer state.
+order times the start of an epoch of 10^9 pairs, and a seek to a place within an epoch.
+cache prints the bytes per pair of existing token caches.
 
-The first two also run without torchrun (as one rank), on GPUs and on several nodes. Their times are
-medians over --rounds.
+exchange and checkpoint also run without torchrun (as one rank), on GPUs and on several nodes. Their
+times are medians over --rounds.
 """
 
 import argparse
@@ -49,7 +49,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Run one of the measurements."""
+    """Run the chosen measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,7 +100,7 @@ def timed(work: Callable[[], object], compute: Compute) -> float:
 
 
 def reduce_numbers(world: World, compute: Compute) -> None:
-    """Call the small collectives of an update, for the loss and for signals."""
+    """Run the small collectives of an update, which exchange the loss and signals."""
     world.all_reduce_sum(torch.zeros(2, device=compute.device))
     world.all_reduce_max(0)
 
@@ -112,7 +112,7 @@ def print_on_rank0(world: World, text: str) -> None:
 
 
 def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """Time a micro-batch with and without the exchange of gradients, and the rest of an update."""
+    """Time a micro-batch with and without the gradient exchange, and the rest of an update."""
     model, wrapped, optimizer = build(args, world, compute)
     num_parameters = sum(p.numel() for p in model.parameters()) / 1e6
     batch = to_device(
@@ -145,7 +145,7 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
     micro_batch_time = f"{exchanged:,.0f} ms"
     if args.engine == "ddp":
         difference = f"{exchanged - alone:+,.0f} ms"
-        micro_batch_time += f" with exchange, {alone:,.0f} ms without: {difference}"
+        micro_batch_time += f" with exchange, {alone:,.0f} ms without ({difference})"
     print_on_rank0(
         world,
         f"{world.size} ranks, {args.engine}, {compute}, preset {args.preset}: "
@@ -157,9 +157,9 @@ def exchange(args: argparse.Namespace, world: World, compute: Compute, folder: P
 
 
 def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder: Path) -> None:
-    """Time saving, hashing and loading of weights and optimizer state.
+    """Time saving, hashing and loading the weights and the optimizer state.
 
-    If they are sharded, each rank saves its shards. Otherwise rank 0 saves everything in one file.
+    If the tensors are sharded, each rank saves its shards. Otherwise rank 0 saves one file.
     """
     model, _, optimizer = build(args, world, compute)
     prepare_optimizer(optimizer)
@@ -184,7 +184,7 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
             )
         )
         times["load"].append(timed(lambda: load_shards(tensors, place), compute))  # noqa: B023
-        world.all_reduce_sum(torch.zeros(1, device=compute.device))  # until all ranks have loaded
+        world.all_reduce_sum(torch.zeros(1, device=compute.device))  # wait for all ranks to load
         world.broadcast_from_rank0(lambda: shutil.rmtree(place))  # noqa: B023
     seconds = {name: statistics.median(values) for name, values in times.items()}
     rates = ", ".join(
@@ -200,7 +200,7 @@ def checkpoint(args: argparse.Namespace, world: World, compute: Compute, folder:
 
 
 def save(world: World, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Save as a checkpoint is saved, and force the files to the disk."""
+    """Save the tensors in the same way as a checkpoint, and flush the files to disk."""
 
     def save_unsharded() -> None:
         save_file(tensors, folder / "all.safetensors")
@@ -270,7 +270,7 @@ def write_cache(num_pairs: int, folder: Path) -> None:
 
 
 def write_offsets(path: Path, num_pairs: int) -> int:
-    """Write offsets of sentences of 1 to 59 tokens (30 on average), and return the last offset."""
+    """Write offsets for sentences of 1 to 59 tokens (30 on average). Returns the last offset."""
     rng, end = np.random.default_rng(0), 0
     with path.open("wb") as file:
         file.write(np.zeros(1, np.uint64).tobytes())
@@ -284,7 +284,7 @@ def write_offsets(path: Path, num_pairs: int) -> int:
 
 
 def drop_cached_pages(folder: Path) -> None:
-    """Drop the files from the page cache, so that the next access reads from the disk."""
+    """Drop the files from the page cache, so that they are next read from the disk."""
     for path in folder.glob("*.bin"):
         with path.open("rb") as file:
             os.fsync(file.fileno())

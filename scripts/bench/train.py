@@ -7,17 +7,18 @@ Usage: python scripts/bench/train.py CONFIG [key=value ...] [--updates 30] [--wa
 A first pass measures speed without interference; a second pass times the parts of each update.
 Target tokens are counted without padding. Nothing is validated or saved.
 
-Utilisation is the FLOP/s of training divided by those of the fastest matrix product on this device.
-Training takes 6 FLOP per target token and parameter of the encoder, decoder and projection
-matrices; this assumes one source token per target token and ignores attention. The matrix products
-are 4096 x n by n x n with n from 256 to 2048, in bf16 and in fp32, measured in the same run.
+Utilisation is the FLOP/s of training divided by the FLOP/s of the fastest matrix product on this
+device. Per target token, training takes 6 FLOP for each parameter in the encoder, decoder and
+projection matrices. This assumes one source token per target token, and ignores attention. The
+matrix products are 4096 x n by n x n with n from 256 to 2048, in bf16 and fp32. They are measured
+in the same run.
 
 Machines are noisy: quote medians, and only ratios from the same run.
 """
 
 from mt.runtime.environment import prepare_environment
 
-prepare_environment()  # before PyTorch loads, as the command `mt` does
+prepare_environment()  # must run before PyTorch is imported, as in the `mt` command
 
 import argparse
 import contextlib
@@ -54,7 +55,7 @@ def synchronize(compute: Compute) -> None:
 def product_rate(compute: Compute, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Return the FLOP/s of the fastest product of a [4096, n] and an [n, n] matrix over several n.
 
-    Each size counts with the median of its measurements.
+    For each n, the median of several measurements counts.
     """
     rates = []
     for size in (256, 512, 1024, 2048):
@@ -94,7 +95,7 @@ def matrix_parameters(model: Transformer) -> int:
 
 
 def padding(updates: list[Update]) -> float:
-    """Return the share of padding in all source and target positions."""
+    """Return which share of all source and target positions is padding."""
     real = total = 0
     for batch in (batch for update in updates for batch in update.micro_batches):
         if isinstance(batch, Batch):
@@ -120,7 +121,7 @@ def speed(trainer: Trainer, next_update: Callable[[], Update], count: int) -> tu
 
 
 def parts(trainer: Trainer, next_update: Callable[[], Update], count: int) -> dict[str, float]:
-    """Return the share of time that each part of an update takes.
+    """Return the share of the time that each part of an update takes.
 
     The device is synchronized after each part.
     """

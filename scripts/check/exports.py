@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check that the exports of a model translate as the model does.
+"""Check that the exports of a model give the same translations as the model itself.
 
 Usage: python scripts/check/exports.py MODEL SOURCE [--lines 1000] [--beams 1,5]
 
@@ -21,7 +21,7 @@ from mt.errors import ExportError
 
 
 def main() -> int:
-    """Export to each format, translate, and compare. Returns the exit code."""
+    """Export to each format, and compare the translations. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +45,7 @@ def main() -> int:
                 all_hold &= parity.holds
                 print(f"{title}, beam {beams}: {parity}", flush=True)
                 for difference in parity.differences:
-                    print(f"  line {difference.line}, scores {difference.gap:.1e} apart")
+                    print(f"  line {difference.line}: the scores are {difference.gap:.1e} apart")
                     print(f"    {difference.hyp}\n    {difference.other_hyp}")
     return 0 if all_hold else 1
 

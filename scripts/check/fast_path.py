@@ -6,14 +6,14 @@ Usage: python scripts/check/fast_path.py CONFIG [key=value ...] [--updates 300] 
 
 The reference trains the same model on the same data in the same order, with PyTorch's own
 operations in fp32: `F.dropout`, fused attention, `F.cross_entropy` with label smoothing over all
-logits, `clip_grad_norm_`, and an AdamW that is not fused. The two draw different dropout masks, so
-their losses should differ only as much as those of two seeds. The table shows the difference of the
-mean losses next to the spread over seeds.
+logits, `clip_grad_norm_`, and an AdamW that is not fused. mt and the reference draw different
+dropout masks, so their losses should differ only as much as the losses of two seeds do. The table
+shows the difference between the mean losses next to the spread over seeds.
 """
 
 from mt.runtime.environment import prepare_environment
 
-prepare_environment()  # before PyTorch loads, as the command `mt` does
+prepare_environment()  # must run before PyTorch is imported, as in the `mt` command
 
 import argparse
 import contextlib

@@ -3,9 +3,10 @@
 Usage: python scripts/check/invariance.py MODEL SOURCE [--lines 1000] [--batch-sizes 1,7,64]
            [--precision fp32]
 
-A file is translated at several batch sizes and in shuffled order, and every line that changes is
-printed with both scores. A line may change if two hypotheses score the same up to rounding: scores
-less than 1e-4 apart count as a tie. The exit code is 1 if a changed line is not a tie.
+A file is translated at several batch sizes and in shuffled order. Every line whose translation
+changes is printed with both translations and their scores. A translation may change if two
+hypotheses score the same up to rounding: scores less than 1e-4 apart count as a tie. The exit code
+is 1 if a changed line is not a tie.
 """
 
 import argparse
@@ -21,13 +22,13 @@ TIE = 1e-4
 
 
 def translations(translator: Translator, lines: list[str], batch_size: int) -> list[Translation]:
-    """Return the best translation of each line at this batch size."""
+    """Return the best translation of each line at the given batch size."""
     translator.decode = translator.decode.model_copy(update={"batch_size": batch_size})
     return [hyps[0] for hyps in translator.translate_stream(lines)]
 
 
 def main() -> None:
-    """Compare the translations of every setting with those of the first."""
+    """Translate with every setting, and compare the results with those of the first setting."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +55,7 @@ def main() -> None:
             worst = max(worst, abs(hyps[i].score - first[i].score))
             print(f"  line {i + 1}: {first[i].score:.6f} {first[i].text!r}")
             print(f"  {'':{len(str(i + 1)) + 6}}{hyps[i].score:.6f} {hyps[i].text!r}")
-    print(f"largest score difference of a changed line: {worst:.1e} (a tie is below {TIE:.0e})")
+    print(f"changed lines differ in score by at most {worst:.1e} (less than {TIE:.0e} is a tie)")
     sys.exit(worst >= TIE)
 
 

@@ -1,15 +1,15 @@
 # ruff: noqa: E402
-"""Check that memory does not grow during training while the shapes of batches change.
+"""Check that memory does not grow during training although the batch shapes keep changing.
 
 Usage: python scripts/check/memory.py CONFIG [key=value ...] [--updates 2000]
 
 Peak resident memory is measured after the first half of the training and at the end. The exit code
-is 1 if it grows by more than 2 % in the second half. Nothing is validated or saved.
+is 1 if the peak grows by more than 2 % in the second half. Nothing is validated or saved.
 """
 
 from mt.runtime.environment import prepare_environment
 
-prepare_environment()  # before PyTorch loads, as the command `mt` does
+prepare_environment()  # must run before PyTorch is imported, as in the `mt` command
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ BOUND = 1.02  # the limit for the final peak, relative to the peak of the first 
 
 
 def main() -> None:
-    """Train, and compare the two peaks."""
+    """Train, and compare the memory peaks after the first half and at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,8 +63,8 @@ def main() -> None:
         f"{config.run_dir}, {compute}: {args.updates} updates in {seconds:,.0f} s, "
         f"{len(shapes)} batch shapes\n"
         f"peak resident memory: {first:,.0f} MiB in the first half, {final:,.0f} MiB at the end, "
-        f"a factor of {final / first:.4f} (at most {BOUND})\n"
-        f"waiting for data: {data_seconds / seconds:.2%} of the time"
+        f"which is {final / first:.4f} times as much (the limit is {BOUND})\n"
+        f"{data_seconds / seconds:.2%} of the time was spent waiting for data"
     )
     sys.exit(final > BOUND * first)
 

@@ -3,8 +3,9 @@
 Usage: python scripts/corpus/get_multi30k.py [--from FOLDER] [--out data/multi30k]
 
 The corpus is downloaded from the Hugging Face hub (`bentrevett/multi30k`, whose `test` split is
-test_2016_flickr), or read from FOLDER, which holds {train,val,test_2016_flickr}.{de,en}, plain or
-.gz. The script writes {train,val,test_2016_flickr}.{de,en}.gz. The corpus is for research use only.
+test_2016_flickr) or read from FOLDER, which must contain {train,val,test_2016_flickr}.{de,en} as
+plain text or as .gz files. The script writes {train,val,test_2016_flickr}.{de,en}.gz. The corpus is
+for research use only.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from mt.data.sources import read_text
 
-# File name: (split on the hub, expected number of lines).
+# Maps each file name to (split on the hub, expected number of lines).
 SPLITS = {
     "train": ("train", 29_000),
     "val": ("validation", 1_014),
@@ -40,7 +41,7 @@ def from_hub(name: str, language: str) -> list[str]:
 
 
 def main() -> None:
-    """Write both sides of every split, and check their number of lines."""
+    """Write both sides of every split, after checking how many lines each side has."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +60,7 @@ def main() -> None:
             )
             if len(lines) != expected:
                 raise SystemExit(f"{name}.{language}: {len(lines)} lines, expected {expected}")
-            # Without a time stamp, the same text gives the same bytes, so the same token cache.
+            # Without a time stamp, the same text gives the same bytes, and so the same token cache.
             (args.out / f"{name}.{language}.gz").write_bytes(
                 gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
             )

@@ -2,7 +2,7 @@
 
 The German-English pairs are drawn from the grammar in sample_grammar.py. Each German sentence has
 exactly one English translation, and no sentence of either language occurs twice in the three files.
-The same seed gives the same bytes on every Python from 3.11 on.
+The same seed gives the same bytes with every Python version from 3.11 on.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ HELPFUL = """aufräumen putzen kochen reparieren vorbereiten backen waschen eink
     schließen abholen"""
 FREED = "schlafen arbeiten frühstücken fernsehen tanzen essen lesen trinken malen spielen sprechen"
 ARRIVALS = "ankommen aufwachen aufstehen zurückkommen"
-# The states that are a likely reason for doing something.
+# Maps each state to the activities for which it is a likely reason.
 HUNGER = {
     "hungrig": "essen kochen backen schneiden schälen bestellen",
     "durstig": "trinken",
@@ -149,7 +149,7 @@ PERSONAL = {"me", "you", "him", "her", "us", "them"}
 class Dice:
     """Random choices that are the same in all versions of Python.
 
-    They only use Random.random(), because Python promises never to change its numbers.
+    They use only Random.random(), because Python guarantees that its numbers never change.
     """
 
     def __init__(self, seed: int) -> None:
@@ -164,7 +164,7 @@ class Dice:
         return items[int(self._random() * len(items))]
 
     def weighted(self, options: Sequence[tuple[float, T]]) -> T:
-        """Return the item of one of the (weight, item) options, drawn by weight."""
+        """Draw one of the (weight, item) options by weight, and return its item."""
         point = self._random() * sum(weight for weight, _ in options)
         for weight, item in options:
             point -= weight
@@ -173,7 +173,7 @@ class Dice:
         return options[-1][1]
 
     def among(self, **weights: float) -> str:
-        """Return one of the words, drawn by their weights."""
+        """Draw one of the words by weight, and return it."""
         return self.weighted([(weight, word) for word, weight in weights.items()])
 
     def number(self, low: int, high: int) -> int:
@@ -187,7 +187,7 @@ class Speaker(Dice):
     # Noun phrases
 
     def adjective(self, noun: g.Noun, probability: float) -> g.Adjective | None:
-        """Return an adjective that fits the noun with this probability, else None."""
+        """With this probability, return an adjective that fits the noun, and otherwise None."""
         if not self.chance(probability):
             return None
         fitting = [a for a in g.ADJECTIVES if noun.group in a.groups or noun.singular in a.groups]
@@ -316,7 +316,7 @@ class Speaker(Dice):
     def human_object(self, kind: str, subject: NounPhrase, case: str) -> NounPhrase:
         """Return a human object other than the subject.
 
-        In the accusative it is never `sie`, which could mean "her" or "them".
+        In the accusative, the object is never `sie`, which could mean "her" or "them".
         """
         draw = self.weighted([(3, "pronoun"), (3, "name"), (6, kind)])
         if draw == "pronoun":
@@ -354,7 +354,7 @@ class Speaker(Dice):
         return kind, ""
 
     def verb(self, tense: str, modal: str, frames: str) -> Verb:
-        """Return a verb with one of the frames that can be used in the tense."""
+        """Return a verb that has one of the given frames and can be used in the given tense."""
         barred = {
             "state": "",
             "habit": "BE",
@@ -388,7 +388,7 @@ class Speaker(Dice):
         return self.weighted(options)
 
     def time(self, tense: str, modal: str, verb: Verb) -> Pair | None:
-        """Return a time adverb that agrees with tense and verb, or None."""
+        """Return a time adverb that agrees with the tense and the verb, or None."""
         if tense == "perf":
             kind = (
                 "past_long"
@@ -434,7 +434,7 @@ class Speaker(Dice):
     ) -> Clause:
         """Return a complete clause.
 
-        `fixed` is a tense; the clause then gets no time. `among` lists verbs to choose from.
+        If a tense is given as `fixed`, the clause gets no time. `among` lists verbs to choose from.
         """
         tense = fixed
         if not fixed:
@@ -471,7 +471,7 @@ class Speaker(Dice):
         return clause if negated else self.decorated(clause)
 
     def transitive(self, clause: Clause, negated: bool) -> Clause:
-        """Add an accusative object; in a negated clause, an indefinite one gets `kein`."""
+        """Add an accusative object. An indefinite object in a negated clause gets `kein`."""
         kind = self.pick(clause.verb.objects)
         if kind in ("person", "kin", "child"):
             human = self.human_object(kind, clause.subject, "acc")
@@ -488,7 +488,7 @@ class Speaker(Dice):
         return self.with_object(clause, thing, "acc")
 
     def with_kein(self, clause: Clause, kind: str) -> Clause:
-        """Add an object with `kein`; English negates the verb instead."""
+        """Add an object with `kein`. English negates the verb instead."""
         noun = self.pick(nouns_of(kind))
         plural = not noun.mass and self.chance(0.35)
         phrase = noun_phrase(noun, "kein", plural, self.adjective(noun, 0.4))
@@ -586,7 +586,7 @@ class Speaker(Dice):
         return replace(clause, tail=place.de, en=place.en)
 
     def laying(self, clause: Clause, negated: bool) -> Clause:
-        """Add what someone lays somewhere, and where."""
+        """Add the thing that someone lays somewhere, and the place."""
         what = self.thing("portable", clause.subject)
         where = self.spot("acc")
         return replace(clause, middle=what.de("acc"), tail=where.de, en=f"{what.en} {where.en}")
@@ -730,7 +730,7 @@ class Speaker(Dice):
         )
 
     def sequence(self) -> Pair:
-        """Return a main clause with a `bevor` or `sobald` clause with the same subject."""
+        """Return a main clause with a `bevor` or `sobald` clause that has the same subject."""
         subject = self.anaphoric_subject()
         if self.chance(0.55):
             main = self.clause(subject, "TDHINGU", "perf")
@@ -962,7 +962,7 @@ class Speaker(Dice):
     def scene(self) -> Pair:
         """Return a sentence about what exists at a place, or about a thing.
 
-        The latter says where the thing lies, what it costs, or whom it belongs to.
+        A sentence about a thing says where it lies, what it costs, or whom it belongs to.
         """
         kind = self.among(there=4, lies=3, costs=2, belongs=2)
         if kind == "there":
@@ -998,7 +998,7 @@ class Speaker(Dice):
         )
 
     def there_is(self) -> Pair:
-        """Return a `there is` sentence; the place comes first or last in both languages."""
+        """Return a `there is` sentence. The place comes first or last in both languages."""
         outside = self.chance(0.5)
         where = self.place(
             "Garten Park Wald Dorf Strand See Fluss"
@@ -1022,7 +1022,7 @@ class Speaker(Dice):
         return Pair(f"es gibt {phrase.de('acc')} {where.de}", f"there {be} {phrase.en} {where.en}")
 
     def infinitive(self) -> Pair:
-        """Return a sentence with `um ... zu`, or `versuchen` or `vergessen` with an infinitive."""
+        """Return a sentence with `um ... zu`, or `versuchen` or `vergessen` and an infinitive."""
         subject = self.subject()
         aimed = self.chance(0.55)
         frame = self.pick(["G", "Y"])
@@ -1088,7 +1088,7 @@ class Speaker(Dice):
         return kind()
 
     def doer(self) -> Pair:
-        """Return a human subject with a relative clause."""
+        """Return a sentence whose human subject has a relative clause."""
         head = self.person(self.among(der=5, dies=1))
         german, english = self.relative_clause(head)
         if self.chance(0.35):
@@ -1101,7 +1101,7 @@ class Speaker(Dice):
     def relative_clause(self, head: NounPhrase) -> tuple[str, str]:
         """Return a relative clause about a person, in both languages.
 
-        The person is its subject, object or prepositional object.
+        In the relative clause, the person is the subject, the object or the prepositional object.
         """
         if self.chance(0.5):
             pronoun = relative_pronoun(head, "nom")
@@ -1222,9 +1222,9 @@ def asking(clause: Clause) -> list[tuple[float, Pair]]:
 
 
 def ambiguous(head: NounPhrase, clause: Clause) -> bool:
-    """Return whether a relative clause is ambiguous between "whom" and "who".
+    """Return whether a relative pronoun that means "whom" could also be read as "who".
 
-    That is: whether the relative pronoun, meant as its object, could also be read as its subject.
+    It could if it has the same form in both cases and so does the subject of the clause.
     """
     subject = clause.subject
     return (
@@ -1235,7 +1235,7 @@ def ambiguous(head: NounPhrase, clause: Clause) -> bool:
 
 
 def suits(verb: Verb, phrase: NounPhrase, negated: bool) -> bool:
-    """Return whether the determiner of an object suits the verb, and `nicht` if it is negated."""
+    """Return whether an object's determiner suits the verb and, if negated, also suits `nicht`."""
     first = phrase.de("acc").split()[0]
     possessive = first.startswith(POSSESSED)
     definite = possessive or first in ("der", "die", "das", "den") or first.startswith("dies")
@@ -1245,7 +1245,7 @@ def suits(verb: Verb, phrase: NounPhrase, negated: bool) -> bool:
 
 
 def affordable(states: Sequence[str], main: Clause) -> list[str]:
-    """Return the states, without those about money unless the main clause costs money."""
+    """Return the states, but those about money only if the main clause costs money."""
     return [
         state
         for state in states
@@ -1254,7 +1254,7 @@ def affordable(states: Sequence[str], main: Clause) -> list[str]:
 
 
 def gap_case(verb: Verb) -> tuple[str, str]:
-    """Return the case of a verb's object and its English preposition."""
+    """Return the case and the English preposition of a verb's object."""
     if verb.frame[0] == "I":
         _, case, english = verb.frame[1:].split("/")
         return case, english
@@ -1273,7 +1273,7 @@ def finished(words: str) -> str:
 
 
 def fits(pair: Pair) -> bool:
-    """Return whether the lengths of both sides are within the limits, in words."""
+    """Return whether the numbers of words on both sides are within the limits."""
     lengths = (len(pair.de.split()), len(pair.en.split()))
     return min(lengths) >= SHORTEST and max(lengths) <= LONGEST
 
@@ -1298,7 +1298,7 @@ def draw_pairs(seed: int, count: int) -> list[Pair]:
 
 
 def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:
-    """Write the six files into `out`, and return the number of pairs of each part."""
+    """Write the six files into `out`, and return the number of pairs in each part."""
     out.mkdir(parents=True, exist_ok=True)
     pairs = draw_pairs(seed, sum(SIZES.values()))
     start = 0
@@ -1312,7 +1312,7 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Parse the command line, and write the corpus."""
     parser = argparse.ArgumentParser(description="Write the made-up German-English sample corpus.")
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT, help="folder to write to (default: %(default)s)"
@@ -1321,7 +1321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seed",
         type=int,
         default=DEFAULT_SEED,
-        help="seed of the random choices (default: %(default)s)",
+        help="seed for the random choices (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     for part, size in write_corpus(options.out, options.seed).items():

@@ -85,7 +85,7 @@ PLACE_ROWS = """Garten:in,in:in,into Küche:in,in:in,into Park:in,in:in,into Dor
     Bäckerei:in,in:zu,to Fabrik:in,in:zu,to Schloss:in,in:zu,to Turm:in,in:zu,to Haus:in,in:in,into
     Bahnhof:an,at:zu,to Flughafen:an,at:zu,to Hafen:an,at:zu,to Markt:auf,at:zu,to
     Strand:an,on:zu,to See:an,at:zu,to Fluss:an,at:zu,to Brücke:auf,on:zu,to Schule:in,in:zu,to"""
-# Tags are lists of nouns for verbs whose objects do not correspond to one of the groups above.
+# Tags are lists of nouns for verbs whose objects do not match any of the groups above.
 TAG_ROWS = {
     "write": "Buch Brief Roman Gedicht Bericht Artikel Nachricht Märchen Geschichte",
     "tell": "Geschichte Märchen",
@@ -122,8 +122,8 @@ TAG_ROWS = {
         Gitarre Fahrrad Kamera Hut Schal Spiegel Teppich Koffer Roman Messer Geige Flöte Korb Handy
         Trommel""",
 }
-# Each adjective is "German,English[,German stem]:nouns and groups of nouns that it fits". The stem
-# is given if it loses a vowel.
+# Each adjective is "German,English[,German stem]:nouns and noun groups that it fits". The stem is
+# given only if it loses a vowel.
 ADJECTIVE_ROWS = """jung,young:person
     alt,old:person,animal,text,thing,holder,door,cloth,furniture,vehicle,instrument,place,transit,\
 Baum
@@ -185,8 +185,8 @@ HAVING_ROWS = """Zeit,have,time keine_Zeit,have,no_time Geld,have,money kein_Gel
 #   G a place to go to, Y a city to travel to, L a place to stay, U an object and a place to put it,
 #   X a clause.
 # The flags mean: S no progressive form, B describes a lasting state, E is never a habit, X does not
-# happen on purpose, P can have a place, M can have a manner, Q its object can be asked for. Its
-# object must F have no possessive, D be definite, W be indefinite.
+# happen on purpose, P can have a place, M can have a manner, Q its object can be asked for, F its
+# object must have no possessive, D its object must be definite, W its object must be indefinite.
 VERB_ROWS = """
 ess+en/iss,gegessen,h,eat,ate:T:dish,fruit,veg,staple:PMQ
 trink+en,getrunken,h,drink,drank:T:drink:PMQ
@@ -341,8 +341,8 @@ PRETERITE = {
     "wollen": "wollte wolltest wollte wollten wolltet wollten",
     "dürfen": "durfte durftest durfte durften durftet durften",
 }
-# For each German modal: its English present and past, and whether English questions and negations
-# use the modal itself ("aux") or "do".
+# Maps each German modal to its English present and past, and to whether English questions and
+# negations use the modal itself ("aux") or "do".
 MODALS = {
     "können": ("can", "able to", "aux"),
     "können damit": ("can", "could", "aux"),
@@ -439,7 +439,7 @@ class Adjective:
     de: str
     en: str
     stem: str  # the German stem that endings are added to
-    groups: tuple[str, ...]  # the nouns, and groups of nouns, that it fits
+    groups: tuple[str, ...]  # the nouns and noun groups that it fits
 
 
 @dataclass(frozen=True)
@@ -500,13 +500,13 @@ class NounPhrase:
 
     @property
     def row(self) -> int:
-        """The index of the verb form that agrees, in the order ich, du, er, wir, ihr, sie."""
+        """The index of the matching verb form, in the order ich, du, er, wir, ihr, sie."""
         return self.person - 1 + (3 if self.plural else 0)
 
 
 @dataclass(frozen=True)
 class Clause:
-    """The content of a clause. Its word order is chosen when it is written."""
+    """The content of a clause. The word order is chosen when the clause is written."""
 
     subject: NounPhrase
     verb: Verb
@@ -515,7 +515,7 @@ class Clause:
     pronoun: str = ""  # German object pronoun, directly after the finite verb
     middle: str = ""  # German objects
     tail: str = ""  # German prepositional object, destination, manner or predicate
-    en: str = ""  # all of these in English
+    en: str = ""  # the English for pronoun, middle and tail
     time: Pair | None = None
     frequency: Pair | None = None
     negated: bool = False  # with `nicht`
@@ -597,7 +597,7 @@ PLACES = {
 
 
 def nouns_of(kind: str) -> list[Noun]:
-    """Return the nouns of a group or a tag."""
+    """Return the nouns in a group or a tag."""
     if kind in TAG_ROWS:
         return [NOUN[lemma] for lemma in TAG_ROWS[kind].split()]
     return [noun for noun in NOUNS if noun.group == kind]
@@ -634,7 +634,7 @@ _CONTRACTIONS = {
 
 
 def determiner(word: str, gender: str, case: str) -> str:
-    """Return a form of the German determiner `word`; "" and number words have only one form."""
+    """Return a form of the German determiner `word`. "" and number words have only one form."""
     at = CASES.index(case)
     if word == "der":
         return _DEFINITE[gender].split()[at]
@@ -693,7 +693,7 @@ def _english_determined(word: str, bare: str, plural: bool, mass: bool, english:
 
 
 def joined(*parts: str) -> str:
-    """Join the parts that are not empty with spaces."""
+    """Join the nonempty parts with spaces."""
     return " ".join(part for part in parts if part)
 
 
@@ -742,8 +742,8 @@ def present(verb: Verb, row: int) -> str:
 def verb_group(clause: Clause) -> tuple[str, list[str], str]:
     """Return the German verb forms of a clause.
 
-    They are the finite verb of a main clause, the words that end a main clause (such as an
-    infinitive or a separable prefix), and the finite verb of a subordinate clause.
+    These are the finite verb for a main clause, the words that end a main clause (such as an
+    infinitive or a separable prefix), and the finite verb for a subordinate clause.
     """
     verb, row = clause.verb, clause.subject.row
     if clause.modal:
@@ -847,7 +847,7 @@ def be(row: int, past: bool) -> str:
 def english_group(clause: Clause, supported: bool) -> tuple[str, str]:
     """Return the English auxiliary (or "") and the rest of the verb.
 
-    With `supported`, as in questions and negations, there is always an auxiliary, `do` if need be.
+    If `supported`, as in questions and negations, there is always an auxiliary: if need be, `do`.
     """
     aux, rest = _modal_group(clause, supported) if clause.modal else _plain_group(clause, supported)
     if clause.infix:
@@ -900,7 +900,7 @@ def _english_front(clause: Clause, front: str) -> str:
 
 
 def english_main(clause: Clause, front: str = "") -> str:
-    """Write an English statement. With `front` "time" or "place", that part comes first."""
+    """Write an English statement. If `front` is "time" or "place", that part comes first."""
     aux, rest = english_group(clause, clause.denied)
     often = clause.frequency.en if clause.frequency else ""
     no = "not" if clause.denied else ""
@@ -936,13 +936,13 @@ _FUNCTION_WORDS = """und,and aber,but weil,because obwohl,although wenn,if dass,
 
 
 def _german_verb_forms(verb: Verb) -> set[str]:
-    # Only forms with the separable prefix count, because those without it belong to another verb.
+    # Forms without the separable prefix do not count, because they belong to another verb.
     finite = {verb.prefix + present(verb, row) for row in range(6)}
     return {verb.infinitive, verb.participle, verb.zu_infinitive} | finite
 
 
 def lexicon() -> tuple[Lexicon, Lexicon]:
-    """Return the German and the English lexicon: each lemma with all its forms."""
+    """Return the German and the English lexicon. Each maps every lemma to all its forms."""
     german: Lexicon = {}
     english: Lexicon = {}
     for noun in NOUNS:

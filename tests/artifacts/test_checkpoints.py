@@ -1,4 +1,4 @@
-"""Saving, keeping and deleting checkpoints, against a plain computation of what should be left."""
+"""Saving, keeping and deleting checkpoints, compared with a plain computation of what is kept."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from mt.artifacts import CheckpointManager, TrainingState, checkpoints, verify
 from mt.config import Config
 from mt.errors import CheckpointError
 
-BLEU = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 5.0}  # of each step
+BLEU = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 5.0}  # keyed by step
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def save(manager: CheckpointManager, step: int, average: bool = True) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The content of every file, and the target of every link."""
+    """Return the content of every file and the target of every link."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")
@@ -139,7 +139,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 def test_a_copied_checkpoint_in_the_place_of_a_link_makes_room(
     has_original: bool, manager: CheckpointManager
 ) -> None:
-    """As after `cp -rL`, which replaces links by copies of what they lead to."""
+    """The folder looks as if `cp -rL` had copied it and replaced the link with its target."""
     save(manager, 1)
     last = manager.folder / "last"
     last.unlink()

@@ -16,13 +16,13 @@ from mt.errors import CheckpointError
 
 @pytest.fixture
 def folder(trained_run: Path, tmp_path: Path) -> Path:
-    """A checkpoint in a copy of the trained run."""
+    """Return a checkpoint in a copy of the trained run."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run/checkpoints/step_00000012"
 
 
 def rewrite(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], None]:
-    """Return a function that changes the entries of a manifest, and writes a valid manifest."""
+    """Return a function that applies `change` to a manifest's entries, and keeps it valid."""
 
     def harm(folder: Path) -> None:
         files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -38,7 +38,7 @@ def append(text: str) -> Callable[[Path], object]:
 
 
 def change_a_digit(folder: Path) -> None:
-    """Change a digit of the SHA-256 of a file in training/."""
+    """Change a digit of the SHA-256 that the manifest gives for a file in training/."""
     text = (folder / MANIFEST).read_text()
     place = text.index('"sha256"', text.index("training/optimizer")) + 12
     (folder / MANIFEST).write_text(

@@ -1,5 +1,5 @@
 """Tests of how `mt.config` reads and writes files: YAML 1.2 values, overrides, presets, and error
-messages with their places.
+messages that say where a mistake is.
 """
 
 import subprocess
@@ -501,16 +501,18 @@ def test_an_override_is_not_reported_for_a_mistake_in_the_file():
 @pytest.mark.parametrize(
     ("lines", "overrides", "key", "message", "expected"),
     [
-        # The key itself; if it is in neither, the innermost section around it, then the file.
+        # The place that sets the key itself is reported, or else the innermost section around the
+        # key, or else the file.
         (["model", "model.norm"], [], "model.norm", "", "line 2"),
         (["model", "model.norm"], ["model.norm"], "model.norm", "", "override 1"),
         (["model"], [], "model.norm", "", "line 1"),
         (["data", "data.filters"], [], "data.filters.max_len", "", "line 2"),
         (["data"], ["data.filters"], "data.filters.max_len", "", "override 1"),
         (["train"], [], "model.norm", "", "the file"),
-        # A section that only overrides have set: the last of them.
+        # When only overrides set a section: the last override is reported.
         ([], ["model.norm", "model.d_ff"], "model", "", "override 2"),
-        # A key that the message names: an override comes before a line, later ones before earlier.
+        # When the message names a key: overrides take precedence over lines in the file, and later
+        # places over earlier ones.
         (["model", "model.d_model"], [], "model.num_heads", "num_heads: d_model", "line 2"),
         (["model", "model.d_model"], [], "model.num_heads", "num_heads: bad", "line 1"),
         (["model.num_heads"], ["model.d_model"], "model.num_heads", "d_model", "override 1"),

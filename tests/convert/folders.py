@@ -1,4 +1,4 @@
-"""Small model folders to convert, and a way to hide installed packages."""
+"""Create small model folders to convert, and hide installed packages."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from mt.model.transformer import build_model
 
 
 def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedModel:
-    """Write an untrained model with clear preferences, and random norms and biases."""
+    """Write an untrained model that has clear preferences, and random norms and biases."""
     sizes = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1}
     settings = {
         "model": {**sizes, **options},
@@ -36,5 +36,5 @@ def model_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> LoadedMo
 
 
 def hide_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make importing the package fail, as if it was not installed."""
+    """Make importing the package fail, as if the package were not installed."""
     monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""Exports to CTranslate2 give the same translations and scores when CTranslate2 runs them."""
+"""Check that CTranslate2 gives the same translations and scores with our exports."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Each export of a trained model gives the same translations in its own engine."""
+"""Check that each export of a trained model gives the same translations in its own engine."""
 
 from pathlib import Path
 

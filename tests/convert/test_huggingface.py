@@ -1,4 +1,4 @@
-"""Exports to Hugging Face give the same translations and scores when `transformers` runs them."""
+"""Check that `transformers` gives the same translations and scores with our exports."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A tokenizer with a separate vocabulary for each language."""
+    """Train a tokenizer with a separate vocabulary for each language."""
     from mt.config import Config
     from mt.data.prepare import prepare
 
@@ -117,7 +117,7 @@ def test_separate_vocabularies_are_exported_separately(tmp_path: Path, separate:
 def test_the_exported_folder_is_all_that_transformers_needs(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """Uses only the two `Auto` classes, with the search options of the folder."""
+    """Use only the two `Auto` classes, with the search options in the folder."""
     loaded = model_folder(tmp_path / "model", tokenizer, norm="post")
     export_huggingface(loaded, tmp_path / "out", "marian")
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out")).eval()

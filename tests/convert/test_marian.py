@@ -1,4 +1,4 @@
-"""Imported Marian folders translate as `transformers` does with the same folder."""
+"""Check that imported Marian folders give the same translations as in `transformers`."""
 
 import io
 import json
@@ -46,8 +46,9 @@ def _one_thread() -> None:
 
 
 def write_spm(path: Path, lang: str) -> list[str]:
-    """Train a SentencePiece model with its default special ids, like those of OPUS-MT, and return
-    its pieces.
+    """Train a SentencePiece model with the default special ids, as in OPUS-MT.
+
+    Returns its pieces, without the special ones.
     """
     import sentencepiece
 
@@ -63,8 +64,10 @@ def write_spm(path: Path, lang: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model like those of OPUS-MT: SiLU, output biases, two SentencePiece models with a
-    joint vocabulary in another order, and targets that start with the padding piece.
+    """Write a random model like those from OPUS-MT.
+
+    It has SiLU, output biases, two SentencePiece models with a joint vocabulary in another order,
+    and targets that start with the padding piece.
     """
     folder = tmp_path_factory.mktemp("opus")
     pieces = sorted(
@@ -313,7 +316,7 @@ def test_a_folder_that_cannot_be_imported_is_refused_with_all_reasons(
 def changed(
     opus: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]
 ) -> Path:
-    """A copy of a Marian folder with one of its JSON files changed."""
+    """Copy a Marian folder if need be, and change one of its JSON files."""
     if not folder.exists():
         shutil.copytree(opus, folder)
     path = folder / name

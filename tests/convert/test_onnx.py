@@ -1,4 +1,4 @@
-"""Exports to ONNX give the same translations when onnxruntime runs the graphs in our search."""
+"""Check that our search gives the same translations with ONNX exports run by onnxruntime."""
 
 import json
 from pathlib import Path
@@ -49,8 +49,9 @@ def test_onnxruntime_gives_our_translations_with_our_scores(
 def test_each_step_equals_the_model_for_sizes_other_than_those_of_the_example_inputs(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """The reference is the model without a cache; with padding, reordered hypotheses, and sentences
-    that are dropped.
+    """Compare with the model without a cache.
+
+    The inputs have padding, hypotheses are reordered, and sentences are dropped.
     """
     loaded = model_folder(tmp_path / "model", tokenizer)
     export_onnx(loaded, tmp_path / "out")

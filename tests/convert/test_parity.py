@@ -1,4 +1,4 @@
-"""Two engines agree if their translations are identical, or ties according to both engines."""
+"""Check that engines agree if translations are identical or, by both engines' scores, tied."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def translator(model: Transformer, tokenizer: Tokenizer) -> Translator:
 
 
 class Changed(MTEngine):
-    """Our engine, except that some translations get an extra token, and all scores an offset."""
+    """Our engine, but some translations get an extra token, and all scores get an offset."""
 
     def __init__(self, translator: Translator, lines: set[int], offset: float) -> None:
         super().__init__(translator)
@@ -68,7 +68,7 @@ def test_a_translation_that_scores_worse_is_not_a_tie(translator: Translator) ->
         translator, Changed(translator, {4}, 0.0), ["", *sample_lines("test", "de", 9)]
     )
     [difference] = parity.differences
-    assert difference.line == 6  # in the text, including its empty line
+    assert difference.line == 6  # counted in the whole text, with its empty line
     assert difference.gap > 1e-3
     assert not parity.holds
 

@@ -1,5 +1,5 @@
-"""Fixtures of the data tests: pairs of the sample corpus, a tokenizer trained on them, and a
-function that writes a corpus to a temporary folder.
+"""Fixtures for the data tests: sample corpus pairs, a tokenizer trained on them, and a function
+that writes a corpus to a temporary folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ WriteCorpus = Callable[..., CorpusConfig]
 
 
 class IdTokenizer(Tokenizer):
-    """Reads the text `7 8 9` as the ids [7, 8, 9], for tests that need to choose the ids."""
+    """Turns the text `7 8 9` into the ids [7, 8, 9], for tests that need to choose the ids."""
 
     def __init__(self, vocab_size: int = 1000) -> None:
         self._vocab_size = vocab_size
@@ -39,13 +39,13 @@ class IdTokenizer(Tokenizer):
 
 @pytest.fixture(scope="session")
 def id_tokenizer() -> Callable[[int], IdTokenizer]:
-    """A function that makes an `IdTokenizer` of a given vocabulary size."""
+    """Return a function that makes an `IdTokenizer` with the given vocabulary size."""
     return IdTokenizer
 
 
 @pytest.fixture(scope="session")
 def sample_pairs() -> list[SentencePair]:
-    """The first 600 training pairs of the sample corpus."""
+    """Return the first 600 training pairs of the sample corpus."""
     sides = [
         (SAMPLE / f"train.{language}").read_text(encoding="utf-8").split("\n")[:600]
         for language in ("de", "en")
@@ -57,7 +57,7 @@ def sample_pairs() -> list[SentencePair]:
 def tokenizer(
     tmp_path_factory: pytest.TempPathFactory, sample_pairs: list[SentencePair]
 ) -> Tokenizer:
-    """A joint unigram model with 500 pieces."""
+    """Train a joint unigram model with 500 pieces."""
     folder = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(lambda: sample_pairs, TokenizerConfig(vocab_size=500, num_threads=1), folder)
     return Tokenizer.load(folder)
@@ -65,7 +65,7 @@ def tokenizer(
 
 @pytest.fixture
 def write_corpus(tmp_path: Path) -> WriteCorpus:
-    """A function that writes the bytes of both sides to files and returns their configuration."""
+    """Return a function that writes both sides to files and returns the corpus configuration."""
 
     def write(src: bytes, tgt: bytes, name: str = "train") -> CorpusConfig:
         paths = [tmp_path / f"{name}.{side}" for side in ("src", "tgt")]

@@ -1,5 +1,5 @@
-"""Tests of `mt.data.batch`: the layout of padded and packed batches, and token buckets that hold
-every pair once and keep to their maximum size.
+"""Test `mt.data.batch`: padded and packed batches have the right layout, and token buckets hold
+every pair once and never exceed their maximum size.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def test_the_pairs_can_be_read_back_from_a_batch(pairs: list[tuple[list[int], li
         kept = batch.tgt_out[row] != PAD_ID
         assert batch.tgt_out[row][kept].tolist() == [*tgt, EOS_ID]
         assert batch.tgt_in[row][kept].tolist() == [BOS_ID, *tgt]
-    # Padding is on the right, and no column has only padding.
+    # Padding is on the right, and no column consists only of padding.
     for mask in (batch.src_mask, batch.tgt_out != PAD_ID):
         assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
         assert mask.any(dim=0).all()
@@ -126,7 +126,7 @@ def test_packed_and_padded_batches_hold_the_same_sentences(
 def test_moving_a_batch_keeps_every_field(
     make: Callable[..., AnyBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uses the `meta` device and no pinned memory, so that the test needs no GPU."""
+    """Use the `meta` device and no pinned memory, so that the test needs no GPU."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     batch = make([([7, 8], [5]), ([9], [4, 4])])
     copy = to_device(batch, torch.device("meta"))
@@ -167,7 +167,7 @@ def test_copying_a_batch_to_the_gpu_keeps_all_values(make: Callable[..., AnyBatc
 def cache(
     tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
 ) -> TokenCache:
-    """A token cache of 90 pairs with random ids and lengths."""
+    """Build a token cache of 90 pairs with random ids and lengths."""
     rng = np.random.default_rng(3)
     sides = [
         [" ".join(map(str, rng.integers(4, 1000, rng.integers(1, 13)))) for _ in range(90)]

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.order`: every epoch has each pair once, the order depends only on the seed, and
+"""Test `mt.data.order`: every epoch has each pair once, the order depends only on the seed, and
 training resumes exactly from a saved state.
 """
 
@@ -44,7 +44,7 @@ Group = tuple[tuple[int, ...], ...]
 def cache(
     tmp_path_factory: pytest.TempPathFactory, id_tokenizer: Callable[[int], Tokenizer]
 ) -> TokenCache:
-    """A token cache in which both sides of pair i repeat the id i + `FIRST_ID` a few times."""
+    """Build a cache in which both sides of pair i repeat the id i + `FIRST_ID` a few times."""
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 13, (NUM_PAIRS, 2)).tolist()
     pairs = [
@@ -57,7 +57,7 @@ def cache(
 
 @pytest.fixture
 def make(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> MakeLoader:
-    """A function that makes loaders over the cache, with short runs."""
+    """Return a function that makes loaders over the cache. Their runs are short."""
     monkeypatch.setattr(order_module, "RUN", RUN)
 
     def make(
@@ -86,7 +86,7 @@ def take(loader: TrainLoader, count: int) -> list[Group]:
 
 
 def epochs(loader: TrainLoader, count: int) -> list[list[Update]]:
-    """Return the updates of the first epochs, using the epoch in the position of each update."""
+    """Return the updates of the first `count` epochs, as one list per epoch."""
     per_epoch: list[list[Update]] = [[]]
     with running(loader) as updates:
         for update in updates:
@@ -138,7 +138,7 @@ def test_the_order_depends_on_nothing_else(make: MakeLoader) -> None:
     ]
     for options in [*UPDATES, {"prefetch": 1}]:
         if options.get("batch_tokens", 1000) < 64:
-            continue  # this makes the buckets smaller
+            continue  # such a small update also makes the buckets smaller
         again = [
             batch
             for updates in epochs(make(**options), 2)
@@ -155,13 +155,14 @@ def test_an_epoch_can_be_reached_without_the_ones_before(make: MakeLoader) -> No
     assert take(loader, len(expected)) == [contents(update) for update in expected]
 
 
-# A second implementation of the order, from its description alone, with its own random numbers
+# An independent implementation of the order, written only from its description, which also
+# generates its own random numbers
 
 MASK = (1 << 64) - 1
 
 
 def philox(key: tuple[int, int], counter: int) -> list[int]:
-    """Return the four random numbers of Philox4x64-10 for a counter (Salmon et al. 2011)."""
+    """Return the four random numbers of Philox4x64-10 for this counter (Salmon et al. 2011)."""
     c = [counter >> 64 * word & MASK for word in range(4)]
     k0, k1 = key
     for _ in range(10):
@@ -224,7 +225,7 @@ def described_buckets(
 
 
 def test_our_philox_gives_the_published_numbers() -> None:
-    # from the file kat_vectors of Random123, philox4x64 10
+    # From Random123's file kat_vectors, which calls this generator philox4x64 10.
     assert philox((0, 0), 0) == [
         0x16554D9ECA36314C,
         0xDB20FE9D672D0FDC,
@@ -310,7 +311,7 @@ def test_a_new_loader_can_continue_exactly_after_every_update(
         fresh = make(block_size, **options)
         fresh.load_state_dict(state)
         assert fresh.state_dict() == state
-        # Without the background thread, which would make this test slow.
+        # Skip the background thread, which would make this test slow.
         following = [contents(update) for update in islice(fresh._updates_from(fresh.position), 4)]
         assert following == whole[step : step + 4], step
 

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.prepare`: unchanged data is reused, changed data is made again."""
+"""Test `mt.data.prepare`: unchanged data is reused, and changed data is prepared again."""
 
 import contextlib
 import gzip
@@ -27,7 +27,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
-    """The first 200 pairs of the sample corpus, as the contents of two files."""
+    """Return the first 200 pairs of the sample corpus as the contents of two files."""
     src, tgt = (
         "".join(pair[side] + "\n" for pair in sample_pairs[:200]).encode() for side in (0, 1)
     )
@@ -36,7 +36,7 @@ def text(sample_pairs: list[SentencePair]) -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakeConfig:
-    """A function that makes configurations that share a cache folder."""
+    """Return a function that makes configurations. All of them share one cache folder."""
 
     def make(
         *corpora: CorpusConfig,
@@ -53,7 +53,7 @@ def make(tmp_path: Path) -> MakeConfig:
 
 
 def cached_files(tmp_path: Path) -> dict[str, int]:
-    """The modification time of every file in the cache."""
+    """Map every file in the cache to its modification time."""
     return {
         str(path.relative_to(tmp_path)): path.stat().st_mtime_ns
         for path in (tmp_path / "cache").rglob("*.*")
@@ -61,7 +61,7 @@ def cached_files(tmp_path: Path) -> dict[str, int]:
 
 
 def texts(prepared: Prepared) -> list[str]:
-    """The target text of every pair in the token cache."""
+    """Return the target text of every pair in the token cache."""
     return [
         prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist())
         for i in range(len(prepared.train))
@@ -90,7 +90,7 @@ def test_the_cache_is_what_a_loop_over_the_lines_gives(
 
 
 class SecondRank(World):
-    """Receives, in place of the answer of `work`, the JSON that rank 0 sent."""
+    """Acts as rank 1: receives the JSON that rank 0 sent, and never calls `work`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(rank=1, size=2)
@@ -101,7 +101,7 @@ class SecondRank(World):
 
 
 class FirstRank(World):
-    """Keeps the JSON of what rank 0 sends to the other ranks."""
+    """Acts as rank 0: keeps what it sends to the other ranks, as JSON."""
 
     def broadcast_from_rank0(self, work: Callable[[], Any]) -> Any:
         answer = work()
@@ -245,7 +245,7 @@ def test_a_trained_tokenizer_is_used_as_it_is(
 def test_a_tokenizer_does_not_depend_on_the_one_trained_before(
     tmp_path: Path, make: MakeConfig, write_corpus: WriteCorpus, text: tuple[bytes, bytes]
 ) -> None:
-    # 50 lines that are not valid UTF-8; the tokenizer is trained on them only with `replace`.
+    # 50 lines are not valid UTF-8. The tokenizer is trained on them only under `replace`.
     broken = (text[0] + b"qq\xffqq xyxyx\n" * 50, text[1] + b"vwvwv vvwwv\n" * 50)
     configs = {
         policy: make(write_corpus(*broken), data={"on_invalid_utf8": policy})
@@ -308,7 +308,7 @@ def test_the_log_shows_how_many_pairs_were_skipped_and_dropped(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # `setup_logging` in another test may have turned propagation off.
+    # Calling `setup_logging` in another test may have turned propagation off.
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     corpus = write_corpus(text[0] + b"\nlost\n", text[1] + b"\n\n")
     with caplog.at_level(logging.INFO, logger="mt"):

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.sentences`: lines of many scripts are split into the right sentences."""
+"""Test `mt.data.sentences`: lines in many scripts are split into the right sentences."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Tests of `mt.data.sources`: every odd line is counted, or refused with its file and line."""
+"""Test `mt.data.sources`: every odd line is counted, or refused with its file and line number."""
 
 import csv
 import json
@@ -185,7 +185,7 @@ ROWS = [("Größe", "size"), ("zwei\nZeilen", "two lines"), ("drei \u2028 vier",
 
 @pytest.fixture
 def datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library `datasets`, with its cache in a temporary folder."""
+    """Return the library `datasets`, with its cache in a temporary folder."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))

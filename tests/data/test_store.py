@@ -1,5 +1,5 @@
-"""Tests of `mt.data.store` and `mt.data.checks`: ids are read back as written, and every pair is
-either kept or counted as dropped.
+"""Test `mt.data.store` and `mt.data.checks`: ids are read back as written, and every pair is either
+kept or counted as dropped.
 """
 
 import json
@@ -156,7 +156,7 @@ def test_the_byte_limit_counts_bytes_of_either_side(
 @pytest.mark.parametrize(
     ("src_len", "tgt_len", "verdict"),
     [
-        # The maximum of 10 includes end of sentence.
+        # The maximum of 10 includes the end-of-sentence token.
         (9, 9, None), (10, 9, "max_len"), (9, 10, "max_len"), (50, 1, "max_len"),
         (6, 3, None), (7, 3, "max_ratio"), (2, 1, None), (3, 1, "max_ratio"),
         (3, 6, None), (3, 7, "max_ratio"),
@@ -210,7 +210,7 @@ def test_filter_stats_are_formatted_as_text() -> None:
     )
 
 
-# Statistics of the text, and damaged files
+# Text statistics and damaged files
 
 
 @pytest.mark.parametrize(

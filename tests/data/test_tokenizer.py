@@ -1,5 +1,5 @@
-"""Tests of `mt.data.tokenizer`: reproducible training, round trips, the words of ids, and errors of
-SentencePiece that are translated into messages about our options.
+"""Test `mt.data.tokenizer`: training is reproducible, text survives a round trip, ids are mapped to
+words, and SentencePiece errors become messages about our options.
 """
 
 import logging
@@ -41,7 +41,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def normalized(tokenizer: Tokenizer, text: str) -> str:
-    """Return text after the normalization of the target model, with plain spaces."""
+    """Normalize text as the target model does. The result has plain spaces."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.tgt_model))
     return (
         processor.normalize(text if text.strip() else "")
@@ -138,7 +138,7 @@ def test_long_lines_are_not_used_for_training_and_are_counted(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # `setup_logging` in another test may have turned propagation off.
+    # Calling `setup_logging` in another test may have turned propagation off.
     monkeypatch.setattr(logging.getLogger("mt"), "propagate", True)
     long = SentencePair("ä" * 101, "x" * 201)  # both over 200 bytes
     at_the_limit = SentencePair("ä" * 100, "x" * 200)
@@ -188,7 +188,7 @@ def test_the_training_text_round_trips(
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_any_text_is_decoded_to_its_normalized_form(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode_tgt([text])[0]
-    # Characters without a piece are written as bytes.
+    # Characters that have no piece of their own are encoded as bytes.
     assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & set(ids)
     assert tokenizer.decode_tgt(ids) == normalized(tokenizer, text)
 
@@ -263,7 +263,7 @@ WORDS = [
 def test_a_source_id_belongs_to_the_word_that_it_comes_from(
     tokenizer: Tokenizer, words: list[str], spaces: list[str]
 ) -> None:
-    """Holds for any white space between words, even if normalization inserts spaces into words."""
+    """Use all kinds of white space, and words into which normalization inserts spaces."""
     line = "".join(space + word for space, word in zip(spaces, words, strict=False))
     expected = [number for number, ids in enumerate(tokenizer.encode_src(words)) for _ in ids]
     assert len(line.split()) == len(words)
@@ -284,9 +284,9 @@ def test_the_word_indices_of_any_source_line_are_valid_and_sorted(
 def test_two_words_that_normalization_joins_keep_their_own_indices(
     tmp_path: Path, sample_pairs: list[SentencePair]
 ) -> None:
-    """U+001C is white space that this normalization deletes.
+    """Join the words with U+001C, white space that this normalization deletes.
 
-    A piece that covers both words belongs to the second one.
+    A piece that covers both words belongs to the second word.
     """
     tokenizer = train(
         sample_pairs, tmp_path, src_normalization="nmt_nfkc", tgt_normalization="nmt_nfkc"
@@ -365,7 +365,8 @@ def test_a_folder_without_a_good_model_is_refused_with_its_path(
 def train_other_model(path: Path, pairs: list[SentencePair], **options: Any) -> str:
     """Train a model with SentencePiece alone, and return its path.
 
-    By default it has SentencePiece's special ids: unknown 0, beginning 1, end 2, no padding.
+    By default, the model has SentencePiece's special ids: unknown is 0, beginning is 1, end is 2,
+    and there is no padding.
     """
     with path.open("wb") as handle:
         lines = iter([line for pair in pairs for line in pair])

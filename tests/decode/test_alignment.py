@@ -1,4 +1,4 @@
-"""Word alignments from hand-written weights, compared with plain loops, and of whole lines."""
+"""Test word alignments with weights written by hand, against plain loops, and for whole lines."""
 
 import random
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def test_pairs_of_weights_written_by_hand(kind: str) -> None:
 
 
 def by_loops(weights: Tensor, src_words: Sequence[int], tgt_words: Sequence[int]) -> Alignment:
-    """Compute the definition of an alignment, cell by cell."""
+    """Compute an alignment from its definition, cell by cell."""
     found = []
     for tgt in sorted(set(tgt_words)):
         rows = [i for i, word in enumerate(tgt_words) if word == tgt]
@@ -155,7 +155,7 @@ def test_each_line_is_aligned_as_if_it_were_alone_and_in_its_place(
 def test_the_alignment_is_the_models_attention_to_its_own_translation(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """Compare with the weights of a single pair; the second of three layers is the last but one."""
+    """Compare with the weights of a single pair, in the second-to-last of three layers."""
     from mt.data.tokenizer import BOS_ID
     from mt.report.attention import attention_maps
 
@@ -189,9 +189,10 @@ def test_the_words_of_a_line_in_parts_are_numbered_through(
 def test_spaces_that_normalization_adds_or_drops_do_not_count_as_words(
     model: Transformer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Words are those of the line as it is in the file.
+    """Check that words are counted in the line as it stands in the file.
 
-    It has double spaces, and an accent (U+00B4) that normalization turns into space and accent.
+    One line has extra spaces. Another has an accent (U+00B4), which the older normalization turns
+    into a space and an accent.
     """
     plain, odd = "Der Hund schläft heute .", "  Der \u00a0 Hund\tschläft   heute  . "
     for spm in ("src.spm", "tgt.spm"):

@@ -1,4 +1,4 @@
-"""Likelihoods compared with a forward pass, with the scores of the search, and with `mt score`."""
+"""Compare likelihoods with a forward pass, with search scores, and with `mt score`."""
 
 import math
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_translation_scores_what_the_search_gave_it(trained_run: Path, sample:
     hyps = [found[0] for found in translator.search(sources)]
     counted = [
         round(hyp.log_prob / hyp.score) for hyp in hyps
-    ]  # tokens: including the end of sentence if the search reached it
+    ]  # numbers of tokens, with the end-of-sentence token if the search reached it
     found = Translator.load(trained_run).likelihood_of_ids(
         [(src, hyp.tokens) for src, hyp in zip(sources, hyps, strict=True)]
     )

@@ -1,4 +1,4 @@
-"""Every command opens and hashes each model only once."""
+"""Check that every command opens and hashes each model only once."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mt.runtime.workers import Workers
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the folders that are hashed, and those that are opened."""
+    """Record which folders are hashed, and which are opened."""
     calls: list[str] = []
     verify, load_model = ModelFolder.verify, mt.decode.translator.load_model
 
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Record the numbers of processes and threads of each opened model."""
+    """Record how many processes and threads each opened model uses."""
     found: list[tuple[int, int]] = []
     load = Translator.load.__func__  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Beam search compared with exhaustive search, with plain Python rules, and across batches."""
+"""Compare beam search with exhaustive search, with plain Python rules, and across batches."""
 
 import itertools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 
 def random_model(seed: int, vocab: int = VOCAB, sharpness: float = 2.0) -> Transformer:
-    """An untrained model with large weights, so that sentences differ and some of them end."""
+    """Build an untrained model. Its large weights make sentences differ, and some of them end."""
     config = ModelConfig(
         d_model=16,
         d_ff=32,
@@ -42,7 +42,7 @@ def random_model(seed: int, vocab: int = VOCAB, sharpness: float = 2.0) -> Trans
 
 
 def sources(seed: int, lengths: list[int], vocab: int = VOCAB) -> tuple[Tensor, Tensor]:
-    """Return padded random sentences of `lengths` tokens, including the end of sentence."""
+    """Return padded random sentences. `lengths` includes the end-of-sentence token."""
     draw = torch.Generator().manual_seed(seed)
     src = torch.full((len(lengths), max(lengths)), PAD_ID)
     for row, length in zip(src, lengths, strict=True):
@@ -61,16 +61,16 @@ def beam_search(model: Transformer, *args: Any) -> list[list[Hypothesis]]:
 
 @torch.no_grad()
 def log_prob(model: Transformer, src: Tensor, tokens: list[int]) -> float:
-    """Return the log-probability of `tokens` for one unpadded source, by a full forward pass."""
+    """Compute the log-probability of `tokens` for one unpadded source with a full forward pass."""
     tgt_in = torch.tensor([[BOS_ID, *tokens[:-1]]])
     log_probs = model.project(model(src[None], None, tgt_in))[0].double().log_softmax(-1)
     return float(sum(log_probs[t, token] for t, token in enumerate(tokens)))
 
 
 def with_end(hyp: Hypothesis, max_len: int) -> list[int]:
-    """Return all tokens of a hypothesis, with the end of sentence unless it was cut at the limit.
+    """Return a hypothesis's tokens, with the end-of-sentence token unless the limit cut it off.
 
-    A hypothesis with max_len tokens was cut; a shorter one has ended.
+    A hypothesis with `max_len` tokens was cut. A shorter hypothesis has ended.
     """
     return hyp.tokens if len(hyp.tokens) == max_len else [*hyp.tokens, EOS_ID]
 
@@ -89,7 +89,7 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
 def every_hypothesis(
     model: Transformer, src: Tensor, max_len: int, length_penalty: float
 ) -> list[Hypothesis]:
-    """Return all hypotheses of at most `max_len` tokens, best first, ended or cut at the limit."""
+    """Return all hypotheses that end within `max_len` tokens or are cut there, best first."""
     prefixes = torch.tensor(list(itertools.product(range(VOCAB), repeat=max_len)))
     tgt_in = torch.cat([torch.full((len(prefixes), 1), BOS_ID), prefixes[:, :-1]], dim=1)
     memory = src.expand(len(prefixes), -1)
@@ -117,7 +117,7 @@ def test_a_beam_that_holds_every_prefix_is_exhaustive_search(
 ) -> None:
     model, max_len = random_model(seed), 4
     src, src_mask = sources(seed, [4, 4])
-    every = 5**3 * VOCAB  # in the last step, continuations of all prefixes that have not ended
+    every = 5**3 * VOCAB  # enough for all continuations of unended prefixes in the last step
     config = SearchConfig(beam_size=every, nbest=every, length_penalty=length_penalty)
     found = beam_search(model, src, src_mask, torch.full((2,), max_len), config)
     for sentence, hyps in enumerate(found):
@@ -140,7 +140,7 @@ def test_a_wide_beam_finds_the_best_under_other_limits_too(max_len: int) -> None
 
 
 def test_a_wide_beam_finds_what_greedy_search_misses() -> None:
-    """Otherwise the comparison with exhaustive search would prove little."""
+    """Check this, because otherwise the comparison with exhaustive search would show little."""
     missed = 0
     for seed in range(40):
         model = random_model(seed)
@@ -225,7 +225,7 @@ def test_beam_search_follows_its_rules_in_plain_python(
 
 
 class Table:
-    """A model that looks up probabilities by prefix; its state is the prefixes themselves."""
+    """A model that looks up the probabilities for each prefix. Its state is the prefixes."""
 
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], vocab: int) -> None:
         self.table, self.vocab, self.prefixes = table, vocab, list[list[tuple[int, ...]]]()
@@ -269,7 +269,7 @@ def search_table(
 
 
 def test_an_end_outside_the_first_beams_is_passed_over() -> None:
-    """The end of sentence is third of four candidates, so it does not finish a hypothesis."""
+    """Rank the end-of-sentence token third of four candidates: it must not finish a hypothesis."""
     table = {
         (): {A: 0.4, B: 0.35, EOS_ID: 0.25},
         (A,): {EOS_ID: 0.6, A: 0.4},
@@ -280,7 +280,7 @@ def test_an_end_outside_the_first_beams_is_passed_over() -> None:
 
 
 def test_the_next_best_continuation_takes_the_place_of_one_that_ended() -> None:
-    """After the end of sentence, A and B both continue; otherwise B A would never be found."""
+    """Let one hypothesis end, so that A and B both continue. Otherwise B A would not be found."""
     table = {
         (): {EOS_ID: 0.4, A: 0.35, B: 0.25},
         (A,): {A: 0.1, EOS_ID: 0.9},
@@ -292,7 +292,7 @@ def test_the_next_best_continuation_takes_the_place_of_one_that_ended() -> None:
 
 
 def test_a_sentence_stops_at_beam_size_finished() -> None:
-    """With two finished hypotheses it stops, although a live beam would have scored better."""
+    """Stop at two finished hypotheses, although a live beam would have scored better."""
     table = {(): {EOS_ID: 0.4, A: 0.6}, (A,): {EOS_ID: 0.4, A: 0.6}, (A, A): {EOS_ID: 1.0}}
     found = search_table(table, SearchConfig(2, 2, 1.0))
     assert {tuple(hyp.tokens) for hyp in found} == {(), (A,)}
@@ -379,7 +379,7 @@ def test_scores_are_the_full_forwards_log_probabilities_over_length(search: Call
 
 @pytest.mark.parametrize("search", searches(), ids=["greedy", "beam"])
 def test_each_sentence_has_its_own_length_limit(search: Callable) -> None:
-    """If the end of sentence is impossible, every output has the maximum length."""
+    """Make the end-of-sentence token impossible: every output must have the maximum length."""
     model = random_model(1, vocab=9)
     src, src_mask = sources(1, LENGTHS, vocab=9)
     real = EagerModel.step
@@ -413,7 +413,7 @@ def test_the_best_continuations_are_those_of_sorting_all(
     ]
     assert [len(each) for each in picked] == [
         min(count, beams * vocab_size)
-    ] * 3  # no continuation twice
+    ] * 3  # no continuation occurs twice
 
 
 def test_nbest_lists_are_sorted_distinct_and_as_long_as_asked() -> None:

@@ -1,4 +1,4 @@
-"""Decoding with a cache, step by step, compared with a full forward pass of the trained model."""
+"""Compare cached, step-by-step decoding with a full forward pass of the model as trained."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _one_thread() -> None:
 
 
 def last_log_probs(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:
-    """Score the next token after `tgt` [sentences, beams, length] by a full forward pass.
+    """Score the next token after `tgt` [sentences, beams, length] with a full forward pass.
 
     Returns [sentences, beams, vocab_size].
     """
@@ -67,10 +67,10 @@ def test_memory_equals_that_of_the_full_forward() -> None:
 @pytest.mark.parametrize(("beams", "steps"), [(1, 12), (3, 12), (4, FIRST_CAPACITY)])
 @torch.no_grad()
 def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, steps: int) -> None:
-    """Decode with random reorderings of beams, and with sentences that leave and change place.
+    """Decode while beams are reordered at random, and sentences are dropped and change places.
 
     The first step has one beam. `prefix` is what each hypothesis should consist of. The last
-    case needs more cells than there are at first.
+    case needs more cells than the cache has at first.
     """
     model = small()
     ready = EagerModel(model)
@@ -107,8 +107,9 @@ def test_cached_steps_equal_the_full_forward_after_reorder_and_keep(beams: int, 
 
 @torch.no_grad()
 def test_a_cell_that_no_hypothesis_has_any_more_is_taken_anew() -> None:
-    """Both beams always continue the first one, so each step needs one cell per token and one
-    for the alternative.
+    """Let both beams always continue the first beam.
+
+    Each step then needs one cell per token, and one more for the alternative token.
     """
     ready = EagerModel(small())
     state = ready.initial_state(*sources(4, 3))
@@ -171,7 +172,7 @@ def test_other_precisions_are_near_fp32(dtype: torch.dtype, tolerance: float) ->
 
 @torch.no_grad()
 def test_in_int8_a_sentence_alone_gives_what_it_gives_in_company() -> None:
-    """int8 agrees except where fp32 rounding between products changes the int8 level of a value."""
+    """Expect agreement, unless fp32 rounding between products changes a value's int8 level."""
     ready = EagerModel(small(), torch.int8)
     src, src_mask = sources(7, 7, 7, 7)
     log_probs = ready.step(torch.full((4, 2), 5), ready.initial_state(src, src_mask))

@@ -1,6 +1,6 @@
-"""Translating text: order, batches, empty and over-long lines, streaming, options.
+"""Test how text is translated: order, batches, empty and over-long lines, streaming, options.
 
-The model is untrained, with large weights so that its choices are clear.
+The model is untrained. Its weights are large, so that its choices are clear.
 """
 
 import random
@@ -49,7 +49,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 
 @pytest.fixture
 def lines() -> list[str]:
-    """Return lines of mixed lengths; every tenth is empty or blank."""
+    """Return lines of mixed lengths. Every tenth line is empty or blank."""
     found = sample_lines("test", "de", 30)
     found[::10] = ["", " ", "\t"]
     return found
@@ -59,7 +59,7 @@ OPTIONS = {"beam_size": 3, "max_len_a": 0.5, "max_len_b": 3}
 
 
 class Recording(Translator):
-    """Records the batches that it searched."""
+    """A translator that records the batches it searches."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""Tests of comparisons and their verdicts, with text files and with models."""
+"""Test comparisons and their verdicts, with text files and with models."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def write(path: Path, lines: list[str]) -> str:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
-    """A reference, and translations of different quality."""
+    """Write a reference, and translations that differ in quality."""
     ref = sample_text()
     good, bad = noisy(ref), noisy(noisy(ref), seed=9)
     lines = {

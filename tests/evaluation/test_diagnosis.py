@@ -1,4 +1,4 @@
-"""Tests of the flags of suspicious translations and of scores by bucket."""
+"""Test the flags for suspicious translations, and the scores per bucket."""
 
 import pytest
 
@@ -49,10 +49,14 @@ def test_a_translation_is_flagged_for_what_is_wrong_with_it_and_nothing_else(
 @pytest.mark.parametrize(
     ("src", "ref", "hyp"),
     [
-        ("nein nein nein", "no no no", "no no no"),  # the reference repeats itself too
+        ("nein nein nein", "no no no", "no no no"),  # the reference also repeats words
         ("", "", ""),
         ("Angela Merkel sprach", "Angela Merkel spoke", "Angela Merkel spoke"),
-        ("ein Hund", "犬がいます", "犬がいる"),  # Japanese, like the reference
+        (
+            "ein Hund",
+            "犬がいます",
+            "犬がいる",
+        ),  # the translation is in Japanese, but so is the reference
         ("日本語です", "それは日本語です", "それは日本語"),
     ],
 )
@@ -101,7 +105,7 @@ def test_rarity_is_the_count_of_the_rarest_word() -> None:
         False,
         True,
         False,
-    ]  # an empty reference has no score
+    ]  # the bucket with only an empty reference has no score
     assert [
         bucket.label
         for bucket in score_buckets([50], (0, 9, 99), [["x"]], [["x"]], build_metrics(["chrf"]))

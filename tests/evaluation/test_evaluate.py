@@ -1,4 +1,4 @@
-"""Tests of how evaluations are saved, reused and reproduced, and of `mt evaluate`."""
+"""Test how evaluations are saved, reused and reproduced, and the command `mt evaluate`."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ FAST = {"threads": 1, "workers": 1, "beam_size": 2}
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run to evaluate in."""
+    """Copy the trained run, without its evaluations."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     shutil.rmtree(tmp_path / "run/evaluations", ignore_errors=True)
     return tmp_path / "run"

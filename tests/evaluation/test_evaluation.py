@@ -1,4 +1,4 @@
-"""Tests that `evaluate` calls the translator, scores its output, and does nothing else."""
+"""Test that `evaluate` calls the translator, scores its output, and does nothing else."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mt.evaluation.evaluate import evaluate
 
 
 def upper(lines: Sequence[str]) -> list[str]:
-    """A stand-in for a translator: return the text in capitals."""
+    """Stand in for a translator by returning the text in capitals."""
     return [line.upper() for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""Tests of legacy BLEU: the tokens of Moses, and the score that sacreBLEU computes from them."""
+"""Test legacy BLEU: the Moses tokens, and the score that sacreBLEU computes from these tokens."""
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU

@@ -1,4 +1,4 @@
-"""Tests of the metrics, which must give the same scores as the `sacrebleu` command."""
+"""Test the metrics, which must give the same scores as the `sacrebleu` command."""
 
 import sys
 from pathlib import Path
@@ -119,7 +119,8 @@ def test_a_missing_package_names_its_extra(
         "sacrebleu.tokenizers.tokenizer_ja_mecab",
         "sacrebleu.tokenizers.tokenizer_ko_mecab",
     ):
-        # Set before deleting: monkeypatch then removes what is imported below after the test.
+        # Set the module before deleting it. After the test, monkeypatch then removes the module
+        # that is imported below.
         monkeypatch.setitem(sys.modules, tokenizer, None)
         monkeypatch.delitem(sys.modules, tokenizer)
     with pytest.raises(ConfigError, match=rf"mt-forge\[{extra}\]"):

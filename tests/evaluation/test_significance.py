@@ -1,4 +1,4 @@
-"""Paired tests against the `sacrebleu` command, and their error rate under the null hypothesis."""
+"""Compare paired tests with the `sacrebleu` command, and check their rate of false positives."""
 
 import random
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_scores_intervals_and_p_values_are_those_of_the_sacrebleu_command(
             (comparison.baseline_score, base),
         ):
             assert score.value == pytest.approx(expected["score"], abs=1e-6)
-            if kind == "bs":  # only for this kind does the command print an interval
+            if kind == "bs":  # the command prints an interval only for the bootstrap
                 assert score.interval is not None
                 assert score.interval.mean == pytest.approx(expected["mean"], abs=1e-4)
                 assert score.interval.half_width == pytest.approx(expected["ci"], abs=1e-4)
@@ -72,12 +72,12 @@ def test_a_clear_difference_is_found_and_lower_is_better_for_ter() -> None:
 
 
 def test_about_one_in_twenty_of_200_equal_pairs_is_called_different() -> None:
-    """Swapping the outputs of two systems at random, line by line, makes two equally good systems.
+    """Make equally good systems by swapping two systems' outputs at random, line by line.
 
     At the 5 % level, a correct test then reports a difference for 3 to 18 of 200 pairs (with 99 %
-    probability). This holds for randomization, and for both tests together. sacreBLEU's bootstrap
-    alone is wrong about twice as often: it subtracts the mean from the resampled differences after
-    taking their absolute values, which practically makes it a one-sided test.
+    probability). This holds for randomization, and if both tests must agree. sacreBLEU's bootstrap
+    alone is wrong about twice as often: it takes the absolute values of the resampled differences
+    before it subtracts their mean, which practically makes it a one-sided test.
     """
     refs = sample_text()
     first, second = noisy(refs), noisy(refs, seed=4)

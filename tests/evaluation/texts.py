@@ -1,4 +1,4 @@
-"""Texts to score, a reproducible way to make them worse, and the `sacrebleu` command."""
+"""Provide texts to score, a reproducible way to make them worse, and the `sacrebleu` command."""
 
 import gzip
 import importlib.util
@@ -53,7 +53,7 @@ CORPORA = [
 def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
     """Drop, swap and replace some words, or characters if the text has no spaces.
 
-    The first line stays as it is, and the second line becomes empty.
+    The first line stays unchanged, and the second line becomes empty.
     """
     rng, out = random.Random(seed), []
     for line in lines:
@@ -73,7 +73,7 @@ def noisy(lines: Sequence[str], seed: int = 3) -> list[str]:
 def sacrebleu(
     folder: Path, refs: Sequence[Sequence[str]], hyps: Sequence[Sequence[str]], *options: str
 ) -> Any:
-    """Run the `sacrebleu` command, and return what it prints as JSON, with ten decimals."""
+    """Run the `sacrebleu` command, and return the JSON it prints. Scores have ten decimals."""
     names = {"ref": refs, "hyp": hyps}
     files = {
         kind: [f"{kind}{number}" for number in range(len(texts))] for kind, texts in names.items()
@@ -81,7 +81,7 @@ def sacrebleu(
     for kind, texts in names.items():
         for file, lines in zip(files[kind], texts, strict=True):
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    # The command cannot write the float32 numbers of --paired-bs as JSON by itself.
+    # By itself, the command cannot write the float32 numbers from --paired-bs as JSON.
     main = "import functools, json; json.dumps = functools.partial(json.dumps, default=float)\n"
     main += "from sacrebleu.sacrebleu import main; main()"
     command = [

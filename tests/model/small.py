@@ -1,4 +1,4 @@
-"""A small Transformer and random sources, for tests of the model."""
+"""Build a small Transformer and random sources for the model tests."""
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ PAD, VOCAB = 0, 17
 def small(
     norm: str = "pre", tie: str = "all", activation: str = "relu", seed: int = 1
 ) -> Transformer:
-    """A small model in evaluation mode with random norms and biases, so that mixing them up
-    changes its output.
+    """Build a small model in evaluation mode.
+
+    Its norms and biases are random, so that mixing any of them up changes the output.
     """
     config = ModelConfig(
         d_model=16,
@@ -33,7 +34,7 @@ def small(
 
 
 def sources(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Return random ids, padded on the right, and their mask."""
+    """Return random ids that are padded on the right, and their mask."""
     draw = torch.Generator().manual_seed(7)
     src = torch.randint(4, VOCAB, (len(lengths), max(lengths)), generator=draw)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

@@ -1,4 +1,4 @@
-"""Attention against its formula written out position by position, and against PyTorch's own."""
+"""Compare attention with its formula, written out position by position, and with PyTorch's."""
 
 import math
 
@@ -20,7 +20,7 @@ def _one_thread() -> None:
 
 
 def attention(dropout: float = 0.0) -> MultiHeadAttention:
-    """A block in float64 with random biases, so that forgetting one changes the result."""
+    """Build a float64 block with random biases, so that forgetting one changes the result."""
     block = MultiHeadAttention(D_MODEL, NUM_HEADS, dropout).double()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -107,7 +107,7 @@ def test_attention_is_its_formula_written_out(
 
 @torch.no_grad()
 def test_weights_sum_to_one() -> None:
-    """If all value vectors are the same, any average of them is that vector."""
+    """Use the same vector for all values: any weighted mean of them must be that vector."""
     block = attention()
     block.v_proj.weight.zero_()
     x = torch.randn(2, 5, D_MODEL, dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_forbidden_positions_have_no_influence() -> None:
 
 @torch.no_grad()
 def test_attention_dropout_drops_weights_in_training_only() -> None:
-    """With a single position, its weight is 1 in evaluation, and 0 or 1 / (1 - p) in training."""
+    """Use a single position. Its weight is 1 in evaluation, and 0 or 1 / (1 - p) in training."""
     block = attention(dropout=0.5)
     nn.init.eye_(block.out_proj.weight)
     nn.init.zeros_(block.out_proj.bias)

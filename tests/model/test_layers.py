@@ -1,4 +1,4 @@
-"""Dropout, random bytes, embeddings and sinusoids."""
+"""Test dropout, random bytes, embeddings, sinusoids and activations."""
 
 import math
 from collections.abc import Callable
@@ -119,8 +119,8 @@ def test_added_dropout_is_a_plain_sum_in_evaluation_and_at_zero() -> None:
 
 
 def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
-    """The sum is computed in fp32, as under autocast; bf16 would lose a 256th of it."""
-    drop = Dropout(0.5).train()  # its scale of 2 is exact
+    """Check that the sum is in fp32, as under autocast. bf16 would lose a 256th of the sum."""
+    drop = Dropout(0.5).train()  # bf16 represents the scale of 2 exactly
     residual, x = torch.randn(1000), torch.randn(1000).bfloat16()
     out = from_seed(lambda: drop.add(residual, x))
     assert out.dtype == torch.float32
@@ -128,9 +128,9 @@ def test_a_half_precision_block_leaves_the_residual_stream_in_fp32() -> None:
 
 
 def test_random_bytes_are_uniform_in_each_of_the_eight_places_of_a_draw() -> None:
-    """The chi-square statistic of 256 bins has mean 255 and standard deviation 22.6.
+    """Check the chi-square statistic of 256 bins: its mean is 255, its standard deviation 22.6.
 
-    The bounds are six standard deviations away.
+    The bounds are six standard deviations from the mean.
     """
     lanes = random_bytes(8 * 100_000).view(-1, 8)
     for lane in lanes.T:
@@ -255,9 +255,9 @@ def test_dropped_relu_and_its_gradient_are_those_of_the_plain_expression(
 
 @pytest.mark.parametrize("p", [0.1, 0.3])
 def test_dropout_in_bf16_keeps_the_expectation(p: float) -> None:
-    """bf16 cannot represent the scale (256 / 230 would become 1.1094).
+    """Use a scale that bf16 cannot represent (256 / 230 would become 1.1094).
 
-    So values near 1 must be scaled before they are rounded.
+    Values near 1 must therefore be scaled before they are rounded.
     """
     n = 1 << 20
     x = torch.linspace(0.5, 2, n).bfloat16()
@@ -272,7 +272,7 @@ def test_dropped_relu_scales_by_the_rounded_p_forward_and_backward(p: float, sca
     out = Activation("relu", p).train()(x * 1)
     out.sum().backward()
     assert x.grad is not None
-    assert torch.equal(x.grad, out)  # at an input of 1
+    assert torch.equal(x.grad, out)  # they are equal because every input is 1
     assert float(out.detach().max()) == pytest.approx(scale, rel=1e-6)
 
 
@@ -299,9 +299,9 @@ def test_a_dropped_activation_keeps_its_expectation(name: str, value: float) -> 
 
 
 def test_an_activation_under_gradient_checking_agrees_with_finite_differences() -> None:
-    """Each evaluation draws the same mask, so that gradcheck sees one function."""
+    """Draw the same mask in each evaluation, so that gradcheck sees one function."""
     x = torch.randn(4, 5, dtype=torch.float64)
-    x[x.abs() < 0.01] = 0.5  # not near the kink of relu
+    x[x.abs() < 0.01] = 0.5  # stay away from relu's kink
     for name in ACTIVATIONS:
         block = Activation(name, 0.4).train()
         assert torch.autograd.gradcheck(

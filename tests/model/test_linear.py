@@ -1,4 +1,4 @@
-"""Packed linear layers against torch's own, and against 8-bit arithmetic written out."""
+"""Compare packed linear layers with PyTorch's, and with 8-bit arithmetic written out."""
 
 import pytest
 import torch
@@ -13,7 +13,11 @@ def operands(
     draw = torch.Generator().manual_seed(1)
     shapes = (rows, inputs), (outputs, inputs), (outputs,)
     x, weight, bias = (torch.randn(shape, generator=draw) for shape in shapes)
-    return x * torch.logspace(-3, 3, rows)[:, None], weight, bias  # rows of very different sizes
+    return (
+        x * torch.logspace(-3, 3, rows)[:, None],
+        weight,
+        bias,
+    )  # rows of very different magnitudes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""Recorded attention weights against those that PyTorch computes from the same inputs."""
+"""Compare recorded attention weights with those PyTorch computes from the same inputs."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def pytorchs_weights(
 ) -> Tensor:
     """Return PyTorch's attention weights [num_heads, tgt_len, src_len].
 
-    `query` is [tgt_len, d_model] and `memory` [src_len, d_model].
+    `query` is [tgt_len, d_model], and `memory` is [src_len, d_model].
     """
     layers = (block.q_proj, block.k_proj, block.v_proj)
     in_weight, in_bias = (
@@ -57,7 +57,7 @@ def pytorchs_weights(
 def entering(
     model: Transformer, src: Tensor, tgt_in: Tensor
 ) -> dict[MultiHeadAttention, tuple[Tensor, Tensor]]:
-    """Record query and memory of each attention of the model during `forward`."""
+    """Record the query and memory that enter each attention block during `forward`."""
     inputs: dict[MultiHeadAttention, tuple[Tensor, Tensor]] = {}
     hooks = [
         module.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[:2]))
@@ -93,7 +93,7 @@ def test_the_maps_are_the_weights_that_pytorch_computes(norm: str) -> None:
             ]
         )
         assert expected.shape == shapes[kind]
-        assert expected.std() > 0.01  # uniform weights would agree in any case
+        assert expected.std() > 0.01  # weights that are all the same would always agree
         torch.testing.assert_close(getattr(maps, kind), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Training, translating, attention maps and the exported graph run the same layer classes."""
+"""Check that training, translating, attention maps and exports run the same layer classes."""
 
 import ast
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def export(model: Transformer, src: Tensor, mask: Tensor) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_whatever_is_done_runs_the_same_layers(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out linear layers, which are replaced by packed ones, and dropout."""
+    """Leave out dropout, and linear layers, which translating replaces with packed ones."""
     classes = {type(module) for module in small(norm).modules()}
     classes -= {nn.Linear, nn.ModuleList, Transformer, nn.Identity, Dropout}
     assert classes >= {EncoderLayer, DecoderLayer, MultiHeadAttention, Activation, nn.LayerNorm}

@@ -1,4 +1,4 @@
-"""A small Transformer learns to reverse strings of digits, including ones it has never seen."""
+"""Check that a small Transformer learns to reverse digit strings, even ones it never saw."""
 
 import random
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    """Use one thread: two would wait for each other next to a second test worker on two cores."""
+    """Use one thread. Two would wait for each other if a second test worker shared two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def strings(rng: random.Random) -> Iterator[list[int]]:
-    """Return the ids of random strings of 1 to 20 digits; all lengths are equally likely."""
+    """Yield the ids of random strings of 1 to 20 digits. All lengths are equally likely."""
     while True:
         yield [rng.randrange(FIRST_DIGIT, VOCAB) for _ in range(rng.randint(1, 20))]
 
@@ -64,7 +64,7 @@ def test_a_small_transformer_learns_to_reverse_unseen_strings_of_digits() -> Non
     drawn = strings(random.Random(SEED))
     unseen: dict[
         tuple[int, ...], None
-    ] = {}  # different strings of at least 2 digits: all ten strings of 1 digit would be held out
+    ] = {}  # at least 2 digits, because otherwise all ten strings of 1 digit would be held out
     while len(unseen) < 500:
         if len(string := next(drawn)) > 1:
             unseen[tuple(string)] = None

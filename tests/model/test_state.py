@@ -1,4 +1,4 @@
-"""The trie of cells compared with a plain cache that has keys and values per hypothesis."""
+"""Compare the trie of cells with a plain cache that keeps keys and values per hypothesis."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_cells_of_a_trie_attend_like_one_cache_per_hypothesis(seed: int) -> None
     keys = values = torch.empty(sentences, 0, HEADS, HEAD_DIM)
     for step in range(STEPS):
         beams = 1 if step == 0 else BEAMS
-        if step == 1:  # all hypotheses continue the only one there was
+        if step == 1:  # all hypotheses continue the only existing one
             state.reorder(torch.zeros(sentences, BEAMS, dtype=torch.int64))
             keys, values = (x.repeat_interleave(BEAMS, dim=0) for x in (keys, values))
         q, k, v = torch.randn(3, sentences * beams, HEADS, HEAD_DIM)

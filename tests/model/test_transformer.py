@@ -1,4 +1,4 @@
-"""The whole model compared with PyTorch's Transformer and with the sizes in the paper."""
+"""Compare the whole model with PyTorch's Transformer and with the sizes in the paper."""
 
 import math
 import re
@@ -41,9 +41,9 @@ ATTENTION = r"(self_attn|encoder_attn)\.(q|k|v|out)_proj\.(weight|bias)"
 NORMS = r"(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"
 MARIAN_NAMES = [
     r"(encoder|decoder)\.embed_tokens\.weight",
-    r"output_projection\.weight",  # fairseq's name of an untied output matrix
+    r"output_projection\.weight",  # fairseq's name for an untied output matrix
     rf"(encoder|decoder)\.layers\.\d+\.({ATTENTION}|{NORMS}|fc[12]\.(weight|bias))",
-    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # of a pre-norm stack, as in Pegasus
+    r"(encoder|decoder)\.layer_norm\.(weight|bias)",  # in a pre-norm stack, as in Pegasus
 ]
 
 
@@ -139,7 +139,7 @@ def test_initial_weights_have_the_published_spread(tie: str) -> None:
 
 
 def attention_weights(prefix: str, block: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of an attention block with the names of `nn.MultiheadAttention`."""
+    """Return an attention block's weights under the names that `nn.MultiheadAttention` uses."""
     projections = [getattr(block, f"{name}_proj") for name in "qkv"]
     return {
         f"{prefix}.in_proj_weight": torch.cat([p.weight for p in projections]),
@@ -190,12 +190,12 @@ def torch_stacks(model: Transformer) -> tuple[nn.TransformerEncoder, nn.Transfor
         theirs.load_state_dict(weights)
         stacks.append(
             theirs.train()
-        )  # training mode without dropout: in evaluation mode, PyTorch's fused path changes padding
+        )  # training mode, because in evaluation mode PyTorch's fused path changes padding
     return stacks[0], stacks[1]
 
 
 def embedded(weight: Tensor, ids: Tensor) -> Tensor:
-    """Return scaled embeddings plus the positions of the paper."""
+    """Return scaled embeddings plus the position encodings from the paper."""
     d = weight.shape[1]
     angles = torch.arange(ids.shape[1])[:, None] / 10_000 ** (2 * torch.arange(d // 2) / d)
     return F.embedding(ids, weight) * math.sqrt(d) + torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -261,14 +261,14 @@ def test_a_position_sees_its_past_and_not_its_future() -> None:
 
 
 def offsets(mask: Tensor) -> Tensor:
-    """Return where each row of a mask [batch, length] begins when packed, and the end."""
+    """Return where each row of a mask [batch, length] starts when packed and the last one ends."""
     return F.pad(mask.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
 
 
 def packed_and_padded(
     model: Transformer, src_lens: tuple[int, ...], tgt_lens: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the hidden states [target tokens, d_model] by `packed` and by `forward`."""
+    """Return the hidden states [target tokens, d_model] from `packed` and from `forward`."""
     (src, src_mask), (tgt, tgt_mask) = sources(*src_lens), sources(*tgt_lens)
     padded = model(src, src_mask, tgt)[tgt_mask]
     packed = model.packed(
@@ -309,7 +309,7 @@ def test_packed_hidden_states_and_gradients_are_the_padded_ones(
 
 
 def dropping(activation: str) -> Transformer:
-    """A small model in training mode, with dropout everywhere."""
+    """Build a small model in training mode, with dropout everywhere."""
     config = ModelConfig(
         d_model=16, d_ff=24, num_heads=4, encoder_layers=2, decoder_layers=2, activation=activation,
         dropout=0.3, attention_dropout=0.2, activation_dropout=0.2,
@@ -346,8 +346,8 @@ def test_a_layer_runs_twice_where_it_is_recomputed_and_once_without_gradients() 
     runs: list[str] = []
     for stack in ("encoder", "decoder"):
         for i, layer in enumerate(getattr(model, stack).layers):
-            # After the layer's first block, because the recomputation stops when it has all it
-            # needs.
+            # Count at the layer's first block, because recomputation stops as soon as it has
+            # everything it needs.
             layer.self_attn.register_forward_hook(lambda *_, name=f"{stack}.{i}": runs.append(name))
     names = ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
     loss_and_gradients(model, seed=5)
@@ -397,7 +397,9 @@ def test_every_parameter_gets_a_gradient_but_the_biases_of_keys() -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_biases_of_keys_change_nothing(norm: str) -> None:
-    """A key bias adds the same to all scores of a query, so its gradient is only rounding error."""
+    """Change the key biases. Each adds the same number to all scores of a query, so its gradient
+    is only rounding error.
+    """
     model = small(norm, "all").double().requires_grad_(True)
     batch = (*sources(7, 3), sources(4, 6)[0])
     before = model(*batch)

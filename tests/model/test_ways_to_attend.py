@@ -1,4 +1,4 @@
-"""Padded and packed attention compared with PyTorch sentence by sentence, and with each other.
+"""Compare padded and packed attention with PyTorch, sentence by sentence, and with each other.
 
 Gradients are compared as well.
 """
@@ -35,7 +35,7 @@ def triangle(length: int) -> Tensor:
 
 
 def heads(*tokens: int) -> Heads:
-    """Return random queries, keys and values [tokens, num_heads, head_dim] with gradients."""
+    """Return random queries, keys and values [tokens, num_heads, head_dim] that need gradients."""
     drawn = [
         torch.randn(count, NUM_HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)
         for count in tokens
@@ -44,13 +44,13 @@ def heads(*tokens: int) -> Heads:
 
 
 def with_gradients(out: Tensor, direction: Tensor, inputs: Heads) -> list[Tensor]:
-    """Return the output, and the gradient of each input for the output gradient `direction`."""
+    """Return the output, and each input's gradient if the output's gradient is `direction`."""
     return [out, *torch.autograd.grad((out * direction).sum(), inputs)]
 
 
 def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        assert b.abs().max() > 1e-3  # zeros would agree in any case
+        assert b.abs().max() > 1e-3  # zeros would always agree
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -72,7 +72,7 @@ def test_padded_attention_and_its_gradients_are_pytorchs_sentence_by_sentence(
     q, k, v = heads(batch * tgt_len, batch * src_len, batch * src_len)
     ours = PaddedAttention.of(batch, allowed).attend(q, k, v, SCALE, NO_DROPOUT)
     rows = []
-    for i in range(batch):  # time first: token i belongs to sentence i % batch
+    for i in range(batch):  # token i belongs to sentence i % batch, because time comes first
         mask = None if allowed is None else allowed[i if len(allowed) > 1 else 0]
         rows.append(
             F.scaled_dot_product_attention(
@@ -105,7 +105,7 @@ def test_the_fused_kernel_of_other_devices_equals_the_products_of_a_cpu(
 
 @torch.no_grad()
 def test_the_fused_kernel_drops_weights_in_training_only() -> None:
-    """With a single position, its weight is 1, or in training 0 or 2."""
+    """Use a single position. Its weight is 1 in evaluation, and 0 or 2 in training."""
     q, k, v = heads(2000, 1, 1)
     mask, dropout = PaddedAttention.of(1, None), Dropout(0.5)
     weights = (mask._fused(q, k, v, SCALE, dropout.train()) / v.flatten()).view(
@@ -140,7 +140,7 @@ def packed_mask(tgt_lens: list[int], src_lens: list[int], causal: bool) -> Packe
 def time_first(packed: Tensor, lens: list[int]) -> Tensor:
     """Turn packed [tokens, ...] into padded [longest x batch, ...].
 
-    The padding is filled with a number that would be noticed in the result.
+    The padding is filled with a large number, so that any use of it would show in the result.
     """
     padded = torch.full((len(lens), max(lens), *packed.shape[1:]), 100.0, dtype=packed.dtype)
     padded[standing(lens)] = packed
@@ -189,7 +189,7 @@ def test_packed_attention_refuses_dropout_in_training_alone() -> None:
 
 
 def test_the_reference_takes_no_sequence_from_its_neighbour() -> None:
-    """Each value is the number of its sentence, so attention to another sentence changes it."""
+    """Use each sentence's number as its values, so that attention to another sentence shows."""
     lens = [2, 3, 1]
     names = torch.repeat_interleave(torch.arange(3.0), torch.tensor(lens))[:, None, None].expand(
         -1, NUM_HEADS, HEAD_DIM
@@ -214,9 +214,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_flash_attention_of_packed_sentences_is_the_reference(
     kind: str, tgt_lens: list[int], src_lens: list[int], dtype: torch.dtype
 ) -> None:
-    """Compute with the same half-precision numbers in float64.
+    """Compare with float64 arithmetic on the same half-precision inputs.
 
-    The remaining difference is the rounding of weights and results, about 2^-8 near 1.
+    The remaining difference comes from rounding weights and results. It is about 2^-8 near 1.
     """
     cuda = torch.device("cuda")
     tokens = sum(tgt_lens), sum(src_lens), sum(src_lens)

@@ -1,4 +1,4 @@
-"""Fixtures that open the report page in a real browser."""
+"""Fixtures for tests that open the report page in a real browser."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 class Browser:
-    """A page in Chromium, operated as a person would."""
+    """A page in Chromium, operated as a person would operate it."""
 
     def __init__(self, driver: Any, folder: Path) -> None:
         self.driver, self.folder = driver, folder
@@ -42,16 +42,16 @@ class Browser:
         return self.driver.find_element("css selector", selector)
 
     def map(self, selector: str, function: str) -> list[Any]:
-        """Return the values of a JavaScript function for all elements that match the selector."""
+        """Apply a JavaScript function to all elements that match the selector, and return the results."""
         script = f"return [...document.querySelectorAll(arguments[0])].map({function})"
         return list(self.js(script, selector))
 
     def texts(self, selector: str) -> list[str]:
-        """Return the exact texts of the elements; `.text` would strip and collapse spaces."""
+        """Return the elements' exact texts. `.text` would strip and collapse spaces."""
         return self.map(selector, "(element) => element.textContent")
 
     def control(self, label: str) -> Any:
-        """Return the input or select box with this label."""
+        """Return the input field or select box with the given label."""
         return self.driver.find_element(
             "xpath",
             f"//label[starts-with(normalize-space(.), '{label}')]/*[self::input or self::select]",
@@ -68,7 +68,7 @@ class Browser:
             element.send_keys(key)
 
     def hover(self, element: Any, x: float = 0, y: float = 0) -> None:
-        """Move the pointer to this offset from the centre of an element."""
+        """Move the pointer to the given offset from the centre of an element."""
         from selenium.webdriver import ActionChains
 
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
@@ -93,7 +93,7 @@ class Browser:
         )
 
     def column(self, row: int) -> list[str]:
-        """Return one row of each sentence: 0 the source, 1 the reference, 2 the first system."""
+        """Return one row of each sentence. 0 is the source, 1 the reference, 2 the first system."""
         texts = "[...sentence.querySelectorAll('.text')].map((text) => text.textContent)"
         return [rows[row] for rows in self.map(".sentence", f"(sentence) => {texts}")]
 
@@ -151,12 +151,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
-    """A browser that checks after each test that the page had no errors and loaded nothing."""
+    """Open a browser. After the test, check that the page had no errors and loaded nothing."""
     browser = Browser(driver, tmp_path)
     yield browser
     assert not browser.errors()
     page = (tmp_path / "report.html").as_uri()
-    # The page's own icon, and the tab that the browser opens first.
+    # URLs of the page's own icon, and of the tab that the browser opens first.
     harmless = ("data:", "chrome:", "chrome-untrusted:")
     assert not [
         url
@@ -167,6 +167,6 @@ def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Browser:
-    """The report of two runs, newly opened."""
+    """Open the report of two runs."""
     browser.open(report())
     return browser

@@ -1,4 +1,4 @@
-"""Made-up data for report pages: two runs and two systems, with every part of the page."""
+"""Make up data for report pages: two runs and two systems, with every part of the page."""
 
 import base64
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def curves(seed: int, final: float) -> dict[str, Any]:
-    """Training curves whose loss falls to `final`, with a validation every 500 updates."""
+    """Return training curves whose loss falls to `final`, with a validation every 500 updates."""
     rng = random.Random(seed)
     steps, valid = list(range(50, 10_001, 50)), list(range(500, 10_001, 500))
     loss = [final + 6 * math.exp(-step / 900) for step in steps]
@@ -29,7 +29,7 @@ def curves(seed: int, final: float) -> dict[str, Any]:
 
 
 def corpus(count: int, systems: int, seed: int = 0) -> dict[str, Any]:
-    """Sentences of made-up words; each system changes, drops or repeats some of the reference."""
+    """Return sentences of made-up words. Each system changes and drops some reference words."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abdefgiklmnorstu", k=rng.randint(2, 9))) for _ in range(3000)]
     refs = [
@@ -56,7 +56,7 @@ def corpus(count: int, systems: int, seed: int = 0) -> dict[str, Any]:
 def weights(
     layers: int, heads: int, queries: int, keys: int, masked: bool = False
 ) -> dict[str, Any]:
-    """Attention weights whose rows add up to 1; each head attends further to the right."""
+    """Return attention weights whose rows sum to 1. Each head attends further to the right."""
     data = bytearray()
     for layer in range(layers):
         for head in range(heads):
@@ -119,7 +119,7 @@ def scored(name: str, bleu: float, copies: int) -> dict[str, Any]:
 
 
 def scored_test(name: str, count: int, seed: int = 0) -> dict[str, Any]:
-    """A test set with two systems and all parts of the page."""
+    """Return a test set with two systems and all parts of the page."""
     sentences = corpus(count, 2, seed)
     copies = [sum("copy" in flags for flags in system) for system in sentences["flags"]]
     verdict = "deeper is better than base by 0.62 BLEU (p = 0.012)."
@@ -182,7 +182,7 @@ def scored_test(name: str, count: int, seed: int = 0) -> dict[str, Any]:
 
 
 def report() -> dict[str, Any]:
-    """Two runs on two test sets."""
+    """Return the report data of two runs on two test sets."""
     provenance = {
         "training data": "data/train.de.gz (cd4a611987895a59)",
         "weights": "201f5053c1447136" * 4,

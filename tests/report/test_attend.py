@@ -1,4 +1,4 @@
-"""Tests of `mt attend`, which shows attention maps on a terminal, in a log, or as an SVG."""
+"""Test `mt attend`, which shows attention maps on a terminal, in a log, or as an SVG."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def test_the_numbers_are_the_percentages_of_the_weights(trained_run: Path) -> No
     out = run_mt("attend", trained_run, SENTENCE, "--kind", "encoder", "--head", 2).stdout
     attended = attend(trained_run, SENTENCE)
     count = len(attended.src_tokens)
-    # The rows follow two lines of text, an empty line, title, note, and a label for each column.
+    # Before the rows are two lines of text, an empty line, a title, a note and all column labels.
     rows = out.split("\n")[5 + count : -1]
     assert len(rows) == count
     for line, weights in zip(rows, attended.maps.encoder[0, 1].tolist(), strict=True):

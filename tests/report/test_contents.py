@@ -1,4 +1,4 @@
-"""Tests of the data that a report collects, and of the command `mt report`."""
+"""Test the data that a report collects, and the command `mt report`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ FAST = Scoring(("chrf", "bleu"), resamples=50)
 
 @pytest.fixture
 def runs(trained_run: Path, tmp_path: Path) -> list[Path]:
-    """Two runs with different configurations and different best checkpoints."""
+    """Make two runs with different configurations and different best checkpoints."""
     paths = [tmp_path / "a/run", tmp_path / "b/run"]
     for path in paths:
         shutil.copytree(trained_run, path, symlinks=True)
@@ -72,7 +72,7 @@ def test_two_runs_are_described_compared_and_told_apart(runs: list[Path]) -> Non
     for bucket in test["buckets"]:
         assert sum(bucket["counts"]) == 20
         assert len(bucket["labels"]) == len(bucket["counts"]) == len(bucket["values"][0])
-    assert [bucket["title"][:6] for bucket in test["buckets"]] == ["Source", "Occurr"]
+    assert [bucket["title"][:6] for bucket in test["buckets"]] == ["Source", "How of"]
     assert len(test["attention"]) == 4
     for entry in test["attention"]:
         layers, heads, queries, keys = entry["cross"]["shape"]

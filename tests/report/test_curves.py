@@ -1,4 +1,4 @@
-"""Tests that curves are read from metrics files in every state that a run can leave."""
+"""Test that curves are read from metrics files in every state in which a run can leave them."""
 
 import json
 from pathlib import Path

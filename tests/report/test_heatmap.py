@@ -1,4 +1,4 @@
-"""Tests that read heat maps back: cells and labels of the text, and elements of the parsed SVG."""
+"""Read heat maps back, from the cells and labels of the text and from the parsed SVG."""
 
 import itertools
 import re
@@ -53,7 +53,7 @@ def test_a_small_weight_is_a_dot_and_a_whole_one_is_100() -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_each_column_has_its_label_over_it(plain: bool) -> None:
-    """If a row attends to one column only, its shade is below the first letter of that label."""
+    """Let each row attend to one column only. Its shade must be below that label's first letter."""
     size = len(TOKENS)
     one_hot = [[float(i == j) for j in range(size)] for i in range(size)]
     lines = as_text(HeatMap("", list("abcdefg"), TOKENS, one_hot), 80, plain).plain.split("\n")
@@ -87,7 +87,9 @@ def test_wide_characters_and_long_tokens_leave_the_cells_in_line() -> None:
     ]
     text = as_text(HeatMap("", rows, ["x"], [[1.0]] * len(rows)), 80, plain=False).plain
     lines = text.split("\n")[1:-1]
-    assert {cell_len(line) for line in lines} == {19}  # a label of 16, a space, a cell of 2
+    assert {cell_len(line) for line in lines} == {
+        19
+    }  # a label of width 16, a space, and a cell of width 2
     assert sum("\u2026" in line for line in lines) == 1
 
 
@@ -182,7 +184,7 @@ def test_right_to_left_text_has_its_own_direction_and_other_text_none() -> None:
 def places(
     element: ElementTree.Element, x: float = 0, y: float = 0
 ) -> Iterator[tuple[ElementTree.Element, float, float]]:
-    """Yield every element with its position, as translated by its groups."""
+    """Yield every element with its position, including the shifts of all groups around it."""
     if moved := re.fullmatch(r"translate\((-?\d+) (-?\d+)\)", element.get("transform", "")):
         x, y = x + int(moved[1]), y + int(moved[2])
     yield element, x, y
@@ -224,7 +226,7 @@ def test_a_grid_of_heads_has_its_labels_at_the_left_and_the_top_only() -> None:
 
 
 def test_one_scale_of_colours_for_all_maps() -> None:
-    """The largest weight of all maps is the darkest, and the legend shows it."""
+    """Check that the largest weight of all maps is the darkest, and that the legend shows it."""
     flat, peaked = (
         HeatMap("", ["a"], ["x", "y"], [[0.5, 0.5]]),
         HeatMap("", ["a"], ["x", "y"], [[0.8, 0.2]]),

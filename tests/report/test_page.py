@@ -1,4 +1,4 @@
-"""Tests of the report page: that text cannot inject code, and that it works in a real browser."""
+"""Test that text cannot inject code into the report page, and that real browsers show it."""
 
 import base64
 import itertools
@@ -33,7 +33,7 @@ HOSTILE = [
 
 
 class Scripts(HTMLParser):
-    """The texts of the script elements, as an HTML parser finds them."""
+    """Collects the texts of all script elements, and all references, with an HTML parser."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -411,7 +411,7 @@ def test_ten_thousand_sentences_open_and_search_at_once(browser: Browser) -> Non
         " field.dispatchEvent(new Event('input')); document.body.offsetHeight;"
         " times.push(performance.now() - start); } return times"
     )
-    # Milliseconds per key; about 100 if the machine is idle.
+    # This is in milliseconds per key. It is about 100 if the machine is idle.
     assert sorted(took)[len(took) // 2] < 500
     start = time.monotonic()
     browser.choose("Order", "Largest loss, base to deeper")

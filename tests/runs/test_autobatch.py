@@ -25,7 +25,7 @@ def test_a_run_finds_max_tokens_and_resumes_with_it(
     config = small_yaml(tmp_path)
     first = run_mt("train", config, *AUTO, "train.max_steps=2")
     assert first.returncode == 0, first.stderr
-    # The largest power of two up to `train.batch_tokens`.
+    # 512 is the largest power of two up to `train.batch_tokens`, which is 600.
     assert "batching.max_tokens: auto: 512" in first.stderr
     state = json.loads((tmp_path / "run/checkpoints/last/training/state.json").read_text())
     assert state["max_tokens"] == 512
@@ -56,8 +56,9 @@ def test_trying_sizes_does_not_change_the_weights_of_the_run(
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int | None]], list[int]]:
-    """Return a function that fakes the memory each candidate needs, and returns the list of
-    candidates that were tried.
+    """Return a function that fakes how much memory each candidate needs.
+
+    The function returns a list to which each candidate is added when it is tried.
     """
 
     def fake_memory(amounts: dict[int, int | None]) -> list[int]:
@@ -78,10 +79,10 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int | None]], 
     ("amounts", "expected", "tries"),
     [
         ({256: 100, 512: 200, 1024: 400, 2048: 800}, 2048, [256, 512, 1024, 2048]),
-        # 2048 would need twice 500 and not fit, so it is not tried.
+        # 2048 would need twice as much memory as 1024. This would not fit, so 2048 is not tried.
         ({256: 100, 512: 200, 1024: 500}, 1024, [256, 512, 1024]),
-        ({256: 400, 512: None}, 256, [256, 512]),  # out of memory
-        ({256: 100, 512: 950}, 256, [256, 512]),  # fits, but leaves too little free
+        ({256: 400, 512: None}, 256, [256, 512]),  # 512 runs out of memory
+        ({256: 100, 512: 950}, 256, [256, 512]),  # 512 fits, but leaves too little free
     ],
 )
 def test_the_largest_size_that_fits_is_chosen(

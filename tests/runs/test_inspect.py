@@ -40,7 +40,7 @@ def test_json_contains_the_same_facts(trained_run: Path) -> None:
     last = report["checkpoints"][-1]
     assert (last["kind"], last["step"], last["error"]) == ("checkpoint", 12, None)
     assert last["scores"] == json.loads((trained_run / "checkpoints/last/scores.json").read_text())
-    assert state["scores"] == {}  # saved before validation
+    assert state["scores"] == {}  # the state was saved before the validation
     assert state["data"] in last["data"]
 
 

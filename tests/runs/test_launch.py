@@ -49,7 +49,7 @@ def test_two_processes_that_diverge_exit_3_and_are_not_restarted(
     )
     result = run_mt("train", config, *options, env=dict(os.environ))
     assert result.returncode == 3, result.stderr
-    # Once when training diverged, and once as the reason for not restarting.
+    # The error is printed when training diverges, and again as the reason for not restarting.
     assert result.stderr.count("mt replay") == 2
     assert "not restarted: update" in result.stderr
     assert "Traceback" not in result.stderr
@@ -106,7 +106,7 @@ def test_a_slurm_job_saves_on_sigterm_requeues_itself_and_resumes(
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         assert time.monotonic() < end
         time.sleep(0.02)
-    # Slurm signals all processes of a step; in addition, the launcher forwards the signal.
+    # Slurm signals all processes of a job step; in addition, the launcher forwards the signal.
     for pid in step_processes(config):
         os.kill(pid, signal.SIGTERM)
     stderr = process.communicate(timeout=120)[1]

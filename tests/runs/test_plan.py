@@ -1,5 +1,5 @@
 """The plan matches the training run that follows: parameters add up, activations are what autograd
-saves, and the peak is that of a real update.
+saves, and the peak memory is that of a real update.
 """
 
 import sys
@@ -22,7 +22,7 @@ from mt.train.objective import loss_sums
 from tests.conftest import ROOT, run_mt
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-SIZES = (300, 300)  # of the source and target vocabulary
+SIZES = (300, 300)  # of the source and target vocabularies
 REAL = """
 import re, sys
 from mt.config import load_config
@@ -204,7 +204,7 @@ def test_the_peak_is_within_15_percent_of_a_real_training(precision: str, tmp_pa
     import os
     import subprocess
 
-    env = {**os.environ, **SETTINGS}  # the command sets these variables too
+    env = {**os.environ, **SETTINGS}  # the `mt` command sets these variables too
     options = (
         str(ROOT / "configs/quickstart.yaml"),
         f"run_dir={tmp_path}/run",
@@ -237,4 +237,4 @@ def test_the_peak_is_within_15_percent_of_a_real_training(precision: str, tmp_pa
     )
     real = int(outputs[1].split()[-1]) / 1024
     assert planned == pytest.approx(real, rel=0.15)
-    assert real > 600  # Python and libraries alone take about 340
+    assert real > 600  # Python and the libraries alone take about 340

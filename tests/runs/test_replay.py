@@ -1,5 +1,5 @@
-"""A batch that breaks training is saved in a crash folder, and replaying it breaks in the same
-place.
+"""A batch that breaks training is saved in a crash folder, and breaks in the same place when it is
+replayed.
 """
 
 import json

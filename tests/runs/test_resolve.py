@@ -25,7 +25,7 @@ CPU = {"device": "cpu", "model": {"preset": "tiny"}}
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The messages that `mt` logs; the number of threads stays that of the tests."""
+    """Yield the messages that `mt` logs; changes to the number of threads have no effect."""
     logged: list[str] = []
 
     class Handler(logging.Handler):
@@ -44,7 +44,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
-    """Return a function that writes a checkpoint with this content of state.json."""
+    """Return a function that writes a checkpoint whose state.json has the given content."""
 
     def write(**state: Any) -> ModelFolder:
         (tmp_path / "training").mkdir()
@@ -59,7 +59,7 @@ def checkpoint(tmp_path: Path) -> Callable[..., ModelFolder]:
     ("settings", "recorded", "expected", "warnings"),
     [
         ({}, None, ("auto", 3), []),
-        ({}, {}, ("auto", 3), []),  # an old checkpoint does not record them
+        ({}, {}, ("auto", 3), []),  # an old checkpoint records neither setting
         ({}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
         ({"precision": "fp32", "threads": 2}, {"precision": "fp32", "threads": 2}, ("fp32", 2), []),
         ({"precision": "fp32", "threads": 2}, {}, ("fp32", 2), []),

@@ -1,5 +1,5 @@
 """A run and its folder: an earlier run is overwritten only on request, and nothing is lost when
-disk or memory run out.
+disk space or memory runs out.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.conftest import ROOT, run_mt
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, in the `run_dir` of configurations from `small_yaml`."""
+    """Return a copy of the finished run, in the `run_dir` that `small_yaml` writes."""
     shutil.copytree(trained_run, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
@@ -118,7 +118,7 @@ def test_overwrite_with_a_mistake_in_the_data_keeps_the_old_run(
 def test_a_run_stopped_before_its_last_validation_validates_on_resume(
     run: Path, small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The folder looks as if the run was killed between its last save and its last validation."""
+    """The folder looks as if the run had been killed between its last save and last validation."""
     shutil.rmtree(run / "valid/step_00000012")
     lines = [
         line
@@ -156,7 +156,7 @@ def test_the_config_yaml_of_a_run_resumes_it(run: Path, trained_run: Path) -> No
 def test_a_resumed_run_keeps_its_precision(
     small_yaml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first machine lacks hardware support for bf16, the second has it."""
+    """The run moves from a machine without hardware support for bf16 to one with it."""
     config = small_yaml(tmp_path)
 
     def trained(name: str, native: str, *options: str) -> tuple[str, bytes, str]:

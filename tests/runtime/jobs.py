@@ -79,7 +79,7 @@ def ancestry(item: int) -> dict[str, Any]:
 
 
 def anonymous_memory() -> int:
-    """Return the bytes of memory of this process that do not belong to a mapped file."""
+    """Return how many bytes of this process's memory do not belong to a mapped file."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 

@@ -1,6 +1,6 @@
-"""Runs functions and commands on several ranks, forked from a process that has imported PyTorch.
+"""Run functions and commands on several ranks, forked from a process that has imported PyTorch.
 
-Starting two ranks this way takes a fraction of a second instead of two imports of PyTorch.
+Starting two ranks this way takes a fraction of a second, because no rank has to import PyTorch.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def on_ranks(
 ) -> list[Any]:
     """Run `work` on `size` ranks; return the results, or raise `RankFailedError` if a rank fails.
 
-    `store` makes the key-value store of the ranks; by default they share a file.
+    `store` returns a key-value store for a rank; by default, the ranks share a file.
     """
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)

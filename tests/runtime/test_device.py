@@ -1,4 +1,4 @@
-"""Devices, precisions and threads: which ones `auto` means, and which ones are refused."""
+"""Devices, precisions and threads: what `auto` stands for, and which values are refused."""
 
 import os
 import subprocess

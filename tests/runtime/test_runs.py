@@ -33,7 +33,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 
 def lines(run: Path, kind: str) -> dict[int, dict[str, Any]]:
-    """Return the lines of one kind in metrics.jsonl, by update."""
+    """Return the lines of the given kind in metrics.jsonl, keyed by update."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in rows if line["kind"] == kind}
 
@@ -65,7 +65,7 @@ def test_a_run_on_two_ranks_has_the_scores_of_one_and_only_rank_0_prints(
 
 
 def trained_pairs(trainer: Trainer, steps: int) -> list[list[tuple[int, int]]]:
-    """Train `steps` updates; return (micro-batch, pair) for all pairs that this rank trained."""
+    """Train `steps` updates; for each, return (micro-batch, pair) for all pairs on this rank."""
     seen = []
     updates = trainer.loader.updates()
     for update in (next(updates) for _ in range(steps)):
@@ -81,9 +81,8 @@ def trained_pairs(trainer: Trainer, steps: int) -> list[list[tuple[int, int]]]:
 def test_each_pair_is_trained_once_per_epoch_while_the_number_of_ranks_changes(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The run resumes on two ranks, one, three with a sharded model, two with one, and so on.
-
-    Its batches and weights equal those of one process without a stop.
+    """The run resumes on two ranks, then on one, then on three and on two with a sharded model, and
+    so on. Its batches and weights equal those of a single process that never stops.
     """
     path, run_dir, legs = small_yaml(tmp_path), tmp_path / "legs", 8
     run_dir.mkdir()
@@ -314,7 +313,7 @@ def test_a_signal_to_one_rank_reaches_all_ranks() -> None:
                 stop.share_signal()
                 known.append(int(stop.signal or 0))
             if world.rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards it as well
+                os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards the signal as well
         return known
 
     assert on_ranks(2, work) == [[15, 15, 15]] * 2

@@ -25,13 +25,13 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # Several ranks add three or more micro-batches in a different order than one rank. If a gradient is
 # as small as the rounding error, Adam turns that error into full-size steps. The largest difference
-# that was measured is 2.5e-6.
+# we measured is 2.5e-6.
 CLOSE = 1e-5
 
 
 @pytest.fixture
 def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., Config]:
-    """A function that returns the small configuration with overrides, after preparing its data."""
+    """Return a function that loads the small configuration with overrides and prepares its data."""
     path = small_yaml(tmp_path)
 
     def load(*overrides: str) -> Config:
@@ -43,7 +43,7 @@ def settings(small_yaml: Callable[..., Path], tmp_path: Path) -> Callable[..., C
 
 
 def trained(config: Config, run_dir: Path, world: World, steps: int = 4) -> dict[str, Any]:
-    """Train a few updates; return their statistics and pairs, and the weights afterwards."""
+    """Train a few updates; return their statistics and pairs, and the final weights."""
     run_dir.mkdir(exist_ok=True)
     manager = CheckpointManager(run_dir, 3, 1, "bleu", world)
     resolved = ResolvedRun(run_dir, config)
@@ -120,7 +120,8 @@ def test_a_sharded_model_has_the_weights_of_its_seed_and_is_never_moved_as_a_who
         assert moved == []
 
 
-# Prints how much memory sharding a model takes on one of four ranks. The other three are simulated.
+# This program prints how much memory it takes to shard a model, measured on one of four ranks. The
+# other three are simulated.
 SHARDING = """
 import sys
 import torch

@@ -64,7 +64,7 @@ def test_a_worker_computes_with_several_threads() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_workers_compute_after_this_process_did_with_several_threads(dtype: str) -> None:
-    """A fork of this process would hang: OpenMP and oneDNN would wait for threads that it lacks."""
+    """A fork of this process would hang, as OpenMP and oneDNN would wait for missing threads."""
     code = (
         "import torch; from functools import partial; from mt.runtime.workers import Workers\n"
         "from tests.runtime.jobs import product; torch.set_num_threads(2)\n"
@@ -130,7 +130,7 @@ def test_a_function_that_cannot_be_unpickled_is_an_error_that_says_why() -> None
 
 
 def test_an_item_that_cannot_be_pickled_is_an_error_of_its_own_call_only() -> None:
-    """This holds even if the thread of another call sends the item."""
+    """This holds even if another call's thread sends the item."""
     workers = Workers(2, 1)
 
     def unsendable(_: int) -> None:
@@ -234,7 +234,7 @@ def test_the_parent_of_a_worker_has_one_thread_and_is_not_this_process() -> None
 
 
 def test_importing_what_workers_need_computes_nothing() -> None:
-    """Together with the test above, this shows that the template has never computed."""
+    """Together with the test above, this shows that the template never runs a computation."""
     assert computing_imports(MODULES) == []
 
 
@@ -391,7 +391,7 @@ def test_no_process_is_left_however_the_main_process_ends(
 
 
 def test_no_worker_is_left_even_if_a_fork_of_the_main_process_lives_on() -> None:
-    """The fork keeps the control socket open, so its closing cannot tell the template to end."""
+    """The fork keeps the control socket open, so the template never sees the socket close."""
     code = SLEEPERS.replace(
         "time.sleep(60)",
         "import os\nif not os.fork():\n    time.sleep(15)\nos.kill(os.getpid(), 9)",
@@ -436,7 +436,7 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(trained_run: Path, sample
 
 
 def group_of(leader: int) -> list[int]:
-    """Return the processes of a process group that are not zombies."""
+    """Return all processes in the given process group, except zombies."""
     pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -19,14 +19,14 @@ from tests.runtime.ranks import RankFailedError, on_ranks
 
 
 class NeverDone:
-    """A CUDA event that is never reached."""
+    """A fake CUDA event that is never reached."""
 
     def query(self) -> bool:
         return False
 
 
 def lost_rank_message(world: World, error: BaseException) -> str:
-    """Kill the ranks that do not respond, as `mt train` does, and return the message."""
+    """Kill the ranks that do not respond, as `mt train` does, and return the error message."""
     assert world.presence.means_lost_rank(error)
     return world.presence.kill_lost_ranks(error)
 
@@ -177,7 +177,7 @@ def test_if_a_rank_dies_the_others_end_at_once() -> None:
 
 
 def test_entries_of_dead_ranks_in_the_store_are_ignored() -> None:
-    """A launcher that restarts its ranks keeps the store of the first attempt."""
+    """A launcher that restarts its ranks keeps the store from the first attempt."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = server.port
 

@@ -27,7 +27,7 @@ def cases(full: bool) -> list[str]:
 
 
 def run(case: str, folder: Path) -> str:
-    """Damage one file of the newest checkpoint, and check that the one before is used."""
+    """Damage one file of the newest checkpoint, and check that the previous checkpoint is used."""
     undisturbed = reference(folder, "plain")
     shutil.copytree(undisturbed / "checkpoints", folder / "run/checkpoints", symlinks=True)
     manager = CheckpointManager(folder / "run", 2, 1, "bleu")

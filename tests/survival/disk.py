@@ -29,8 +29,8 @@ SOME, EVER = 6, 10_000  # number of disk operations that fail
 def cases(full: bool) -> list[str]:
     """Return cases for a small real disk, a real limit on file sizes, and simulated disk errors.
 
-    The small disk is replaced by the limit if this process may not mount one. The simulated errors
-    are temporary (`some`) or permanent (`ever`).
+    If this process may not mount a small disk, it uses the limit instead. The simulated errors are
+    temporary (`some`) or permanent (`ever`).
     """
     kinds = ("disk" if can_mount() else "limit", "ENOSPC-ever", "EIO-some", "limit")
     return [f"{kinds[i % 4]} {i}" for i in range(20 if full else 4)]
@@ -52,7 +52,7 @@ def try_disk(case: str, folder: Path) -> str:
 
     def break_disk() -> None:
         if rng.random() < 0.5:
-            # Pass the check of the free space, as if another process fills the disk after it.
+            # Disable the free-space check, as if another process filled the disk after the check.
             mt.artifacts.checkpoints.SPARE = -(1 << 40)
         if kind == "limit":
             limit_files(step, rng.choice((2_000, 20_000, 100_000)))
@@ -65,7 +65,7 @@ def try_disk(case: str, folder: Path) -> str:
         return f"exit {code}: {log[-300:]}"
     if kind == "EIO-some" and os.strerror(errno.EIO) not in log:
         return "the errors were not reported"
-    if kind == "limit":  # it applies to log.txt as well, so read the status instead
+    if kind == "limit":  # the limit applies to log.txt as well, so read the status instead
         status = json.loads((folder / "run/status.json").read_text())
         if code != 1 or "could not be written" not in status["message"]:
             return f"exit {code}, status {status}"
@@ -88,7 +88,7 @@ def try_disk(case: str, folder: Path) -> str:
 
 
 def can_mount() -> bool:
-    """Whether this process is allowed to mount a tmpfs."""
+    """Return whether this process is allowed to mount a tmpfs."""
     with tempfile.TemporaryDirectory() as place:
         if subprocess.run(
             ["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False
@@ -132,7 +132,7 @@ def limit_files(step: int, size: int) -> None:
 
 
 def fail_events(step: int, kind: str) -> None:
-    """After update `step`, raise an `OSError` in the disk operations of this process."""
+    """After update `step`, let the disk operations of this process raise `OSError`."""
     code = errno.ENOSPC if kind.startswith("ENOSPC") else errno.EIO
     remaining = 0
 

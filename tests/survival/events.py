@@ -17,10 +17,10 @@ CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir")
 
 
 def watch(on_event: Callable[[str], None]) -> None:
-    """Call `on_event` before and after each operation that changes the disk, from now on.
+    """From now on, call `on_event` before and after each operation that changes the disk.
 
-    Its argument is the name of the event, such as `before rename`. It is also called in the middle
-    of each file that is written.
+    The argument is the name of the event, such as `before rename`. When a file is written,
+    `on_event` is also called in the middle.
     """
     for name in CALLS:
         _wrap(os, name, on_event)

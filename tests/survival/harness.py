@@ -75,7 +75,7 @@ def once(place: Path, make: Callable[[Path], object]) -> Path:
     """Return the folder `place`; if it does not exist, first let `make` create it.
 
     `make` fills a temporary folder, which is then renamed. Only one thread at a time calls `make`.
-    If several processes call it, the result of the fastest one is kept.
+    If several processes call it, the fastest result is kept.
     """
     with _once_lock:
         if not place.exists():
@@ -122,7 +122,7 @@ def reference(folder: Path, name: str, *overrides: str) -> Path:
 
 
 def tensor_hashes(run: Path, step: int = STEPS) -> dict[str, str]:
-    """Return the SHA-256 of each tensor of a checkpoint, by file and tensor name.
+    """Return the SHA-256 of each tensor in a checkpoint, keyed by file and tensor name.
 
     Whole files cannot be compared, because the order of the entries in their headers is random.
     """
@@ -135,7 +135,10 @@ def tensor_hashes(run: Path, step: int = STEPS) -> dict[str, str]:
 
 
 def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
-    """Return the lines of one kind in metrics.jsonl by update; no update may have two lines."""
+    """Return the lines of the given kind in metrics.jsonl, keyed by update.
+
+    Fails if an update has two lines.
+    """
     lines = [
         json.loads(line)
         for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -166,7 +169,7 @@ def same_end(run: Path, undisturbed: Path, step: int = STEPS) -> str:
 
 
 def run_outputs(run: Path) -> dict[str, str]:
-    """Return the checkpoints, links, scores and temporary files in a run folder, by name.
+    """Return the checkpoints, links, scores and temporary files in a run folder, keyed by name.
 
     A finished run has no temporary files, so they make it differ from an undisturbed run.
     """

@@ -1,4 +1,4 @@
-"""Model folders and YAML files that were made to cause harm, some with a valid manifest.
+"""Model folders and YAML files that were made to do harm, some with a valid manifest.
 
 They must be refused quickly and with little memory, and nothing in them may be executed.
 """
@@ -33,9 +33,9 @@ class Payload:
 
 
 def tensors(model: Path, header: bytes, data: bytes = b"", length: int | None = None) -> None:
-    """Replace the weights of a model by a safetensors file with this header.
+    """Replace the weights of a model with a safetensors file that has this header.
 
-    `length` is the header length that the file claims; by default it is correct.
+    `length` is the header length that the file claims; by default, the claim is correct.
     """
     size = len(header) if length is None else length
     (model / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header + data)
@@ -175,7 +175,7 @@ def run(case: str, folder: Path) -> str:
 
 
 def check_refusal(arguments: tuple[object, ...], folder: Path) -> str:
-    """Run a command that must refuse, and return what it did wrong, or ""."""
+    """Run a command that must refuse its input, and return what it did wrong, or ""."""
 
     def measure() -> None:
         used, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()

@@ -14,7 +14,7 @@ TITLE = "kill -9: resumes to the same weights"
 
 
 def cases(full: bool) -> list[str]:
-    """Return cases that kill at a random time, and cases that kill at a disk operation."""
+    """Return cases that kill the run at a random time, and cases that do so at a disk operation."""
     counts = {"clock": 100, "disk": 100} if full else {"clock": 3, "disk": 8}
     return [f"{kind} {i}/{count}" for kind, count in counts.items() for i in range(count)]
 
@@ -60,7 +60,7 @@ def kill_at_event(config: Path, number: int) -> int:
 
 
 def count_events(folder: Path) -> int:
-    """Return the number of disk events of a complete run, which are counted only once."""
+    """Return the number of disk events in a complete run; only the first call counts them."""
 
     def make(temporary: Path) -> None:
         config = write_config(temporary)

@@ -1,6 +1,6 @@
 """Two processes start on the same run folder: exactly one trains, the other reports an error.
 
-The result is that of a run without a second process.
+The result equals that of a run without a second process.
 """
 
 from functools import partial

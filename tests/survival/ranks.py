@@ -1,6 +1,7 @@
 """The ranks of `mt train --nproc 2` are killed, stopped or signalled at random updates.
 
-The run reaches the result of an undisturbed run, or ends in time and names the stopped rank.
+The run reaches the result of an undisturbed run. If a rank is stopped, the run instead ends in time
+and names that rank.
 """
 
 import json
@@ -149,7 +150,7 @@ def wait_for_update(folder: Path, update: int) -> None:
 
 
 def sorted_rank_pids(process: "subprocess.Popen[bytes]") -> list[int]:
-    """Return the process ids of the ranks, in order of their rank."""
+    """Return the process ids of the ranks, in rank order."""
     pids = {int(environment(pid)["RANK"]): pid for pid in rank_pids(process)}
     return [pids[rank] for rank in sorted(pids)]
 

@@ -25,7 +25,7 @@ EXACT = ("loss", "nll", "grad_norm", "lr", "update_tokens")
 
 
 def cases(full: bool) -> list[str]:
-    """Return 50 updates to resume from, or only three, for each of three settings."""
+    """Return updates to resume from for each of three settings: 50 if `full`, else three."""
     steps = range(1, 51) if full else (1, 25, 50)
     return [f"{name} {step}" for name in SETTINGS for step in steps]
 

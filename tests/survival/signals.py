@@ -22,7 +22,7 @@ from mt.train.validation import Validator
 from survival.harness import command, reference, same_end, start, train, write_config
 
 TITLE = "SIGTERM: exit 143 in time, and resumes"
-# The function of each phase, as its owner and name, and how often a run calls it at least.
+# For each phase: the owner and the name of its function, and how often a run calls it at least.
 PHASES: dict[str, tuple[Any, str, int]] = {
     "tokenizing": (mt.data.prepare, "train_tokenizer", 1),
     "caching": (mt.data.prepare, "build_cache", 1),
@@ -30,8 +30,8 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "validating": (Validator, "validate", 3),
     "saving": (CheckpointManager, "save", 7),
 }
-# Seconds from the signal to the exit. The run may finish an update and a save, which take
-# hundredths of a second here.
+# Seconds from the signal to the exit. In this time, the run may finish an update and a save, which
+# take hundredths of a second here.
 LIMIT = 5.0
 
 
@@ -41,7 +41,7 @@ def cases(full: bool) -> list[str]:
 
 
 def run(case: str, folder: Path) -> str:
-    """Send the signal at a random moment of a random call of the function of the phase."""
+    """Send the signal at a random moment during a random call of the phase's function."""
     phase = case.split()[0]
     owner, name, calls = PHASES[phase]
     rng = random.Random(case)

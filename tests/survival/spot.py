@@ -10,16 +10,16 @@ from pathlib import Path
 from survival.harness import ROOT, same_end, train, write_config
 
 TITLE = "killed every 3 to 20 s until done: at most 1.3 times the updates"
-BOUND = 1.3  # updates computed, including repeated ones, per update of the run
+BOUND = 1.3  # the most updates computed, including repeated ones, per update of the run
 
 
 def cases(full: bool) -> list[str]:
-    """Return one run; the short one is killed only a few times."""
+    """Return a single case. If not `full`, it is short, and the run is killed only a few times."""
     return ["life 6000 steps" if full else "life 2000 steps"]
 
 
 def run(case: str, folder: Path) -> str:
-    """Start the real command again after each kill until it ends by itself."""
+    """Kill the real command and start it again until it ends by itself."""
     steps, rng = int(case.split()[1]), random.Random(case)
     options = (f"train.max_steps={steps}", "train.save_every=100", "train.valid_every=1000")
     undisturbed, config = write_config(folder / "undisturbed"), write_config(folder / "killed")

@@ -1,7 +1,7 @@
 """Start child processes from a warm process, which has already imported everything `mt` needs.
 
 A child starts in hundredths of a second, because it need not import PyTorch. The warm process never
-runs a computation, so it is safe to fork; the process of the tests is not.
+runs a computation, so it is safe to fork; the test process is not.
 """
 
 import importlib.util
@@ -33,10 +33,10 @@ _template: Template | None = None
 
 
 def template() -> Template:
-    """Return the warm process of this process, and start it on first use."""
+    """Return the warm process that belongs to this process, and start it on first use."""
     global _template
     if _template is None or not _template.is_usable():
-        # `mt` sets this as well; it must be set before PyTorch is imported.
+        # `mt` sets this variable as well; it must be set before PyTorch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
         installed = [module for name, module in OPTIONAL.items() if importlib.util.find_spec(name)]
         _template = Template([*MODULES, *installed])
@@ -49,10 +49,11 @@ def start(
     cwd: Path = ROOT,
     environment: Mapping[str, object] | None = None,
 ) -> Child:
-    """Start a child that calls `function`, which may be a closure, and exits with its exit code.
+    """Start a child that calls `function`, which may be a closure, and then exits.
 
-    `files` are the files for standard input, output and error. `environment` is added to the
-    environment variables of this process.
+    The exit code is that of a program that does nothing but call `function`. `files` are the files
+    for standard input, output and error. `environment` is added to the environment variables of
+    this process.
     """
     variables = {name: str(value) for name, value in {**os.environ, **(environment or {})}.items()}
     pickled = cloudpickle.dumps(function)
@@ -86,5 +87,5 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
-    torch.set_num_threads(1)  # the same on every machine
+    torch.set_num_threads(1)  # the same number on every machine
     cloudpickle.loads(function)()

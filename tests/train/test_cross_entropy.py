@@ -1,4 +1,4 @@
-"""The fused cross-entropy against `torch.nn.functional.cross_entropy` over all logits at once."""
+"""The fused cross-entropy compared with `torch.nn.functional.cross_entropy` over all logits."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ def _one_thread() -> None:
 
 
 def inputs(dtype: torch.dtype = torch.float64, padded: int = 6) -> Inputs:
-    """Random hidden states, weight and targets. The first and the last target are padding."""
+    """Return random hidden states, a weight, and targets of which `padded` are padding."""
     draw = torch.Generator().manual_seed(3)
     hidden = torch.randn(POSITIONS, D_MODEL, generator=draw, dtype=torch.float64)
     weight = torch.randn(VOCAB, D_MODEL, generator=draw, dtype=torch.float64)
@@ -32,7 +32,7 @@ def inputs(dtype: torch.dtype = torch.float64, padded: int = 6) -> Inputs:
 
 
 def unfused(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Loss:
-    """The reference: the same loss from PyTorch, with all logits in memory."""
+    """Return the reference: the same loss from PyTorch, with all logits in memory."""
     logits = hidden @ weight.T
     return Loss(plain_loss(logits, targets, smoothing), plain_loss(logits, targets, 0.0))
 
@@ -44,12 +44,12 @@ def plain_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def set_chunk_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each chunk have `rows` positions."""
+    """Set the size of each chunk to `rows` positions."""
     monkeypatch.setitem(cross_entropy.CHUNK, "cpu", rows * VOCAB)
 
 
 def count_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Return a function that returns how many chunks have had their gradients computed so far."""
+    """Return a function that counts the chunks whose gradients have been computed so far."""
     chunks: list[None] = []
     add_chunk = cross_entropy._Gradients.add_chunk
     monkeypatch.setattr(
@@ -62,8 +62,8 @@ def count_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_the_length_of_a_chunk_changes_neither_loss_nor_gradients(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 0 rows, a single position has more logits than a chunk should have. With 5, 11 and 22
-    rows, the last chunk is shorter than the others.
+    """With 0 rows, even a single position exceeds the chunk size. With 5, 11 and 22 rows, the last
+    chunk is shorter than the others.
     """
     set_chunk_rows(rows, monkeypatch)
     num_chunks = count_chunks(monkeypatch)
@@ -115,7 +115,7 @@ def test_the_bias_of_the_logits_counts_in_loss_and_gradients(
 
 
 def test_backward_scales_the_gradients_each_time_it_runs() -> None:
-    """The gradients come from the forward pass, which does not know the factor of the loss."""
+    """The gradients come from the forward pass, where the factor of the loss is not yet known."""
     hidden, weight, targets = inputs()
     ours, theirs = (
         linear_cross_entropy(hidden, weight, targets, 0.1).smoothed,
@@ -164,7 +164,7 @@ def test_either_input_may_need_no_gradient(frozen: int) -> None:
 def test_without_gradients_none_are_computed(
     context: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Validation needs only the loss, and the gradients are two thirds of the work."""
+    """Validation needs only the loss, and computing gradients is two thirds of the work."""
     num_chunks = count_chunks(monkeypatch)
     hidden, weight, targets = inputs()
     with context():
@@ -201,7 +201,7 @@ def test_a_batch_of_padding_has_no_loss_and_no_gradients() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_huge_logits_give_finite_numbers(smoothing: float) -> None:
-    """Logits up to 1e4, far beyond the range of exp."""
+    """The logits go up to 1e4, far beyond the range of exp."""
     hidden, weight, targets = (x.detach() for x in inputs(torch.float32))
     hidden = (hidden * (1e4 / (hidden @ weight.T).abs().max())).requires_grad_()
     weight.requires_grad_()
@@ -220,7 +220,7 @@ def test_huge_logits_give_finite_numbers(smoothing: float) -> None:
 
 
 def test_a_model_that_is_certain_and_right_has_almost_no_loss() -> None:
-    """The sum in the softmax consists almost entirely of the term of the target."""
+    """The softmax denominator consists almost entirely of the target's term."""
     hidden = torch.eye(VOCAB)[1:] * 30
     loss = linear_cross_entropy(hidden, torch.eye(VOCAB), torch.arange(1, VOCAB), 0.0)
     assert 0 <= float(loss.nll) < 1e-4
@@ -231,8 +231,8 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 def test_under_autocast_the_products_alone_are_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference rounds the inputs and the result of the product to bf16, and computes the rest
-    in float64.
+    """The reference rounds the inputs and the result of the matrix product to bf16, and computes
+    everything else in float64.
     """
     set_chunk_rows(5, monkeypatch)
     hidden, weight, targets = inputs(torch.float32)
@@ -289,7 +289,7 @@ def test_a_long_batch_is_summed_in_fp32_under_autocast() -> None:
 def test_the_loss_on_a_gpu_equals_the_loss_on_a_cpu(
     rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """float64 without autocast; the half-precision dtypes are those of autocast."""
+    """The float64 case runs without autocast; bf16 and fp16 are used as autocast dtypes."""
     monkeypatch.setitem(cross_entropy.CHUNK, "cuda", rows * VOCAB)
     half = dtype != torch.float64
     hidden, weight, targets = inputs(torch.float32 if half else torch.float64)

@@ -15,7 +15,7 @@ from tests.conftest import run_mt
 
 
 def write_config(path: Path, base: Path, **train: Any) -> Path:
-    """Write the configuration of a new run, with other sizes than those of the run `base`."""
+    """Write the configuration of a new run whose sizes differ from those of the run `base`."""
     config = yaml.safe_load((base / "config.yaml").read_text(encoding="utf-8"))
     config["run_dir"] = str(path.parent / "tuned")
     config["model"] |= {"d_model": 64, "dropout": 0.25}
@@ -80,7 +80,7 @@ def test_only_parameters_that_are_not_frozen_change(trained_run: Path, tmp_path:
     )
     for name in before:
         is_frozen = name.startswith("encoder.layers.") or ".embed_tokens." in name
-        is_frozen |= name.endswith("k_proj.bias")  # never trained
+        is_frozen |= name.endswith("k_proj.bias")  # the bias of a key projection is never trained
         assert torch.equal(before[name], after[name]) == is_frozen, name
 
 

@@ -1,4 +1,4 @@
-"""Packed batches and compiled layers on a GPU: when they are used, and that results are equal."""
+"""Packed batches and compiled layers on a GPU: when they are used, and that results stay equal."""
 
 import copy
 import subprocess
@@ -33,7 +33,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collect the warnings of `mt.model.kernels`."""
+    """Return a list that collects the warnings from `mt.model.kernels`."""
     messages: list[str] = []
     monkeypatch.setattr(
         "mt.model.kernels.logger.warning", lambda message, *args: messages.append(message % args)
@@ -43,7 +43,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Return a function that fakes the compute capability of the GPU, which is 8.0 until then."""
+    """Return a function that sets the faked compute capability of the GPU, which starts at 8.0."""
 
     def pretend(major: int, minor: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
@@ -140,7 +140,7 @@ def test_a_cpu_pads_without_a_warning(dtype: torch.dtype, warnings: list[str]) -
 def fake_installed(
     monkeypatch: pytest.MonkeyPatch, triton: bool, *programs: str, cc: str | None = None
 ) -> None:
-    """Pretend that only these programs, and Triton if `triton` is set, are installed."""
+    """Pretend that only these programs are installed, and also Triton if `triton` is true."""
     monkeypatch.setattr(
         "mt.model.kernels.importlib.util.find_spec",
         lambda name: object() if triton and name == "triton" else None,
@@ -228,7 +228,7 @@ def test_every_layer_is_compiled_and_its_weights_keep_their_names(
 
 
 def sentences(count: int, longest: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Return random pairs; the first source is the longest, and the last pair is short."""
+    """Return random pairs, of which the first has the longest source and the last is short."""
     draw = torch.Generator().manual_seed(seed)
     lens = torch.randint(1, longest, (count, 2), generator=draw).tolist()
     lens[0], lens[-1] = [longest, longest - 1], [1, 2]
@@ -251,9 +251,10 @@ Tracer = Callable[[str], CompileCounterWithBackend]
 
 @pytest.fixture
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracer]:
-    """Make `module.compile` trace the layers without generating code, and collect the graphs.
+    """Yield a function that makes `module.compile` trace the layers without generating code.
 
-    The backend `aot_eager` traces gradients too, which takes longer.
+    The function returns a counter that collects the traced graphs. The backend `aot_eager` traces
+    gradients too, which takes longer.
     """
     real = nn.Module.compile
 
@@ -293,7 +294,7 @@ def test_traced_layers_give_the_same_loss_and_gradients(
     tracer: Tracer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Uses the attention of a GPU. More layers and batches of other sizes cause no new traces.
+    """Use the GPU attention. More layers and batches of other sizes must not cause new traces.
 
     There must be one graph for encoder layers and one for decoder layers, because PyTorch stops
     compiling a function after eight graphs.
@@ -339,7 +340,7 @@ def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("make", [collate, pack])
 def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyBatch]) -> None:
-    """The bounds allow some dozen roundings to 8 bits. A wrong mask would cause larger errors."""
+    """The bounds allow a few dozen roundings to 8 bits. A wrong mask would cause larger errors."""
     exact = build_model(
         tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1
     ).train()
@@ -362,8 +363,8 @@ def test_bf16_on_a_gpu_is_near_fp32_on_a_cpu(norm: str, make: Callable[..., AnyB
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.no_grad()
 def test_packed_equals_padded_on_a_gpu_in_bf16(norm: str) -> None:
-    """Hidden states after a layer norm are around 1, where bf16 rounds by 2^-8. Packed and padded
-    states may differ by a few such roundings, and by far less on average.
+    """Hidden states after a layer norm are around 1, where rounding to bf16 changes them by up to
+    2^-8. Packed and padded states may differ by a few such roundings, and by far less on average.
     """
     model = (
         build_model(tiny(d_model=64, d_ff=128, num_heads=4, norm=norm), VOCAB, VOCAB, seed=1)
@@ -441,7 +442,8 @@ def test_compiled_layers_equal_eager_ones_on_a_gpu(make: Callable[..., AnyBatch]
         assert relative_error(ours[2:], theirs[2:]) < 0.05
 
 
-# Trains a model with dropout for some updates, searches, and prints a hash of all results.
+# This program trains a model with dropout for a few updates, runs a beam search, and prints a hash
+# of the weights and translations.
 DETERMINISTIC_CODE = """
 import hashlib, sys
 import torch
@@ -489,7 +491,7 @@ print(compute, digest.hexdigest())
 
 
 def run_deterministic(*arguments: str) -> str:
-    """Run `DETERMINISTIC_CODE`, in a process of its own because it changes global settings."""
+    """Run `DETERMINISTIC_CODE` in its own process, because it changes global settings."""
     command = [sys.executable, "-c", DETERMINISTIC_CODE, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 

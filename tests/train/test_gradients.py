@@ -1,4 +1,4 @@
-"""From gradients to weights: steps against PyTorch, skipped updates, and the loss scale of fp16."""
+"""From gradients to weights: steps equal to PyTorch's, skipped updates, and the fp16 loss scale."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from mt.train.gradients import LossScale, PendingStats, UpdateStats, apply_gradi
 from mt.train.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
-# With an epsilon as large as the gradients, a step of Adam depends on their scale. Otherwise, Adam
-# would divide by it, and the tests would not notice a wrong scale.
+# With an epsilon as large as the gradients, an Adam step depends on the scale of the gradients.
+# Otherwise, Adam would divide by this scale, and the tests would not notice if it was wrong.
 CONFIG = OptimConfig(lr=0.05, betas=[0.9, 0.98], eps=0.1, weight_decay=0.1)
 FINITE = torch.tensor(1.0)
-NONE_BAD = torch.tensor(False)  # bad updates so far
-ONE = torch.tensor(1.0)  # a loss scale
+NONE_BAD = torch.tensor(False)  # no update so far was bad
+ONE = torch.tensor(1.0)  # a loss scale of 1
 UPDATE = Update.from_batches([empty_batch((8, 10, 80), CPU, packed=False)])  # 640 target tokens
 
 
@@ -46,7 +46,7 @@ def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
 
 
 class FakeEvent:
-    """An event that a GPU reaches when it is queried for the `done_at`-th time, or never (None)."""
+    """A fake GPU event that is done at its `done_at`-th query, or never if `done_at` is None."""
 
     def __init__(self, done_at: int | None) -> None:
         self.done_at, self.queries, self.waited = done_at, 0, False
@@ -148,7 +148,7 @@ def test_the_clip_norm_changes_the_step() -> None:
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 def test_a_loss_scale_does_not_change_the_weights(clip_norm: float) -> None:
-    """The scale is a power of two, so in fp32 not even the last bit changes."""
+    """The scale is a power of two, so not even the last bit of an fp32 weight changes."""
     results = []
     for enabled in (False, True):
         model = network()
@@ -192,7 +192,7 @@ def test_an_update_that_is_not_finite_changes_nothing(
     clip_norm: float,
     enabled: bool,
 ) -> None:
-    """Weights and optimizer state stay the same bit for bit, and so do the following updates."""
+    """A skipped update changes no bit of the weights, the optimizer state or later updates."""
     model, untouched = network(), network()
     optimizer, other = build_optimizer(model, CONFIG, CPU), build_optimizer(untouched, CONFIG, CPU)
     scale = LossScale(CPU, enabled)
@@ -203,9 +203,9 @@ def test_an_update_that_is_not_finite_changes_nothing(
     _, diverged = apply_gradients(
         model, optimizer, spoil(model, loss.detach(), bad), scale, clip_norm, NONE_BAD
     )
-    assert bool(diverged) is not enabled  # with a scale, it can still be halved
+    assert bool(diverged) is not enabled  # with a loss scale, halving the scale may still help
     expected = everything(untouched, other)
-    # Before the first update there is no state; the skipped update may create it, filled with 0.
+    # Before the first update there is no state. The skipped update may create it, filled with 0.
     for name, value in everything(model, optimizer).items():
         assert torch.equal(value, expected.get(name, torch.zeros_like(value))), name
     assert all(p.grad is None for p in model.parameters())
@@ -264,7 +264,7 @@ def test_the_scale_halves_after_each_bad_update_and_doubles_after_enough_good_on
         0.5,
         0.5,
         1,
-    ]  # a bad update starts the count again
+    ]  # a bad update restarts the count of good updates
 
 
 def test_a_disabled_scale_stays_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,19 +282,19 @@ def test_a_scale_continues_from_its_saved_state(monkeypatch: pytest.MonkeyPatch)
     for finite in (BAD, GOOD, GOOD):
         straight.update(finite)
     state = straight.state_dict()
-    # The state is stored together with the tensors of the optimizer.
+    # The state is stored together with the optimizer's tensors.
     resumed.load_state_dict(state | {"exp_avg.weight": torch.zeros(3)})
     for _ in range(3):
         assert float(resumed.scale) == float(straight.scale)
         for scale in (straight, resumed):
             scale.update(GOOD)
-    # The two good updates before the state was saved count.
+    # The two good updates before the state was saved still count.
     assert float(resumed.scale) == 65536 * 2 / 2
     assert float(state["loss_scale"]) == 65536 / 2  # later updates do not change a saved state
 
 
 def test_a_scale_ignores_the_state_of_another_precision() -> None:
-    """A run that started in fp32 resumes in fp16, and the other way round."""
+    """A run that started in fp32 can resume in fp16, and vice versa."""
     fresh, off = LossScale(CPU, enabled=True), no_scale()
     fresh.load_state_dict({})
     assert float(fresh.scale) == 65536
@@ -329,7 +329,7 @@ def test_after_a_bad_update_no_later_update_changes_the_weights() -> None:
     )
 
 
-# --- the numbers of an update
+# --- the statistics of an update
 
 
 def test_the_stats_of_a_good_update_are_its_numbers() -> None:
@@ -390,7 +390,7 @@ def test_stats_on_a_gpu_do_not_change_if_they_are_read_late(
 ) -> None:
     numbers = torch.tensor([2.5, 1.5, 0.25, 0.0], device="cuda")
     pending = PendingStats(7, numbers, 1e-3, UPDATE, ONE)
-    numbers.fill_(float("nan"))  # queued after the copy
+    numbers.fill_(float("nan"))  # queued on the GPU after the copy to the CPU
     assert pending.read(patience) == UpdateStats(2.5, 1.5, 0.25, 1e-3, 640)
     with pytest.raises(DivergedError, match="update 8"):
         PendingStats(

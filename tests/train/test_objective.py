@@ -1,4 +1,4 @@
-"""The training objective against plain PyTorch, and its sums over parts of a batch."""
+"""The training objective compared with plain PyTorch, and its sums over parts of a batch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -137,8 +137,8 @@ def test_without_gradients_the_sums_are_the_same(
 
 
 def test_under_autocast_the_loss_of_the_model_is_near_that_of_fp32(model: Transformer) -> None:
-    """Rounding to bf16, which keeps 8 bits, is off by up to 2^-9. The bounds allow a few dozen such
-    errors, but not a wrong term.
+    """Rounding to bf16, which keeps 8 bits, changes a value by up to 2^-9 of itself. The bounds
+    allow a few dozen such errors, but not a wrong term.
     """
     model, batch = model.float(), collate(PAIRS)
     exact = loss_sums(model, batch, 0.1)

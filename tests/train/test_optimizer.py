@@ -1,4 +1,4 @@
-"""The schedule against its formula, the average against a loop, and resuming an optimizer."""
+"""Compare the schedule with its formula and the average with a loop, and resume an optimizer."""
 
 import copy
 
@@ -63,7 +63,7 @@ def test_the_learning_rate_of_some_updates(
 
 
 def test_the_inverse_square_root_is_the_papers_formula_at_every_step() -> None:
-    """lr = d_model^-0.5 min(step^-0.5, step warmup^-1.5), Vaswani et al. 2017, equation 3."""
+    """Equation 3 of Vaswani et al. 2017: lr = d_model^-0.5 min(step^-0.5, step warmup^-1.5)."""
     d_model, warmup = 512, 400
     config = OptimConfig(lr=(d_model * warmup) ** -0.5, warmup_steps=warmup)
     for step in range(1, 2001):
@@ -92,7 +92,7 @@ def test_every_parameter_is_optimized_once_with_the_settings_given() -> None:
 
 
 def test_updates_follow_the_formula_of_adam() -> None:
-    """Three updates of Kingma and Ba 2015, algorithm 1, computed in float64."""
+    """Compare three updates with algorithm 1 of Kingma and Ba 2015, computed in float64."""
     parameter = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
     model = nn.ParameterList([parameter])
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, betas=[0.9, 0.98], eps=1e-9), CPU)
@@ -162,7 +162,7 @@ def test_an_optimizer_resumes_bit_for_bit_from_its_saved_tensors() -> None:
     take_steps(without_state, build_optimizer(without_state, config, CPU), 5, 8)
     assert not torch.equal(
         without_state[0].weight, straight[0].weight
-    )  # without the state, results differ
+    )  # without the optimizer state, the weights differ
 
 
 def test_saved_tensors_are_named_after_moment_and_parameter() -> None:

@@ -1,4 +1,4 @@
-"""Why a run stops: limits as a table, and signals in a real process."""
+"""The reasons why a run stops: limits, real signals, and a loss or score that gets worse."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_limit_ends_the_run_when_it_is_reached(
 
 
 def interrupt_a_block(stop: SignalStop) -> None:
-    """Start a block that takes long, and send this process a signal."""
+    """Send this process a signal inside an interruptible block that would take five seconds."""
     with stop.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -67,7 +67,7 @@ def test_a_signal_repeated_by_a_launcher_does_not_end_the_process() -> None:
 
 
 class WorldOfReceivers(World):
-    """The ranks of a run whose other ranks have received `signals`; 0 stands for none."""
+    """A world whose other ranks have received `signals`, where 0 stands for no signal."""
 
     def __init__(self, signals: list[int]) -> None:
         super().__init__(size=1 + len(signals), is_launched=True)
@@ -113,7 +113,10 @@ def test_a_second_signal_ends_the_process() -> None:
 
 
 def watched(losses: list[float], **options: object) -> int | None:
-    """Return the update at which a watch raises, or None; it is resumed after each update."""
+    """Return the update at which a `DivergenceWatch` raises, or None if it never raises.
+
+    After each update, the watch is replaced with one that has loaded its state.
+    """
     config = TrainConfig.model_validate(
         {"divergence_window": 4, "divergence_factor": 1.5, **options}
     )
@@ -131,17 +134,17 @@ def watched(losses: list[float], **options: object) -> int | None:
 @pytest.mark.parametrize(
     ("losses", "options", "step"),
     [
-        # more than one and a half times the best
+        # The mean is more than one and a half times the best mean.
         ([9.0] * 4 + [4.0] * 4 + [6.1] * 4, {}, 12),
-        ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # slightly less
-        # a single update that raises the mean of its window
+        ([9.0] * 4 + [4.0] * 4 + [5.9] * 40, {}, None),                    # slightly less than that
+        # A single update raises the mean of its window.
         ([9.0] * 4 + [4.0] * 4 + [4.0, 50.0] + [4.0] * 40, {}, 12),
-        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # an incomplete window
-        # a best loss below 1 counts as 1
+        ([9.0] * 4 + [4.0] * 4 + [7.0] * 3, {}, None),                     # the window is not full
+        # A best loss below 1 counts as 1.
         ([9.0] * 4 + [0.1] * 4 + [1.4] * 8, {}, None),
         ([9.0] * 4 + [0.1] * 4 + [1.6] * 8, {}, 12),
-        ([1.0] * 4 + [90.0] * 40, {"divergence_factor": None}, None),      # turned off
-        # an overflow in fp16 is ignored
+        ([1.0] * 4 + [90.0] * 40, {"divergence_factor": None}, None),      # the watch is turned off
+        # An overflow in fp16 is ignored.
         ([9.0] * 3 + [float("nan"), 9.0] + [4.0] * 4 + [7.0] * 4, {}, 13),
         ([9.0] * 4 + [4.0] * 4 + [float("inf")] + [4.0] * 8, {}, None),
         ([9.0 - 0.1 * i for i in range(80)], {}, None),

@@ -74,7 +74,7 @@ def start(config: Path, *overrides: str) -> "subprocess.Popen[bytes]":
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
-    """Wait until `path` exists, while the process runs."""
+    """Wait until `path` exists; fail if the process ends before that."""
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, f"{path} was not written"
@@ -102,7 +102,7 @@ def test_deterministic_may_be_changed_when_a_run_resumes(
     result = run_mt("train", small_yaml(folders[1]), *options)
     assert "changed since the last start: train.deterministic: False -> True" in result.stderr
     straight, changed = (final_files(folder / "run", 8) for folder in folders)
-    assert straight == changed  # on a CPU it changes nothing
+    assert straight == changed  # on a CPU, `deterministic` changes nothing
 
 
 @pytest.mark.gpu
