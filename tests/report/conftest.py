@@ -42,7 +42,7 @@ class Browser:
         return self.driver.find_element("css selector", selector)
 
     def map(self, selector: str, function: str) -> list[Any]:
-        """Apply a JavaScript function to all elements that match the selector, and return the results."""
+        """Apply a JavaScript function to all elements that match, and return the results."""
         script = f"return [...document.querySelectorAll(arguments[0])].map({function})"
         return list(self.js(script, selector))
 
