@@ -59,7 +59,8 @@ def evaluate(
         typer.Option(
             "--comet-command",
             envvar="MT_COMET_COMMAND",
-            help="A command that prints a COMET score: comet-score -s {src} -t {hyp} -r {ref} ...",
+            help="A command that prints a COMET score, for example: "
+            "comet-score -s {src} -t {hyp} -r {ref} ...",
         ),
     ] = None,
     beam_size: BeamSize = None,

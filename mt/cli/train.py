@@ -1,4 +1,4 @@
-"""`mt train`: train the model of a configuration, or resume an interrupted run."""
+"""`mt train`: train the model that a configuration describes, or resume an interrupted run."""
 
 from pathlib import Path
 from typing import Annotated

@@ -177,7 +177,7 @@ def _write(
     from mt.cli.output import open_output
     from mt.log import progress_bar
 
-    # If the translations are printed on a terminal, the user can see the progress.
+    # No progress bar if translations are printed to a terminal, which shows the progress anyway.
     is_shown = output is not None or not sys.stdout.isatty()
     aligned: AbstractContextManager[Lines | None] = (
         nullcontext() if alignment is None else open_output(alignment, about)

@@ -17,7 +17,7 @@ from mt.errors import ConfigError
 class MosesTokens:
     """Tokenizes like Moses' normalize-punctuation.perl, lowercase.perl and tokenizer.perl.
 
-    This uses sacremoses. sacreBLEU expects the methods of this class from a tokenizer.
+    This uses sacremoses. The class has the methods that sacreBLEU expects of a tokenizer.
     """
 
     def __init__(self, lang: str) -> None:

@@ -57,7 +57,7 @@ def final_settings(config: Config, run: RunFolder, overwrite: bool) -> tuple[Con
 def _changed_settings(config: Config, before: Config, run: RunFolder) -> list[str]:
     """Return the settings that have changed, one line each.
 
-    Raises `ConfigError` if a setting has changed that may not change.
+    Raises `ConfigError` if a setting has changed that must stay the same.
     """
     then, now = flatten(before), flatten(config)
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
@@ -152,11 +152,11 @@ def _with_batch_size(
 def start_computing(
     config: Config, resumed: ModelFolder | None, world: World
 ) -> tuple[Config, Compute]:
-    """Set up this rank's device. Returns `config` with precision and threads, and the device.
+    """Set up this rank's device. Returns (`config` with precision and threads filled in, device).
 
-    If the user has not set them (`precision: auto`, no `threads`), they are taken from the
-    checkpoint `resumed`, or chosen by rank 0. Raises `ConfigError` (`RankError` on other ranks)
-    if the device of a rank does not support the precision.
+    If the user has left precision or threads open (`precision: auto`, no `threads`), they are taken
+    from the checkpoint `resumed`, or chosen by rank 0. Raises `ConfigError` (`RankError` on other
+    ranks) if the device of a rank does not support the precision.
     """
     chosen = world.broadcast_from_rank0(lambda: _decide(config, resumed, world))
     computes: list[Compute] = []
@@ -188,7 +188,10 @@ def start_computing(
 
 
 def _decide(config: Config, resumed: ModelFolder | None, world: World) -> dict[str, Any]:
-    """Choose the precision, and the threads per machine and per rank, and log changes."""
+    """Choose the precision and the number of threads (per machine and per rank).
+
+    Logs a message if they differ from those of the checkpoint `resumed`.
+    """
     before = {} if resumed is None else resumed.training_state()
     precision: str = config.precision
     hint = ""

@@ -26,7 +26,8 @@ from mt.runtime.shards import save_shards, unsharded
 
 T = TypeVar("T")
 Engine = Literal["ddp", "fsdp"]
-# Timeout in seconds for commands that only translate. Their ranks rarely wait for each other.
+# Timeout in seconds for commands that only translate. It is long, because their ranks rarely wait
+# for each other.
 TRANSLATION_TIMEOUT = 3600.0
 # NCCL waits this many seconds longer than collectives on the CPU, because an error on the CPU can
 # be reported, but NCCL just aborts the process. A process waits for its own GPU longer than for

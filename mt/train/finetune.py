@@ -36,6 +36,6 @@ def initialize(model: Transformer, config: Config, is_new: bool = True) -> None:
             parameters[name].requires_grad_(False)
     frozen = sum(p.numel() for p in trainable if not p.requires_grad)
     if frozen == sum(p.numel() for p in trainable):
-        raise ConfigError("train.freeze matches all parameters, so none is left to train")
+        raise ConfigError("train.freeze matches all parameters, so nothing is left to train")
     if frozen:
         logger.info(f"frozen: {frozen:,} parameters")

@@ -118,7 +118,8 @@ class TrainProgress:
         seconds = max(time.perf_counter() - self._window_start - self._paused, 1e-9)
         loss, nll = window.loss / window.num_tokens, window.nll / window.num_tokens
         rate, ppl = self._timed_tokens / seconds, math.exp(min(nll, 50))
-        # A report that is not due is the last one of a process; see `MetricLogger`.
+        # A report that is not due is written when a process ends, so it is marked as partial (see
+        # `MetricLogger`).
         partial = {"partial": True} if self._step % self.config.log_every else {}
         metrics.write(
             "train",

@@ -148,7 +148,8 @@ def limit_reached(config: TrainConfig, step: int, epoch: int, bad_validations: i
 class DivergenceWatch:
     """Detects a diverging loss, similar to Marian's --throw-on-divergence.
 
-    It compares the mean loss of each `train.divergence_window` updates with the lowest such mean.
+    It compares the mean loss of each window of `train.divergence_window` updates with the lowest
+    mean of an earlier window.
     """
 
     def __init__(self, config: TrainConfig) -> None:

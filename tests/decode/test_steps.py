@@ -1,4 +1,4 @@
-"""Compare cached, step-by-step decoding with a full forward pass of the model as trained."""
+"""Compare cached, step-by-step decoding with a full forward pass of the original model."""
 
 import pytest
 import torch

@@ -13,11 +13,8 @@ def operands(
     draw = torch.Generator().manual_seed(1)
     shapes = (rows, inputs), (outputs, inputs), (outputs,)
     x, weight, bias = (torch.randn(shape, generator=draw) for shape in shapes)
-    return (
-        x * torch.logspace(-3, 3, rows)[:, None],
-        weight,
-        bias,
-    )  # rows of very different magnitudes
+    # The rows have very different magnitudes.
+    return x * torch.logspace(-3, 3, rows)[:, None], weight, bias
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

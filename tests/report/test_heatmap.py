@@ -87,9 +87,8 @@ def test_wide_characters_and_long_tokens_leave_the_cells_in_line() -> None:
     ]
     text = as_text(HeatMap("", rows, ["x"], [[1.0]] * len(rows)), 80, plain=False).plain
     lines = text.split("\n")[1:-1]
-    assert {cell_len(line) for line in lines} == {
-        19
-    }  # a label of width 16, a space, and a cell of width 2
+    # A label is 16 wide, the space after it 1, and a cell 2.
+    assert {cell_len(line) for line in lines} == {19}
     assert sum("\u2026" in line for line in lines) == 1
 
 

@@ -1,4 +1,4 @@
-"""Test that text cannot inject code into the report page, and that real browsers show it."""
+"""Test that text cannot inject code into the report page, and that browsers can open the page."""
 
 import base64
 import itertools

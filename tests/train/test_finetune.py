@@ -95,7 +95,7 @@ def test_a_missing_model_and_a_wrong_freeze_pattern_are_errors(
     loaded = load_model(trained_run, torch.device("cpu"))
     for freeze, message in (
         (["nothing.*"], "matches no parameter"),
-        (["*"], "matches all parameters, so none is left to train"),
+        (["*"], "matches all parameters, so nothing is left to train"),
     ):
         train = loaded.config.train.model_copy(update={"freeze": freeze, "init_from": None})
         with pytest.raises(ConfigError, match=message):
