@@ -197,6 +197,7 @@ def _special(
     """
 
     def find(role: str, default: str) -> str:
+        """Return the special piece for `role`."""
         key = f"{role}_token_id"
         number = config.get(key)
         if number is None:

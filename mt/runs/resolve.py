@@ -162,6 +162,7 @@ def start_computing(
     computes: list[Compute] = []
 
     def start(ranks: Sequence[int]) -> list[bool]:
+        """Set up this rank's device. Returns, for `ranks` (only this one), whether it is fast."""
         place = world.device_for_rank(config.device)
         try:
             compute = set_up_compute(

@@ -1,5 +1,5 @@
-"""Test `mt.data.store` and `mt.data.checks`: ids are read back as written, and every pair is either
-kept or counted as dropped.
+"""Test `mt.data.store`, `mt.data.checked_array` and `mt.data.checks`: ids are read back as
+written, and every pair is either kept or counted as dropped.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Test `mt.data.tokenizer`: training is reproducible, text survives a round trip, ids are mapped to
-words, and SentencePiece errors become messages about our options.
+"""Test `mt.data.tokenizer` and `mt.data.relabeled`: training is reproducible, text survives a round
+trip, ids are mapped to words, and SentencePiece errors become messages about our options.
 """
 
 import logging

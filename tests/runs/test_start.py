@@ -1,5 +1,7 @@
-"""A run and its folder: an earlier run is overwritten only on request, and nothing is lost when
-disk space or memory runs out.
+"""Runs and their folders (`mt.artifacts.run_folder`).
+
+An earlier run is overwritten only on request, and nothing is lost when disk space or memory runs
+out.
 """
 
 import json
