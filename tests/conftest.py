@@ -59,6 +59,14 @@ def _restore_logging() -> Iterator[None]:
     logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """Let PyTorch use one thread in this process from now on, so that rounding is the same."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the first pairs of the sample corpus.

@@ -40,9 +40,7 @@ TRAINING, TRANSLATING = ("fp32", "bf16"), ("fp32", "bf16", "int8")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -40,9 +40,7 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_spm(path: Path, lang: str) -> list[str]:

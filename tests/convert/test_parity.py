@@ -14,10 +14,7 @@ from mt.model.transformer import Transformer, build_model
 from mt.runtime.device import Compute
 from tests.conftest import sample_lines
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

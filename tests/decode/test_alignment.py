@@ -21,9 +21,7 @@ from tests.conftest import sample_lines
 FP32 = Compute(torch.device("cpu"), torch.float32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ from mt.model.transformer import Transformer, build_model
 VOCAB = 6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_model(seed: int, vocab: int = VOCAB, sharpness: float = 2.0) -> Transformer:

@@ -10,10 +10,7 @@ from mt.model.state import FIRST_CAPACITY
 from mt.model.transformer import Transformer
 from tests.model.small import VOCAB, small, sources
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def last_log_probs(model: Transformer, src: Tensor, src_mask: Tensor, tgt: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ HEAD_DIM = D_MODEL // NUM_HEADS
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded(one_thread: None) -> None:
     torch.manual_seed(1)
 
 

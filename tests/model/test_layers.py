@@ -12,8 +12,7 @@ from mt.model.layers import ACTIVATIONS, Activation, Dropout, Embedding, random_
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded(one_thread: None) -> None:
     torch.manual_seed(1)
 
 

@@ -12,10 +12,7 @@ from mt.model.transformer import Transformer
 from mt.report.attention import attention_maps
 from tests.model.small import small, sources
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pytorchs_weights(

@@ -12,10 +12,7 @@ from mt.config import PRESETS, ModelConfig
 from mt.model.transformer import Transformer, build_model
 from tests.model.small import VOCAB, small, sources
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- sizes, names, ties

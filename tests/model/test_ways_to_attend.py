@@ -20,8 +20,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded(one_thread: None) -> None:
     torch.manual_seed(1)
 
 

@@ -16,9 +16,7 @@ VOCAB, D_MODEL, POSITIONS = 13, 8, 23
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inputs(dtype: torch.dtype = torch.float64, padded: int = 6) -> Inputs:

@@ -26,9 +26,7 @@ VOCAB = 40
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

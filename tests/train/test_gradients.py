@@ -25,9 +25,7 @@ ONE = torch.tensor(1.0)  # a loss scale of 1
 UPDATE = Update.from_batches([empty_batch((8, 10, 80), CPU, packed=False)])  # 640 target tokens
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network() -> nn.Sequential:

@@ -19,9 +19,7 @@ VOCAB = 13
 PAIRS = [([4, 5, 6], [7, 8]), ([9], [10, 11, 12, 4, 5]), ([6, 7, 8, 9, 10, 11], [12])]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ from mt.train.optimizer import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def toy(seed: int = 1) -> nn.Sequential:
