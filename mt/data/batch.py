@@ -31,8 +31,8 @@ class Batch:
 class PackedBatch:
     """One micro-batch without padding, in which all sentences are concatenated.
 
-    Sentence i of the source is `src[src_offsets[i]:src_offsets[i + 1]]`. The
-    target is stored in the same way.
+    Sentence i of the source is `src[src_offsets[i]:src_offsets[i + 1]]`. The target is stored in
+    the same way.
     """
 
     src: Tensor  # [src_tokens] source ids, each sentence ending with `EOS_ID`

@@ -32,11 +32,6 @@ class CheckedArray:
             raise ValueError(f"{path.name} or its checksum file has the wrong size")
         self._checked = np.zeros(len(self.checksums), np.bool_)
 
-    def __getitem__(self, span: slice) -> Any:
-        size = self.values.itemsize
-        self.check(range(span.start * size // BLOCK, -(-span.stop * size // BLOCK)))
-        return self.values[span]
-
     def at(self, indices: npt.NDArray[np.int64]) -> Any:
         """Return the numbers at `indices`."""
         if not self._checked.all():

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mt.config import FilterConfig
 from mt.data.batch import IntArray, Rows
@@ -37,8 +36,6 @@ FORMAT_VERSION = 2
 QUANTILES = (0.5, 0.9, 0.99, 0.9999, 1.0)  # shares of lines; see `LengthQuantiles`
 NUM_EXAMPLES = 3  # how many lines that the tokenizer changes are stored as examples
 LINES_PER_CALL = 4096  # one call for many lines is faster than one call per line
-
-Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -79,24 +76,20 @@ class _Side:
             first, end = self.offsets.at(np.array([start, stop])).tolist()
             self.tokens.read_ahead(first, end)
 
-    def __getitem__(self, index: int) -> Ids:
-        start, stop = self.offsets[index : index + 2].tolist()
-        ids: Ids = self.tokens[start:stop]
-        return ids
-
     def rows(self, indices: IntArray) -> Rows:
-        starts, lens = self.offsets.at(indices).astype(np.int64), self.lengths(indices)
+        starts, lens = self.spans(indices)
         # The result has the rows one after another, so all ids of a row move by the same distance.
         distances = starts - (np.cumsum(lens) - lens)
         return Rows(self.tokens.at(np.repeat(distances, lens) + np.arange(lens.sum())), lens)
 
-    def lengths(self, indices: IntArray) -> IntArray:
-        lengths: IntArray = self.offsets.at(indices + 1) - self.offsets.at(indices)
-        return lengths.astype(np.int64)
+    def spans(self, indices: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the starts and the lengths of rows in `tokens`."""
+        starts = self.offsets.at(indices).astype(np.int64)
+        return starts, self.offsets.at(indices + 1).astype(np.int64) - starts
 
 
 class TokenCache:
-    """A tokenized corpus on disk. `cache[i]` returns (source ids, target ids) of pair i.
+    """A tokenized corpus on disk.
 
     Raises `DataError` if a file is missing or damaged.
     """
@@ -127,9 +120,6 @@ class TokenCache:
     def __len__(self) -> int:
         return int(self.manifest["pairs"])
 
-    def __getitem__(self, index: int) -> tuple[Ids, Ids]:
-        return self._src[index], self._tgt[index]
-
     def read_ahead(self, runs: Sequence[tuple[int, int]]) -> None:
         """Ask the operating system to load the pairs of all runs [start, stop) in the background.
 
@@ -144,7 +134,7 @@ class TokenCache:
 
     def lengths(self, indices: IntArray) -> tuple[IntArray, IntArray]:
         """Return the source and target lengths of pairs in subwords, without end-of-sentence."""
-        return self._src.lengths(indices), self._tgt.lengths(indices)
+        return self._src.spans(indices)[1], self._tgt.spans(indices)[1]
 
     @property
     def num_tokens(self) -> dict[str, int]:

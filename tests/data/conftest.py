@@ -5,10 +5,12 @@ that writes a corpus to a temporary folder.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mt.config import CorpusConfig, TokenizerConfig
 from mt.data.sources import SentencePair
+from mt.data.store import TokenCache
 from mt.data.tokenizer import Tokenizer, train_tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
@@ -35,6 +37,12 @@ class IdTokenizer(Tokenizer):
 
     def decode_tgt_lines(self, lines: Sequence[Sequence[int]]) -> list[str]:
         return [" ".join(map(str, ids)) for ids in lines]
+
+
+def pair_ids(cache: TokenCache, index: int) -> tuple[list[int], list[int]]:
+    """Return the source ids and the target ids of one pair."""
+    src, tgt = cache.rows(np.array([index]))
+    return src.ids.tolist(), tgt.ids.tolist()
 
 
 @pytest.fixture(scope="session")

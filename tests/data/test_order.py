@@ -19,6 +19,7 @@ from mt.data.order import ORDER, Position, TrainLoader, Update, ValidLoader
 from mt.data.sources import SentencePair
 from mt.data.store import TokenCache, build_cache
 from mt.data.tokenizer import Tokenizer
+from tests.data.conftest import pair_ids
 
 NUM_PAIRS = 150
 FIRST_ID = 4
@@ -118,9 +119,9 @@ def test_batches_hold_the_pairs_of_the_cache(make: MakeLoader, cache: TokenCache
     for update in epochs(make(), 1)[0]:
         for batch, indices in zip(update.micro_batches, contents(update), strict=True):
             for row, index in enumerate(indices):
-                src, tgt = cache[index]
-                assert batch.src[row][batch.src_mask[row]].tolist()[:-1] == src.tolist()
-                assert batch.tgt_out[row].tolist()[: len(tgt)] == tgt.tolist()
+                src, tgt = pair_ids(cache, index)
+                assert batch.src[row][batch.src_mask[row]].tolist()[:-1] == src
+                assert batch.tgt_out[row].tolist()[: len(tgt)] == tgt
             assert batch.src.numel() <= 60
             assert batch.tgt_out.numel() <= 60
 
@@ -207,7 +208,8 @@ def described_order(
 def described_buckets(
     cache: TokenCache, indices: list[int], ties: list[int], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    lengths = {i: (len(cache[i][0]) + 1, len(cache[i][1]) + 1) for i in indices}
+    pairs = {i: pair_ids(cache, i) for i in indices}
+    lengths = {i: (len(src) + 1, len(tgt) + 1) for i, (src, tgt) in pairs.items()}
     rank = dict(zip(indices, ties, strict=True))
 
     def by_length(i: int) -> tuple[int, int, int]:

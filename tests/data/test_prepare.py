@@ -20,6 +20,7 @@ from mt.data.sources import SentencePair
 from mt.errors import ConfigError, DataError
 from mt.files import atomic_write, locked
 from mt.runtime.world import World
+from tests.data.conftest import pair_ids
 
 WriteCorpus = Callable[..., CorpusConfig]
 MakeConfig = Callable[..., Config]
@@ -63,7 +64,7 @@ def cached_files(tmp_path: Path) -> dict[str, int]:
 def texts(prepared: Prepared) -> list[str]:
     """Return the target text of every pair in the token cache."""
     return [
-        prepared.tokenizer.decode_tgt(prepared.train[i][1].tolist())
+        prepared.tokenizer.decode_tgt(pair_ids(prepared.train, i)[1])
         for i in range(len(prepared.train))
     ]
 
@@ -85,8 +86,8 @@ def test_the_cache_is_what_a_loop_over_the_lines_gives(
             sides.append([processor.encode(line) for line in lines])
         expected += zip(*sides, strict=True)
     assert len(expected) == 202
-    pairs = [prepared.train[i] for i in range(len(prepared.train))]
-    assert [(src.tolist(), tgt.tolist()) for src, tgt in pairs] == expected
+    pairs = [pair_ids(prepared.train, i) for i in range(len(prepared.train))]
+    assert pairs == expected
 
 
 class SecondRank(World):
@@ -201,7 +202,8 @@ def test_other_filters_share_the_tokenizer(
     all_pairs = prepare(make(corpus))
     short = prepare(make(corpus, data={"filters": {"max_len": 20}}))
     assert 0 < len(short.train) < len(all_pairs.train)
-    assert max(len(side) for i in range(len(short.train)) for side in short.train[i]) <= 19
+    cache = short.train
+    assert max(len(side) for i in range(len(cache)) for side in pair_ids(cache, i)) <= 19
     assert short.tokenizer.hash == all_pairs.tokenizer.hash
     assert short.data_fingerprint != all_pairs.data_fingerprint
     names = [name for name in cached_files(tmp_path) if name.endswith(("spm", "json"))]

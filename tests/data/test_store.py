@@ -17,6 +17,7 @@ from mt.data.sources import SentencePair
 from mt.data.store import TokenCache, build_cache
 from mt.data.tokenizer import Tokenizer
 from mt.errors import DataError
+from tests.data.conftest import pair_ids
 
 MakeTokenizer = Callable[[int], Tokenizer]
 KEEP_ALL = FilterConfig(max_len=100_000)
@@ -48,7 +49,7 @@ def test_a_cache_holds_the_ids_of_the_tokenizer(
             (tokenizer.encode_src([pair.src])[0], tokenizer.encode_tgt([pair.tgt])[0])
             for pair in pairs
         ]
-        assert [tuple(side.tolist() for side in cache[i]) for i in range(len(cache))] == expected
+        assert [pair_ids(cache, i) for i in range(len(cache))] == expected
         picked = np.array([99, 0, 5, 5])
         for side, rows in enumerate(cache.rows(picked)):
             assert rows.ids.tolist() == [id_ for i in picked for id_ in expected[i][side]]
@@ -76,8 +77,8 @@ def test_ids_have_16_bits_unless_the_vocabulary_is_larger(
         tmp_path / "cache",
         {},
     )
-    assert [side.dtype.name for side in cache[0]] == [dtype, dtype]
-    assert [side.tolist() for side in cache[0]] == [[4, last], [last]]
+    assert [side.ids.dtype.name for side in cache.rows(np.array([0]))] == [dtype, dtype]
+    assert pair_ids(cache, 0) == ([4, last], [last])
     assert (tmp_path / "cache" / "src.tokens.bin").stat().st_size == 2 * np.dtype(dtype).itemsize
 
 
@@ -197,7 +198,7 @@ def test_kept_and_dropped_add_up_to_the_pairs(
     assert len(stats) == 5
     assert stats.total() == 300
     assert cache.manifest["filters"] == stats
-    assert [[len(side) for side in cache[i]] for i in range(len(cache))] == [
+    assert [[len(side) for side in pair_ids(cache, i)] for i in range(len(cache))] == [
         pair for pair in lengths if verdict(*pair) == "kept"
     ]
 
@@ -228,17 +229,17 @@ def test_a_changed_number_is_noticed_when_its_block_is_first_read(
     path.write_bytes(content)
     cache = TokenCache(tmp_path / "cache")
     if "tokens" in file:
-        assert len(cache[0][0]) == 36
+        assert len(pair_ids(cache, 0)[0]) == 36
     with pytest.raises(
         DataError, match=r"\.bin is damaged between bytes .* delete .*cache and start again"
     ):
-        cache[len(cache) - 1]
+        pair_ids(cache, len(cache) - 1)
     with pytest.raises(DataError, match="damaged"):
         TokenCache(tmp_path / "cache").rows(np.array([0, len(cache) - 1]))
     with pytest.raises(DataError, match="damaged"):
         TokenCache(tmp_path / "cache").lengths(
             np.array([len(cache) - 1])
-        ) if "offsets" in file else cache[len(cache) - 1]
+        ) if "offsets" in file else pair_ids(cache, len(cache) - 1)
 
 
 def test_the_lengths_of_training_lines_are_recorded(

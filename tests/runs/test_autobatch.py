@@ -14,6 +14,7 @@ from mt.runs import autobatch
 from mt.runs.autobatch import CPU_CEILING, find_max_tokens, longest_side
 from mt.runtime.device import Compute
 from tests.conftest import run_mt
+from tests.data.conftest import pair_ids
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 AUTO = ("batching.max_tokens=auto", "train.grad_accum_steps=1", "train.batch_tokens=600")
@@ -141,7 +142,8 @@ def test_the_longest_side_covers_both_sides_and_the_end_of_sentence(
     small_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     prepared = prepare(load_config(small_yaml(tmp_path)))
-    sides = [len(ids) for index in range(len(prepared.train)) for ids in prepared.train[index]]
+    cache = prepared.train
+    sides = [len(ids) for index in range(len(cache)) for ids in pair_ids(cache, index)]
     assert longest_side(prepared) == max(sides) + 1
 
 
